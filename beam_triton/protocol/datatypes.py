@@ -1,0 +1,102 @@
+"""The 14 datatypes of the Open Inference Protocol and what they are in NumPy.
+
+Tensors travel little-endian and row-major ("Binary Tensor Data Extension" of Triton's protocol), so every
+dtype of the table is little-endian whatever the machine is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from beam_triton.errors import LocalProtocolError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Datatype:
+    """One row of the protocol's datatype table.
+
+    ``wire_dtype`` is the dtype of an array that is ready to be sent: for BYTES an object array of
+    ``bytes``, for BF16 (which NumPy lacks) the bits as uint16. ``array_dtype`` is what a decoded tensor
+    has: BF16 is widened to float32, which is exact; everything else is the wire dtype.
+    ``item_bytes`` is the size of one value on the wire, 0 for BYTES, whose values have their own lengths.
+    ``has_json`` is False where the protocol defines no JSON form (FP16, BF16).
+    """
+
+    name: str
+    wire_dtype: np.dtype[Any]
+    array_dtype: np.dtype[Any]
+    item_bytes: int
+    has_json: bool = True
+
+    @property
+    def is_bytes(self) -> bool:
+        return self.item_bytes == 0
+
+
+def _number(name: str, code: str, *, has_json: bool = True) -> Datatype:
+    dtype = np.dtype(code)
+    return Datatype(name, dtype, dtype, dtype.itemsize, has_json)
+
+
+BYTES = Datatype("BYTES", np.dtype(object), np.dtype(object), 0)
+BF16 = Datatype("BF16", np.dtype("<u2"), np.dtype("<f4"), 2, has_json=False)
+
+DATATYPES: Mapping[str, Datatype] = MappingProxyType(
+    {
+        datatype.name: datatype
+        for datatype in (
+            _number("BOOL", "?"),
+            _number("UINT8", "u1"),
+            _number("UINT16", "<u2"),
+            _number("UINT32", "<u4"),
+            _number("UINT64", "<u8"),
+            _number("INT8", "i1"),
+            _number("INT16", "<i2"),
+            _number("INT32", "<i4"),
+            _number("INT64", "<i8"),
+            _number("FP16", "<f2", has_json=False),
+            _number("FP32", "<f4"),
+            _number("FP64", "<f8"),
+            BYTES,
+            BF16,
+        )
+    }
+)
+
+_BY_DTYPE = {
+    (datatype.wire_dtype.kind, datatype.item_bytes): datatype
+    for datatype in DATATYPES.values()
+    if datatype not in (BYTES, BF16)
+}
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether ``dtype`` is ``ml_dtypes.bfloat16``, told by its name: the package is not needed here."""
+    # The name is made anew each time, and costs more than the rest of a conversion.
+    return dtype.itemsize == 2 and dtype.kind in "Vf" and dtype.name == "bfloat16"
+
+
+def datatype_of(array: Array, name: str) -> Datatype:
+    """The datatype that carries ``array`` where the server does not say which one it wants.
+
+    Raises LocalProtocolError, naming the tensor ``name``, for dtypes that the protocol has no name for.
+    """
+    dtype = array.dtype
+    if dtype.kind in "OSUT":
+        return BYTES
+    if is_bfloat16(dtype):
+        return BF16
+    datatype = _BY_DTYPE.get((dtype.kind, dtype.itemsize))
+    if datatype is None:
+        raise LocalProtocolError(
+            f"input {name!r}: no datatype of the protocol carries NumPy dtype {dtype}; "
+            f"convert it to one of {', '.join(DATATYPES)}"
+        )
+    return datatype

@@ -1,0 +1,234 @@
+"""What a model takes and gives: tensor names, datatypes, shapes and the batch limit.
+
+Read from the server's model metadata (Open Inference Protocol) and, where the server has it, from Triton's
+model configuration. Triton's metadata shapes include the batch dimension, the configuration's ``dims`` do
+not; here, shapes never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from beam_triton.errors import ConfigurationError, RemoteProtocolError
+from beam_triton.protocol.datatypes import DATATYPES
+from beam_triton.protocol.text import shorten
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output: ``shape`` is one element's, without the batch dimension; -1 is any size.
+
+    ``optional`` inputs may be left out of an element. Raises ConfigurationError for an unknown datatype, an
+    empty name or a dimension below -1.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    optional: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ConfigurationError(f"a tensor needs a name, not {self.name!r}")
+        if self.datatype not in DATATYPES:
+            raise ConfigurationError(
+                f"tensor {self.name!r}: datatype {self.datatype!r} is none of {', '.join(DATATYPES)}"
+            )
+        shape = tuple(self.shape)
+        if any(type(dim) is not int or dim < -1 for dim in shape):
+            raise ConfigurationError(
+                f"tensor {self.name!r}: shape {list(shape)!r} must hold whole numbers, -1 for any size"
+            )
+        object.__setattr__(self, "shape", shape)
+
+    def describe(self) -> str:
+        """For messages: ``image FP32 [64]``."""
+        return f"{self.name} {self.datatype} {list(self.shape)}{' (optional)' if self.optional else ''}"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model as its server describes it; may be written by hand where no server is in reach.
+
+    ``max_batch_size`` is the number of elements that a request may hold; 0 means that the model has no
+    batch dimension, so that a request is one element. ``inputs == ()`` means that the server did not name
+    them (MLServer may not): names and datatypes then come from the elements. ``versions`` are those that
+    the server has ready, ``version`` is the one that it serves to requests that name none, as far as the
+    metadata tells. ``decoupled`` models answer requests with any number of responses, which ``/infer``
+    refuses; ``sequence_batching`` models want ``sequence_id`` with every request, one element each.
+    """
+
+    name: str
+    version: str = ""
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    max_batch_size: int = 0
+    versions: tuple[str, ...] = ()
+    platform: str = ""
+    decoupled: bool = False
+    sequence_batching: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ConfigurationError(f"a model needs a name, not {self.name!r}")
+        if type(self.max_batch_size) is not int or self.max_batch_size < 0:
+            raise ConfigurationError(
+                f"model {self.name!r}: max_batch_size must be 0 (no batch dimension) or more, "
+                f"not {self.max_batch_size!r}"
+            )
+        for field in ("inputs", "outputs"):
+            specs = tuple(getattr(self, field))
+            names = [spec.name for spec in specs]
+            if len(set(names)) != len(names):
+                raise ConfigurationError(f"model {self.name!r}: {field} {names} name a tensor twice")
+            object.__setattr__(self, field, specs)
+        object.__setattr__(self, "versions", tuple(self.versions))
+
+    @property
+    def has_batch_dimension(self) -> bool:
+        """Whether requests hold several elements along a first dimension."""
+        return self.max_batch_size > 0
+
+    @property
+    def model_id(self) -> str:
+        """``name:version``, or the name alone where the version is not known."""
+        return f"{self.name}:{self.version}" if self.version else self.name
+
+    def describe(self) -> str:
+        """One line for people: inputs, outputs and how many elements a request may hold."""
+        inputs = ", ".join(spec.describe() for spec in self.inputs) or "not named by the server"
+        outputs = ", ".join(spec.describe() for spec in self.outputs) or "not named by the server"
+        limit = (
+            f"at most {self.max_batch_size} element{'s' if self.max_batch_size > 1 else ''} a request"
+            if self.max_batch_size
+            else "no batch dimension: one element a request"
+        )
+        return f"inputs: {inputs}; outputs: {outputs}; {limit}"
+
+    @classmethod
+    def from_server(
+        cls,
+        metadata: Mapping[str, Any],
+        config: Mapping[str, Any] | None = None,
+        max_batch_size: int | None = None,
+    ) -> ModelSpec:
+        """Build the description from ``GET /v2/models/{m}`` and, if there is one, ``…/config``.
+
+        Where a configuration is given, its ``max_batch_size`` holds and the argument is ignored. Without
+        one (a server that is not Triton) the argument tells; None means 0. A leading -1 of a metadata shape
+        is the batch dimension where the model has one, and is dropped.
+
+        Raises RemoteProtocolError when either document is not what the protocol says.
+        """
+        metadata = _mapping(metadata, "model metadata")
+        name = _field(metadata, "name", str, "model metadata")
+        what = f"metadata of model {name!r}"
+        if config is not None:
+            config = _mapping(config, f"configuration of model {name!r}")
+        limit = _max_batch_size(name, config, max_batch_size)
+        optional = _optional_inputs(name, config)
+        versions = _field(metadata, "versions", list, what, default=[])
+        if not all(isinstance(version, str) for version in versions):
+            raise RemoteProtocolError(f"{what}: versions {shorten(versions)} are not all strings")
+        strict = config is not None
+        try:
+            return cls(
+                name=name,
+                version=max(versions, key=_version_order) if versions else "",
+                inputs=_tensors(metadata, "inputs", what, limit > 0, strict, optional),
+                outputs=_tensors(metadata, "outputs", what, limit > 0, strict, frozenset()),
+                max_batch_size=limit,
+                versions=tuple(versions),
+                platform=_field(metadata, "platform", str, what, default=""),
+                decoupled=_is_decoupled(name, config),
+                sequence_batching=config is not None and "sequence_batching" in config,
+            )
+        except ConfigurationError as error:
+            raise RemoteProtocolError(f"{what}: {error.message}") from None
+
+
+def _version_order(version: str) -> tuple[int, int, str]:
+    # Triton's versions are numbers and its default policy serves the greatest; "10" is above "9".
+    if version.isascii() and version.isdigit() and len(version) < 20:
+        return (1, int(version), "")
+    return (0, 0, version)
+
+
+def _max_batch_size(name: str, config: Mapping[str, Any] | None, given: int | None) -> int:
+    if config is None:
+        if given is None:
+            return 0
+        if type(given) is not int or given < 0:
+            raise ConfigurationError(
+                f"model {name!r}: max_batch_size must be 0 (no batch dimension) or more, not {given!r}"
+            )
+        return given
+    value = config.get("max_batch_size", 0)
+    if type(value) is not int or value < 0:
+        raise RemoteProtocolError(
+            f"configuration of model {name!r}: max_batch_size {shorten(value)} is not a size"
+        )
+    return value
+
+
+def _optional_inputs(name: str, config: Mapping[str, Any] | None) -> frozenset[str]:
+    if config is None:
+        return frozenset()
+    what = f"configuration of model {name!r}"
+    entries = [_mapping(entry, what) for entry in _field(config, "input", list, what, default=[])]
+    return frozenset(
+        _field(entry, "name", str, what) for entry in entries if entry.get("optional", False) is True
+    )
+
+
+def _is_decoupled(name: str, config: Mapping[str, Any] | None) -> bool:
+    if config is None:
+        return False
+    policy = config.get("model_transaction_policy") or {}
+    return _mapping(policy, f"configuration of model {name!r}").get("decoupled", False) is True
+
+
+def _tensors(
+    metadata: Mapping[str, Any], key: str, what: str, batched: bool, strict: bool, optional: frozenset[str]
+) -> tuple[TensorSpec, ...]:
+    specs = []
+    for entry in _field(metadata, key, list, what, default=[]):
+        entry = _mapping(entry, f"{what}, {key}")
+        name = _field(entry, "name", str, f"{what}, {key}")
+        shape = _field(entry, "shape", list, f"{what}, {name!r}")
+        if batched:
+            if shape and shape[0] == -1:
+                shape = shape[1:]
+            elif strict:
+                raise RemoteProtocolError(
+                    f"{what}: shape {shorten(shape)} of {name!r} does not begin with the batch dimension -1, "
+                    f"though the model's configuration allows batches"
+                )
+        datatype = _field(entry, "datatype", str, f"{what}, {name!r}")
+        specs.append(TensorSpec(name, datatype, tuple(shape), optional=name in optional))
+    return tuple(specs)
+
+
+def _mapping(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise RemoteProtocolError(f"{what}: a JSON object was expected, not {shorten(value)}")
+    return value
+
+
+_MISSING = object()
+
+
+def _field(mapping: Mapping[str, Any], key: str, kind: type, what: str, default: Any = _MISSING) -> Any:
+    value = mapping.get(key, default)
+    # The protocol's writers leave empty fields out or write null for them.
+    if value is None and default is not _MISSING:
+        value = default
+    if value is _MISSING:
+        raise RemoteProtocolError(f"{what}: {key!r} is missing")
+    if kind is list and isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return list(value)
+    if not isinstance(value, kind):
+        raise RemoteProtocolError(f"{what}: {key!r} is {shorten(value)}")
+    return value

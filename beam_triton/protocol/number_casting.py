@@ -1,0 +1,207 @@
+"""Numbers and booleans to arrays of an input's datatype, without loss.
+
+``numpy.can_cast`` decides by dtype where it is right. Where it is too strict (an int64 array of small values
+for INT32) or too lenient (int64 to float64, which rounds beyond 2**53), the values decide.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from beam_triton.protocol.bfloat16 import round_to_bfloat16, widen_bfloat16
+from beam_triton.protocol.datatypes import BF16, Array, Datatype, is_bfloat16
+from beam_triton.protocol.mismatch import as_array, described, refuse
+from beam_triton.protocol.model import TensorSpec
+from beam_triton.protocol.python_numbers import packer_of
+from beam_triton.protocol.text import shorten
+
+_NUMBER_KINDS = "biuf"
+
+
+def number_array(value: Any, spec: TensorSpec, datatype: Datatype) -> Array:
+    """``value`` as an array of the wire dtype of ``datatype``, of whatever shape it has.
+
+    Raises LocalProtocolError for text, objects, and numbers that the datatype cannot hold.
+    """
+    if type(value) in (list, tuple):
+        packer = packer_of(datatype.name)
+        packed = packer.pack_lists(value) if packer is not None else None
+        if packed is not None:
+            wire, shape = packed
+            return np.frombuffer(wire, dtype=datatype.wire_dtype).reshape(shape)
+    dtypeless = isinstance(value, (bool, int, float, list, tuple, np.generic))
+    array = as_array(value, spec)
+    may_round = dtypeless or array.dtype.kind == "O"
+    if may_round:
+        array = _python_numbers(array, value, spec, datatype)
+    if is_bfloat16(array.dtype):
+        bits = array.view(np.uint16)
+        if datatype is BF16:
+            return bits
+        array = widen_bfloat16(bits)
+    if array.dtype.kind not in _NUMBER_KINDS:
+        raise refuse(spec, described(value, array), "text and objects are not converted to numbers")
+    if datatype is BF16:
+        return _to_bfloat16(array, spec)
+    return _cast(array, datatype.wire_dtype, spec, may_round)
+
+
+def _python_numbers(array: Array, value: Any, spec: TensorSpec, datatype: Datatype) -> Array:
+    """Check and settle what ``numpy.asarray`` made of values without a dtype of their own."""
+    kind = array.dtype.kind
+    wants_bool = datatype.wire_dtype.kind == "b"
+    if not wants_bool and (kind == "b" or (kind in "iuf" and _holds_bool(value))):
+        raise refuse(spec, f"the boolean(s) {shorten(value)}", "write 0 and 1, or convert them first")
+    if kind == "O":
+        return _from_objects(array, spec, datatype)
+    if (
+        kind == "f"
+        and datatype.wire_dtype.kind in "iu"
+        and datatype is not BF16
+        and array.dtype.itemsize == 8
+        and (np.abs(array) >= 2.0**53).any()
+    ):
+        # NumPy makes float64 of [2**63 + 1, 1], and loses the 1: go back to the integers themselves.
+        return _from_objects(np.array(value, dtype=object), spec, datatype)
+    return array
+
+
+def _holds_bool(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        kinds = set(map(type, value))
+        if bool in kinds or np.bool_ in kinds:
+            return True
+        return not kinds.isdisjoint((list, tuple)) and any(map(_holds_bool, value))
+    return isinstance(value, (bool, np.bool_))
+
+
+def _from_objects(array: Array, spec: TensorSpec, datatype: Datatype) -> Array:
+    items = array.ravel().tolist()
+    wants_bool = datatype.wire_dtype.kind == "b"
+    for item in items:
+        if isinstance(item, (bool, np.bool_)):
+            if wants_bool:
+                continue
+        elif isinstance(item, (int, float, np.integer, np.floating)):
+            continue
+        raise refuse(spec, f"{type(item).__name__} {shorten(item)} among its values")
+    try:
+        if datatype.wire_dtype.kind in "iu" and datatype is not BF16:
+            whole = [item if isinstance(item, int) else _whole(item) for item in items]
+            numbers: Array = np.array(whole, dtype=_integer_dtype(whole, datatype))
+        else:
+            numbers = np.array([float(item) for item in items], dtype=np.float64)
+    except (ValueError, OverflowError):
+        raise refuse(spec, f"values such as {shorten(items[:3])}", "they do not fit its range") from None
+    shaped: Array = numbers.reshape(array.shape)
+    return shaped
+
+
+def _whole(item: Any) -> int:
+    whole = int(item)
+    if whole != item:
+        raise ValueError(item)
+    return whole
+
+
+def _integer_dtype(items: list[int], datatype: Datatype) -> np.dtype[Any]:
+    info = np.iinfo(datatype.wire_dtype)
+    if items and not (info.min <= min(items) and max(items) <= info.max):
+        raise OverflowError
+    return datatype.wire_dtype
+
+
+def _cast(array: Array, dtype: np.dtype[Any], spec: TensorSpec, may_round: bool) -> Array:
+    source = array.dtype
+    if source == dtype:
+        return array
+    if source.kind == dtype.kind and source.itemsize == dtype.itemsize:
+        return array.astype(dtype)
+    if dtype.kind == "f" and source.kind == "f":
+        return _float_to_float(array, dtype, spec, may_round)
+    if dtype.kind == "f" and source.kind in "iu":
+        return _integer_to_float(array, dtype, spec, may_round)
+    if np.can_cast(source, dtype, "safe"):
+        return array.astype(dtype)
+    if source.kind == "f":
+        return _float_to_integer(array, dtype, spec)
+    if source.kind in "iu":
+        low, high = _integer_range(dtype)
+        if array.size and not (low <= int(array.min()) and int(array.max()) <= high):
+            raise refuse(
+                spec,
+                f"{source} values from {array.min()} to {array.max()}",
+                f"it holds {low} to {high}",
+            )
+        return array.astype(dtype)
+    raise refuse(spec, f"an array of dtype {source}")
+
+
+def _integer_range(dtype: np.dtype[Any]) -> tuple[int, int]:
+    if dtype.kind == "b":
+        return 0, 1
+    info = np.iinfo(dtype)
+    return int(info.min), int(info.max)
+
+
+def _float_to_float(array: Array, dtype: np.dtype[Any], spec: TensorSpec, may_round: bool) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = array.astype(dtype)
+    if np.can_cast(array.dtype, dtype, "safe"):
+        return cast
+    if may_round:
+        kept = np.isfinite(cast) | ~np.isfinite(array)
+        advice = f"it does not fit the range of {spec.datatype}"
+    else:
+        kept = cast == array
+        if not kept.all():
+            kept |= np.isnan(array)
+        advice = f"it would be rounded; if that is meant, convert it with .astype(numpy.{dtype.name}) first"
+    _require(kept, array, spec, advice)
+    return cast
+
+
+def _integer_to_float(array: Array, dtype: np.dtype[Any], spec: TensorSpec, may_round: bool) -> Array:
+    exact = 2 ** (np.finfo(dtype).nmant + 1)
+    if array.size and -exact <= int(array.min()) and int(array.max()) <= exact:
+        return array.astype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = array.astype(dtype)
+        if may_round:
+            kept = np.isfinite(cast)
+        else:
+            low, high = _integer_range(array.dtype)
+            # float(high) may round up to high + 1, which the cast back cannot hold: keep strictly below.
+            wide = cast.astype(np.float64)
+            inside = (wide >= float(low)) & (wide < float(high + 1))
+            kept = inside & (np.where(inside, wide, 0.0).astype(array.dtype) == array)
+    _require(kept, array, spec, f"{spec.datatype} cannot hold it exactly")
+    return cast
+
+
+def _float_to_integer(array: Array, dtype: np.dtype[Any], spec: TensorSpec) -> Array:
+    low, high = _integer_range(dtype)
+    wide = array.astype(np.float64) if array.dtype.itemsize < 8 else array
+    with np.errstate(invalid="ignore"):
+        kept = (wide >= float(low)) & (wide < float(high + 1)) & (np.trunc(wide) == wide)
+    _require(kept, array, spec, f"only whole numbers from {low} to {high} fit")
+    return wide.astype(dtype)
+
+
+def _to_bfloat16(array: Array, spec: TensorSpec) -> Array:
+    floats = array if array.dtype.kind == "f" else array.astype(np.float64)
+    bits = round_to_bfloat16(floats)
+    kept = np.isfinite(widen_bfloat16(bits)) | ~np.isfinite(floats)
+    _require(kept, array, spec, "it does not fit the range of BF16")
+    return bits
+
+
+def _require(kept: Any, array: Array, spec: TensorSpec, advice: str) -> None:
+    if kept.all():
+        return
+    first = array[~kept][0] if array.ndim else array[()]
+    shown = float(first) if isinstance(first, np.floating) else first
+    raise refuse(spec, f"{array.dtype} value {shown!r}" if math.isfinite(shown) else f"{shown!r}", advice)

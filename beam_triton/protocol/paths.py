@@ -1,0 +1,80 @@
+"""URL paths of the protocol, from the server's base URL on.
+
+Names are percent-encoded: a model may be called ``a/b c``. Triton's router takes digits alone as a version
+and answers a plain 404 to anything else ("latest" included) and to a trailing slash, so that a wrong
+version is refused here instead.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from beam_triton.errors import ConfigurationError
+
+SERVER_METADATA = "/v2"
+SERVER_LIVE = "/v2/health/live"
+SERVER_READY = "/v2/health/ready"
+REPOSITORY_INDEX = "/v2/repository/index"
+
+
+def model_path(model_name: str, model_version: str | int | None = None) -> str:
+    """``/v2/models/{m}[/versions/{v}]``, the model's metadata; None leaves the version to the server.
+
+    Raises ConfigurationError for an empty name and for a version that is not made of digits.
+    """
+    if not isinstance(model_name, str) or not model_name:
+        raise ConfigurationError(f"model_name must be a model's name, not {model_name!r}")
+    path = "/v2/models/" + _segment(model_name, "model_name")
+    version = checked_version(model_version)
+    return path if version is None else f"{path}/versions/{version}"
+
+
+def checked_version(model_version: str | int | None) -> str | None:
+    """The version as text, None where none is given (None or ""). Raises ConfigurationError."""
+    if model_version is None or model_version == "":
+        return None
+    text = str(model_version)
+    if isinstance(model_version, bool) or not (text.isascii() and text.isdigit()):
+        raise ConfigurationError(
+            f"model_version must be a number such as 3 (leave it out for the version that the server "
+            f"chooses), not {model_version!r}"
+        )
+    return text
+
+
+def infer_path(model_name: str, model_version: str | int | None = None) -> str:
+    return model_path(model_name, model_version) + "/infer"
+
+
+def model_ready_path(model_name: str, model_version: str | int | None = None) -> str:
+    return model_path(model_name, model_version) + "/ready"
+
+
+def model_config_path(model_name: str, model_version: str | int | None = None) -> str:
+    return model_path(model_name, model_version) + "/config"
+
+
+def model_statistics_path(model_name: str | None = None, model_version: str | int | None = None) -> str:
+    """``…/stats`` of one model, or of all models where none is named."""
+    if model_name is None:
+        return "/v2/models/stats"
+    return model_path(model_name, model_version) + "/stats"
+
+
+def repository_load_path(model_name: str) -> str:
+    return f"/v2/repository/models/{_segment(model_name, 'model_name')}/load"
+
+
+def repository_unload_path(model_name: str) -> str:
+    return f"/v2/repository/models/{_segment(model_name, 'model_name')}/unload"
+
+
+def _segment(text: str, what: str) -> str:
+    try:
+        encoded = quote(text, safe="")
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{what} {text!r} cannot be written in a URL") from None
+    # "." and ".." are resolved away by HTTP clients and proxies, and no encoding protects them.
+    if encoded in (".", ".."):
+        raise ConfigurationError(f"{what} {text!r} cannot be written in a URL")
+    return encoded

@@ -1,0 +1,278 @@
+"""The body of an infer response to arrays.
+
+A body is JSON, or JSON and the raw tensors that it announces: ``json_length`` (the response's
+``Inference-Header-Content-Length``) tells where one ends. Outputs are matched by name and their bytes taken
+in the order of the response, which need not be the request's. Whatever the bytes are, nothing but
+RemoteProtocolError leaves this file, and no more memory is taken than the body's own size explains.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from beam_triton.errors import RemoteProtocolError
+from beam_triton.protocol.bfloat16 import widen_bfloat16
+from beam_triton.protocol.byte_strings import decode_byte_strings, object_array
+from beam_triton.protocol.datatypes import BF16, DATATYPES, Array, Datatype
+from beam_triton.protocol.json_tensors import from_json_data
+from beam_triton.protocol.model import TensorSpec
+from beam_triton.protocol.tensors import element_count
+from beam_triton.protocol.text import shorten
+
+# A model answers batches of one size with the same header bytes again and again, unless requests carry
+# their own ids: what was read and checked once is kept, within bounds.
+_MAX_CACHED_HEADERS = 256
+_MAX_CACHED_HEADER_BYTES = 8 * 1024
+
+
+@dataclass(frozen=True)
+class InferResponse:
+    """What a model answered. ``outputs`` maps names to arrays that include the batch dimension, if any.
+
+    Numbers are views of the response's bytes (read-only where these are): keeping one row keeps them all.
+    BYTES are object arrays of ``bytes``, BF16 comes as float32. ``id`` is the request's.
+    """
+
+    model_name: str
+    model_version: str
+    id: str
+    parameters: dict[str, Any]
+    outputs: dict[str, Array]
+
+    def whole(self) -> dict[str, Array]:
+        """The outputs of a model without a batch dimension: the one element's, as they are."""
+        return self.outputs
+
+    def split(self, n: int) -> list[dict[str, Array]]:
+        """One dict of output name → array for each of the ``n`` elements, without the batch dimension.
+
+        Raises RemoteProtocolError unless every output has exactly ``n`` rows: an answer that does not
+        account for every element is no answer.
+        """
+        for name, array in self.outputs.items():
+            if array.ndim == 0 or array.shape[0] != n:
+                raise RemoteProtocolError(
+                    f"output {shorten(name)} of model {shorten(self.model_name)} has shape "
+                    f"{list(array.shape)}, but its first dimension must be {n}, the elements of the request"
+                )
+        if not self.outputs:
+            raise RemoteProtocolError(f"model {shorten(self.model_name)} answered without outputs")
+        first, *others = self.outputs.items()
+        elements = [{first[0]: row} for row in _rows(first[1])]
+        for name, array in others:
+            for element, row in zip(elements, _rows(array), strict=True):
+                element[name] = row
+        return elements
+
+
+def join_responses(responses: Sequence[InferResponse]) -> InferResponse:
+    """The answers to the parts of one batch as one answer, rows in the order of ``responses``.
+
+    Raises RemoteProtocolError when they do not have the same outputs, with rows of one shape.
+    """
+    first = responses[0]
+    if len(responses) == 1:
+        return first
+    outputs = {}
+    for name in first.outputs:
+        try:
+            outputs[name] = np.concatenate([response.outputs[name] for response in responses])
+        except (KeyError, ValueError) as error:
+            raise RemoteProtocolError(
+                f"output {shorten(name)} of model {shorten(first.model_name)}: the answers to the parts of a "
+                f"batch do not fit together: {shorten(str(error), 160)}"
+            ) from None
+    return InferResponse(first.model_name, first.model_version, first.id, first.parameters, outputs)
+
+
+def _rows(array: Array) -> list[Array]:
+    if array.ndim > 1:
+        return list(array)
+    # Iterating over one dimension gives scalars; a row without dimensions is still an array.
+    return [array[index, ...] for index in range(len(array))]
+
+
+class _Output(NamedTuple):
+    """One output as the header announces it; ``size`` is None where its values are JSON ``data``."""
+
+    name: str
+    kind: Datatype
+    shape: tuple[int, ...]
+    length: int
+    size: int | None
+    data: Any
+
+
+class _Header(NamedTuple):
+    model_name: str
+    model_version: str
+    id: str
+    parameters: dict[str, Any]
+    outputs: tuple[_Output, ...]
+    binary_bytes: int
+
+
+_headers: dict[bytes, _Header] = {}
+
+
+def decode_infer_response(
+    body: bytes | bytearray | memoryview,
+    json_length: int | None,
+    *,
+    expected: Sequence[TensorSpec] = (),
+) -> InferResponse:
+    """Read a response body that holds nothing but the response, decompressed.
+
+    ``json_length`` is the value of ``Inference-Header-Content-Length``, None where the response has no such
+    header: the body is all JSON then. Each of ``expected`` must be there with its datatype, the batch
+    dimension aside; others may be there too.
+
+    Raises RemoteProtocolError for everything else.
+    """
+    try:
+        return _decode(memoryview(body).cast("B"), json_length, expected)
+    except RecursionError:
+        raise RemoteProtocolError("the answer's JSON is nested too deeply") from None
+
+
+def _decode(view: memoryview, json_length: int | None, expected: Sequence[TensorSpec]) -> InferResponse:
+    if json_length is None:
+        header, start = _parse_header(view), len(view)
+    else:
+        if not 0 < json_length <= len(view):
+            raise RemoteProtocolError(
+                f"the answer's JSON should have {json_length} bytes, but the whole answer has {len(view)}"
+            )
+        header, start = _binary_header(bytes(view[:json_length])), json_length
+    if start + header.binary_bytes != len(view):
+        raise RemoteProtocolError(
+            f"the outputs of model {shorten(header.model_name)} should have {header.binary_bytes} bytes, "
+            f"but the answer holds {len(view) - start}"
+        )
+    outputs: dict[str, Array] = {}
+    for name, kind, shape, length, size, data in header.outputs:
+        if size is None:
+            outputs[name] = from_json_data(data, kind.name, shape, name)
+            continue
+        if kind.is_bytes:
+            values = decode_byte_strings(view[start : start + size], length, name)
+            outputs[name] = object_array(values, length, shape)
+        else:
+            array: Array = np.ndarray(shape, kind.wire_dtype, view, start) if size else _empty(kind, shape)
+            outputs[name] = widen_bfloat16(array) if kind is BF16 else array
+        start += size
+    if expected:
+        _check_expected(header, expected)
+    return InferResponse(header.model_name, header.model_version, header.id, dict(header.parameters), outputs)
+
+
+def _empty(kind: Datatype, shape: tuple[int, ...]) -> Array:
+    # An offset at the very end of a buffer is refused by NumPy, even for an array of no bytes.
+    return np.empty(shape, dtype=kind.wire_dtype)
+
+
+def _check_expected(header: _Header, expected: Sequence[TensorSpec]) -> None:
+    kinds = {output.name: output.kind.name for output in header.outputs}
+    for spec in expected:
+        kind = kinds.get(spec.name)
+        if kind is None:
+            raise RemoteProtocolError(
+                f"model {shorten(header.model_name)} answered without output {shorten(spec.name)}; "
+                f"it sent {', '.join(map(shorten, kinds)) or 'none'}"
+            )
+        if kind != spec.datatype:
+            raise RemoteProtocolError(
+                f"output {shorten(spec.name)} of model {shorten(header.model_name)} is {kind}, "
+                f"not {spec.datatype}"
+            )
+
+
+def _binary_header(text: bytes) -> _Header:
+    header = _headers.get(text)
+    if header is None:
+        header = _parse_header(text)
+        if len(text) <= _MAX_CACHED_HEADER_BYTES and _is_constant(header):
+            if len(_headers) >= _MAX_CACHED_HEADERS:
+                _headers.clear()
+            _headers[text] = header
+    return header
+
+
+def _is_constant(header: _Header) -> bool:
+    """Whether responses may share it: nothing in it that a user of one of them could change."""
+    return not header.id and all(
+        isinstance(value, (str, int, float, bool)) for value in header.parameters.values()
+    )
+
+
+def _parse_header(text: bytes | memoryview) -> _Header:
+    try:
+        # Decoded here, since json.loads would take bytes for UTF-16 or UTF-32 where they look like it.
+        document = json.loads(str(text, "utf-8"))
+    except ValueError as error:
+        raise RemoteProtocolError(
+            f"the answer is not JSON where it should be: {shorten(bytes(text[:80]))} ({shorten(str(error))})"
+        ) from None
+    if not isinstance(document, dict):
+        raise RemoteProtocolError(f"the answer should be a JSON object, not {shorten(document)}")
+    if "error" in document and "outputs" not in document:
+        raise RemoteProtocolError(f"the server answered with an error: {shorten(document['error'], 300)}")
+    parameters = document.get("parameters") or {}
+    entries = document.get("outputs")
+    if not isinstance(parameters, dict) or not isinstance(entries, list):
+        raise RemoteProtocolError(f"the answer's JSON has no list of outputs: {shorten(document, 200)}")
+    outputs = tuple(map(_parse_output, entries))
+    if len({output.name for output in outputs}) != len(outputs):
+        raise RemoteProtocolError(
+            f"the answer names an output twice: {shorten([output.name for output in outputs], 200)}"
+        )
+    return _Header(
+        _text(document, "model_name"),
+        _text(document, "model_version"),
+        _text(document, "id"),
+        parameters,
+        outputs,
+        sum(output.size or 0 for output in outputs),
+    )
+
+
+def _text(document: Mapping[str, Any], key: str) -> str:
+    value = document.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise RemoteProtocolError(f"the answer's {key!r} is {shorten(value)}, not a string")
+    return value
+
+
+def _parse_output(entry: Any) -> _Output:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise RemoteProtocolError(f"the answer holds an output without a name: {shorten(entry)}")
+    name = entry["name"]
+    datatype, shape, parameters = entry.get("datatype"), entry.get("shape"), entry.get("parameters") or {}
+    kind = DATATYPES.get(datatype) if isinstance(datatype, str) else None
+    if kind is None:
+        raise RemoteProtocolError(f"output {shorten(name)}: {shorten(datatype)} is no datatype")
+    if not isinstance(shape, list) or not isinstance(parameters, dict):
+        raise RemoteProtocolError(
+            f"output {shorten(name)} has shape {shorten(shape)} and parameters {shorten(parameters)}"
+        )
+    count = element_count(shape, name)
+    size = parameters.get("binary_data_size")
+    if size is None:
+        if "data" not in entry:
+            raise RemoteProtocolError(f"output {shorten(name)} has neither data nor a binary_data_size")
+        return _Output(name, kind, tuple(shape), count, None, entry["data"])
+    if type(size) is not int or size < 0 or "data" in entry:
+        raise RemoteProtocolError(f"output {shorten(name)}: binary_data_size {shorten(size)} is not its size")
+    if not kind.is_bytes and size != count * kind.item_bytes:
+        raise RemoteProtocolError(
+            f"output {shorten(name)}: {datatype} of shape {shape} needs {count * kind.item_bytes} bytes, "
+            f"the answer announces {size}"
+        )
+    return _Output(name, kind, tuple(shape), count, size, None)

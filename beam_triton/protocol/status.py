@@ -1,0 +1,143 @@
+"""An error answer to the error that says what to do: by status and message together.
+
+The status alone misleads: Triton answers malformed requests with 500, a model between two versions with
+404, a full queue and a stopping server both with 503. The messages are those of Triton 2.51; a proxy in
+front has its own bodies, which are shown but never relied on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+
+from beam_triton.errors import (
+    InferenceError,
+    InvalidRequestError,
+    ModelExecutionError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    ServerOverloadedError,
+    ServerUnavailableError,
+)
+from beam_triton.protocol.text import printable
+
+_CREDENTIALS = re.compile(r"//[^/?#]*@")
+_MESSAGE_CHARACTERS = 1000
+_BODY_BYTES = 64 * 1024
+
+# How Triton begins a 500 for a request that no repetition will mend. An exception of a model's own code
+# cannot look like it: Triton puts "Failed to process the request(s) for model" before its text.
+_MALFORMED = (
+    "failed to parse the request JSON buffer",
+    "failed to get request params",
+    "Unable to parse '",
+    "Unable to parse JSON",
+    "Unable to set '",
+    "attempt to access ",
+    "attempt to get ",
+)
+_OVERLOADED = ("Exceeds maximum queue size", "Request timeout expired")
+_UNKNOWN_MODEL = "Request for unknown model"
+_NOT_READY = ("has no available versions", "is not at ready state")
+
+
+def error_from_response(
+    status: int,
+    body: bytes | bytearray | memoryview,
+    *,
+    model_name: str = "",
+    what: str = "infer",
+    retry_after: str | None = None,
+    location: str | None = None,
+    now: datetime | None = None,
+) -> InferenceError:
+    """The error for an answer whose status is not 200; made, not raised.
+
+    ``what`` says what was asked: of ``infer``, ``ready`` and ``statistics`` some messages mean something
+    of their own, any other word is for the message alone, ``retry_after`` and
+    ``location`` are the headers of that name; ``now`` turns a ``Retry-After`` date into seconds, and without
+    it a date is left out. The server's message is kept in ``server_message``, on one line, cut at 1,000
+    characters.
+    """
+    server_message = _server_message(body)
+    kind, hint = _classify(status, server_message, what)
+    if 300 <= status < 400 and location:
+        # A login or a token in the address must not reach a log.
+        address = _CREDENTIALS.sub("//", location).split("?")[0]
+        hint = f"redirected to {printable(address, 200)}, which is not followed: use it as endpoint"
+    about = f"{what} of model {model_name!r}" if model_name else what
+    reason = server_message or "no message"
+    message = f"{about}: the server answered {status}: {reason}{f' ({hint})' if hint else ''}"
+    return kind(
+        message,
+        status=status,
+        server_message=server_message,
+        model_name=model_name,
+        retry_after_seconds=parse_retry_after(retry_after, now),
+    )
+
+
+def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
+    """Seconds from a ``Retry-After`` header: a number of seconds, or an HTTP date where ``now`` is given.
+
+    None for no header and for one that cannot be read; a date in the past is 0.
+    """
+    text = value.strip() if value else ""
+    if text.isascii() and text.isdigit():
+        # Longer than any job runs; float() of a line of digits would be infinite.
+        return float(min(int(text[:12]), 10**9))
+    if not text or now is None:
+        return None
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=timezone.utc)
+    if now.tzinfo is None:
+        now = now.replace(tzinfo=timezone.utc)
+    return max(0.0, (date - now).total_seconds())
+
+
+def _classify(status: int, message: str, what: str) -> tuple[type[InferenceError], str]:
+    if status in (401, 403, 407):
+        return InferenceError, "check auth_token and headers, and whether the server restricts this API"
+    if message.startswith(_UNKNOWN_MODEL) and status in (400, 404, 503):
+        # 404 since Triton 2.42, 400 before; 503 where the request names the version that is not loaded.
+        return (ModelNotReadyError if _says(message, _NOT_READY) else ModelNotFoundError), ""
+    if status == 404:
+        return ModelNotFoundError, "no server of the Open Inference Protocol may be at this address"
+    if status in (408, 429) or (status == 503 and _says(message, _OVERLOADED)):
+        return ServerOverloadedError, ""
+    if status in (502, 503, 504):
+        return ServerUnavailableError, ""
+    if status == 400 and what == "ready":
+        return ModelNotReadyError, ""
+    if status == 400 and what == "statistics" and message.startswith("requested model"):
+        return ModelNotFoundError, ""
+    if status == 500 and what == "infer":
+        return (InvalidRequestError if message.startswith(_MALFORMED) else ModelExecutionError), ""
+    if 400 <= status < 500:
+        return InvalidRequestError, ""
+    return InferenceError, ""
+
+
+def _says(message: str, phrases: tuple[str, ...]) -> bool:
+    return any(phrase in message for phrase in phrases)
+
+
+def _server_message(body: bytes | bytearray | memoryview) -> str:
+    data = bytes(memoryview(body).cast("B")[:_BODY_BYTES])
+    text = data.decode("utf-8", "replace")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return printable(text, _MESSAGE_CHARACTERS)
+    if isinstance(document, dict):
+        # "detail" is FastAPI's, and so MLServer's and KServe's.
+        for key in ("error", "detail", "message"):
+            if isinstance(document.get(key), str):
+                return printable(document[key], _MESSAGE_CHARACTERS)
+    return printable(text, _MESSAGE_CHARACTERS)

@@ -1,0 +1,87 @@
+"""Tensors as JSON data, both ways."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beam_triton.errors import LocalProtocolError, RemoteProtocolError
+from beam_triton.protocol import DATATYPES, TensorSpec, from_json_data, to_array, to_json_data
+from beam_triton.protocol.json_tensors import json_items
+from tests.unit.protocol.tensors_for_tests import arrays, same
+
+WITH_JSON = tuple(name for name, datatype in DATATYPES.items() if datatype.has_json and name != "BYTES")
+
+
+@pytest.mark.parametrize("datatype", WITH_JSON)
+@given(data=st.data())
+def test_numbers_come_back_as_they_went(datatype: str, data: st.DataObject) -> None:
+    """Any array, NaN and infinities included, flat or nested, through real JSON text."""
+    array = data.draw(arrays(datatype))
+    flat = json.loads(b"[" + json_items(array, datatype, "x") + b"]")
+    back = from_json_data(flat, datatype, array.shape, "x")
+    assert back.dtype == array.dtype and same(back, array)
+    if array.ndim:
+        assert same(from_json_data(array.tolist(), datatype, array.shape, "x"), array)
+
+
+@given(st.lists(st.text(max_size=20), max_size=10))
+def test_text_comes_back_as_its_utf8(values: list[str]) -> None:
+    """Any text is written as JSON strings and read as bytes."""
+    array = to_array(values, TensorSpec("x", "BYTES", (-1,)))
+    flat = json.loads(b"[" + json_items(array, "BYTES", "x") + b"]")
+    assert flat == values
+    assert same(from_json_data(flat, "BYTES", (len(values),), "x"), array)
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16"])
+def test_half_precision_has_no_json_form(datatype: str) -> None:
+    """Refused both ways: the protocol defines none, and Triton takes none."""
+    with pytest.raises(LocalProtocolError, match="no JSON form"):
+        to_json_data(np.zeros(1, DATATYPES[datatype].wire_dtype), datatype, "x")
+    with pytest.raises(RemoteProtocolError, match="no JSON form"):
+        from_json_data([0.0], datatype, [1], "x")
+
+
+def test_bytes_that_are_no_text_are_refused_by_value() -> None:
+    """JSON cannot carry them, and the message shows which ones."""
+    array = to_array([b"fine", b"\xff\xfe"], TensorSpec("x", "BYTES", (-1,)))
+    with pytest.raises(LocalProtocolError, match=r"input 'x'.*\\xff\\xfe.*not UTF-8"):
+        to_json_data(array, "BYTES", "x")
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "data"),
+    [
+        ("FP32", [2], [1.0]),
+        ("FP32", [2], [1.0, 2.0, 3.0]),
+        ("FP32", [2], ["1.0", "2.0"]),
+        ("FP32", [2], [1.0, None]),
+        ("FP32", [2], [1.0, True]),
+        ("FP32", [2], [[1.0], [2.0]]),
+        ("FP32", [2, 2], [[1.0, 2.0], 3.0]),
+        ("FP32", [1], 1.0),
+        ("FP32", [1], {"0": 1.0}),
+        ("FP64", [1], [10**400]),
+        ("INT32", [1], [1.0]),
+        ("INT32", [1], [2**31]),
+        ("UINT64", [1], [-1]),
+        ("BOOL", [1], [1]),
+        ("BYTES", [1], [1]),
+        ("BYTES", [1], ["\ud800"]),
+        ("FP32", [-1], [1.0]),
+        ("FP32", [1.0], [1.0]),
+        ("FP32", [True], [1.0]),
+        ("FP32", [2**40, 2**40], []),
+        ("FP32", [1] * 200, [1.0]),
+    ],
+)
+def test_wrong_data_is_refused_by_the_outputs_name(datatype: str, shape: Any, data: Any) -> None:
+    """Too few, too many, of the wrong kind, out of range, or of no possible shape."""
+    with pytest.raises(RemoteProtocolError, match="output 'scores'"):
+        from_json_data(data, datatype, shape, "scores")

@@ -1,0 +1,53 @@
+"""URL paths."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beam_triton.errors import ConfigurationError
+from beam_triton.protocol import paths
+
+
+def test_paths_are_tritons() -> None:
+    """The routes of Triton's HTTP frontend, with and without a version."""
+    assert paths.model_path("digits") == "/v2/models/digits"
+    assert paths.infer_path("digits", "3") == "/v2/models/digits/versions/3/infer"
+    assert paths.infer_path("digits", 3) == "/v2/models/digits/versions/3/infer"
+    assert paths.infer_path("digits", "") == paths.infer_path("digits") == "/v2/models/digits/infer"
+    assert paths.model_ready_path("digits") == "/v2/models/digits/ready"
+    assert paths.model_config_path("digits", 1) == "/v2/models/digits/versions/1/config"
+    assert paths.model_statistics_path() == "/v2/models/stats"
+    assert paths.model_statistics_path("digits", 2) == "/v2/models/digits/versions/2/stats"
+    assert paths.repository_load_path("a b") == "/v2/repository/models/a%20b/load"
+    assert paths.repository_unload_path("digits") == "/v2/repository/models/digits/unload"
+
+
+@given(st.text(min_size=1).filter(lambda name: name not in (".", "..")))
+def test_any_name_is_one_segment(name: str) -> None:
+    """Slashes, question marks and spaces in a name stay inside it; only lone surrogates are refused."""
+    try:
+        segment = paths.model_path(name).removeprefix("/v2/models/")
+    except ConfigurationError:
+        assert any("\ud800" <= char <= "\udfff" for char in name)
+        return
+    assert segment.isascii() and not set(segment) & set("/?# ")
+    assert unquote(segment) == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", None, 3])
+def test_a_name_that_no_url_can_hold_is_refused(name: Any) -> None:
+    """Empty, not text, or resolved away on its way."""
+    with pytest.raises(ConfigurationError, match="model_name"):
+        paths.model_path(name)
+
+
+@pytest.mark.parametrize("version", ["latest", "1/../2", "-1", "1.0", "²", " 1", True, 1.0])
+def test_a_version_is_digits(version: Any) -> None:
+    """Triton answers a bare 404 to anything else; the message says to leave it out."""
+    with pytest.raises(ConfigurationError, match="leave it out"):
+        paths.infer_path("digits", version)

@@ -1,0 +1,159 @@
+"""Error answers: the messages are those of a real Triton 2.51, taken from its answers."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from datetime import datetime, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beam_triton.errors import (
+    InferenceError,
+    InvalidRequestError,
+    ModelExecutionError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    ServerOverloadedError,
+    ServerUnavailableError,
+)
+from beam_triton.protocol import error_from_response, parse_retry_after
+
+NOON = datetime(2026, 1, 5, 12, 0, 0, tzinfo=timezone.utc)
+
+
+def body(message: str) -> bytes:
+    return json.dumps({"error": message}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        (400, "inference input 'x' data-type is 'INT32', but model 'm' expects 'FP32'", InvalidRequestError),
+        (400, "x is negative: -1.0", InvalidRequestError),
+        (405, "Method Not Allowed", InvalidRequestError),
+        (413, "", InvalidRequestError),
+        (422, "", InvalidRequestError),
+        (401, "", InferenceError),
+        (403, "This API is restricted", InferenceError),
+        (404, "Request for unknown model: 'm' is not found", ModelNotFoundError),
+        (404, "Request for unknown model: 'm' version 9 is not found", ModelNotFoundError),
+        (400, "Request for unknown model: 'm' is not found", ModelNotFoundError),
+        (404, "Not Found", ModelNotFoundError),
+        (404, "Request for unknown model: 'm' has no available versions", ModelNotReadyError),
+        (400, "Request for unknown model: 'm' has no available versions", ModelNotReadyError),
+        (503, "Request for unknown model: 'm' version 1 is not at ready state", ModelNotReadyError),
+        (408, "", ServerOverloadedError),
+        (429, "slow down", ServerOverloadedError),
+        (503, "[request id: <id_unknown>] Exceeds maximum queue size", ServerOverloadedError),
+        (503, "Request timeout expired", ServerOverloadedError),
+        (502, "", ServerUnavailableError),
+        (503, "x is negative: -1.0", ServerUnavailableError),
+        (504, "", ServerUnavailableError),
+        (500, "failed to parse the request JSON buffer: Invalid value. at 10", InvalidRequestError),
+        (500, "failed to get request params.: attempt to get members for non-object", InvalidRequestError),
+        (500, "Unable to parse 'data': Shape does not match true shape of 'data' field", InvalidRequestError),
+        (500, "Unable to parse 'priority': attempt to access JSON non-unsigned-integer", InvalidRequestError),
+        (500, "Unable to parse JSON bytes array: attempt to access JSON non-string", InvalidRequestError),
+        (500, "Unable to set 'classification': attempt to access JSON non-unsigned", InvalidRequestError),
+        (500, "Failed to process the request(s) for model 'm_0_0', message: Unable to parse 'data'",
+         ModelExecutionError),
+        (500, "", ModelExecutionError),
+        (501, "HTTP end point doesn't support models with decoupled transaction policy", InferenceError),
+        (501, "Unsupported compression type", InferenceError),
+        (505, "", InferenceError),
+        (302, "", InferenceError),
+        (204, "", InferenceError),
+    ],
+)  # fmt: skip
+def test_status_and_message_together_make_the_kind(
+    status: int, message: str, kind: type[InferenceError]
+) -> None:
+    """What to do next follows from the class alone."""
+    error = error_from_response(status, body(message), model_name="m")
+    assert type(error) is kind
+    assert error.status == status and error.server_message == message and error.model_name == "m"
+    assert str(status) in str(error) and message in str(error)
+
+
+def test_a_model_that_is_asked_for_its_readiness_may_answer_400() -> None:
+    """On the ready endpoints 400 means not ready, which is transient."""
+    assert type(error_from_response(400, body("Model version not ready"), what="ready")) is ModelNotReadyError
+
+
+def test_an_unknown_model_in_statistics_is_a_400() -> None:
+    """Triton says it in other words there."""
+    error = error_from_response(400, body("requested model 'm' is not available"), what="statistics")
+    assert type(error) is ModelNotFoundError
+
+
+def test_a_500_outside_of_infer_is_not_the_models() -> None:
+    """No model ran, so that it is not counted as one that raised."""
+    assert type(error_from_response(500, b"", what="load")) is InferenceError
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"", ""),
+        (b'{"error": "queue\\u0007 full\\r\\n  now"}', "queue full now"),
+        (b'{"detail": "not found"}', "not found"),
+        (b'{"error": {"code": 5}}', '{"error": {"code": 5}}'),
+        (b"<html>\n<h1>502 Bad Gateway</h1>\n</html>", "<html> <h1>502 Bad Gateway</h1> </html>"),
+        (b"\xff\xfe", "\ufffd\ufffd"),
+        (b"[" * 100_000, "[" * 997 + "..."),
+        (b"5", "5"),
+    ],
+)
+def test_any_body_gives_one_short_line(answer: bytes, message: str) -> None:
+    """JSON of several servers, a proxy's page, broken bytes: shown without control characters."""
+    assert error_from_response(500, answer).server_message == message
+
+
+@given(st.integers(100, 599), st.binary(max_size=300), st.text(max_size=30))
+def test_nothing_is_raised_whatever_is_answered(status: int, answer: bytes, header: str) -> None:
+    """Any status, body and Retry-After make an error that pickles and has one line of limited length."""
+    error = error_from_response(status, answer, model_name="m", retry_after=header, location=header, now=NOON)
+    assert isinstance(error, InferenceError)
+    assert error.server_message.isprintable() and len(error.server_message) <= 1000
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), copy.args, vars(copy)) == (type(error), error.args, vars(error))
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("", None),
+        ("5", 5.0),
+        (" 120 ", 120.0),
+        ("0", 0.0),
+        ("9" * 400, 1e9),
+        ("1.5", None),
+        ("-1", None),
+        ("soon", None),
+        ("²", None),
+        ("Mon, 05 Jan 2026 12:00:30 GMT", 30.0),
+        ("Mon, 05 Jan 2026 11:00:00 GMT", 0.0),
+        ("Mon, 05 Jan 2026 12:00:30", 30.0),
+        ("Mon, 99 Jan 2026 12:00:30 GMT", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
+    """Both forms of the header, and None for anything that is neither."""
+    assert parse_retry_after(header, NOON) == seconds
+    assert error_from_response(503, b"", retry_after=header, now=NOON).retry_after_seconds == seconds
+
+
+def test_a_date_without_a_clock_is_left_out() -> None:
+    """The codec has no clock of its own."""
+    assert parse_retry_after("Mon, 05 Jan 2026 12:00:30 GMT") is None
+
+
+def test_a_redirect_is_named_without_its_credentials() -> None:
+    """The address is shown, since it is not followed; a login and a query in it are not."""
+    error = error_from_response(301, b"", location="https://user:secret@host/v2?token=secret")
+    assert "https://host/v2" in str(error) and "secret" not in str(error)
+    assert not error.retryable

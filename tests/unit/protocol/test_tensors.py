@@ -1,0 +1,62 @@
+"""Raw tensors: views both ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beam_triton.errors import RemoteProtocolError
+from beam_triton.protocol import DATATYPES, TensorSpec, from_wire, to_array, wire_bytes
+from tests.unit.protocol.tensors_for_tests import arrays, raw, same
+
+
+@pytest.mark.parametrize("datatype", DATATYPES)
+@given(data=st.data())
+def test_every_datatype_goes_there_and_back(datatype: str, data: st.DataObject) -> None:
+    """Any array: the specification's bytes on the wire, and the same array from them."""
+    array = data.draw(arrays(datatype))
+    sent = to_array(array, TensorSpec("x", datatype, (-1,) * array.ndim))
+    wire = wire_bytes(sent, datatype)
+    assert wire.ndim == 1 and wire.itemsize == 1
+    if datatype != "BF16":  # A NaN's payload is not kept.
+        assert bytes(wire) == raw(array, datatype)
+    back = from_wire(wire, datatype, array.shape, "x")
+    assert back.dtype == DATATYPES[datatype].array_dtype and same(back, array)
+
+
+def test_numbers_are_views_both_ways() -> None:
+    """No copy of the array that is sent, none of the bytes that came."""
+    array = np.arange(6, dtype="<f4").reshape(2, 3)
+    assert np.shares_memory(np.frombuffer(wire_bytes(array, "FP32"), np.uint8), array)
+    body = bytearray(array.tobytes())
+    back = from_wire(body, "FP32", [2, 3], "x")
+    assert np.shares_memory(back, np.frombuffer(body, np.uint8)) and back.flags.writeable
+    assert not from_wire(bytes(body), "FP32", [2, 3], "x").flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "size"),
+    [
+        ("FP32", [2], 7),
+        ("FP32", [2], 9),
+        ("FP32", [0], 1),
+        ("FP32", [-1], 4),
+        ("FP32", [2.0], 8),
+        ("FP32", [2**62], 4),
+        ("FP32", [2**62, 2**62], 4),
+        ("FP32", [0, 2**62, 2**62], 0),
+        ("FP32", [1] * 100, 4),
+        ("BYTES", [2**62], 8),
+        ("BYTES", [1], 3),
+        ("BYTES", [0], 4),
+        ("BF16", [2**40], 2),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_by_name(datatype: str, shape: list[Any], size: int) -> None:
+    """Too few, too many, negative, and more than there is memory for."""
+    with pytest.raises(RemoteProtocolError, match="output 'scores'"):
+        from_wire(bytes(size), datatype, shape, "scores")
