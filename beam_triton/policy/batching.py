@@ -1,0 +1,174 @@
+"""Which elements travel together: buffers by tensor signature, a batch whenever one is full.
+
+Elements of different signatures (tensor shapes, optional inputs) cannot share a request, so each
+signature fills a batch of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from beam_triton.options import Options, check, not_negative, positive_integer
+
+# How many full batches' bytes, and how many signatures, may wait at a time.
+_MAX_PENDING_BATCHES = 4
+_MAX_OPEN_SIGNATURES = 1024
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchingPolicy(Options):
+    """When a batch is full, or has waited for long enough.
+
+    Attributes:
+        max_batch_size: elements a request; ``None`` takes the model's own limit, and a larger value is
+            brought down to it, because Triton refuses a larger batch and never splits one.
+        max_batch_bytes: tensor bytes a request; a larger element travels alone. More than a few MiB gain
+            nothing from 16 KiB to 4 MiB an element (docs/tuning.md) and cost memory in client and server;
+            a model that is much better at larger batches of large elements wants more.
+        linger_seconds: how long a batch that is not full waits for more elements of its bundle; 0
+            keeps it until it is full or the bundle ends.
+
+    Raises:
+        ConfigurationError: a value is out of range.
+    """
+
+    max_batch_size: int | None = None
+    max_batch_bytes: int = 4 * 1024 * 1024
+    linger_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(self, positive_integer, "max_batch_size", allow_none=True)
+        check(self, positive_integer, "max_batch_bytes")
+        check(self, not_negative, "linger_seconds")
+
+
+class Batcher(Generic[Item]):
+    """Collects items into batches of one signature each. Not thread-safe: one bundle owns it.
+
+    ``model_limit`` is the model's ``max_batch_size``, where 0 means that the model has no batch
+    dimension: every item then travels alone. ``clock`` gives monotonic seconds, and is read only where
+    the policy lets batches linger.
+
+    What waits is bounded: by four times ``max_batch_bytes``, and by 1,024 signatures. Beyond the first
+    the largest batch leaves before it is full, beyond the second the oldest.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_linger_seconds",
+        "_max_batch_bytes",
+        "_max_pending_bytes",
+        "_max_size",
+        "_open",
+        "pending_bytes",
+    )
+
+    def __init__(self, policy: BatchingPolicy, model_limit: int, clock: Callable[[], float]) -> None:
+        self._max_size = min(model_limit, policy.max_batch_size or model_limit) if model_limit > 0 else 1
+        self._max_batch_bytes = policy.max_batch_bytes
+        self._max_pending_bytes = _MAX_PENDING_BATCHES * policy.max_batch_bytes
+        self._linger_seconds = policy.linger_seconds
+        self._clock = clock
+        # In the order in which the batches were begun.
+        self._open: dict[Hashable, _OpenBatch[Item]] = {}
+        self.pending_bytes = 0
+
+    @property
+    def pending_count(self) -> int:
+        """How many items wait."""
+        return sum(len(batch.items) for batch in self._open.values())
+
+    def add(self, signature: Hashable, item: Item, nbytes: int) -> list[Item] | None:
+        """Take ``item`` of ``nbytes`` tensor bytes; the batch that has to leave for it, or None.
+
+        The batch that leaves need not hold ``item``, nor be of its signature.
+        """
+        batch = self._open.get(signature)
+        if batch is None:
+            return self._begin(signature, item, nbytes)
+        size = batch.nbytes + nbytes
+        if size > self._max_batch_bytes:
+            return self._overflow(signature, batch, item, nbytes)
+        items = batch.items
+        items.append(item)
+        if len(items) == self._max_size:
+            return self._remove(signature)
+        batch.nbytes = size
+        self.pending_bytes += nbytes
+        if self.pending_bytes > self._max_pending_bytes:
+            return self._remove_largest()
+        return None
+
+    def expired(self) -> list[list[Item]]:
+        """The batches that have waited for ``linger_seconds``, the oldest first."""
+        if not self._linger_seconds or not self._open:
+            return []
+        begun_before = self._clock() - self._linger_seconds
+        old = []
+        for signature, batch in self._open.items():
+            if batch.begun_at > begun_before:
+                break
+            old.append(signature)
+        return [self._remove(signature) for signature in old]
+
+    def seconds_until_expiry(self) -> float | None:
+        """How long until `expired` gives a batch; None where nothing waits or nothing expires."""
+        if not self._linger_seconds or not self._open:
+            return None
+        oldest = next(iter(self._open.values()))
+        return max(0.0, oldest.begun_at + self._linger_seconds - self._clock())
+
+    def drain(self) -> list[list[Item]]:
+        """All that waits, the oldest batch first; nothing waits afterwards."""
+        batches = [batch.items for batch in self._open.values()]
+        self._open.clear()
+        self.pending_bytes = 0
+        return batches
+
+    def _begin(self, signature: Hashable, item: Item, nbytes: int) -> list[Item] | None:
+        if self._max_size == 1 or nbytes >= self._max_batch_bytes:
+            return [item]
+        leaving = None
+        if len(self._open) == _MAX_OPEN_SIGNATURES:
+            oldest, batch = next(iter(self._open.items()))
+            if self.pending_bytes - batch.nbytes + nbytes > self._max_pending_bytes:
+                return [item]
+            leaving = self._remove(oldest)
+        self._open_batch(signature, item, nbytes)
+        if self.pending_bytes > self._max_pending_bytes:
+            leaving = self._remove_largest()
+        return leaving
+
+    def _overflow(self, signature: Hashable, batch: _OpenBatch[Item], item: Item, nbytes: int) -> list[Item]:
+        # The larger part leaves, so that what waits never grows here.
+        if nbytes >= batch.nbytes:
+            return [item]
+        leaving = self._remove(signature)
+        self._open_batch(signature, item, nbytes)
+        return leaving
+
+    def _open_batch(self, signature: Hashable, item: Item, nbytes: int) -> None:
+        begun_at = self._clock() if self._linger_seconds else 0.0
+        self._open[signature] = _OpenBatch(item, nbytes, begun_at)
+        self.pending_bytes += nbytes
+
+    def _remove(self, signature: Hashable) -> list[Item]:
+        batch = self._open.pop(signature)
+        self.pending_bytes -= batch.nbytes
+        return batch.items
+
+    def _remove_largest(self) -> list[Item]:
+        return self._remove(max(self._open, key=lambda signature: self._open[signature].nbytes))
+
+
+class _OpenBatch(Generic[Item]):
+    __slots__ = ("begun_at", "items", "nbytes")
+
+    def __init__(self, item: Item, nbytes: int, begun_at: float) -> None:
+        self.items = [item]
+        self.nbytes = nbytes
+        self.begun_at = begun_at

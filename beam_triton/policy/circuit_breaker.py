@@ -1,0 +1,276 @@
+"""The circuit breaker: keeps requests back from a server that fails, and lets a few probe it.
+
+::
+
+               share of failures reaches the threshold, or so many in a row found nobody there
+    closed ────────────────────────────────────────────▶ open ◀──────────┐
+       ▲                                                  │ open_seconds, │
+       │                                                  │ or a health   │ a probe failed
+       │        half_open_requests probes succeeded       ▼ check passed  │
+       └────────────────────────────────────────────── half_open ─────────┘
+
+Each logical request holds one `Permit` and reports one outcome, however many attempts it takes; its caller
+may report a failure at the first attempt that fails, and take a new permit for the retry. A
+request that says nothing of the server's health (the element's fault, cancelled) releases its permit
+without an outcome; in half-open that frees the probe's place for the next request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from threading import Lock
+from types import TracebackType
+from typing import Literal
+
+from beam_triton.options import Options, check, fraction, not_negative, one_of, positive, positive_integer
+from beam_triton.policy.window import SlidingCount
+
+# While all probes are out there is no moment to wait for, only outcomes: look again this soon.
+_PROBES_OUT_WAIT_SECONDS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitBreakerPolicy(Options):
+    """When a server counts as sick, and what happens to requests meanwhile.
+
+    Attributes:
+        failure_threshold: the share of failures, above 0 and at most 1, at which the breaker opens...
+        minimum_requests: ...once so many outcomes came...
+        window_seconds: ...within the last so many seconds. What is older does not count, so a long
+            good time cannot hide a bad minute.
+        open_seconds: how long nothing is sent before the server is probed.
+        half_open_requests: how many requests probe at a time; so many successes close the breaker,
+            one failure opens it again.
+        when_open: ``"wait"`` holds requests back until the server is well again; ``"fail"`` fails
+            them at once with ``CircuitOpenError``.
+        max_wait_seconds: how long a request is held back at most, before it fails in the same way.
+        health_check_interval_seconds: while open, how often the server's readiness is asked for; a
+            good answer starts the probes early. ``None``: never asked.
+
+    Raises:
+        ConfigurationError: a value is out of range.
+    """
+
+    failure_threshold: float = 0.5
+    minimum_requests: int = 10
+    window_seconds: float = 10.0
+    open_seconds: float = 60.0
+    half_open_requests: int = 3
+    when_open: Literal["wait", "fail"] = "wait"
+    max_wait_seconds: float = 600.0
+    health_check_interval_seconds: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        check(self, fraction, "failure_threshold")
+        check(self, positive_integer, "minimum_requests", "half_open_requests")
+        check(self, positive, "window_seconds", "open_seconds")
+        check(self, one_of(("wait", "fail")), "when_open")
+        check(self, not_negative, "max_wait_seconds")
+        check(self, positive, "health_check_interval_seconds", allow_none=True)
+
+
+class State(Enum):
+    """What the breaker does with requests: lets all, none, or a few pass."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Permit:
+    """Leave to send one logical request. The first call of `success`, `failure` or `release` counts.
+
+    As a context manager it is released at the end, whatever happened in between.
+    """
+
+    __slots__ = ("_breaker", "_epoch", "_used")
+
+    def __init__(self, breaker: CircuitBreaker, epoch: int) -> None:
+        self._breaker = breaker
+        self._epoch = epoch
+        self._used = False
+
+    def success(self) -> None:
+        """The server answered as a healthy one does."""
+        self._breaker._settle(self, failed=False)
+
+    def failure(self, *, unreachable: bool = False) -> None:
+        """The request failed in a way that ``counts_as_failure``; ``unreachable``: it found nobody there."""
+        self._breaker._settle(self, failed=True, unreachable=unreachable)
+
+    def release(self) -> None:
+        """Give the permit back without an outcome."""
+        self._breaker._settle(self, failed=None)
+
+    def __enter__(self) -> Permit:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+class CircuitBreaker:
+    """The state of one endpoint, shared by the threads of a process.
+
+    ``clock`` gives monotonic seconds. ``unreachable_limit`` is how many requests in a row have to find the
+    server away for the breaker to open whatever the window holds: the successes of a busy moment ago would
+    outvote them. None takes ``minimum_requests``.
+
+    ``on_change(old, new)`` is called after each change of state, on the thread that caused it and outside
+    the lock: changes that follow each other closely on several threads may be told out of order.
+    """
+
+    def __init__(
+        self,
+        policy: CircuitBreakerPolicy,
+        clock: Callable[[], float],
+        on_change: Callable[[State, State], None] | None = None,
+        *,
+        unreachable_limit: int | None = None,
+    ) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._on_change = on_change
+        self._lock = Lock()
+        self._state = State.CLOSED
+        # Counts the changes of state. A permit of an earlier epoch is stale: its outcome tells of a
+        # time that has been judged already.
+        self._epoch = 0
+        self._successes = SlidingCount(policy.window_seconds)
+        self._failures = SlidingCount(policy.window_seconds)
+        self._opened_at = 0.0
+        self._next_health_check = 0.0
+        self._probes_out = 0
+        self._probes_succeeded = 0
+        self._unreachable_limit = unreachable_limit or policy.minimum_requests
+        self._unreachable_in_a_row = 0
+
+    @property
+    def state(self) -> State:
+        """The state as of the last call; an open breaker turns half-open when a permit is asked for."""
+        return self._state
+
+    def try_acquire(self) -> Permit | None:
+        """A permit, or None while the request has to be kept back."""
+        with self._lock:
+            old = self._state
+            if old is State.OPEN and self._clock() >= self._opened_at + self._policy.open_seconds:
+                self._enter(State.HALF_OPEN)
+            new = self._state
+            permit = self._take_permit()
+        self._tell(old, new)
+        return permit
+
+    def seconds_until_probe(self) -> float:
+        """How long to wait before `try_acquire` is worth calling: 0 when a permit is to be had at once."""
+        with self._lock:
+            if self._state is State.OPEN:
+                return max(0.0, self._opened_at + self._policy.open_seconds - self._clock())
+            if self._state is State.HALF_OPEN and not self._has_probe_left():
+                return _PROBES_OUT_WAIT_SECONDS
+            return 0.0
+
+    def claim_health_check(self) -> bool:
+        """True if the caller is the one to ask the server for its readiness.
+
+        At most one caller of a process gets True in each ``health_check_interval_seconds``, only while
+        the breaker is open, and the first one an interval after it opened.
+        """
+        interval = self._policy.health_check_interval_seconds
+        with self._lock:
+            if interval is None or self._state is not State.OPEN:
+                return False
+            now = self._clock()
+            if now < self._next_health_check:
+                return False
+            self._next_health_check = now + interval
+            return True
+
+    def health_check_passed(self) -> None:
+        """Let an open breaker probe early; nothing in any other state.
+
+        Readiness alone never closes the breaker: a ready server may hold a model that fails.
+        """
+        with self._lock:
+            old = self._state
+            if old is State.OPEN:
+                self._enter(State.HALF_OPEN)
+            new = self._state
+        self._tell(old, new)
+
+    def _take_permit(self) -> Permit | None:
+        if self._state is State.OPEN:
+            return None
+        if self._state is State.HALF_OPEN:
+            if not self._has_probe_left():
+                return None
+            self._probes_out += 1
+        return Permit(self, self._epoch)
+
+    def _has_probe_left(self) -> bool:
+        return self._probes_out + self._probes_succeeded < self._policy.half_open_requests
+
+    def _settle(self, permit: Permit, *, failed: bool | None, unreachable: bool = False) -> None:
+        with self._lock:
+            old = self._state
+            if not permit._used and permit._epoch == self._epoch:
+                if old is State.HALF_OPEN:
+                    self._settle_probe(failed)
+                elif failed is not None:
+                    self._count(failed, unreachable)
+            permit._used = True
+            new = self._state
+        self._tell(old, new)
+
+    def _settle_probe(self, failed: bool | None) -> None:
+        self._probes_out -= 1
+        if failed:
+            self._enter(State.OPEN)
+        elif failed is False:
+            self._probes_succeeded += 1
+            if self._probes_succeeded == self._policy.half_open_requests:
+                self._enter(State.CLOSED)
+
+    def _count(self, failed: bool, unreachable: bool) -> None:
+        now = self._clock()
+        (self._failures if failed else self._successes).add(now)
+        if unreachable:
+            self._unreachable_in_a_row += 1
+        elif not failed:
+            self._unreachable_in_a_row = 0
+        if self._unreachable_in_a_row >= self._unreachable_limit:
+            self._enter(State.OPEN)
+            return
+        self._failures.advance(now)
+        if not self._failures.total:
+            return
+        self._successes.advance(now)
+        total = self._successes.total + self._failures.total
+        if (
+            total >= self._policy.minimum_requests
+            and self._failures.total >= self._policy.failure_threshold * total
+        ):
+            self._enter(State.OPEN)
+
+    def _enter(self, state: State) -> None:
+        self._state = state
+        self._epoch += 1
+        self._probes_out = 0
+        self._probes_succeeded = 0
+        self._unreachable_in_a_row = 0
+        self._successes.clear()
+        self._failures.clear()
+        if state is State.OPEN:
+            self._opened_at = self._clock()
+            self._next_health_check = self._opened_at + (self._policy.health_check_interval_seconds or 0.0)
+
+    def _tell(self, old: State, new: State) -> None:
+        if self._on_change is not None and old is not new:
+            self._on_change(old, new)

@@ -1,0 +1,208 @@
+"""Batches: nothing lost, nothing mixed, nothing empty, and a bound on what waits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beam_triton.errors import ConfigurationError
+from beam_triton.policy.batching import Batcher, BatchingPolicy
+from tests.support.clock import FakeClock
+
+
+def no_clock() -> float:
+    raise AssertionError("the clock is read although no batch lingers")
+
+
+def batcher(
+    model_limit: int = 4, clock: Callable[[], float] = no_clock, **options: object
+) -> Batcher[object]:
+    return Batcher(BatchingPolicy.from_options(options), model_limit, clock)
+
+
+def test_a_full_batch_leaves_with_its_last_item() -> None:
+    """The model's limit is the batch size where the user gave none."""
+    batches = batcher(model_limit=3)
+    assert [batches.add("s", n, 8) for n in range(7)] == [None, None, [0, 1, 2], None, None, [3, 4, 5], None]
+    assert (batches.pending_count, batches.pending_bytes) == (1, 8)
+    assert batches.drain() == [[6]]
+    assert (batches.pending_count, batches.pending_bytes, batches.drain()) == (0, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("model_limit", "max_batch_size", "expected"),
+    [(8, 2, 2), (2, 8, 2), (0, 8, 1), (0, None, 1), (1, None, 1)],
+)
+def test_the_smaller_limit_counts(model_limit: int, max_batch_size: int | None, expected: int) -> None:
+    """Neither the model's limit nor the user's is exceeded; a model without batches gets single items."""
+    batches = batcher(model_limit, max_batch_size=max_batch_size)
+    added = [batches.add("s", n, 1) for n in range(expected)]
+    assert added == [None] * (expected - 1) + [list(range(expected))]
+
+
+def test_signatures_do_not_mix() -> None:
+    """Items of two shapes fill two batches."""
+    batches = batcher(model_limit=2)
+    assert batches.add((1,), "a", 1) is None
+    assert batches.add((2,), "b", 1) is None
+    assert batches.add((1,), "c", 1) == ["a", "c"]
+    assert batches.drain() == [["b"]]
+
+
+def test_bytes_close_a_batch_before_it_overflows() -> None:
+    """The item that would not fit begins the next batch."""
+    batches = batcher(model_limit=100, max_batch_bytes=100)
+    assert [batches.add("s", n, 40) for n in range(3)] == [None, None, [0, 1]]
+    assert batches.pending_bytes == 40
+
+
+@pytest.mark.parametrize("nbytes", [100, 101, 10**12])
+def test_an_item_as_large_as_a_batch_goes_alone(nbytes: int) -> None:
+    """A large item leaves at once, and what waited goes on waiting."""
+    batches = batcher(model_limit=100, max_batch_bytes=100)
+    assert batches.add("s", "small", 10) is None
+    assert batches.add("s", "large", nbytes) == ["large"]
+    assert batches.add("t", "large", nbytes) == ["large"]
+    assert batches.drain() == [["small"]]
+
+
+def test_large_items_do_not_take_the_place_of_small_batches() -> None:
+    """The larger part leaves, so that many signatures with little in them do not become many with much."""
+    batches = batcher(model_limit=100, max_batch_bytes=100)
+    for signature in range(10):
+        assert batches.add(signature, "small", 2) is None
+    for signature in range(10):
+        assert batches.add(signature, "large", 99) == ["large"]
+    assert (batches.pending_bytes, batches.pending_count) == (20, 10)
+
+
+def test_the_largest_batch_leaves_when_too_much_waits() -> None:
+    """Four batches' worth of bytes may wait."""
+    batches = batcher(model_limit=1000, max_batch_bytes=100)
+    for n in range(5):
+        assert batches.add(n, n, 75 + n) is None
+    assert batches.pending_bytes == 385
+    assert batches.add("s", "last", 16) == [4]
+    assert batches.pending_bytes == 385 + 16 - 79
+
+
+def test_the_oldest_batch_leaves_when_too_many_signatures_wait() -> None:
+    """A stream of ever new shapes does not pile up batches of one."""
+    batches = batcher()
+    assert {batches.add(n, n, 1) is None for n in range(1024)} == {True}
+    assert batches.add("new", "new", 1) == [0]
+    assert batches.add("newer", "newer", 1) == [1]
+    assert batches.pending_count == 1024
+
+
+def test_batches_that_lingered_leave_oldest_first() -> None:
+    """After the linger time a batch leaves though it is not full, others stay."""
+    clock = FakeClock()
+    batches = batcher(linger_seconds=2.0, clock=clock)
+    batches.add("a", 1, 1)
+    clock.advance(1.0)
+    batches.add("b", 2, 1)
+    batches.add("a", 3, 1)
+    assert (batches.expired(), batches.seconds_until_expiry()) == ([], 1.0)
+    clock.advance(1.0)
+    assert batches.expired() == [[1, 3]]
+    assert (batches.expired(), batches.seconds_until_expiry()) == ([], 1.0)
+    clock.advance(5.0)
+    assert batches.seconds_until_expiry() == 0.0
+    batches.add("c", 4, 1)
+    assert batches.expired() == [[2]]
+    assert (batches.pending_count, batches.pending_bytes) == (1, 1)
+
+
+def test_a_signature_that_left_lingers_anew() -> None:
+    """The linger time counts from a batch's own first item, not from its signature's."""
+    clock = FakeClock()
+    batches = batcher(model_limit=2, linger_seconds=2.0, clock=clock)
+    batches.add("a", 1, 1)
+    clock.advance(1.5)
+    batches.add("b", 2, 1)
+    assert batches.add("a", 3, 1) == [1, 3]
+    batches.add("a", 4, 1)
+    clock.advance(1.0)
+    assert batches.expired() == []
+    clock.advance(1.0)
+    assert batches.expired() == [[2], [4]]
+
+
+def test_without_linger_nothing_expires_and_no_clock_is_read() -> None:
+    """A batch waits for the bundle's end, at no cost in clock calls."""
+    batches = batcher(clock=no_clock)
+    batches.add("a", 1, 1)
+    assert (batches.expired(), batches.seconds_until_expiry()) == ([], None)
+
+
+SIZES = st.one_of(st.integers(0, 20), st.sampled_from([0, 1, 49, 50, 51, 98, 99, 100, 101, 1000]))
+
+
+@given(
+    items=st.lists(st.tuples(st.integers(0, 6), SIZES, st.floats(0, 2)), max_size=300),
+    max_batch_size=st.one_of(st.none(), st.integers(1, 6)),
+    model_limit=st.integers(0, 8),
+    linger_seconds=st.sampled_from([0.0, 1.0]),
+)
+def test_every_item_leaves_once_in_a_batch_that_is_allowed(
+    items: list[tuple[int, int, float]], max_batch_size: int | None, model_limit: int, linger_seconds: float
+) -> None:
+    """Whatever comes in whatever sizes: once each, in order, unmixed, within limits; the rest is bounded."""
+    clock = FakeClock()
+    batches = Batcher[tuple[int, int, int]](
+        BatchingPolicy(max_batch_size=max_batch_size, max_batch_bytes=100, linger_seconds=linger_seconds),
+        model_limit,
+        clock,
+    )
+    left: list[list[tuple[int, int, int]]] = []
+    for number, (signature, nbytes, pause_seconds) in enumerate(items):
+        clock.advance(pause_seconds)
+        batch = batches.add(signature, (signature, number, nbytes), nbytes)
+        if batch is not None:
+            left.append(batch)
+        assert batches.pending_bytes <= 400
+        assert batches.pending_count == number + 1 - sum(map(len, left))
+        left.extend(batches.expired())
+    left.extend(batches.drain())
+    assert sorted(item[1] for batch in left for item in batch) == list(range(len(items)))
+    limit = min(model_limit, max_batch_size or model_limit) or 1
+    for batch in left:
+        assert 1 <= len(batch) <= limit
+        assert len({signature for signature, _, _ in batch}) == 1
+        assert len(batch) == 1 or sum(nbytes for _, _, nbytes in batch) <= 100
+        assert batch == sorted(batch, key=lambda item: item[1])
+    assert batches.pending_bytes == 0
+
+
+def test_many_signatures_stay_within_the_bytes() -> None:
+    """A large item does not take the place of a small old batch where the bytes are used up."""
+    batches = batcher(max_batch_bytes=100)
+    for n in range(1020):
+        assert batches.add(n, n, 0) is None
+    for n in range(4):
+        assert batches.add(f"large {n}", n, 99) is None
+    assert batches.add("one more", "one more", 50) == ["one more"]
+    assert batches.add("small", "small", 4) == [0]
+    assert (batches.pending_bytes, batches.pending_count) == (400, 1024)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_batch_size": 0},
+        {"max_batch_size": True},
+        {"max_batch_bytes": 0},
+        {"max_batch_bytes": None},
+        {"linger_seconds": -1},
+        {"linger_seconds": math.inf},
+    ],
+)
+def test_a_policy_out_of_range_is_refused(options: dict[str, object]) -> None:
+    """Each field is checked, and named."""
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        BatchingPolicy.from_options(options)
