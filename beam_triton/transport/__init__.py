@@ -1,0 +1,1 @@
+"""The connection pool: tuned ``HTTPAdapter``, reference-counted sessions. No tensors, no Beam."""

@@ -1,0 +1,88 @@
+"""What a user may set about connections: the pool's limits and TLS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from beam_triton.errors import ConfigurationError
+from beam_triton.options import Options, boolean, check, positive, positive_integer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionPoolConfig(Options):
+    """Limits of the connection pool that all DoFn instances of a process share.
+
+    A connection is *active* while a request uses it and *idle* between two requests. Limits hold
+    per process; a *host* is an origin: scheme, host name and port (Flink's proposal says *route*).
+
+    Attributes:
+        max_idle: idle connections kept open, all hosts together. Surplus ones are closed as they
+            are released, the longest idle first.
+        keep_alive_seconds: an idle connection is closed after this time, by a background thread,
+            whether or not requests follow. Keep it below the idle timeout of a proxy in between.
+        max_total: connections open at a time, all hosts together, connecting ones included. A
+            request beyond it waits, within its deadline, and then fails with ``PoolTimeoutError``.
+        max_per_host: the same for one host; ``None`` sets no limit below ``max_total``.
+        connect_timeout_seconds: time for name resolution, TCP and TLS handshake together.
+        reuse_enabled: ``False`` opens a connection for every request and closes it afterwards.
+        monitoring_enabled: log the pool's figures (idle, active, waiting, opened, reused, and
+            requests a second, which Flink's proposal calls QPS, *queries per second*) every
+            ``monitoring_interval_seconds``.
+
+    Raises:
+        ConfigurationError: a value is not positive, or ``max_idle`` is above ``max_total``, or
+            ``max_per_host`` is.
+    """
+
+    max_idle: int = 20
+    keep_alive_seconds: float = 300.0
+    max_total: int = 100
+    max_per_host: int | None = None
+    connect_timeout_seconds: float = 10.0
+    reuse_enabled: bool = True
+    monitoring_enabled: bool = False
+    monitoring_interval_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        check(self, positive_integer, "max_idle", "max_total")
+        check(self, positive_integer, "max_per_host", allow_none=True)
+        check(self, positive, "keep_alive_seconds", "connect_timeout_seconds", "monitoring_interval_seconds")
+        check(self, boolean, "reuse_enabled", "monitoring_enabled")
+        if self.max_idle > self.max_total:
+            raise ConfigurationError(
+                f"max_idle={self.max_idle} is above max_total={self.max_total}: "
+                f"no more connections can be idle than may be open; lower max_idle or raise max_total"
+            )
+        if self.max_per_host is not None and self.max_per_host > self.max_total:
+            raise ConfigurationError(
+                f"max_per_host={self.max_per_host} is above max_total={self.max_total}: "
+                f"one host can't have more connections than all of them; lower it or leave it out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsConfig(Options):
+    """TLS of ``https`` endpoints.
+
+    Attributes:
+        verify: ``False`` accepts any certificate and logs a warning each time a session is made.
+        ca_bundle: file with the certificates of the authorities to trust, PEM; ``None`` trusts the
+            ones that come with requests (certifi).
+        client_certificate: file with the client's certificate chain, PEM; its private key may be
+            in the same file.
+        client_key: file with the private key, where it is a file of its own.
+
+    The paths are read on the worker, when the first connection is opened.
+    """
+
+    verify: bool = True
+    ca_bundle: str | None = None
+    client_certificate: str | None = None
+    client_key: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self, boolean, "verify")
+        if self.client_key is not None and self.client_certificate is None:
+            raise ConfigurationError("client_key needs client_certificate: a key alone proves nothing")
+        if not self.verify and self.ca_bundle is not None:
+            raise ConfigurationError("ca_bundle and verify=False contradict each other: give one of them")

@@ -1,0 +1,150 @@
+"""Opening connections: urllib3 makes them, within one bound for name, TCP and TLS together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import ssl
+import time
+from collections.abc import Callable
+
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError, NameResolutionError
+from urllib3.util.ssl_ import create_urllib3_context
+
+from beam_triton.errors import ConfigurationError, ConnectError, ConnectTimeoutError, TlsError
+from beam_triton.transport.config import TlsConfig
+from beam_triton.transport.origin import Origin
+
+_logger = logging.getLogger(__name__)
+
+_SOCKET_OPTIONS: list[tuple[int, int, int | bytes]] = [
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    # Networks that forget a silent connection (NAT, overlays) see probes on an idle one.
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+]
+
+
+class _BoundedTcp:
+    """Tries each address of a host within one bound; urllib3 alone gives each address the whole of it."""
+
+    def _new_conn(self: HTTPConnection) -> socket.socket:  # type: ignore[misc] # a mixin of HTTPConnection
+        deadline = time.monotonic() + float(self.timeout)  # type: ignore[arg-type] # set by open_connection
+        try:
+            addresses = socket.getaddrinfo(self._dns_host, self.port, 0, socket.SOCK_STREAM)
+        except OSError as error:
+            raise NameResolutionError(self.host, self, error) from error  # type: ignore[arg-type] # gaierror
+        last_error: OSError = TimeoutError("no time left to connect")
+        for family, kind, protocol, _, address in addresses:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                break
+            sock = socket.socket(family, kind, protocol)
+            try:
+                for option in _SOCKET_OPTIONS:
+                    sock.setsockopt(*option)
+                sock.settimeout(remaining)
+                sock.connect(address)
+                # The TLS handshake that follows runs under this timeout as a whole.
+                sock.settimeout(max(deadline - time.monotonic(), 0.001))
+            except OSError as error:
+                sock.close()
+                last_error = error
+                continue
+            return sock
+        raise last_error
+
+
+class _BoundedHttpConnection(_BoundedTcp, HTTPConnection):
+    pass
+
+
+class _BoundedHttpsConnection(_BoundedTcp, HTTPSConnection):
+    pass
+
+
+class Connector:
+    """Opens connections with one TLS context, built when the first ``https`` origin is met."""
+
+    def __init__(self, tls: TlsConfig) -> None:
+        self._tls = tls
+        self._context: ssl.SSLContext | None = None
+        if not tls.verify:
+            _logger.warning(
+                "TLS certificates are NOT verified (verify=False): anybody between this worker and the "
+                "server can read and change what is sent. Give ca_bundle=... instead."
+            )
+
+    def open(self, origin: Origin, timeout_seconds: float) -> HTTPConnection:
+        """A connected connection whose socket does not block.
+
+        Raises:
+            ConnectTimeoutError: not connected within ``timeout_seconds``.
+            TlsError: the handshake failed.
+            ConnectError: refused, unreachable, or the name has no address.
+        """
+        connection: HTTPConnection
+        if origin.scheme == "https":
+            context = self._ssl_context()
+            connection = _BoundedHttpsConnection(
+                origin.host,
+                origin.port,
+                timeout=timeout_seconds,
+                ssl_context=context,
+                cert_reqs=ssl.CERT_REQUIRED if self._tls.verify else ssl.CERT_NONE,
+                assert_hostname=None if self._tls.verify else False,
+            )
+        else:
+            connection = _BoundedHttpConnection(origin.host, origin.port, timeout=timeout_seconds)
+        try:
+            connection.connect()
+        except BaseException as error:
+            connection.close()
+            raise _connect_error(error, origin, timeout_seconds) from error
+        connection.sock.setblocking(False)
+        return connection
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        if self._context is None:
+            tls = self._tls
+            context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE)
+            context.set_alpn_protocols(["http/1.1"])
+            try:
+                if tls.verify:
+                    context.check_hostname = True
+                    context.load_verify_locations(cafile=tls.ca_bundle or DEFAULT_CA_BUNDLE_PATH)
+                if tls.client_certificate is not None:
+                    context.load_cert_chain(tls.client_certificate, tls.client_key)
+            except (OSError, ssl.SSLError) as error:
+                files = [f for f in (tls.ca_bundle, tls.client_certificate, tls.client_key) if f]
+                missing = [f for f in files if not os.path.exists(f)]
+                reason = f"{', '.join(missing)} not found" if missing else str(error)
+                raise ConfigurationError(f"TLS files cannot be used on this worker: {reason}") from error
+            self._context = context
+        return self._context
+
+
+def _connect_error(error: BaseException, origin: Origin, timeout_seconds: float) -> BaseException:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError):
+            return TlsError(f"TLS handshake with {origin} failed: {_ssl_reason(cause)}")
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, TimeoutError):
+        return ConnectTimeoutError(f"{origin} did not accept a connection within {timeout_seconds:g} s")
+    if isinstance(error, NameResolutionError):
+        return ConnectError(f"the host name of {origin} has no address: {error.__cause__}")
+    if isinstance(error, OSError | HTTPError):
+        return ConnectError(f"cannot connect to {origin}: {error}")
+    return error
+
+
+def _ssl_reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is refused: {error.verify_message}"
+    return str(error)
+
+
+ConnectionOpener = Callable[[Origin, float], HTTPConnection]

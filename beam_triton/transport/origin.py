@@ -1,0 +1,100 @@
+"""Where requests go: an endpoint URL, taken apart once.
+
+An *origin* is scheme, host and port, the unit that connections are pooled by (Flink's proposal and
+OkHttp call it a *route*). A path in front of ``/v2``, as gateways use it, belongs to the endpoint
+but not to the origin.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from beam_triton.credentials import redact_url
+from beam_triton.errors import ConfigurationError
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Origin(NamedTuple):
+    """Scheme, host and port."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class EndpointUrl:
+    """One server of the Open Inference Protocol.
+
+    ``path_prefix`` comes before ``/v2`` and has no slash at its end. ``basic_authorization`` is the
+    ``Authorization`` header made of the URL's user name and password; it is left out of ``repr``.
+    """
+
+    origin: Origin
+    path_prefix: str = ""
+    basic_authorization: str | None = field(default=None, repr=False)
+
+    @property
+    def host_header(self) -> str:
+        """Value of the ``Host`` header: RFC 9110 section 7.2, without a default port."""
+        host = f"[{self.origin.host}]" if ":" in self.origin.host else self.origin.host
+        if _DEFAULT_PORTS[self.origin.scheme] == self.origin.port:
+            return host
+        return f"{host}:{self.origin.port}"
+
+    def __str__(self) -> str:
+        return f"{self.origin}{self.path_prefix}"
+
+    @classmethod
+    def parse(cls, url: str) -> EndpointUrl:
+        """Take an ``http`` or ``https`` URL apart.
+
+        A path that ends in ``/v2`` or ``/v2/models`` is accepted and means the server above it.
+
+        Raises:
+            ConfigurationError: the URL has no scheme, another scheme, no host, a port that is no
+                number, a query or a fragment. Credentials never appear in the message.
+        """
+        if not isinstance(url, str) or not url.strip():
+            raise ConfigurationError(f"endpoint must be a URL such as http://host:8000, not {url!r}")
+        text = url.strip()
+        shown = redact_url(text)
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+            host = parts.hostname
+        except ValueError:
+            # Its own words may hold a part of the password.
+            raise ConfigurationError(
+                f"endpoint {shown!r} is not a URL: its host or port cannot be read"
+            ) from None
+        if parts.scheme not in _DEFAULT_PORTS or not host:
+            hint = "give it as http://host:8000 or https://host"
+            if parts.scheme in ("grpc", "grpcs"):
+                hint = "only Triton's HTTP endpoint is spoken: give its HTTP port, as http://host:8000"
+            elif "://" not in text:
+                hint = f"a scheme is missing: did you mean http://{shown.lstrip('/')} ?"
+            raise ConfigurationError(f"endpoint {shown!r} is not an http or https URL; {hint}")
+        if parts.query or parts.fragment:
+            raise ConfigurationError(f"endpoint {shown!r} must not carry a query or a fragment")
+        if any(character.isspace() or ord(character) < 33 for character in text) or not text.isascii():
+            raise ConfigurationError(f"endpoint {shown!r} holds characters that a URL must percent-encode")
+        prefix = parts.path.rstrip("/")
+        for known in ("/v2/models", "/v2"):
+            if prefix.endswith(known):
+                prefix = prefix[: -len(known)]
+                break
+        authorization = None
+        if parts.username is not None:
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            authorization = "Basic " + base64.b64encode(pair.encode()).decode("ascii")
+        origin = Origin(parts.scheme, host, _DEFAULT_PORTS[parts.scheme] if port is None else port)
+        return cls(origin, prefix, authorization)

@@ -1,0 +1,387 @@
+"""The connection pool: limits, reuse, idle eviction and a fair queue of those who wait.
+
+Decisions are made under one lock; connections are opened, tested and closed outside it. Nobody
+blocks in here: who gets no connection at once leaves an `Acquisition`, which is served in the order
+of arrival and wakes its owner. That lets one thread wait for many things at a time.
+
+urllib3's own pool has neither an idle age nor a limit over several hosts, and its blocking mode
+waits without a bound under requests (reference: urllib3 issue 3184).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from urllib3.connection import HTTPConnection
+
+from beam_triton.errors import ConnectError, ConnectTimeoutError, TritonError
+from beam_triton.transport.config import ConnectionPoolConfig
+from beam_triton.transport.connector import ConnectionOpener
+from beam_triton.transport.origin import Origin
+
+Clock = Callable[[], float]
+
+# struct linger: on, for no time.
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class PooledConnection:
+    """A connection of the pool. ``served`` counts the exchanges it has carried."""
+
+    __slots__ = ("_poller", "connection", "idle_since", "origin", "served", "sock")
+
+    def __init__(self, origin: Origin, connection: HTTPConnection) -> None:
+        self.origin = origin
+        self.connection = connection
+        self.sock = connection.sock
+        self.idle_since = 0.0
+        self.served = 0
+        self._poller = select.poll()
+        self._poller.register(self.sock, select.POLLIN)
+
+    def is_stale(self) -> bool:
+        """Whether the peer closed it, or sent what nobody asked for, while it was idle."""
+        return bool(self._poller.poll(0))
+
+
+class AcquisitionState(Enum):
+    WAITING = "waiting"
+    CONNECTING = "connecting"
+    READY = "ready"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Acquisition:
+    """Somebody's wish for a connection to ``origin``.
+
+    ``wake`` is called, from any thread, when ``state`` has become READY (``connection`` is set) or
+    FAILED (``error`` is). ``waited`` says that the limits made it queue.
+    """
+
+    __slots__ = ("connection", "error", "origin", "state", "timeout_seconds", "waited", "wake")
+
+    def __init__(self, origin: Origin, timeout_seconds: float, wake: Callable[[], None]) -> None:
+        self.origin = origin
+        self.timeout_seconds = timeout_seconds
+        self.wake = wake
+        self.state = AcquisitionState.WAITING
+        self.connection: PooledConnection | None = None
+        self.error: TritonError | None = None
+        self.waited = False
+
+
+@dataclass(frozen=True)
+class PoolStatistics:
+    """The pool's figures: connections now, and counts since it was made."""
+
+    idle: int
+    active: int
+    waiting: int
+    opened: int
+    reused: int
+    waited: int
+    expired: int
+
+
+class _Decision:
+    """What was decided under the lock and is to be done outside it.
+
+    ``connect`` and ``ready`` hold what state an acquisition was given: by the time that it is acted on,
+    its owner may have cancelled it, and the slot that it was given must not be forgotten.
+    """
+
+    __slots__ = ("connect", "ready", "surplus")
+
+    def __init__(self) -> None:
+        self.connect: list[Acquisition] = []
+        self.ready: list[Acquisition] = []
+        self.surplus: list[PooledConnection] = []
+
+
+class ConnectionPool:
+    """Connections to any number of origins, under the limits of a `ConnectionPoolConfig`.
+
+    Args:
+        config: the limits.
+        open_connection: makes a connected connection within a time; runs on a thread of its own,
+            so that a slow handshake holds up nobody's deadline.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, config: ConnectionPoolConfig, open_connection: ConnectionOpener, clock: Clock) -> None:
+        self._config = config
+        self._open_connection = open_connection
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._idle: deque[PooledConnection] = deque()  # the longest idle first
+        self._open: Counter[Origin] = Counter()
+        self._total = 0
+        self._waiting: deque[Acquisition] = deque()
+        self._opened = self._reused = self._waited = self._expired = 0
+        self._closed = False
+
+    @property
+    def config(self) -> ConnectionPoolConfig:
+        return self._config
+
+    def take_idle(self, origin: Origin) -> PooledConnection | None:
+        """An idle connection to ``origin`` that is still alive; the last one used comes first."""
+        while True:
+            with self._lock:
+                connection = self._pop_idle(origin)
+            if connection is None:
+                return None
+            if not connection.is_stale():
+                with self._lock:
+                    self._reused += 1
+                return connection
+            self.discard(connection)
+
+    def acquire(self, origin: Origin, timeout_seconds: float, wake: Callable[[], None]) -> Acquisition:
+        """Ask for a connection: idle, new, or the next that becomes free.
+
+        ``timeout_seconds`` bounds the connecting, not the waiting: who waits gives up by `cancel`.
+        """
+        acquisition = Acquisition(origin, timeout_seconds, wake)
+        if not self._waiting:
+            acquisition.connection = self.take_idle(origin)
+            if acquisition.connection is not None:
+                acquisition.state = AcquisitionState.READY
+                return acquisition
+        with self._lock:
+            if self._closed:
+                raise ConnectError("the connection pool is closed")
+            self._waiting.append(acquisition)
+            decision = self._serve()
+            if acquisition.state is AcquisitionState.WAITING:
+                acquisition.waited = True
+                self._waited += 1
+        self._carry_out(decision, but=acquisition)
+        return acquisition
+
+    def cancel(self, acquisition: Acquisition) -> None:
+        """Give the wish up; a connection that it got, or is about to get, goes back."""
+        with self._lock:
+            state = acquisition.state
+            acquisition.state = AcquisitionState.CANCELLED
+            if state is AcquisitionState.WAITING:
+                self._waiting.remove(acquisition)
+        if state is AcquisitionState.READY and acquisition.connection is not None:
+            self.release(acquisition.connection)
+
+    def release(self, connection: PooledConnection) -> None:
+        """Put a connection back whose exchange ended well."""
+        if not self._config.reuse_enabled:
+            self.discard(connection)
+            return
+        with self._lock:
+            if self._closed:
+                decision = _Decision()
+                decision.surplus.append(connection)
+                self._free_slot(connection.origin)
+            else:
+                connection.idle_since = self._clock()
+                self._idle.append(connection)
+                decision = self._serve()
+                while len(self._idle) > self._config.max_idle:
+                    oldest = self._idle.popleft()
+                    self._free_slot(oldest.origin)
+                    decision.surplus.append(oldest)
+        self._carry_out(decision)
+
+    def discard(self, connection: PooledConnection) -> None:
+        """Close a connection that must not be used again."""
+        connection.connection.close()
+        with self._lock:
+            self._free_slot(connection.origin)
+            decision = self._serve()
+        self._carry_out(decision)
+
+    def abort(self, connection: PooledConnection) -> None:
+        """Close a connection within an exchange, so that the server notices at once.
+
+        An ordinary close first delivers what the kernel still holds of the request: to a server that
+        does not read, for ever.
+        """
+        with contextlib.suppress(OSError):
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.discard(connection)
+
+    def close_expired(self) -> float:
+        """Close what has been idle for ``keep_alive_seconds``; seconds until the next one is due."""
+        keep_alive = self._config.keep_alive_seconds
+        expired = []
+        with self._lock:
+            now = self._clock()
+            while self._idle and now - self._idle[0].idle_since >= keep_alive:
+                connection = self._idle.popleft()
+                self._free_slot(connection.origin)
+                expired.append(connection)
+            self._expired += len(expired)
+            wait = keep_alive - (now - self._idle[0].idle_since) if self._idle else keep_alive
+            decision = self._serve()
+            decision.surplus += expired
+        self._carry_out(decision)
+        return wait
+
+    def close(self) -> None:
+        """Close the idle connections, fail those who wait; active ones are closed as they come back."""
+        with self._lock:
+            self._closed = True
+            idle = list(self._idle)
+            self._idle.clear()
+            for connection in idle:
+                self._free_slot(connection.origin)
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            for acquisition in waiting:
+                acquisition.state = AcquisitionState.FAILED
+                acquisition.error = ConnectError("the connection pool was closed while a request waited")
+        for connection in idle:
+            connection.connection.close()
+        for acquisition in waiting:
+            acquisition.wake()
+
+    def statistics(self) -> PoolStatistics:
+        with self._lock:
+            return PoolStatistics(
+                idle=len(self._idle),
+                active=self._total - len(self._idle),
+                waiting=len(self._waiting),
+                opened=self._opened,
+                reused=self._reused,
+                waited=self._waited,
+                expired=self._expired,
+            )
+
+    def _pop_idle(self, origin: Origin) -> PooledConnection | None:
+        idle = self._idle
+        for index in range(len(idle) - 1, -1, -1):
+            if idle[index].origin == origin:
+                connection = idle[index]
+                del idle[index]
+                if self._clock() - connection.idle_since < self._config.keep_alive_seconds:
+                    return connection
+                # This one was the last used; all the others of its origin are older still.
+                idle.insert(index, connection)
+                return None
+        return None
+
+    def _free_slot(self, origin: Origin) -> None:
+        self._total -= 1
+        self._open[origin] -= 1
+        if not self._open[origin]:
+            del self._open[origin]
+
+    def _serve(self) -> _Decision:
+        """Give those who wait what there is, in order; call under the lock.
+
+        Idle connections to another origin are closed where that makes room.
+        """
+        decision = _Decision()
+        if not self._waiting:
+            return decision
+        blocked: set[Origin] = set()
+        limit = self._config.max_per_host or self._config.max_total
+        for acquisition in list(self._waiting):
+            origin = acquisition.origin
+            if origin in blocked:
+                continue
+            connection = self._pop_idle(origin)
+            if connection is not None:
+                self._reused += 1
+                acquisition.connection = connection
+                acquisition.state = AcquisitionState.READY
+                decision.ready.append(acquisition)
+            elif self._open[origin] < limit and self._make_room(decision.surplus):
+                self._total += 1
+                self._open[origin] += 1
+                acquisition.state = AcquisitionState.CONNECTING
+                decision.connect.append(acquisition)
+            else:
+                blocked.add(origin)
+                if self._total >= self._config.max_total and not self._idle:
+                    break
+                continue
+            self._waiting.remove(acquisition)
+        return decision
+
+    def _make_room(self, evicted: list[PooledConnection]) -> bool:
+        if self._total < self._config.max_total:
+            return True
+        if not self._idle:
+            return False
+        connection = self._idle.popleft()
+        self._free_slot(connection.origin)
+        evicted.append(connection)
+        return True
+
+    def _carry_out(self, decision: _Decision, but: Acquisition | None = None) -> None:
+        for connection in decision.surplus:
+            connection.connection.close()
+        for acquisition in decision.connect:
+            thread = threading.Thread(
+                target=self._connect, args=(acquisition,), name="beam_triton-connect", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._connected(acquisition, None, ConnectError(f"no thread to connect on: {error}"))
+        for acquisition in decision.ready:
+            if acquisition is not but:
+                acquisition.wake()
+
+    def _connect(self, acquisition: Acquisition) -> None:
+        timeout = min(self._config.connect_timeout_seconds, acquisition.timeout_seconds)
+        connection: PooledConnection | None = None
+        error: TritonError | None = None
+        try:
+            connection = PooledConnection(
+                acquisition.origin, self._open_connection(acquisition.origin, max(timeout, 0.001))
+            )
+        except TritonError as caught:
+            error = caught
+        except Exception as caught:
+            error = ConnectError(f"cannot connect to {acquisition.origin}: {type(caught).__name__}: {caught}")
+        self._connected(acquisition, connection, error)
+
+    def _connected(
+        self, acquisition: Acquisition, connection: PooledConnection | None, error: TritonError | None
+    ) -> None:
+        with self._lock:
+            was_cancelled = acquisition.state is AcquisitionState.CANCELLED
+            wanted = not was_cancelled and not self._closed
+            if connection is None:
+                self._free_slot(acquisition.origin)
+                decision = self._serve()
+            else:
+                self._opened += 1
+                decision = _Decision()
+            if wanted:
+                acquisition.connection = connection
+                acquisition.error = error
+                acquisition.state = AcquisitionState.READY if connection else AcquisitionState.FAILED
+            elif not was_cancelled:
+                acquisition.error = ConnectError("the connection pool was closed while it connected")
+                acquisition.state = AcquisitionState.FAILED
+        self._carry_out(decision)
+        if connection is not None and not wanted:
+            self.release(connection)
+        if not was_cancelled:
+            acquisition.wake()
+
+
+def connect_overrun(acquisition: Acquisition, timeout_seconds: float) -> ConnectTimeoutError:
+    """The error of somebody who stopped waiting for ``acquisition`` to connect."""
+    return ConnectTimeoutError(
+        f"{acquisition.origin} did not accept a connection within {timeout_seconds:g} s"
+    )

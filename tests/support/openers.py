@@ -1,0 +1,101 @@
+"""Connections for a pool without a network: socket pairs, opened when the test says so."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from urllib3.connection import HTTPConnection
+
+from beam_triton.errors import TritonError
+from beam_triton.transport.origin import Origin
+
+_PATIENCE_SECONDS = 10
+
+
+@dataclass(eq=False)
+class Opening:
+    """One call of the opener, on a thread of the pool, which waits until it is told how it ends."""
+
+    origin: Origin
+    timeout_seconds: float
+    thread: threading.Thread = field(default_factory=threading.current_thread)
+    _done: threading.Event = field(default_factory=threading.Event)
+    _error: BaseException | None = None
+
+    def succeed(self) -> None:
+        self._end(None)
+
+    def fail(self, error: BaseException) -> None:
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        self._error = error
+        self._done.set()
+        self.thread.join(_PATIENCE_SECONDS)
+        assert not self.thread.is_alive()
+
+    def wait(self) -> None:
+        assert self._done.wait(_PATIENCE_SECONDS), "nobody said how the opening ends"
+        if self._error is not None:
+            raise self._error
+
+
+class PairedConnection(HTTPConnection):
+    """Connected to a peer in this process; ``before_close`` is called before it closes."""
+
+    before_close: Callable[[], None] | None = None
+
+    def close(self) -> None:
+        if self.before_close is not None:
+            self.before_close()
+        super().close()
+
+
+class Opener:
+    """Gives ``open`` to a pool. With ``by_hand`` each opening waits in ``pending`` for its end."""
+
+    def __init__(self, *, by_hand: bool = False) -> None:
+        self.pending: list[Opening] = []
+        self.opened: list[Origin] = []
+        # By the connection itself, which is thereby kept: an id would be used again after its end.
+        self.peers: dict[HTTPConnection, socket.socket] = {}
+        self._by_hand = by_hand
+        self._condition = threading.Condition()
+
+    def open(self, origin: Origin, timeout_seconds: float) -> HTTPConnection:
+        if self._by_hand:
+            opening = Opening(origin, timeout_seconds)
+            with self._condition:
+                self.pending.append(opening)
+                self._condition.notify_all()
+            try:
+                opening.wait()
+            finally:
+                with self._condition:
+                    self.pending.remove(opening)
+        client, peer = socket.socketpair()
+        client.setblocking(False)
+        connection = PairedConnection(origin.host, origin.port)
+        connection.sock = client
+        with self._condition:
+            self.opened.append(origin)
+            self.peers[connection] = peer
+        return connection
+
+    def peer(self, connection: HTTPConnection) -> socket.socket:
+        """The server's end of a connection."""
+        return self.peers[connection]
+
+    def until_pending(self, count: int) -> bool:
+        """Waits until so many openings are under way; False if it does not come to that."""
+        with self._condition:
+            return self._condition.wait_for(lambda: len(self.pending) == count, _PATIENCE_SECONDS)
+
+    def close(self) -> None:
+        for opening in list(self.pending):
+            opening.fail(TritonError("the test is over"))
+        for peer in self.peers.values():
+            peer.close()

@@ -1,0 +1,199 @@
+"""Opening connections: bounded as a whole, with TLS that is checked."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from beam_triton.errors import ConfigurationError, ConnectError, ConnectTimeoutError, TlsError
+from beam_triton.transport.config import TlsConfig
+from beam_triton.transport.connector import Connector
+from beam_triton.transport.exchange import Exchange
+from beam_triton.transport.origin import Origin
+from tests.support import faults
+from tests.support.certificates import CertificateFiles, Certificates
+from tests.support.fault_server import Exchange as ServerSide
+from tests.support.fault_server import FaultServer
+from tests.support.origins import Answer
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@contextmanager
+def tls_server(files: CertificateFiles, client_ca: Path | None = None) -> Iterator[Origin]:
+    """Answers one request on each connection with ``hello`` over TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key)
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(client_ca)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                plain, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                with context.wrap_socket(plain, server_side=True) as sock:
+                    sock.settimeout(5)
+                    sock.recv(65536)
+                    body = b"hello" * 100_000
+                    sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                    sock.recv(1)
+            except OSError:
+                continue
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield Origin("https", "localhost", listener.getsockname()[1])
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(10)
+
+
+def get(origin: Origin, tls: TlsConfig) -> bytes:
+    """A whole exchange on a connection of the connector's."""
+    connection = Connector(tls).open(origin, 5.0)
+    try:
+        sock = connection.sock
+        exchange = Exchange(sock, [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"], max_response_bytes=1 << 20)
+        deadline = time.monotonic() + 10
+        while exchange.advance():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        return bytes(exchange.body)
+    finally:
+        connection.close()
+
+
+def test_a_good_certificate(certificates: Certificates) -> None:
+    """A server whose certificate the bundle vouches for is spoken to, and large answers arrive whole."""
+    with tls_server(certificates.good) as origin:
+        assert get(origin, TlsConfig(ca_bundle=str(certificates.ca))) == b"hello" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("expired", "expired"), ("wrong_host", "localhost"), ("good", "issuer")]
+)
+def test_a_bad_certificate(certificates: Certificates, kind: str, reason: str) -> None:
+    """Expired, for another host, or from an authority that is not trusted: refused, with the reason."""
+    trusted = certificates.stranger_ca if kind == "good" else certificates.ca
+    with tls_server(getattr(certificates, kind)) as origin, pytest.raises(TlsError, match=reason):
+        get(origin, TlsConfig(ca_bundle=str(trusted)))
+
+
+def test_verification_switched_off(certificates: Certificates, caplog: pytest.LogCaptureFixture) -> None:
+    """``verify=False`` accepts anything, and says so loudly."""
+    with tls_server(certificates.wrong_host) as origin:
+        assert get(origin, TlsConfig(verify=False)) == b"hello" * 100_000
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("NOT verified" in message for message in warnings)
+
+
+def test_a_client_certificate(certificates: Certificates) -> None:
+    """The client's certificate is shown to a server that asks for one; a wrong or missing one is told."""
+    ca = str(certificates.ca)
+    client, stranger = certificates.client, certificates.stranger
+    with tls_server(certificates.good, client_ca=certificates.ca) as origin:
+        shown = TlsConfig(
+            ca_bundle=ca, client_certificate=str(client.certificate), client_key=str(client.key)
+        )
+        assert get(origin, shown) == b"hello" * 100_000
+        wrong = TlsConfig(
+            ca_bundle=ca, client_certificate=str(stranger.certificate), client_key=str(stranger.key)
+        )
+        for tls in (wrong, TlsConfig(ca_bundle=ca)):
+            with pytest.raises(TlsError, match="this client's certificate"):
+                get(origin, tls)
+
+
+@pytest.mark.parametrize("option", ["ca_bundle", "client_certificate"])
+def test_a_file_that_is_not_there(option: str) -> None:
+    """A missing file is named; it is looked for when the first connection is opened."""
+    connector = Connector(TlsConfig(**{option: "/nowhere/file.pem"}))  # type: ignore[arg-type] # by name
+    with pytest.raises(ConfigurationError, match=r"/nowhere/file\.pem not found"):
+        connector.open(Origin("https", "localhost", 1), 1.0)
+
+
+def test_every_address_of_a_host_is_tried() -> None:
+    """A name with an address that refuses is reached at its next one."""
+    with FaultServer(lambda request: Answer()) as server:
+        # localhost is ::1 and 127.0.0.1 on most machines; the server listens at the second alone.
+        connection = Connector(TlsConfig()).open(Origin("http", "localhost", server.port), 2.0)
+        assert connection.sock.getpeername()[0] == "127.0.0.1"
+        assert connection.sock.gettimeout() == 0.0
+        connection.close()
+
+
+def test_the_bound_holds_for_a_full_backlog() -> None:
+    """A host that never answers ends as a timeout, within the bound."""
+    started = time.monotonic()
+    with faults.unanswering_port() as port, pytest.raises(ConnectTimeoutError, match=r"0\.3 s"):
+        Connector(TlsConfig()).open(Origin("http", "127.0.0.1", port), 0.3)
+    assert 0.3 <= time.monotonic() - started < 0.8
+
+
+@pytest.mark.parametrize("interval_seconds", [None, 0.05])
+def test_the_bound_holds_for_the_handshake(interval_seconds: float | None) -> None:
+    """The TLS handshake counts, whether the server is silent or sends a byte now and then."""
+
+    def shake(sock: socket.socket) -> None:
+        # The first bytes of a record that never ends.
+        for byte in b"\x16\x03\x03\x40\x00" + bytes(100):
+            time.sleep(interval_seconds or 5)
+            try:
+                sock.sendall(bytes([byte]))
+            except OSError:
+                return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        origin = Origin("https", "127.0.0.1", listener.getsockname()[1])
+        accepted: list[socket.socket] = []
+
+        def accept() -> None:
+            accepted.append(listener.accept()[0])
+            shake(accepted[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        started = time.monotonic()
+        with pytest.raises(ConnectTimeoutError):
+            Connector(TlsConfig()).open(origin, 0.4)
+        assert 0.4 <= time.monotonic() - started < 0.9
+        for sock in accepted:
+            sock.close()
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 64 + ".example"])
+def test_a_host_without_an_address(host: str) -> None:
+    """A name that has no address, or cannot be one, ends as an error and not as a surprise."""
+    with pytest.raises((ConnectError, UnicodeError)):
+        Connector(TlsConfig()).open(Origin("http", host, 80), 5.0)
+
+
+def test_plain_http_behind_https() -> None:
+    """A server that speaks no TLS is told apart from one that is away."""
+
+    def complain(exchange: ServerSide) -> None:
+        exchange.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        exchange.close()
+
+    with (
+        FaultServer(lambda request: Answer(), on_accept=complain) as server,
+        pytest.raises(TlsError, match="TLS handshake"),
+    ):
+        Connector(TlsConfig()).open(Origin("https", "127.0.0.1", server.port), 2.0)

@@ -1,0 +1,88 @@
+"""Endpoints, taken apart; passwords, kept out of messages."""
+
+from __future__ import annotations
+
+import pytest
+
+from beam_triton.errors import ConfigurationError
+from beam_triton.transport.origin import EndpointUrl, Origin
+
+
+@pytest.mark.parametrize(
+    ("url", "origin", "prefix", "host_header"),
+    [
+        ("http://triton:8000", Origin("http", "triton", 8000), "", "triton:8000"),
+        ("HTTP://Triton", Origin("http", "triton", 80), "", "triton"),
+        ("https://triton/", Origin("https", "triton", 443), "", "triton"),
+        ("https://triton:443", Origin("https", "triton", 443), "", "triton"),
+        ("https://triton:80", Origin("https", "triton", 80), "", "triton:80"),
+        ("http://gateway/team/a/", Origin("http", "gateway", 80), "/team/a", "gateway"),
+        ("http://gateway/team/v2", Origin("http", "gateway", 80), "/team", "gateway"),
+        ("http://gateway/v2/models/", Origin("http", "gateway", 80), "", "gateway"),
+        ("http://[::1]:8000", Origin("http", "::1", 8000), "", "[::1]:8000"),
+        ("  http://127.0.0.1:8000\n", Origin("http", "127.0.0.1", 8000), "", "127.0.0.1:8000"),
+    ],
+)
+def test_endpoints(url: str, origin: Origin, prefix: str, host_header: str) -> None:
+    """Scheme, host, port and prefix, with the protocol's default ports."""
+    endpoint = EndpointUrl.parse(url)
+    assert (endpoint.origin, endpoint.path_prefix, endpoint.host_header) == (origin, prefix, host_header)
+    assert EndpointUrl.parse(str(endpoint)) == endpoint
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("", "http://host:8000"),
+        (8000, "8000"),
+        (None, "None"),
+        ("triton:8000", "did you mean http://triton:8000"),
+        ("triton", "scheme is missing"),
+        ("//triton:8000", "did you mean http://triton:8000"),
+        ("grpc://triton:8001", "HTTP port"),
+        ("ftp://triton", "http or https"),
+        ("http://", "http or https"),
+        ("http://triton:port", "port"),
+        ("http://triton:70000", "port"),
+        ("http://[::1", "host"),
+        ("http://triton?x=1", "query"),
+        ("http://triton#part", "fragment"),
+        ("http://tri ton", "percent-encode"),
+        ("http://triton/m\u00f6dels", "percent-encode"),
+    ],
+)
+def test_what_is_no_endpoint(url: object, hint: str) -> None:
+    """A wrong endpoint is refused with what it was and what to write instead."""
+    with pytest.raises(ConfigurationError) as caught:
+        EndpointUrl.parse(url)  # type: ignore[arg-type] # what a user may give
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:s3cret@triton:port",
+        "http://user:s3cret@triton:70000",
+        "http://user:s3cret/x@triton:8000",
+        "http://user:s3cret?x@triton:8000",
+        "http://user:s3cret@triton?token=s3cret",
+        "http://user:s3cret@tri ton",
+        "ftp://user:s3cret@triton",
+        "user:s3cret@triton:8000",
+        "http://user:s3cret@[::1",
+        "http://user:s3cret@triton\u2100",
+    ],
+)
+def test_no_password_in_messages(url: str) -> None:
+    """Whatever is wrong with an endpoint, its password is not told."""
+    with pytest.raises(ConfigurationError) as caught:
+        EndpointUrl.parse(url)
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_credentials_become_a_header() -> None:
+    """User name and password, percent-decoded, are HTTP's basic authorization, and shown nowhere."""
+    endpoint = EndpointUrl.parse("http://us%40er:p%3Aw@triton:8000")
+    assert endpoint.basic_authorization == "Basic dXNAZXI6cDp3"
+    assert "p:w" not in repr(endpoint) + str(endpoint) and "dXN" not in repr(endpoint)

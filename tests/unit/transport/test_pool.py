@@ -1,0 +1,412 @@
+"""The pool, with connections that are socket pairs and a clock that the test moves."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from beam_triton.errors import ConfigurationError, ConnectError, TritonError
+from beam_triton.transport.config import ConnectionPoolConfig
+from beam_triton.transport.origin import Origin
+from beam_triton.transport.pool import Acquisition, AcquisitionState, ConnectionPool, PooledConnection
+from tests.support.clock import FakeClock
+from tests.support.openers import Opener, PairedConnection
+
+A = Origin("http", "a.example", 80)
+B = Origin("http", "b.example", 80)
+PATIENCE_SECONDS = 5
+
+
+class Bench:
+    """A pool and what the test moves it with."""
+
+    def __init__(self, *, by_hand: bool = False, **limits: Any) -> None:
+        self.clock = FakeClock()
+        self.opener = Opener(by_hand=by_hand)
+        self.pool = ConnectionPool(ConnectionPoolConfig(**limits), self.opener.open, self.clock)
+        self._events: dict[int, threading.Event] = {}
+
+    def ask(self, origin: Origin = A, on_wake: Callable[[], None] | None = None) -> Acquisition:
+        event = threading.Event()
+
+        def wake() -> None:
+            event.set()
+            if on_wake is not None:
+                on_wake()
+
+        acquisition = self.pool.acquire(origin, 5.0, wake)
+        self._events[id(acquisition)] = event
+        return acquisition
+
+    def settled(self, acquisition: Acquisition) -> Acquisition:
+        """Waits for the acquisition's wake-up, unless it needed none."""
+        if acquisition.state is not AcquisitionState.READY:
+            assert self._events[id(acquisition)].wait(PATIENCE_SECONDS), acquisition.state
+        return acquisition
+
+    def take(self, origin: Origin = A) -> PooledConnection:
+        connection = self.settled(self.ask(origin)).connection
+        assert connection is not None
+        return connection
+
+    def figures(self) -> tuple[int, int, int]:
+        statistics = self.pool.statistics()
+        return statistics.idle, statistics.active, statistics.waiting
+
+
+@pytest.fixture
+def bench() -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(**limits: Any) -> Bench:
+        made.append(Bench(**limits))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.opener.close()
+        each.pool.close()
+
+
+def is_closed(connection: PooledConnection) -> bool:
+    return connection.sock.fileno() == -1
+
+
+def test_a_released_connection_is_used_again(bench: Callable[..., Bench]) -> None:
+    """The second request to an origin travels on the connection of the first."""
+    b = bench()
+    first = b.take()
+    b.pool.release(first)
+    assert b.take() is first
+    statistics = b.pool.statistics()
+    assert (statistics.opened, statistics.reused, statistics.waited) == (1, 1, 0)
+
+
+def test_the_last_used_connection_comes_first(bench: Callable[..., Bench]) -> None:
+    """Reuse is last in, first out, so that surplus connections grow old and are closed."""
+    b = bench()
+    connections = [b.take() for _ in range(3)]
+    for connection in connections:
+        b.pool.release(connection)
+    assert [b.take() for _ in range(3)] == connections[::-1]
+
+
+def test_origins_do_not_mix(bench: Callable[..., Bench]) -> None:
+    """A connection serves its own scheme, host and port alone."""
+    b = bench()
+    b.pool.release(b.take(A))
+    assert b.take(B).origin == B
+    assert b.pool.take_idle(Origin("https", A.host, A.port)) is None
+    assert b.figures() == (1, 1, 0)
+
+
+def test_max_total_makes_wait(bench: Callable[..., Bench]) -> None:
+    """Beyond ``max_total`` requests wait, and are served in the order in which they came."""
+    b = bench(max_total=2, max_idle=2)
+    first, second = b.take(), b.take()
+    third, fourth = b.ask(), b.ask()
+    assert third.state is fourth.state is AcquisitionState.WAITING
+    assert third.waited and fourth.waited
+    b.pool.release(second)
+    assert b.settled(third).connection is second
+    assert fourth.state is AcquisitionState.WAITING
+    b.pool.release(first)
+    assert b.settled(fourth).connection is first
+    assert len(b.opener.opened) == 2
+
+
+def test_max_per_host_holds_up_its_own_host_only(bench: Callable[..., Bench]) -> None:
+    """A host at its limit keeps neither others waiting nor the ones behind it in the queue."""
+    b = bench(max_total=3, max_idle=3, max_per_host=1)
+    held = b.take(A)
+    waiting = b.ask(A)
+    assert b.take(B).origin == B
+    assert waiting.state is AcquisitionState.WAITING
+    b.pool.release(held)
+    assert b.settled(waiting).connection is held
+
+
+def test_an_idle_connection_makes_room_for_another_host(bench: Callable[..., Bench]) -> None:
+    """At ``max_total`` the longest idle connection is closed where another host needs a place."""
+    b = bench(max_total=2, max_idle=2)
+    old, young = b.take(A), b.take(A)
+    b.pool.release(old)
+    b.pool.release(young)
+    b.take(B)
+    assert is_closed(old) and not is_closed(young)
+    assert b.figures() == (1, 1, 0)
+
+
+def test_max_idle_closes_the_longest_idle(bench: Callable[..., Bench]) -> None:
+    """What is above ``max_idle`` is closed as it comes back, the longest idle first."""
+    b = bench(max_total=3, max_idle=2)
+    connections = [b.take() for _ in range(3)]
+    for connection in connections:
+        b.pool.release(connection)
+    assert [is_closed(connection) for connection in connections] == [True, False, False]
+    assert b.figures() == (2, 0, 0)
+
+
+def test_idle_connections_expire(bench: Callable[..., Bench]) -> None:
+    """Eviction closes what is too old, to the second, and says when the next one is due."""
+    b = bench(keep_alive_seconds=10.0)
+    old, young = b.take(), b.take()
+    b.pool.release(old)
+    b.clock.advance(4)
+    b.pool.release(young)
+    assert b.pool.close_expired() == 6
+    b.clock.advance(6)
+    assert b.pool.close_expired() == 4
+    assert is_closed(old) and not is_closed(young)
+    b.clock.advance(4)
+    assert b.pool.close_expired() == 10
+    assert b.pool.statistics().expired == 2
+
+
+def test_an_expired_connection_is_not_used(bench: Callable[..., Bench]) -> None:
+    """A connection past its time is not handed out, even where nobody has evicted it yet."""
+    b = bench(keep_alive_seconds=10.0)
+    old = b.take()
+    b.pool.release(old)
+    b.clock.advance(10)
+    assert b.take() is not old
+
+
+def test_an_expired_connection_frees_its_host(bench: Callable[..., Bench]) -> None:
+    """Who waits at ``max_per_host`` behind an expired connection is served by the eviction."""
+    b = bench(keep_alive_seconds=10.0, max_per_host=1)
+    b.pool.release(b.take())
+    b.clock.advance(10)
+    waiting = b.ask()
+    b.pool.close_expired()
+    assert b.settled(waiting).state is AcquisitionState.READY
+
+
+@pytest.mark.parametrize("sign", ["end", "unasked bytes"])
+def test_a_stale_connection_is_not_used(bench: Callable[..., Bench], sign: str) -> None:
+    """A connection that the server has ended, or speaks on unasked, is closed instead of handed out."""
+    b = bench()
+    stale = b.take()
+    b.pool.release(stale)
+    peer = b.opener.peer(stale.connection)
+    if sign == "end":
+        peer.close()
+    else:
+        peer.sendall(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+    fresh = b.take()
+    assert fresh is not stale and is_closed(stale)
+    assert b.figures() == (0, 1, 0)
+    assert b.pool.statistics().reused == 0
+
+
+def test_without_reuse_every_request_has_its_own(bench: Callable[..., Bench]) -> None:
+    """``reuse_enabled=False`` closes a connection as it comes back."""
+    b = bench(reuse_enabled=False)
+    first = b.take()
+    b.pool.release(first)
+    assert is_closed(first)
+    assert b.take() is not first
+    assert b.figures() == (0, 1, 0)
+
+
+def test_a_discarded_connection_serves_the_next_one(bench: Callable[..., Bench]) -> None:
+    """A slot that becomes free by discarding goes to the longest waiting, as a new connection."""
+    b = bench(max_total=1, max_idle=1)
+    held = b.take()
+    waiting = b.ask()
+    b.pool.discard(held)
+    assert b.settled(waiting).connection is not held
+    assert b.figures() == (0, 1, 0)
+
+
+def test_connecting_counts_against_the_limit(bench: Callable[..., Bench]) -> None:
+    """A connection that is being opened holds a place already."""
+    b = bench(by_hand=True, max_total=1, max_idle=1)
+    connecting, waiting = b.ask(), b.ask()
+    assert (connecting.state, waiting.state) == (AcquisitionState.CONNECTING, AcquisitionState.WAITING)
+    assert b.opener.until_pending(1)
+    b.opener.pending[0].succeed()
+    assert b.settled(connecting).state is AcquisitionState.READY
+    assert waiting.state is AcquisitionState.WAITING
+
+
+def test_a_failed_connection_passes_its_place_on(bench: Callable[..., Bench]) -> None:
+    """Who could not connect learns why, and the next one gets the place."""
+    b = bench(by_hand=True, max_total=1, max_idle=1)
+    failing, waiting = b.ask(), b.ask()
+    assert b.opener.until_pending(1)
+    b.opener.pending[0].fail(ConfigurationError("no such file"))
+    assert b.settled(failing).state is AcquisitionState.FAILED
+    assert isinstance(failing.error, ConfigurationError)
+    assert b.opener.until_pending(1)
+    assert waiting.state is AcquisitionState.CONNECTING
+    b.opener.pending[0].fail(ValueError("label too long"))
+    assert b.settled(waiting).state is AcquisitionState.FAILED
+    assert isinstance(waiting.error, ConnectError)
+    assert "a.example" in waiting.error.message and "label too long" in waiting.error.message
+    assert b.figures() == (0, 0, 0)
+
+
+def test_connecting_is_bounded_by_what_is_left(bench: Callable[..., Bench]) -> None:
+    """The opener is given ``connect_timeout_seconds``, or the request's own time where that is shorter."""
+    b = bench(by_hand=True, connect_timeout_seconds=3.0)
+    b.ask()
+    b.pool.acquire(A, 2.0, lambda: None)
+    b.pool.acquire(A, -1.0, lambda: None)
+    assert b.opener.until_pending(3)
+    assert sorted(opening.timeout_seconds for opening in b.opener.pending) == [0.001, 2.0, 3.0]
+
+
+def test_cancelled_while_waiting(bench: Callable[..., Bench]) -> None:
+    """Who gave up in the queue is passed over."""
+    b = bench(max_total=1, max_idle=1)
+    held = b.take()
+    given_up, waiting = b.ask(), b.ask()
+    b.pool.cancel(given_up)
+    b.pool.cancel(given_up)
+    b.pool.release(held)
+    assert b.settled(waiting).connection is held
+    assert given_up.state is AcquisitionState.CANCELLED and given_up.connection is None
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_cancelled_while_connecting(bench: Callable[..., Bench], succeeds: bool) -> None:
+    """A connection that nobody wants any more goes to the next one; a failed one frees its place."""
+    b = bench(by_hand=True, max_total=1, max_idle=1)
+    given_up, waiting = b.ask(), b.ask()
+    assert b.opener.until_pending(1)
+    b.pool.cancel(given_up)
+    opening = b.opener.pending[0]
+    if succeeds:
+        opening.succeed()
+    else:
+        opening.fail(ConnectError("refused"))
+        assert b.opener.until_pending(1)
+        b.opener.pending[0].succeed()
+    assert b.settled(waiting).state is AcquisitionState.READY
+    assert given_up.state is AcquisitionState.CANCELLED
+    assert b.figures() == (0, 1, 0)
+
+
+def test_cancelled_when_ready(bench: Callable[..., Bench]) -> None:
+    """A connection that was given, and not taken up, goes back unharmed."""
+    b = bench()
+    acquisition = b.settled(b.ask())
+    b.pool.cancel(acquisition)
+    b.pool.cancel(acquisition)
+    assert b.figures() == (1, 0, 0)
+
+
+def test_cancelled_between_decision_and_connecting(bench: Callable[..., Bench]) -> None:
+    """A place that was given to somebody who gives up at that very moment is not lost."""
+    b = bench(keep_alive_seconds=10.0, max_per_host=1, max_total=1, max_idle=1)
+    expired = b.take()
+    b.pool.release(expired)
+    b.clock.advance(10)
+    given_up = b.ask()
+    assert given_up.state is AcquisitionState.WAITING
+    assert isinstance(expired.connection, PairedConnection)
+    # The place of the expired connection has been given on by the time that it is closed.
+    expired.connection.before_close = lambda: b.pool.cancel(given_up)
+    b.pool.close_expired()
+    assert b.take() is not None
+    assert b.figures() == (0, 1, 0)
+
+
+def test_a_thread_that_cannot_start(bench: Callable[..., Bench]) -> None:
+    """Where the system gives no thread to connect on, the request fails and its place is free again."""
+    b = bench(max_total=1, max_idle=1)
+    before = threading.stack_size()
+    threading.stack_size(1 << 46)
+    try:
+        acquisition = b.settled(b.ask())
+    finally:
+        threading.stack_size(before)
+    assert isinstance(acquisition.error, ConnectError)
+    assert b.figures() == (0, 0, 0)
+    assert b.take() is not None
+
+
+def test_close_fails_those_who_wait(bench: Callable[..., Bench]) -> None:
+    """``close`` ends idle connections and waiting, and active connections as they come back."""
+    b = bench(max_total=2, max_idle=2)
+    active, idle = b.take(A), b.take(A)
+    b.pool.release(idle)
+    held = b.take(B)
+    waiting = b.ask(B)
+    b.pool.close()
+    assert b.settled(waiting).state is AcquisitionState.FAILED
+    assert isinstance(waiting.error, ConnectError)
+    b.pool.release(active)
+    b.pool.discard(held)
+    assert is_closed(idle) and is_closed(active) and is_closed(held)
+    assert b.figures() == (0, 0, 0)
+    with pytest.raises(ConnectError, match="closed"):
+        b.ask()
+    assert b.pool.take_idle(A) is None
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_close_while_connecting(bench: Callable[..., Bench], succeeds: bool, cancelled: bool) -> None:
+    """A connection that comes up after ``close`` is closed at once, and its asker is told."""
+    b = bench(by_hand=True)
+    acquisition = b.ask()
+    assert b.opener.until_pending(1)
+    b.pool.close()
+    if cancelled:
+        b.pool.cancel(acquisition)
+    opening = b.opener.pending[0]
+    if succeeds:
+        opening.succeed()
+    else:
+        opening.fail(ConnectError("refused"))
+    if not cancelled:
+        assert b.settled(acquisition).state is AcquisitionState.FAILED
+        assert isinstance(acquisition.error, TritonError)
+    assert b.figures() == (0, 0, 0)
+    assert all(peer.recv(1) == b"" for peer in b.opener.peers.values())
+
+
+def test_many_threads_share_few_connections(bench: Callable[..., Bench]) -> None:
+    """Sixteen threads on three connections: never more than three in use, and everybody is served."""
+    b = bench(max_total=3, max_idle=2)
+    in_use = most = 0
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal in_use, most
+        for turn in range(50):
+            connection = b.take(A if turn % 3 else B)
+            with lock:
+                in_use += 1
+                most = max(most, in_use)
+            with lock:
+                in_use -= 1
+            (b.pool.discard if turn % 7 == 0 else b.pool.release)(connection)
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert most <= 3
+    idle, active, waiting = b.figures()
+    assert (active, waiting) == (0, 0) and idle <= 2
+
+
+def test_a_descriptor_is_given_back() -> None:
+    """Every connection that the pool closes gives its descriptor back to the system."""
+    before = len(os.listdir("/proc/self/fd"))
+    b = Bench(max_total=2, max_idle=1)
+    connections = [b.take(), b.take()]
+    for connection in connections:
+        b.pool.release(connection)
+    b.pool.close()
+    b.opener.close()
+    assert len(os.listdir("/proc/self/fd")) == before
