@@ -1,0 +1,185 @@
+"""What a server says of itself and its models: the requests beside inference.
+
+They go the ordinary way of ``requests``, over the shared session, one endpoint after the other.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import datetime, timezone
+from typing import Any
+
+import requests
+
+from beam_triton.errors import (
+    InferenceError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    RemoteProtocolError,
+    TransportError,
+    TritonError,
+    with_message,
+)
+from beam_triton.inference_options import InferenceOptions
+from beam_triton.protocol import ModelSpec, error_from_response
+from beam_triton.protocol.paths import REPOSITORY_INDEX, SERVER_METADATA, model_config_path, model_path
+from beam_triton.transport.origin import EndpointUrl
+from beam_triton.transport.registry import Lease
+
+_logger = logging.getLogger(__name__)
+
+_BINARY_EXTENSION = "binary_tensor_data"
+_CONFIGURATION_EXTENSION = "model_configuration"
+
+
+class ControlPlane:
+    """Asks the endpoints of ``options`` over the leased session; the first that can answer does."""
+
+    def __init__(self, options: InferenceOptions, session: Lease[requests.Session]) -> None:
+        self._options = options
+        self._session = session
+        self._extensions: frozenset[str] | None = None
+
+    def is_ok(self, path: str) -> bool:
+        """Whether some endpoint answers 200; False where none can be reached or speaks HTTP."""
+        for url in self._options.urls:
+            try:
+                if self._send("GET", url, path).status_code == 200:
+                    return True
+            except (TransportError, RemoteProtocolError):
+                continue
+        return False
+
+    def get(self, path: str, *, what: str, model_name: str = "") -> dict[str, Any]:
+        """The JSON object at ``path``.
+
+        Raises:
+            InferenceError, TransportError: the last endpoint's error, those of the others with it.
+            RemoteProtocolError: this is no server of the Open Inference Protocol.
+        """
+        document = self._ask("GET", path, what, model_name)
+        if not isinstance(document, dict):
+            raise RemoteProtocolError(f"{what}: the server answered with JSON that is no object")
+        return document
+
+    def get_of_model(self, path: str, *, what: str, model_name: str) -> dict[str, Any]:
+        """As `get`; where the model is not there or not ready, the error lists those that are."""
+        try:
+            return self.get(path, what=what, model_name=model_name)
+        except (ModelNotFoundError, ModelNotReadyError) as error:
+            raise with_message(error, f"{error.message}; {self._known_models()}") from error
+
+    def repository_index(self) -> list[dict[str, Any]]:
+        """The models of the server's repository: name, version, state, reason."""
+        index = self._ask("POST", REPOSITORY_INDEX, "repository index", "")
+        if not isinstance(index, list):
+            raise RemoteProtocolError("the server's repository index is not a JSON list")
+        return [entry for entry in index if isinstance(entry, dict)]
+
+    def takes_binary_tensors(self) -> bool:
+        """Whether the server has the binary tensor extension; False means JSON."""
+        return self._has_extension(_BINARY_EXTENSION)
+
+    def model_spec(self, model_name: str, model_version: str | int | None) -> ModelSpec:
+        """What the model takes and gives.
+
+        A server without Triton's configuration extension does not tell its batch limit: it is taken
+        from ``batching.max_batch_size`` then, and is 0 (one element a request) where that is not
+        given either; a line in the log says so.
+        """
+        metadata = self.get_of_model(
+            model_path(model_name, model_version), what="metadata", model_name=model_name
+        )
+        config = None
+        if self._has_extension(_CONFIGURATION_EXTENSION):
+            path = model_config_path(model_name, model_version)
+            config = self.get_of_model(path, what="configuration", model_name=model_name)
+        limit = self._options.batching.max_batch_size
+        spec = ModelSpec.from_server(metadata, config, limit)
+        if config is None:
+            _logger.warning(
+                "the server of %r does not tell batch limits (no %s extension): %s",
+                model_name,
+                _CONFIGURATION_EXTENSION,
+                f"batches hold up to {limit}, as batching.max_batch_size says"
+                if limit
+                else "each element travels alone; give batching.max_batch_size if the model takes batches",
+            )
+        if not spec.inputs:
+            _logger.warning(
+                "the server of %r does not name the model's inputs: names and dtypes come from the elements",
+                model_name,
+            )
+        return spec
+
+    def _has_extension(self, name: str) -> bool:
+        if self._extensions is None:
+            extensions = self.get(SERVER_METADATA, what="server metadata").get("extensions")
+            found = extensions if isinstance(extensions, list) else []
+            self._extensions = frozenset(entry for entry in found if isinstance(entry, str))
+            if _BINARY_EXTENSION not in self._extensions:
+                _logger.warning(
+                    "%s: no binary tensors (no %s extension): they travel as JSON, which is slower",
+                    self._options.urls[0],
+                    _BINARY_EXTENSION,
+                )
+        return name in self._extensions
+
+    def _known_models(self) -> str:
+        try:
+            index = self.repository_index()
+        except TritonError:
+            return "the server does not list its models"
+        names = set()
+        for entry in index:
+            name, state = str(entry.get("name")), str(entry.get("state") or "UNAVAILABLE")
+            names.add(name if state == "READY" else f"{name} ({state.lower()})")
+        return f"the server has: {', '.join(sorted(names)) or 'no models'}"
+
+    def _ask(self, method: str, path: str, what: str, model_name: str) -> Any:
+        failures: list[TritonError] = []
+        for url in self._options.urls:
+            try:
+                return self._ask_one(method, url, path, what, model_name)
+            except (TransportError, InferenceError) as error:
+                failures.append(error)
+                if not error.retryable:
+                    break
+        failures[-1].attempts = tuple(failures[:-1])
+        raise failures[-1]
+
+    def _ask_one(self, method: str, url: EndpointUrl, path: str, what: str, model_name: str) -> Any:
+        response = self._send(method, url, path)
+        if response.status_code != 200:
+            raise error_from_response(
+                response.status_code,
+                response.content,
+                model_name=model_name,
+                what=what,
+                retry_after=response.headers.get("Retry-After"),
+                location=response.headers.get("Location"),
+                now=datetime.now(timezone.utc),
+            )
+        try:
+            return json.loads(response.content)
+        except (ValueError, RecursionError):
+            raise RemoteProtocolError(
+                f"{url} is no server of the Open Inference Protocol: {path} answered with "
+                f"{response.content[:60]!r} instead of JSON"
+            ) from None
+
+    def _send(self, method: str, url: EndpointUrl, path: str) -> requests.Response:
+        headers = self._options.header_values()
+        if url.basic_authorization is not None:
+            headers.setdefault("Authorization", url.basic_authorization)
+        try:
+            return self._session.value.request(
+                method,
+                f"{url}{path}",
+                headers=headers,
+                timeout=self._options.timeout_seconds,
+                allow_redirects=False,
+            )
+        except requests.RequestException as error:
+            raise RemoteProtocolError(f"{url}: the answer cannot be read: {error}") from error

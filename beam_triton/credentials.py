@@ -1,0 +1,182 @@
+"""Secrets: named where the pipeline is built, read where it runs, shown nowhere.
+
+A secret is given as
+
+- a callable without arguments, called for each use, so that it may renew what it hands out;
+- ``"env:NAME"``, an environment variable of the worker;
+- ``"file:PATH"``, a file on the worker, read at each use, so that a rotated secret is picked up;
+- any other string, the secret itself, which then travels in the pickled pipeline.
+
+No error of this module shows a secret's value, and none is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from beam_triton.errors import ConfigurationError
+
+Secret: TypeAlias = str | Callable[[], str]
+
+REDACTED = "***"
+
+_ENVIRONMENT = "env:"
+_FILE = "file:"
+
+# A secret that is longer is not one: the path names another file, or a device without an end.
+_MAX_FILE_BYTES = 64 * 1024
+
+# RFC 9110, section 5.6.2 (token) and 5.5 (field-value).
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_REFUSED_IN_HEADER_VALUE = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
+
+# Headers that carry no secret of the user's; every other one may, whatever its name.
+_SHOWN_HEADERS = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "date",
+        "host",
+        "inference-header-content-length",
+        "retry-after",
+        "server",
+        "transfer-encoding",
+        "user-agent",
+    }
+)
+
+
+def check_reference(secret: object, what: str = "the secret") -> None:
+    """Refuse what cannot be a secret by its shape; reads and calls nothing.
+
+    ``what`` names the option in the `ConfigurationError`.
+    """
+    if callable(secret):
+        return
+    if not isinstance(secret, str):
+        raise ConfigurationError(
+            f"{what} must be a string, a callable, 'env:NAME' or 'file:PATH', not a {type(secret).__name__}"
+        )
+    if secret.startswith(_ENVIRONMENT):
+        name = secret.removeprefix(_ENVIRONMENT)
+        if not name or "=" in name or "\0" in name:
+            raise ConfigurationError(f"{what}: 'env:' needs the name of an environment variable after it")
+    elif secret.startswith(_FILE):
+        path = secret.removeprefix(_FILE)
+        if not path or "\0" in path:
+            raise ConfigurationError(f"{what}: 'file:' needs a path after it")
+    else:
+        _check_value(secret, what)
+
+
+def resolve(secret: Secret, what: str = "the secret") -> str:
+    """The secret's value, read here and now, and fit for a header.
+
+    Trailing line ends are removed from what is read or called. Raises `ConfigurationError` when there is
+    no such variable or file, when the callable fails, or when the value is empty or unfit.
+    """
+    check_reference(secret, what)
+    if callable(secret):
+        value = _call(secret, what)
+    elif secret.startswith(_ENVIRONMENT):
+        value = _read_environment(secret.removeprefix(_ENVIRONMENT), what)
+    elif secret.startswith(_FILE):
+        value = _read_file(secret.removeprefix(_FILE), what)
+    else:
+        return secret
+    value = value.rstrip("\r\n")
+    _check_value(value, f"{what} ({describe(secret)})")
+    return value
+
+
+def describe(secret: Secret) -> str:
+    """Where the secret comes from, fit for logs and display data: never its value."""
+    if callable(secret):
+        return f"callable {getattr(secret, '__name__', type(secret).__name__)}"
+    return secret if secret.startswith((_ENVIRONMENT, _FILE)) else REDACTED
+
+
+def check_header_name(name: object) -> None:
+    """Refuse a name that HTTP does not allow (RFC 9110, section 5.6.2)."""
+    if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"header name {name!r} is not valid: letters, digits and !#$%&'*+.^_`|~- only, at least one"
+        )
+
+
+def check_header_value(name: str, value: object) -> None:
+    """Refuse a value that HTTP does not allow: not latin-1, or with control characters (line ends)."""
+    if not isinstance(value, str):
+        raise ConfigurationError(f"the value of header {name} must be a string, not a {type(value).__name__}")
+    if _REFUSED_IN_HEADER_VALUE.search(value):
+        raise ConfigurationError(
+            f"the value of header {name} holds a line end, another control character or one beyond latin-1"
+        )
+
+
+def redact_url(url: str) -> str:
+    """The URL without user, password and query.
+
+    All up to the last ``@`` goes, even where a URL's grammar would end the password earlier: a password
+    that should have been percent-encoded is still a password.
+    """
+    before, separator, after = url.partition("://")
+    scheme, rest = (f"{before}://", after) if separator and before.isalnum() else ("", url)
+    _, at, rest = rest.rpartition("@")
+    rest, question_mark, _ = rest.partition("?")
+    return scheme + (REDACTED + at if at else "") + rest + (question_mark + REDACTED if question_mark else "")
+
+
+def redact_headers(headers: Mapping[str, object]) -> dict[str, str]:
+    """The headers with the values hidden of all but those that belong to the protocol."""
+    return {
+        name: str(value) if name.lower() in _SHOWN_HEADERS else REDACTED for name, value in headers.items()
+    }
+
+
+def _call(secret: Callable[[], str], what: str) -> str:
+    try:
+        value = secret()
+    except Exception as error:
+        raise ConfigurationError(f"{what}: {describe(secret)} raised {type(error).__name__}") from error
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{what}: {describe(secret)} gave a {type(value).__name__}, not a string")
+    return value
+
+
+def _read_environment(name: str, what: str) -> str:
+    value = os.environ.get(name)
+    if value is None:
+        raise ConfigurationError(f"{what}: the environment variable {name} is not set on this worker")
+    return value
+
+
+def _read_file(path: str, what: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{what}: the file {path} cannot be read on this worker: {error.strerror}"
+        ) from error
+    if len(content) > _MAX_FILE_BYTES:
+        raise ConfigurationError(f"{what}: the file {path} is longer than {_MAX_FILE_BYTES} bytes")
+    # latin-1 takes every byte: whether it suits a header is then judged in one place.
+    return content.decode("latin-1")
+
+
+def _check_value(value: str, what: str) -> None:
+    if not value.strip():
+        raise ConfigurationError(f"{what} is empty")
+    if _REFUSED_IN_HEADER_VALUE.search(value):
+        raise ConfigurationError(
+            f"{what} holds a line end, another control character or one beyond latin-1 "
+            "(the value is not shown)"
+        )

@@ -1,0 +1,1 @@
+"""Attempts, retries, fail-over: many requests in flight, driven by the thread that wants the answers."""

@@ -1,0 +1,404 @@
+"""One logical request: attempts at one endpoint after another until an answer or a final error.
+
+::
+
+    start ─▶ admission ─▶ attempt ─▶ answer ─────────────────────────▶ done
+               ▲  │ refused: waits     │ error
+               │  ▼                    ├─▶ stale connection: at once, on another one
+               │ throttled             ├─▶ retryable: backoff, budget ─▶ admission
+               │                       ├─▶ breaker open, policy waits ─▶ admission, afresh
+               └───────────────────────┴─▶ final ─────────────────────▶ done
+
+The deadline runs from the first attempt's start; waiting for admission before that, as for a server
+that restarts, is bounded by the breaker policy's ``max_wait_seconds`` instead. This is the only
+place where a request is repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from beam_triton.dispatch.attempt import Attempt, ConnectionUse
+from beam_triton.dispatch.call_options import CallKind, CallOptions, CallRecord
+from beam_triton.dispatch.endpoints import Admission, Endpoint, EndpointSet, Refusal
+from beam_triton.dispatch.health import HealthWatch
+from beam_triton.dispatch.reactor import Reactor
+from beam_triton.dispatch.request import HeadWriter, HttpRequest
+from beam_triton.dispatch.waiting_line import Waiter
+from beam_triton.errors import (
+    CircuitOpenError,
+    ConnectError,
+    DeadlineExceededError,
+    ModelExecutionError,
+    RemoteProtocolError,
+    TritonError,
+)
+from beam_triton.policy.retry import decide
+from beam_triton.transport.exchange import Exchange
+from beam_triton.transport.pool import ConnectionPool
+
+_logger = logging.getLogger(__name__)
+
+# A wake-up lost to a bug must not hang a pipeline: whoever waits for others looks again after this.
+_LOOK_AGAIN_SECONDS = 0.25
+
+T = TypeVar("T")
+
+
+class Call(Generic[T]):
+    """A request in flight.
+
+    Args:
+        read: turns the answer into the result; what it raises is this attempt's error.
+        on_done: called on the reactor's thread, exactly once, with ``result`` or ``error`` set.
+        kind: whether a failure leads to a split.
+        is_sequence: the model would see a repeated request twice: nothing that may have run is
+            repeated.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        pool: ConnectionPool,
+        endpoints: EndpointSet,
+        head_writer: HeadWriter,
+        options: CallOptions,
+        request: HttpRequest,
+        read: Callable[[Exchange], T],
+        on_done: Callable[[Call[T]], None],
+        *,
+        kind: CallKind = CallKind.WHOLE,
+        is_sequence: bool = False,
+    ) -> None:
+        self.wake_at = math.inf
+        self.result: T | None = None
+        self.error: TritonError | None = None
+        self.record = CallRecord(request_bytes=request.content_length)
+        self.is_throttled = False
+        self._reactor = reactor
+        self._pool = pool
+        self._endpoints = endpoints
+        self._head_writer = head_writer
+        self._options = options
+        self._request = request
+        self._read = read
+        self._on_done = on_done
+        self._kind = kind
+        self._is_sequence = is_sequence
+        self._errors: list[TritonError] = []
+        self._earlier: list[TritonError] = []
+        self._tried: set[Endpoint] = set()
+        self._told: set[Endpoint] = set()
+        self._admission: Admission | None = None
+        self._attempt: Attempt | None = None
+        self._attempt_started = 0.0
+        self._deadline = math.inf
+        self._give_up_at = math.inf
+        self._budget_is_due = False
+        # Made when it is needed and dropped after: it refers back to this call.
+        self._waiter: Waiter | None = None
+        self._health_watch: HealthWatch | None = None
+
+    def start(self) -> None:
+        self._reactor.add(self)
+        self._admit()
+
+    def cancel(self) -> None:
+        """Give up without calling ``on_done``: the bundle failed, nobody wants the answer."""
+        self._reactor.remove(self)
+        if self._attempt is not None:
+            self._attempt.cancel()
+        self.is_throttled = False
+        self._stop_waiting()
+        self._settle(None)
+
+    def on_io(self) -> None:
+        raise AssertionError("a call has no socket of its own")
+
+    def on_time(self, now: float) -> None:
+        self.wake_at = math.inf
+        if now >= self._deadline and self._errors:
+            self._conclude(self._errors[-1])
+        elif self._budget_is_due:
+            self._take_budget()
+        else:
+            self._admit()
+
+    def _admit(self) -> None:
+        admission = self._endpoints.admit(self._tried)
+        if isinstance(admission, Refusal) and self._get_in_line():
+            admission = self._endpoints.admit(self._tried)
+        if isinstance(admission, Refusal):
+            self._wait_for_admission(admission)
+            return
+        self._stop_waiting()
+        self.is_throttled = False
+        self._admission = admission
+        now = time.monotonic()
+        if self._deadline == math.inf:
+            self._deadline = now + self._options.timeout_seconds
+            admission.endpoint.retry_budget.record_request()
+        self._send(now)
+
+    def _wait_for_admission(self, refusal: Refusal) -> None:
+        now = time.monotonic()
+        self.is_throttled = True
+        if refusal.open_seconds is None:
+            self.wake_at = min(now + _LOOK_AGAIN_SECONDS, self._deadline)
+            return
+        policy = self._options.circuit_breaker
+        assert policy is not None
+        if self._give_up_at == math.inf:
+            self._give_up_at = now + (policy.max_wait_seconds if policy.when_open == "wait" else 0.0)
+        if now >= self._give_up_at:
+            urls = ", ".join(str(endpoint.url) for endpoint in self._endpoints.endpoints)
+            waited = f" after {policy.max_wait_seconds:g} s of waiting" if policy.when_open == "wait" else ""
+            self._finish_with(
+                CircuitOpenError(
+                    f"the circuit breaker keeps requests back from {urls}{waited}; "
+                    f"next probe in {refusal.open_seconds:.1f} s",
+                    open_seconds_left=refusal.open_seconds,
+                )
+            )
+            return
+        # Not counted against the deadline: nothing has been sent that could be late.
+        self._begin_afresh()
+        if self._health_watch is None:
+            self._health_watch = HealthWatch(
+                self._reactor,
+                self._pool,
+                self._endpoints,
+                self._head_writer,
+                self._options.health_paths,
+                timeout_seconds=self._options.timeout_seconds,
+            )
+        self._health_watch.ask()
+        wait = min(max(refusal.open_seconds, 0.01), _LOOK_AGAIN_SECONDS)
+        self.wake_at = min(now + wait, self._give_up_at)
+
+    def _get_in_line(self) -> bool:
+        if self._waiter is None:
+            self._waiter = Waiter(self._endpoints.waiting_for_place, self._reactor, self._on_turn)
+        return self._waiter.wait()
+
+    def _stop_waiting(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.stop()
+        watch, self._health_watch = self._health_watch, None
+        if watch is not None:
+            watch.cancel()
+
+    def _on_turn(self) -> None:
+        self.wake_at = 0.0
+
+    def _send(self, now: float) -> None:
+        admission = self._admission
+        assert admission is not None
+        self._attempt_started = now
+        self.record.attempts += 1
+        try:
+            parts = self._head_writer.parts(admission.endpoint.url, self._request)
+        except TritonError as error:
+            # A secret that cannot be read.
+            self._finish_with(error)
+            return
+        attempt = Attempt(
+            self._reactor,
+            self._pool,
+            admission.endpoint.url.origin,
+            parts,
+            deadline=self._deadline,
+            timeout_seconds=self._options.timeout_seconds,
+            max_response_bytes=self._options.max_response_bytes,
+            on_end=self._on_attempt_end,
+        )
+        self._attempt = attempt
+        attempt.start()
+
+    def _on_attempt_end(self, attempt: Attempt) -> None:
+        self._attempt = None
+        record = self.record
+        if attempt.connection_use is ConnectionUse.OPENED:
+            record.connections_opened += 1
+        elif attempt.connection_use is ConnectionUse.REUSED:
+            record.connections_reused += 1
+        record.connection_waits += attempt.waited
+        error = attempt.error
+        if error is None:
+            assert attempt.exchange is not None
+            record.latency_seconds = time.monotonic() - self._attempt_started
+            record.response_bytes = len(attempt.exchange.body)
+            try:
+                self.result = self._read(attempt.exchange)
+            except TritonError as caught:
+                error = caught
+            except Exception as caught:
+                # Out of here it would end whatever else this reactor drives, and this call never.
+                error = RemoteProtocolError(
+                    f"the answer cannot be read: {type(caught).__name__}: {caught}"
+                )
+            else:
+                self._succeed()
+                return
+        if attempt.was_stale and not self._is_sequence:
+            self._send(time.monotonic())
+            return
+        self._on_failure(error)
+
+    def _succeed(self) -> None:
+        admission = self._admission
+        assert admission is not None
+        admission.endpoint.limit.on_success(self.record.latency_seconds)
+        if self._errors:
+            _logger.info(
+                "%s answered after %d failed attempt(s), the last one: %s",
+                admission.endpoint.url,
+                len(self._errors),
+                self._errors[-1].message,
+            )
+        self._settle(True)
+        self._finish()
+
+    def _on_failure(self, error: TritonError) -> None:
+        admission = self._admission
+        assert admission is not None
+        endpoint = admission.endpoint
+        now = time.monotonic()
+        if error.is_overload or isinstance(error, DeadlineExceededError):
+            endpoint.limit.on_overload(now - self._attempt_started)
+        without_frames(error)
+        self._errors.append(error)
+        self._tried.add(endpoint)
+        self._tell(endpoint, error)
+        delay = decide(
+            self._options.retry,
+            error,
+            len(self._errors),
+            sum(isinstance(earlier, ModelExecutionError) for earlier in self._errors),
+            sequence=self._is_sequence,
+            remaining_seconds=self._deadline - now,
+            random=random.random,
+        )
+        if self._kind is CallKind.SPLITTABLE_PART and isinstance(error, ModelExecutionError):
+            delay = None
+        elsewhere = [
+            other for other in self._endpoints.endpoints if other.is_closed and other not in self._tried
+        ]
+        usable = endpoint.is_closed or not error.counts_as_failure or bool(elsewhere)
+        if delay is None or not usable:
+            self._conclude(error)
+            return
+        self.record.retries += 1
+        # What is in flight to a server that fails must shrink: the place is given back during the wait.
+        self._settle(None)
+        if elsewhere and not error.is_overload:
+            delay = 0.0
+        if len(self._tried) == len(self._endpoints.endpoints):
+            self._tried = {endpoint}
+        self.is_throttled = error.is_overload
+        # A server that could not be reached has no load of this attempt.
+        self._budget_is_due = not isinstance(error, ConnectError)
+        self.wake_at = min(now + delay, self._deadline)
+
+    def _conclude(self, error: TritonError) -> None:
+        """No further attempt is due: fail, or wait for a server that is known to be away."""
+        self._settle(None)
+        if self._may_wait(error):
+            self._begin_afresh()
+            self._admit()
+        else:
+            self._finish_with(self._errors.pop())
+
+    def _may_wait(self, error: TritonError) -> bool:
+        """Whether the request is kept for when the server is well again, instead of failing."""
+        policy = self._options.circuit_breaker
+        if policy is None or policy.when_open != "wait":
+            return False
+        # A model that raises may go on raising for this element: that is for the batch to be split.
+        if not (error.counts_as_failure and error.retryable) or error.splits_batch:
+            return False
+        if self._is_sequence and error.may_have_run:
+            return False
+        is_known_sick = any(not endpoint.is_closed for endpoint in self._tried)
+        return is_known_sick and time.monotonic() < self._give_up_at
+
+    def _tell(self, endpoint: Endpoint, error: TritonError) -> None:
+        """Tell the breaker of a failure, at most once for an endpoint, unless this is a probe.
+
+        At once, not when the last retry has failed: a server that is away has everybody in backoff, and
+        only an open breaker asks after its health and stops the deadlines.
+        """
+        if not error.counts_as_failure or (endpoint in self._told and endpoint.is_closed):
+            return
+        model_fails = isinstance(error, ModelExecutionError)
+        if model_fails and self._kind is not CallKind.WHOLE:
+            return
+        self._told.add(endpoint)
+        # A deadline that passed may be the element's doing: a model can hang on it.
+        self._settle(False, unreachable=not (model_fails or isinstance(error, DeadlineExceededError)))
+
+    def _take_budget(self) -> None:
+        """Spend a retry of the endpoint's budget, or wait until it has one, within the deadline."""
+        endpoint = self._budget_endpoint()
+        if endpoint.retry_budget.try_spend():
+            self._budget_is_due = False
+            self._admit()
+            return
+        wait = min(endpoint.retry_budget.seconds_until_token(), _LOOK_AGAIN_SECONDS)
+        self.wake_at = min(time.monotonic() + max(wait, 0.001), self._deadline)
+
+    def _budget_endpoint(self) -> Endpoint:
+        untried = [endpoint for endpoint in self._endpoints.endpoints if endpoint not in self._tried]
+        return (untried or list(self._endpoints.endpoints))[0]
+
+    def _begin_afresh(self) -> None:
+        self._earlier = (self._earlier + self._errors)[-8:]
+        self._errors = []
+        self._tried = set()
+        self._told = set()
+        self._deadline = math.inf
+        self._budget_is_due = False
+
+    def _settle(self, healthy: bool | None, *, unreachable: bool = False) -> None:
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            admission.settle(healthy, unreachable=unreachable)
+
+    def _finish_with(self, error: TritonError) -> None:
+        error.attempts = tuple(self._earlier + self._errors)
+        self.error = error
+        self._finish()
+
+    def _finish(self) -> None:
+        self._stop_waiting()
+        self._settle(None)
+        self._reactor.remove(self)
+        # Whoever is told holds this call, and would be held by it: a cycle with the answer's bytes in it.
+        on_done, self._on_done = self._on_done, _told
+        on_done(self)
+
+
+def _told(call: Call[Any]) -> None:
+    raise AssertionError("a call ends once")
+
+
+def without_frames(error: BaseException) -> None:
+    """Let go of the frames that ``error`` came through.
+
+    They hold the request's and the answer's bytes, and through this call the error itself: a cycle that
+    keeps megabytes until the garbage collector comes by. What is raised to the user gets frames anew.
+    """
+    told: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in told:
+            told.add(id(each))
+            each.__traceback__ = None
+            left += [each.__cause__, each.__context__]

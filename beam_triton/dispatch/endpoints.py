@@ -1,0 +1,185 @@
+"""The state of the servers that one model is asked on, shared by all DoFn instances of a process.
+
+Who wants to send takes a *slot* first (``max_concurrent_requests`` of them in the process: that
+bounds memory), and for each attempt an *admission* to an endpoint, which its circuit breaker and its
+concurrency limit grant.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+from beam_triton.dispatch.waiting_line import WaitingLine
+from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, Permit, State
+from beam_triton.policy.concurrency import ConcurrencyLimit
+from beam_triton.policy.retry import RetryBudget, RetryPolicy
+from beam_triton.transport.origin import EndpointUrl
+
+_logger = logging.getLogger(__name__)
+
+
+class Endpoint:
+    """One server: how it does, and how much it is given."""
+
+    def __init__(
+        self,
+        url: EndpointUrl,
+        max_concurrent_requests: int,
+        retry: RetryPolicy,
+        circuit_breaker: CircuitBreakerPolicy | None,
+    ) -> None:
+        self.url = url
+        self.in_flight = 0
+        self.limit = ConcurrencyLimit(max_concurrent_requests, time.monotonic)
+        self.retry_budget = RetryBudget(retry, time.monotonic)
+        self.breaker = (
+            CircuitBreaker(
+                circuit_breaker,
+                time.monotonic,
+                self._log_change,
+                unreachable_limit=_unreachable_limit(circuit_breaker, max_concurrent_requests),
+            )
+            if circuit_breaker
+            else None
+        )
+
+    @property
+    def is_closed(self) -> bool:
+        """The breaker, where there is one, lets everything pass."""
+        return self.breaker is None or self.breaker.state is State.CLOSED
+
+    def _log_change(self, old: State, new: State) -> None:
+        level = logging.WARNING if new is State.OPEN else logging.INFO
+        _logger.log(level, "circuit breaker of %s: %s, was %s", self.url, new.value, old.value)
+
+
+class Admission:
+    """Leave to send attempts to ``endpoint``. `settle` ends it; a second call does nothing."""
+
+    __slots__ = ("_endpoints", "_permit", "endpoint")
+
+    def __init__(self, endpoints: EndpointSet, endpoint: Endpoint, permit: Permit | None) -> None:
+        self._endpoints: EndpointSet | None = endpoints
+        self._permit = permit
+        self.endpoint = endpoint
+
+    def settle(self, healthy: bool | None, *, unreachable: bool = False) -> None:
+        """Say what it showed of the endpoint's health: ``None`` for nothing.
+
+        ``unreachable`` failures are those that found nobody there, rather than a model that fails.
+        """
+        endpoints, self._endpoints = self._endpoints, None
+        if endpoints is None:
+            return
+        if self._permit is not None:
+            if healthy is None:
+                self._permit.release()
+            elif healthy:
+                self._permit.success()
+            else:
+                self._permit.failure(unreachable=unreachable)
+        endpoints.leave(self.endpoint)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """No endpoint may be sent to now. ``open_seconds`` is set where breakers are the reason."""
+
+    open_seconds: float | None
+
+
+class EndpointSet:
+    """The endpoints of one model and the process's slots for it; thread-safe.
+
+    Args:
+        urls: the servers; requests go to the healthy one with the fewest in flight.
+        max_concurrent_requests: requests in flight, all endpoints together, waiting ones included.
+
+    ``waiting_for_slot`` and ``waiting_for_place`` are called as a slot, or a place at an endpoint, has
+    become free.
+    """
+
+    def __init__(
+        self,
+        urls: tuple[EndpointUrl, ...],
+        max_concurrent_requests: int,
+        retry: RetryPolicy,
+        circuit_breaker: CircuitBreakerPolicy | None,
+    ) -> None:
+        self.endpoints = tuple(
+            Endpoint(url, max_concurrent_requests, retry, circuit_breaker) for url in urls
+        )
+        self._lock = threading.Lock()
+        self._free_slots = max_concurrent_requests
+        self.waiting_for_slot = WaitingLine()
+        self.waiting_for_place = WaitingLine()
+
+    def try_take_slot(self) -> bool:
+        with self._lock:
+            if not self._free_slots:
+                return False
+            self._free_slots -= 1
+            return True
+
+    def give_slot_back(self) -> None:
+        with self._lock:
+            self._free_slots += 1
+        self.waiting_for_slot.call_next()
+
+    def admit(self, avoid: set[Endpoint]) -> Admission | Refusal:
+        """Leave to send to one endpoint, not one of ``avoid`` unless there is no other."""
+        preferred = [endpoint for endpoint in self.endpoints if endpoint not in avoid]
+        for candidates in (preferred, self.endpoints if avoid else ()):
+            for endpoint in sorted(candidates, key=_preference):
+                admission = self._enter(endpoint)
+                if admission is not None:
+                    return admission
+        return Refusal(self._open_seconds())
+
+    def leave(self, endpoint: Endpoint) -> None:
+        with self._lock:
+            endpoint.in_flight -= 1
+        self.waiting_for_place.call_next()
+
+    def _enter(self, endpoint: Endpoint) -> Admission | None:
+        with self._lock:
+            if endpoint.in_flight >= endpoint.limit.limit:
+                return None
+            endpoint.in_flight += 1
+        permit = None
+        if endpoint.breaker is not None:
+            permit = endpoint.breaker.try_acquire()
+            if permit is None:
+                with self._lock:
+                    endpoint.in_flight -= 1
+                return None
+        return Admission(self, endpoint, permit)
+
+    def _open_seconds(self) -> float | None:
+        waits = [
+            endpoint.breaker.seconds_until_probe()
+            for endpoint in self.endpoints
+            if endpoint.breaker is not None and not endpoint.is_closed
+        ]
+        return min(waits) if len(waits) == len(self.endpoints) else None
+
+
+def _preference(endpoint: Endpoint) -> tuple[int, float]:
+    load = endpoint.in_flight / endpoint.limit.limit
+    if endpoint.breaker is None or endpoint.is_closed:
+        return 1, load
+    # A probe that is due comes first: while the others have room, this one would never get a request.
+    return 2 if endpoint.breaker.seconds_until_probe() > 0 else 0, load
+
+
+def _unreachable_limit(policy: CircuitBreakerPolicy, max_concurrent_requests: int) -> int:
+    """How many requests in a row have to find the server away.
+
+    Where requests wait for it, all that are in flight are enough: fewer may never come together.
+    """
+    if policy.when_open == "wait":
+        return min(policy.minimum_requests, max_concurrent_requests)
+    return policy.minimum_requests

@@ -1,0 +1,223 @@
+"""The keyword arguments that client, transform and model handler share, checked when they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from beam_triton.credentials import (
+    Secret,
+    check_header_name,
+    check_header_value,
+    check_reference,
+    describe,
+    redact_headers,
+    redact_url,
+    resolve,
+)
+from beam_triton.errors import ConfigurationError
+from beam_triton.options import Options, check, positive, positive_integer
+from beam_triton.policy.batching import BatchingPolicy
+from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
+from beam_triton.policy.retry import RetryPolicy
+from beam_triton.protocol import ModelSpec, checked_encoding, checked_parameters
+from beam_triton.protocol.paths import checked_version
+from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
+from beam_triton.transport.origin import EndpointUrl
+
+DEFAULT_MAX_CONCURRENT_REQUESTS = 32
+DEFAULT_MAX_RESPONSE_BYTES = 1 << 30
+
+# Stands for a pool that nobody gave; made to fit the other options.
+_POOL_THAT_FITS = ConnectionPoolConfig()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InferenceOptions(Options):
+    """How a model is asked. Every field is a keyword argument of `TritonClient` and `TritonInference`.
+
+    Attributes:
+        endpoint: URL of the server (``http://host:8000``), or several of them: requests are spread
+            over the healthy ones, and one that fails is taken up by another.
+        model_version: digits; ``None`` leaves the choice to the server.
+        timeout_seconds: deadline of a request, from acquiring its connection to the last byte of
+            the answer, all attempts and backoffs included.
+        max_concurrent_requests: requests in flight in a process, which bounds its memory.
+        pool: connection pool, shared by all users of the process that agree on it. Left out, it has the
+            defaults of `ConnectionPoolConfig`, with a connect timeout of half of ``timeout_seconds`` and
+            as many connections, idle ones too, as ``max_concurrent_requests``; what is given is refused
+            where it contradicts them.
+        tls: certificates of ``https`` endpoints.
+        batching, retry: see the policies.
+        circuit_breaker: ``None`` switches it off.
+        headers: sent with every request; a value may be a secret reference or callable.
+        auth_token: sent as ``Authorization: Bearer``; better a reference (``env:NAME``,
+            ``file:PATH``) or a callable, read on the worker, than the token itself.
+        compression: ``gzip`` or ``deflate`` for request bodies; ``None`` is faster in a data centre.
+        response_compression: the same for answers; Triton takes ten times as long for one.
+        priority: Triton's request priority: 1 is the highest, 0 or ``None`` the model's default.
+        request_parameters: sent with every request.
+        outputs: names of the outputs to ask for; ``None`` asks for all.
+        classification: output name to k: its k best classes come back as BYTES ``value:index:label``.
+        default_value: what an element yields that failed for good: output name to value, or the
+            value itself where one output is asked for.
+        max_response_bytes: a larger answer, compressed or not, is refused.
+        model_spec: the model's inputs, outputs and limits, where no server is to be asked for them.
+
+    Raises:
+        ConfigurationError: a value is out of range or of the wrong kind, or two contradict each other.
+    """
+
+    endpoint: str | Sequence[str] = field(repr=False)
+    model_version: str | int | None = None
+    timeout_seconds: float = 30.0
+    max_concurrent_requests: int = DEFAULT_MAX_CONCURRENT_REQUESTS
+    pool: ConnectionPoolConfig = _POOL_THAT_FITS
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    batching: BatchingPolicy = field(default_factory=BatchingPolicy)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    circuit_breaker: CircuitBreakerPolicy | None = field(default_factory=CircuitBreakerPolicy)
+    headers: Mapping[str, Secret] | None = field(default=None, repr=False)
+    auth_token: Secret | None = field(default=None, repr=False)
+    compression: str | None = None
+    response_compression: str | None = None
+    priority: int | None = None
+    request_parameters: Mapping[str, Any] | None = None
+    outputs: Sequence[str] | None = None
+    classification: Mapping[str, int] | None = None
+    default_value: Any = None
+    max_response_bytes: int = DEFAULT_MAX_RESPONSE_BYTES
+    model_spec: ModelSpec | None = None
+
+    def __post_init__(self) -> None:
+        check(self, positive, "timeout_seconds")
+        check(self, positive_integer, "max_concurrent_requests", "max_response_bytes")
+        if self.pool is _POOL_THAT_FITS:
+            object.__setattr__(self, "pool", self._fitting_pool())
+        for name, kind in (
+            ("pool", ConnectionPoolConfig),
+            ("tls", TlsConfig),
+            ("batching", BatchingPolicy),
+            ("retry", RetryPolicy),
+        ):
+            object.__setattr__(self, name, kind.from_options(getattr(self, name)))
+        if self.circuit_breaker is not None:
+            breaker = CircuitBreakerPolicy.from_options(self.circuit_breaker)
+            object.__setattr__(self, "circuit_breaker", breaker)
+        _ = self.urls
+        checked_version(self.model_version)
+        checked_encoding(self.compression)
+        checked_encoding(self.response_compression)
+        checked_parameters(self.parameters)
+        self._check_credentials()
+        self._check_limits()
+        if isinstance(self.outputs, str):
+            raise ConfigurationError(f"outputs must be a list of names, not the string {self.outputs!r}")
+        if self.model_spec is not None and not isinstance(self.model_spec, ModelSpec):
+            kind_name = type(self.model_spec).__name__
+            raise ConfigurationError(f"model_spec must be a ModelSpec, not a {kind_name}")
+
+    @property
+    def urls(self) -> tuple[EndpointUrl, ...]:
+        """The endpoints, taken apart."""
+        given = [self.endpoint] if isinstance(self.endpoint, str) else self.endpoint
+        if not isinstance(given, Sequence) or not given:
+            raise ConfigurationError(f"endpoint must be a URL or a list of URLs, not {self.endpoint!r}")
+        urls = tuple(EndpointUrl.parse(url) for url in given)
+        if len(set(urls)) != len(urls):
+            raise ConfigurationError("endpoint names the same server twice: " + ", ".join(map(str, urls)))
+        return urls
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The request parameters, ``priority`` among them."""
+        parameters = dict(self.request_parameters or {})
+        if self.priority is not None:
+            parameters.setdefault("priority", self.priority)
+        return parameters
+
+    def header_values(self) -> dict[str, str]:
+        """The user's header fields with every secret read here and now.
+
+        Raises:
+            ConfigurationError: a referenced secret is not there, or a value is unfit for a header.
+        """
+        values = {}
+        for name, secret in (self.headers or {}).items():
+            values[name] = resolve(secret, f"header {name}")
+            check_header_value(name, values[name])
+        if self.auth_token is not None:
+            values["Authorization"] = f"Bearer {resolve(self.auth_token, 'auth_token')}"
+            check_header_value("Authorization", values["Authorization"])
+        if self.response_compression is not None:
+            values["Accept-Encoding"] = self.response_compression
+        return values
+
+    def shown(self) -> dict[str, str]:
+        """The options that differ from their defaults, as text without any secret: for display data."""
+        endpoints = [self.endpoint] if isinstance(self.endpoint, str) else self.endpoint
+        shown = {"endpoint": ", ".join(redact_url(url) for url in endpoints)}
+        defaults = type(self)(endpoint=self.endpoint)
+        for option in fields(self):
+            value, default = getattr(self, option.name), getattr(defaults, option.name)
+            if option.name == "endpoint" or value == default:
+                continue
+            if option.name == "headers":
+                shown["headers"] = ", ".join(f"{k}: {v}" for k, v in redact_headers(value).items())
+            elif option.name == "auth_token":
+                shown["auth_token"] = describe(value)
+            else:
+                shown[option.name] = str(value)
+        return shown
+
+    def _fitting_pool(self) -> ConnectionPoolConfig:
+        defaults = ConnectionPoolConfig()
+        return ConnectionPoolConfig(
+            # Fewer would be closed at the end of every bundle, and opened again in the next one.
+            max_idle=max(defaults.max_idle, self.max_concurrent_requests),
+            max_total=max(defaults.max_total, self.max_concurrent_requests),
+            connect_timeout_seconds=min(defaults.connect_timeout_seconds, self.timeout_seconds / 2),
+        )
+
+    def _check_credentials(self) -> None:
+        if self.auth_token is not None:
+            check_reference(self.auth_token, "auth_token")
+        if self.headers is None:
+            return
+        if not isinstance(self.headers, Mapping):
+            raise ConfigurationError("headers must map names to values")
+        for name, secret in self.headers.items():
+            check_header_name(name)
+            check_reference(secret, f"header {name}")
+            if name.lower() in _OWN_HEADERS:
+                raise ConfigurationError(f"header {name} is written by the library itself: leave it out")
+            if name.lower() == "authorization" and self.auth_token is not None:
+                raise ConfigurationError("auth_token and a header Authorization contradict: give one of them")
+
+    def _check_limits(self) -> None:
+        if self.pool.max_total < self.max_concurrent_requests:
+            raise ConfigurationError(
+                f"max_total={self.pool.max_total} is below max_concurrent_requests="
+                f"{self.max_concurrent_requests}: requests would wait for connections they may never get; "
+                f"raise max_total or lower max_concurrent_requests"
+            )
+        if self.pool.connect_timeout_seconds >= self.timeout_seconds:
+            raise ConfigurationError(
+                f"connect_timeout_seconds={self.pool.connect_timeout_seconds:g} is not below timeout_seconds="
+                f"{self.timeout_seconds:g}, which bounds the whole request; lower the one or raise the other"
+            )
+
+
+_OWN_HEADERS = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "host",
+        "inference-header-content-length",
+        "transfer-encoding",
+    }
+)

@@ -1,0 +1,164 @@
+"""One model on its servers: elements to HTTP requests, answers to tensors.
+
+Here the three lower layers meet: the codec of `protocol`, the calls of `dispatch` over `transport`,
+and the policies. Both `TritonClient` and the Beam transforms are thin users of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from functools import partial
+from operator import itemgetter
+from typing import cast
+
+from beam_triton.dispatch.call_options import CallOptions
+from beam_triton.dispatch.channel import Channel, EndpointSetKey
+from beam_triton.dispatch.dispatcher import Dispatcher
+from beam_triton.dispatch.request import HttpRequest
+from beam_triton.errors import RemoteProtocolError
+from beam_triton.inference_options import InferenceOptions
+from beam_triton.protocol import (
+    EncodedRequest,
+    InferRequestEncoder,
+    InferResponse,
+    ModelSpec,
+    TensorSpec,
+    compress,
+    decode_infer_response,
+    decompress,
+    error_from_response,
+    join_responses,
+)
+from beam_triton.protocol.paths import SERVER_READY, infer_path, model_ready_path
+from beam_triton.transport.exchange import Exchange
+
+_JSON_LENGTH = "inference-header-content-length"
+
+
+class RemoteModel:
+    """A model that requests can be made to; holds references to the process's shared resources.
+
+    Args:
+        spec: what the model takes and gives.
+        options: how it is asked.
+        binary: the server takes tensors in binary; otherwise they travel as JSON.
+    """
+
+    def __init__(self, spec: ModelSpec, options: InferenceOptions, *, binary: bool = True) -> None:
+        self.spec = spec
+        self.encoder = InferRequestEncoder(
+            spec,
+            outputs=options.outputs,
+            parameters=options.parameters,
+            classification=options.classification,
+            binary=binary,
+        )
+        self._compression = options.compression
+        self._max_response_bytes = options.max_response_bytes
+        self._path = infer_path(spec.name, options.model_version)
+        self.channel = open_channel(spec.name, options)
+
+    def infer(
+        self,
+        parts: Sequence[EncodedRequest],
+        *,
+        is_sequence: bool = False,
+        expected: Sequence[TensorSpec] | None = None,
+    ) -> InferResponse:
+        """Send the parts of one batch, wait for their answers on the calling thread, and join them.
+
+        ``expected`` are the outputs that the answer must hold, those of the encoder by default.
+
+        Raises:
+            TritonError: as the first answer says that failed, or its absence.
+        """
+        dispatcher: Dispatcher[int] = Dispatcher(self.channel)
+        read = self.read_response if expected is None else partial(self.read_response, expected=expected)
+        try:
+            for index, encoded in enumerate(parts):
+                dispatcher.submit(index, self.http_request(encoded), read, is_sequence=is_sequence)
+            dispatcher.drain()
+        except BaseException:
+            dispatcher.cancel()
+            raise
+        calls = [call for _, call in sorted(dispatcher.completed, key=itemgetter(0))]
+        error = next((call.error for call in calls if call.error is not None), None)
+        if error is not None:
+            # This frame becomes part of the error's traceback: what refers to the error has to leave it.
+            dispatcher.completed.clear()
+            del calls
+            try:
+                raise error
+            finally:
+                del error
+        return join_responses([cast(InferResponse, call.result) for call in calls])
+
+    def http_request(self, encoded: EncodedRequest) -> HttpRequest:
+        """The HTTP request that carries an encoded body."""
+        headers = [("Content-Type", encoded.content_type)]
+        if encoded.json_length is not None:
+            headers.append(("Inference-Header-Content-Length", str(encoded.json_length)))
+        if self._compression is None:
+            return HttpRequest("POST", self._path, tuple(headers), encoded.parts, encoded.content_length)
+        body = compress(encoded.parts, self._compression)
+        headers.append(("Content-Encoding", self._compression))
+        return HttpRequest("POST", self._path, tuple(headers), (body,), len(body))
+
+    def read_response(
+        self, exchange: Exchange, *, expected: Sequence[TensorSpec] | None = None
+    ) -> InferResponse:
+        """The answer's tensors.
+
+        Raises:
+            InferenceError: the server refused.
+            RemoteProtocolError: it answered what cannot be read.
+        """
+        head, body = exchange.head, exchange.body
+        assert head is not None
+        if head.status != 200:
+            raise error_from_response(
+                head.status,
+                body,
+                model_name=self.spec.name,
+                retry_after=head.get("retry-after"),
+                location=head.get("location"),
+                now=datetime.now(timezone.utc),
+            )
+        encoding = head.get("content-encoding")
+        if encoding is not None and encoding.lower() != "identity":
+            body = memoryview(decompress(body, encoding.lower(), max_bytes=self._max_response_bytes))
+        length = head.get(_JSON_LENGTH)
+        if length is not None and not (length.isascii() and length.isdigit() and len(length) < 16):
+            raise RemoteProtocolError(
+                f"model {self.spec.name!r}: the answer's Inference-Header-Content-Length is {length[:60]!r}, "
+                f"a whole number is expected"
+            )
+        return decode_infer_response(
+            body,
+            None if length is None else int(length),
+            expected=self.encoder.expected_outputs if expected is None else expected,
+        )
+
+    def close(self) -> None:
+        """Give the shared resources back. A second call does nothing."""
+        self.channel.close()
+
+
+def open_channel(model_name: str, options: InferenceOptions) -> Channel:
+    """References to the session and endpoint state that ``options`` share for this model."""
+    return Channel(
+        EndpointSetKey(
+            options.urls, model_name, options.max_concurrent_requests, options.retry, options.circuit_breaker
+        ),
+        options.pool,
+        options.tls,
+        CallOptions(
+            timeout_seconds=options.timeout_seconds,
+            max_response_bytes=options.max_response_bytes,
+            retry=options.retry,
+            circuit_breaker=options.circuit_breaker,
+            health_paths=(SERVER_READY, model_ready_path(model_name, options.model_version)),
+        ),
+        options.header_values,
+    )

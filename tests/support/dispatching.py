@@ -1,0 +1,99 @@
+"""Calls made as the library makes them, with answers that are nothing but bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from beam_triton.dispatch.call import Call
+from beam_triton.dispatch.call_options import CallKind, CallOptions
+from beam_triton.dispatch.channel import Channel, EndpointSetKey
+from beam_triton.dispatch.dispatcher import Dispatcher
+from beam_triton.dispatch.request import HttpRequest
+from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
+from beam_triton.policy.retry import RetryPolicy
+from beam_triton.protocol import error_from_response
+from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
+from beam_triton.transport.exchange import Exchange
+from beam_triton.transport.origin import EndpointUrl
+
+NO_RETRIES = RetryPolicy(max_retries=0)
+QUICK_RETRIES = RetryPolicy(initial_backoff_seconds=0.01, max_backoff_seconds=0.05)
+
+
+def read(exchange: Exchange) -> bytes:
+    """The body of a 200; the library's own error for any other status."""
+    assert exchange.head is not None
+    if exchange.head.status != 200:
+        raise error_from_response(
+            exchange.head.status, exchange.body, retry_after=exchange.head.get("retry-after")
+        )
+    return bytes(exchange.body)
+
+
+def open_channel(
+    endpoints: str | Iterable[str],
+    *,
+    timeout_seconds: float = 5.0,
+    max_concurrent_requests: int = 4,
+    retry: RetryPolicy = NO_RETRIES,
+    circuit_breaker: CircuitBreakerPolicy | None = None,
+    pool: Mapping[str, Any] | None = None,
+    headers: Callable[[], Mapping[str, str]] = dict,
+    max_response_bytes: int = 1 << 20,
+) -> Channel:
+    urls = [endpoints] if isinstance(endpoints, str) else list(endpoints)
+    return Channel(
+        EndpointSetKey(
+            tuple(EndpointUrl.parse(url) for url in urls),
+            "model",
+            max_concurrent_requests,
+            retry,
+            circuit_breaker,
+        ),
+        ConnectionPoolConfig.from_options(pool),
+        TlsConfig(),
+        CallOptions(
+            timeout_seconds=timeout_seconds,
+            max_response_bytes=max_response_bytes,
+            retry=retry,
+            circuit_breaker=circuit_breaker,
+            health_paths=("/v2/health/ready", "/v2/models/model/ready"),
+        ),
+        headers,
+    )
+
+
+def post(body: bytes = b"body") -> HttpRequest:
+    return HttpRequest("POST", "/v2/models/model/infer", (), (body,), len(body))
+
+
+def ask(
+    channel: Channel,
+    request: HttpRequest | None = None,
+    *,
+    kind: CallKind = CallKind.WHOLE,
+    is_sequence: bool = False,
+    reads: Callable[[Exchange], Any] = read,
+) -> Call[Any]:
+    """One call, made and waited for on this thread."""
+    dispatcher: Dispatcher[None] = Dispatcher(channel)
+    try:
+        dispatcher.submit(None, request or post(), reads, kind=kind, is_sequence=is_sequence)
+        dispatcher.drain()
+    except BaseException:
+        dispatcher.cancel()
+        raise
+    _, call = dispatcher.completed.popleft()
+    assert not dispatcher.completed
+    return call
+
+
+def free_slots(channel: Channel) -> int:
+    """Slots that nobody holds: all of them are taken and given back."""
+    taken = 0
+    while channel.endpoints.try_take_slot():
+        taken += 1
+    for _ in range(taken):
+        channel.endpoints.give_slot_back()
+    return taken

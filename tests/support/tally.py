@@ -1,0 +1,175 @@
+"""Runs of many numbered elements: how far a run has come, and whether each element came out exactly once."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+from apache_beam.metrics.metric import MetricsFilter
+from apache_beam.ml.inference.base import PredictionResult
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing.util import assert_that, equal_to
+
+MODEL = "echo_variable"
+_BLOCK = 500
+
+
+class Progress:
+    """How many elements a run has fed into its transform so far."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._count = 0
+        self._over = False
+
+    def add(self, count: int) -> None:
+        with self._condition:
+            self._count += count
+            self._condition.notify_all()
+
+    def end(self) -> None:
+        with self._condition:
+            self._over = True
+            self._condition.notify_all()
+
+    def reached(self, count: int) -> bool:
+        """Waits until so many elements were fed; False if the run ended before."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._over or self._count >= count)
+            return not self._over
+
+
+# FnApiRunner runs a pipeline in this process, but pickles its functions: they find their run by number.
+_runs: dict[int, Progress] = {}
+_run_numbers = itertools.count()
+
+
+class Feed(beam.DoFn):
+    """Turns the number of a block into its elements: FP32 arrays of shape [1] that hold their own number."""
+
+    def __init__(self, run: int, pace_seconds: float) -> None:
+        self._run = run
+        self._pace_seconds = pace_seconds
+
+    def process(self, block: int) -> Iterator[npt.NDArray[np.float32]]:
+        for number in range(block * _BLOCK, (block + 1) * _BLOCK):
+            yield np.array([number], np.float32)
+        progress = _runs.get(self._run)
+        if progress is not None:
+            progress.add(_BLOCK)
+        time.sleep(self._pace_seconds)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of ``expected`` numbered elements."""
+
+    expected: int
+    results: int
+    missing: int
+    repeated: int
+    wrong: int
+
+
+class CountOutcome(beam.CombineFn):
+    """`PredictionResult`s of an echo model to one `Outcome`."""
+
+    def __init__(self, expected: int) -> None:
+        self._expected = expected
+
+    def create_accumulator(self) -> tuple[list[int], int]:
+        return [], 0
+
+    def add_input(
+        self, accumulator: tuple[list[int], int], result: PredictionResult
+    ) -> tuple[list[int], int]:
+        numbers, wrong = accumulator
+        example: Any = result.example
+        inference: Any = result.inference
+        number = int(example[0])
+        numbers.append(number)
+        return numbers, wrong + (int(inference["y"][0]) != number)
+
+    def merge_accumulators(self, accumulators: Iterable[tuple[list[int], int]]) -> tuple[list[int], int]:
+        numbers: list[int] = []
+        wrong = 0
+        for some, some_wrong in accumulators:
+            numbers += some
+            wrong += some_wrong
+        return numbers, wrong
+
+    def extract_output(self, accumulator: tuple[list[int], int]) -> Outcome:
+        numbers, wrong = accumulator
+        counts = np.bincount(numbers, minlength=self._expected)
+        return Outcome(
+            self._expected,
+            len(numbers),
+            int((counts == 0).sum()),
+            int((counts > 1).sum()),
+            wrong,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its counters in the namespace ``beam_triton``, and how long it took."""
+
+    counters: dict[str, int]
+    seconds: float
+
+
+def run_numbered(
+    transform: beam.PTransform[Any, Any],
+    elements: int,
+    *,
+    meanwhile: Callable[[Progress], None] | None = None,
+    options: Iterable[str] = (),
+    bundles: bool = False,
+    pace_seconds: float = 0.0,
+) -> Run:
+    """Feeds ``elements`` (whole blocks of 500) through ``transform`` and asserts that each came out once.
+
+    ``meanwhile`` runs beside the pipeline on a thread of its own, and may wait for its progress; what it
+    raises is raised here. With ``bundles`` the elements come in several bundles instead of one; with
+    ``pace_seconds`` the feed rests after each block, so that what happens meanwhile falls within the run.
+    """
+    assert elements % _BLOCK == 0
+    number = next(_run_numbers)
+    progress = _runs[number] = Progress()
+    pipeline = beam.Pipeline("FnApiRunner", options=PipelineOptions(list(options)))
+    outcome = (
+        pipeline
+        | beam.Create(range(elements // _BLOCK), reshuffle=bundles)
+        | beam.ParDo(Feed(number, pace_seconds))
+        | transform
+        | beam.CombineGlobally(CountOutcome(elements))
+    )
+    assert_that(outcome, equal_to([Outcome(elements, elements, 0, 0, 0)]))
+    started = time.monotonic()
+    with ThreadPoolExecutor(1) as threads:
+        beside = threads.submit(meanwhile or (lambda progress: None), progress)
+        try:
+            result = pipeline.run()
+            result.wait_until_finish()
+        finally:
+            progress.end()
+            del _runs[number]
+        beside.result()
+    return Run(counters_of(result), time.monotonic() - started)
+
+
+def counters_of(result: beam.runners.runner.PipelineResult) -> dict[str, int]:
+    """The library's counters of a finished pipeline, by name."""
+    chosen = MetricsFilter().with_namespace("beam_triton")
+    totals: dict[str, int] = {}
+    for counter in result.metrics().query(chosen)["counters"]:
+        totals[counter.key.metric.name] = totals.get(counter.key.metric.name, 0) + counter.result
+    return totals

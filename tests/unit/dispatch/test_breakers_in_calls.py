@@ -1,0 +1,253 @@
+"""Calls and circuit breakers: kept back, probed, let in again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from beam_triton.dispatch.channel import Channel
+from beam_triton.dispatch.dispatcher import Dispatcher
+from beam_triton.errors import CircuitOpenError, ConfigurationError, ServerUnavailableError
+from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy, State
+from tests.support import faults
+from tests.support.dispatching import QUICK_RETRIES, ask, free_slots, open_channel, post, read
+from tests.support.fault_server import Exchange, FaultServer, infer_requests, serve
+from tests.support.origins import Answer, always
+
+OK = always(Answer(200, b"answer"))
+SICK = faults.answered(Answer(503, b'{"error":"stopping"}'))
+
+
+def policy(**options: Any) -> CircuitBreakerPolicy:
+    return CircuitBreakerPolicy(
+        **{
+            "minimum_requests": 3,
+            "open_seconds": 0.3,
+            "half_open_requests": 2,
+            "health_check_interval_seconds": None,
+        }
+        | options
+    )
+
+
+def state_of(channel: Channel, number: int = 0) -> State:
+    breaker = channel.endpoints.endpoints[number].breaker
+    assert breaker is not None
+    return breaker.state
+
+
+def open_breaker(channel: Channel) -> None:
+    """Fails requests until the breaker of the only endpoint opens; the one that opens it may wait."""
+    dispatcher: Dispatcher[None] = Dispatcher(channel)
+    for _ in range(3):
+        dispatcher.submit(None, post(), read)
+    while state_of(channel) is not State.OPEN:
+        dispatcher.wait()
+    dispatcher.cancel()
+
+
+def test_fail_fast() -> None:
+    """``when_open="fail"`` refuses at once, without a word to the server, and says when to come back."""
+    with (
+        FaultServer(OK, SICK) as server,
+        closing(open_channel(server.endpoint, circuit_breaker=policy(when_open="fail"))) as channel,
+    ):
+        for _ in range(3):
+            assert isinstance(ask(channel).error, ServerUnavailableError)
+        asked = len(server.requests)
+        started = time.monotonic()
+        error = ask(channel).error
+        assert time.monotonic() - started < 0.2
+        assert isinstance(error, CircuitOpenError) and 0 < error.open_seconds_left <= 0.3
+        assert server.endpoint in error.message
+        assert len(server.requests) == asked
+        assert free_slots(channel) == 4
+
+
+def test_waiting_for_a_server_that_comes_back() -> None:
+    """Requests are held back while the breaker is open, probe, and all come through in the end."""
+    with (
+        FaultServer(OK, [SICK] * 3) as server,
+        closing(open_channel(server.endpoint, circuit_breaker=policy())) as channel,
+    ):
+        open_breaker(channel)
+        server.play([SICK])
+        dispatcher: Dispatcher[int] = Dispatcher(channel)
+        for number in range(12):
+            dispatcher.submit(number, post(), read)
+        dispatcher.drain()
+        assert sorted(number for number, _ in dispatcher.completed) == list(range(12))
+        assert all(call.result == b"answer" for _, call in dispatcher.completed)
+        assert state_of(channel) is State.CLOSED
+        assert dispatcher.throttled_seconds >= 0.5
+        assert free_slots(channel) == 4
+
+
+def test_waiting_has_an_end() -> None:
+    """After ``max_wait_seconds`` a request fails, with what it saw of the server before."""
+    patience = policy(max_wait_seconds=0.4, open_seconds=30.0)
+    with (
+        FaultServer(OK, SICK) as server,
+        closing(open_channel(server.endpoint, circuit_breaker=patience)) as channel,
+    ):
+        open_breaker(channel)
+        started = time.monotonic()
+        error = ask(channel).error
+        assert 0.4 <= time.monotonic() - started < 0.9
+        assert isinstance(error, CircuitOpenError)
+
+
+def test_waiting_outlasts_the_deadline() -> None:
+    """The deadline bounds what the server is given, not the time that it is away."""
+    with (
+        FaultServer(OK, [SICK] * 3) as server,
+        closing(
+            open_channel(server.endpoint, circuit_breaker=policy(open_seconds=0.6), timeout_seconds=0.3)
+        ) as channel,
+    ):
+        open_breaker(channel)
+        assert ask(channel).result == b"answer"
+
+
+def test_a_health_check_shortens_the_wait() -> None:
+    """A server that is ready again is probed long before ``open_seconds`` are over."""
+    early = policy(open_seconds=30.0, health_check_interval_seconds=0.1)
+    with (
+        FaultServer(OK, [SICK] * 3, when=infer_requests) as server,
+        closing(open_channel(server.endpoint, circuit_breaker=early)) as channel,
+    ):
+        open_breaker(channel)
+        started = time.monotonic()
+        assert ask(channel).result == b"answer"
+        assert time.monotonic() - started < 2.0
+        asked = [request.target for request in server.requests if request.method == "GET"]
+        assert asked[:2] == ["/v2/health/ready", "/v2/models/model/ready"]
+
+
+def test_a_health_check_that_fails_keeps_it_shut() -> None:
+    """A server that is not ready gets no requests, only further checks."""
+
+    def not_ready(exchange: Exchange) -> None:
+        (SICK if exchange.read_head().method == "POST" else faults.answered(Answer(400)))(exchange)
+
+    early = policy(open_seconds=30.0, health_check_interval_seconds=0.1, max_wait_seconds=0.8)
+    with (
+        FaultServer(OK, not_ready) as server,
+        closing(open_channel(server.endpoint, circuit_breaker=early)) as channel,
+    ):
+        open_breaker(channel)
+        posts = sum(request.method == "POST" for request in server.requests)
+        assert isinstance(ask(channel).error, CircuitOpenError)
+        assert sum(request.method == "POST" for request in server.requests) == posts
+        assert sum(request.method == "GET" for request in server.requests) >= 2
+        assert state_of(channel) is State.OPEN
+
+
+def test_a_health_check_without_its_secret() -> None:
+    """A secret that goes missing while the breaker is open ends neither the reactor nor the wait."""
+    works = True
+
+    def headers() -> dict[str, str]:
+        if not works:
+            raise ConfigurationError("no token")
+        return {}
+
+    early = policy(open_seconds=1.5, health_check_interval_seconds=0.1)
+    with (
+        FaultServer(OK, [SICK] * 3) as server,
+        closing(open_channel(server.endpoint, circuit_breaker=early, headers=headers)) as channel,
+    ):
+        open_breaker(channel)
+        works = False
+        # Heads are kept for a second: the checks have to make one of their own after it.
+        time.sleep(1.0)
+        assert isinstance(ask(channel).error, ConfigurationError)
+        works = True
+        assert ask(channel).result == b"answer"
+
+
+def test_the_elements_fault_opens_nothing() -> None:
+    """Any number of 400s says nothing of the server's health."""
+    with (
+        FaultServer(OK, faults.answered(Answer(400))) as server,
+        closing(open_channel(server.endpoint, circuit_breaker=policy())) as channel,
+    ):
+        for _ in range(10):
+            ask(channel)
+        assert state_of(channel) is State.CLOSED
+
+
+def test_a_failed_probe_opens_it_again() -> None:
+    """A server that still fails gets one round of probes for each ``open_seconds``."""
+    with (
+        FaultServer(OK, SICK) as server,
+        closing(
+            open_channel(server.endpoint, circuit_breaker=policy(when_open="fail", half_open_requests=1))
+        ) as channel,
+    ):
+        for _ in range(3):
+            ask(channel)
+        time.sleep(0.35)
+        asked = len(server.requests)
+        assert isinstance(ask(channel).error, ServerUnavailableError)
+        assert isinstance(ask(channel).error, CircuitOpenError)
+        assert len(server.requests) == asked + 1
+
+
+def test_an_open_breaker_takes_its_endpoint_out() -> None:
+    """With another endpoint at hand, a sick one gets nothing while its breaker is open."""
+    with FaultServer(OK, SICK) as sick, FaultServer(OK) as well:
+        channel = open_channel(
+            [sick.endpoint, well.endpoint], circuit_breaker=policy(open_seconds=30.0), retry=QUICK_RETRIES
+        )
+        with closing(channel):
+            for _ in range(20):
+                assert ask(channel).result == b"answer"
+            assert state_of(channel, 0) is State.OPEN and state_of(channel, 1) is State.CLOSED
+            assert len(sick.requests) == 3
+
+
+def test_an_endpoint_that_recovers_is_used_again() -> None:
+    """After ``open_seconds`` an endpoint is probed, though the others have room for everything."""
+    with FaultServer(OK, SICK) as first, FaultServer(OK) as second:
+        channel = open_channel(
+            [first.endpoint, second.endpoint], circuit_breaker=policy(), retry=QUICK_RETRIES
+        )
+        with closing(channel):
+            for _ in range(10):
+                assert ask(channel).result == b"answer"
+            assert state_of(channel, 0) is State.OPEN
+            first.play(serve)
+            time.sleep(0.35)
+            before = len(first.requests)
+            for _ in range(4):
+                assert ask(channel).result == b"answer"
+            assert state_of(channel, 0) is State.CLOSED
+            assert len(first.requests) - before >= 2
+
+
+@pytest.mark.parametrize("then", ["cancel", "finish"])
+def test_a_probe_that_is_given_up_gives_its_place_back(then: str) -> None:
+    """Probes whose outcome says nothing leave room for others."""
+    finish: dict[str, Callable[[Dispatcher[None]], None]] = {
+        "cancel": Dispatcher.cancel,
+        "finish": Dispatcher.drain,
+    }
+    with (
+        FaultServer(OK, [SICK] * 3) as server,
+        closing(open_channel(server.endpoint, circuit_breaker=policy(half_open_requests=1))) as channel,
+    ):
+        open_breaker(channel)
+        time.sleep(0.35)
+        server.play([faults.answered(Answer(400))] if then == "finish" else [faults.silence])
+        dispatcher: Dispatcher[None] = Dispatcher(channel)
+        dispatcher.submit(None, post(), read)
+        dispatcher.step()
+        assert state_of(channel) is State.HALF_OPEN
+        finish[then](dispatcher)
+        assert ask(channel).result == b"answer"
+        assert state_of(channel) is State.CLOSED

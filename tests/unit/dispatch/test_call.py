@@ -1,0 +1,388 @@
+"""One request, its attempts, and when it gives up."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from contextlib import closing
+
+import pytest
+
+from beam_triton.dispatch.call_options import CallKind
+from beam_triton.dispatch.dispatcher import Dispatcher
+from beam_triton.errors import (
+    ConfigurationError,
+    ConnectError,
+    ConnectionLostError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    ModelExecutionError,
+    PoolTimeoutError,
+    RemoteProtocolError,
+    ServerOverloadedError,
+    ServerUnavailableError,
+)
+from beam_triton.policy.retry import RetryPolicy
+from beam_triton.transport.exchange import Exchange
+from tests.support import faults, sockets
+from tests.support.dispatching import NO_RETRIES, QUICK_RETRIES, ask, free_slots, open_channel, post, read
+from tests.support.fault_server import Fault, FaultServer, serve
+from tests.support.origins import Answer, always
+
+OK = always(Answer(200, b"answer"))
+OVERRUN_SECONDS = 0.5
+
+
+def status(code: int, *headers: tuple[str, str]) -> Fault:
+    return faults.answered(Answer(code, b'{"error":"the reason"}', headers))
+
+
+BUSY = faults.answered(Answer(503, b'{"error":"Exceeds maximum queue size"}'))
+
+
+def test_a_record_of_what_happened() -> None:
+    """The record counts connections, bytes and attempts of a call."""
+    with FaultServer(OK) as server, closing(open_channel(server.endpoint)) as channel:
+        first, second = ask(channel).record, ask(channel).record
+    assert (first.connections_opened, first.connections_reused) == (1, 0)
+    assert (second.connections_opened, second.connections_reused) == (0, 1)
+    assert (first.attempts, first.retries, first.request_bytes, first.response_bytes) == (1, 0, 4, 6)
+    assert 0 < first.latency_seconds < 5
+
+
+def test_a_stale_connection_costs_no_retry() -> None:
+    """The request goes out again at once on another connection, even where no retry is allowed."""
+    with (
+        FaultServer(OK, [serve, faults.closed_without_answer]) as server,
+        closing(open_channel(server.endpoint)) as channel,
+    ):
+        ask(channel)
+        call = ask(channel)
+        assert call.result == b"answer"
+        assert (call.record.attempts, call.record.retries) == (2, 0)
+        assert len(server.requests) == 3
+
+
+def test_a_server_that_hangs_up_every_time() -> None:
+    """A request is sent again for stale connections only: a fresh one that ends is an error."""
+    with (
+        FaultServer(OK, [serve, serve, *[faults.closed_without_answer] * 9]) as server,
+        closing(open_channel(server.endpoint)) as channel,
+    ):
+        ask(channel)
+        call = ask(channel)
+        call = ask(channel)
+        assert isinstance(call.error, ConnectionLostError)
+        assert call.record.attempts == 2
+
+
+def test_a_sequence_request_is_not_sent_again() -> None:
+    """A request that may have run is not repeated where the model would see it twice."""
+    for fault in (faults.closed_without_answer, faults.truncated(10), status(500)):
+        with (
+            FaultServer(OK, [serve, fault]) as server,
+            closing(open_channel(server.endpoint, retry=QUICK_RETRIES)) as channel,
+        ):
+            ask(channel)
+            call = ask(channel, is_sequence=True)
+            assert call.error is not None and call.error.may_have_run
+            assert len(server.requests) == 2
+
+
+def test_a_sequence_request_that_cannot_have_run_is_repeated() -> None:
+    """A refusal for being busy leaves the sequence as it was."""
+    with (
+        FaultServer(OK, [BUSY]) as server,
+        closing(open_channel(server.endpoint, retry=QUICK_RETRIES)) as channel,
+    ):
+        assert ask(channel, is_sequence=True).result == b"answer"
+
+
+@pytest.mark.parametrize("fault", [status(503), status(502), BUSY, faults.reset_after_reading])
+def test_what_passes_is_retried(fault: Fault) -> None:
+    """Transient errors are repeated until the answer comes; the record tells how often."""
+    with (
+        FaultServer(OK, [fault] * 3) as server,
+        closing(open_channel(server.endpoint, retry=QUICK_RETRIES)) as channel,
+    ):
+        call = ask(channel)
+        assert call.result == b"answer"
+        assert (call.record.attempts, call.record.retries) == (4, 3)
+
+
+def test_the_last_error_keeps_the_earlier_ones() -> None:
+    """The error of a request that fails for good is the last one, and tells of those before."""
+    policy = RetryPolicy(max_retries=2, initial_backoff_seconds=0.01)
+    script = [status(502), faults.truncated(10), status(503)]
+    with FaultServer(OK, script) as server, closing(open_channel(server.endpoint, retry=policy)) as channel:
+        error = ask(channel).error
+        assert isinstance(error, ServerUnavailableError) and error.status == 503
+        assert [type(each) for each in error.attempts] == [ServerUnavailableError, ConnectionLostError]
+        assert len(server.requests) == 3
+
+
+def test_a_model_that_raises_is_asked_once_more() -> None:
+    """A plain 500 is repeated ``max_server_error_retries`` times, a refusal of the content never."""
+    with (
+        FaultServer(OK, status(500)) as server,
+        closing(open_channel(server.endpoint, retry=QUICK_RETRIES)) as channel,
+    ):
+        assert isinstance(ask(channel).error, ModelExecutionError)
+        assert len(server.requests) == 2
+        assert isinstance(ask(channel, kind=CallKind.SPLITTABLE_PART).error, ModelExecutionError)
+        assert len(server.requests) == 3
+        server.play(status(400))
+        assert isinstance(ask(channel).error, InvalidRequestError)
+        assert len(server.requests) == 4
+
+
+def test_retry_after_is_waited_for() -> None:
+    """A server that names a time is not asked before it."""
+    with (
+        FaultServer(OK, [status(503, ("Retry-After", "1"))]) as server,
+        closing(open_channel(server.endpoint, retry=QUICK_RETRIES)) as channel,
+    ):
+        started = time.monotonic()
+        assert ask(channel).result == b"answer"
+        assert 1.0 <= time.monotonic() - started < 1.7
+
+
+def test_retry_after_beyond_the_deadline_is_final() -> None:
+    """A time that the deadline does not leave is not waited for."""
+    with (
+        FaultServer(OK, status(503, ("Retry-After", "60"))) as server,
+        closing(open_channel(server.endpoint, retry=QUICK_RETRIES)) as channel,
+    ):
+        started = time.monotonic()
+        assert isinstance(ask(channel).error, ServerUnavailableError)
+        assert time.monotonic() - started < OVERRUN_SECONDS
+        assert len(server.requests) == 1
+
+
+def test_the_budget_bounds_retries() -> None:
+    """A server that fails everything gets no more retries than the budget has, and then none."""
+    policy = RetryPolicy(
+        initial_backoff_seconds=0.01, max_backoff_seconds=0.02, budget_ratio=0.0, budget_min_per_second=0.3
+    )
+    with (
+        FaultServer(OK, status(503)) as server,
+        closing(open_channel(server.endpoint, retry=policy, timeout_seconds=0.5)) as channel,
+    ):
+        calls = [ask(channel) for _ in range(3)]
+        assert all(isinstance(call.error, ServerUnavailableError) for call in calls)
+        assert len(server.requests) == 3 + 3
+
+
+def test_fail_over_takes_no_pause() -> None:
+    """Where another endpoint is at hand, a failed request goes there at once."""
+    patient = RetryPolicy(initial_backoff_seconds=4.0, max_backoff_seconds=4.0)
+    with (
+        FaultServer(OK, status(503)) as sick,
+        FaultServer(OK) as well,
+        faults.refusing_port() as port,
+    ):
+        endpoints = [f"http://127.0.0.1:{port}", sick.endpoint, well.endpoint]
+        with closing(open_channel(endpoints, retry=patient, timeout_seconds=9.0)) as channel:
+            started = time.monotonic()
+            calls = [ask(channel) for _ in range(6)]
+            assert [call.result for call in calls] == [b"answer"] * 6
+            assert time.monotonic() - started < 2.0
+
+
+def test_requests_are_spread() -> None:
+    """Each request goes to the endpoint with the fewest in flight."""
+    with FaultServer(OK, faults.late(0.2)) as left, FaultServer(OK, faults.late(0.2)) as right:
+        with closing(open_channel([left.endpoint, right.endpoint])) as channel:
+            dispatcher: Dispatcher[int] = Dispatcher(channel)
+            for number in range(4):
+                dispatcher.submit(number, post(), read)
+            dispatcher.drain()
+        assert len(left.requests) == len(right.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "sees"),
+    [
+        (faults.silence, DeadlineExceededError),
+        (faults.deafness, DeadlineExceededError),
+        (faults.trickle(0.05), DeadlineExceededError),
+        (faults.chunked(ending=b""), DeadlineExceededError),
+        (status(503), ServerUnavailableError),
+        (BUSY, ServerOverloadedError),
+    ],
+)
+def test_the_deadline_holds(fault: Fault, sees: type[Exception]) -> None:
+    """Whatever the server does, and through all retries, the request ends at ``timeout_seconds``."""
+    with (
+        FaultServer(OK, fault) as server,
+        closing(open_channel(server.endpoint, retry=QUICK_RETRIES, timeout_seconds=0.4)) as channel,
+    ):
+        started = time.monotonic()
+        call = ask(channel)
+        assert time.monotonic() - started < 0.4 + OVERRUN_SECONDS
+        assert isinstance(call.error, sees)
+        assert free_slots(channel) == 4
+        assert channel.pool.statistics().active == 0
+
+
+def test_the_deadline_holds_in_the_pools_queue() -> None:
+    """Waiting for a connection counts, and says nothing of the server."""
+    with FaultServer(OK) as server:
+        channel = open_channel(
+            server.endpoint, timeout_seconds=0.4, pool={"max_total": 1, "max_idle": 1}, retry=QUICK_RETRIES
+        )
+        with closing(channel):
+            origin = channel.endpoints.endpoints[0].url.origin
+            holding = channel.pool.acquire(origin, 5.0, lambda: None)
+            started = time.monotonic()
+            error = ask(channel).error
+            assert time.monotonic() - started < 0.4 + OVERRUN_SECONDS
+            assert isinstance(error, PoolTimeoutError) and not error.counts_as_failure
+            channel.pool.cancel(holding)
+            assert ask(channel).result == b"answer"
+
+
+def test_overload_shrinks_what_is_in_flight() -> None:
+    """A server that is too busy gets fewer at a time, and the time that this costs is told."""
+    with FaultServer(OK, [BUSY] * 4) as server:
+        channel = open_channel(server.endpoint, retry=QUICK_RETRIES, max_concurrent_requests=8)
+        with closing(channel):
+            (endpoint,) = channel.endpoints.endpoints
+            dispatcher: Dispatcher[int] = Dispatcher(channel)
+            for number in range(8):
+                dispatcher.submit(number, post(), read)
+            dispatcher.drain()
+            assert all(call.result == b"answer" for _, call in dispatcher.completed)
+            assert endpoint.limit.limit < 8
+            assert endpoint.in_flight == 0
+            assert dispatcher.throttled_seconds > 0
+
+
+def test_a_reading_that_fails_unforeseen() -> None:
+    """An exception of the reader ends its own call, as an answer that cannot be read, and nothing else."""
+
+    def broken(exchange: Exchange) -> bytes:
+        raise KeyError("name")
+
+    with FaultServer(OK) as server, closing(open_channel(server.endpoint)) as channel:
+        dispatcher: Dispatcher[str] = Dispatcher(channel)
+        dispatcher.submit("broken", post(), broken)
+        dispatcher.submit("good", post(), read)
+        dispatcher.drain()
+        calls = dict(dispatcher.completed)
+        assert calls["good"].result == b"answer"
+        assert isinstance(calls["broken"].error, RemoteProtocolError)
+        assert "KeyError" in calls["broken"].error.message
+        assert free_slots(channel) == 4
+
+
+def test_a_secret_that_cannot_be_read() -> None:
+    """A header that cannot be made fails the request, keeps nothing, and the next one tries again."""
+    works = False
+
+    def headers() -> Mapping[str, str]:
+        if not works:
+            raise ConfigurationError("auth_token: the environment variable TOKEN is not set on this worker")
+        return {"Authorization": "Bearer x"}
+
+    with FaultServer(OK) as server, closing(open_channel(server.endpoint, headers=headers)) as channel:
+        assert isinstance(ask(channel).error, ConfigurationError)
+        assert server.requests == []
+        assert free_slots(channel) == 4
+        works = True
+        assert ask(channel).result == b"answer"
+        assert server.requests[0].header("Authorization") == "Bearer x"
+
+
+def test_a_host_without_an_address() -> None:
+    """A name that does not resolve is an error that names it, and is retried as any refused connection."""
+    policy = RetryPolicy(max_retries=1, initial_backoff_seconds=0.01)
+    with closing(open_channel("http://no-such-host.invalid:8000", retry=policy)) as channel:
+        error = ask(channel).error
+        assert isinstance(error, ConnectError) and not error.may_have_run
+        assert "no-such-host.invalid" in error.message
+        assert len(error.attempts) == 1
+
+
+def test_a_large_exchange() -> None:
+    """Sixteen megabytes there and back, through buffers much smaller than that."""
+    body = bytes(range(256)) * (1 << 16)
+
+    def echo(exchange: Exchange) -> bytes:
+        return bytes(exchange.body)
+
+    with FaultServer(lambda request: Answer(200, request.body), receive_buffer_bytes=65536) as server:
+        channel = open_channel(server.endpoint, max_response_bytes=1 << 25, timeout_seconds=30)
+        with closing(channel):
+            assert ask(channel, post(body), reads=echo).result == body
+
+
+def let_connecting_threads_end() -> None:
+    """One that has just handed its connection over holds the request until it runs again."""
+    for thread in threading.enumerate():
+        if thread.name == "beam_triton-connect":
+            thread.join(5)
+
+
+@pytest.mark.parametrize("fault", [serve, status(400), status(503), faults.reset_after_reading])
+def test_a_request_is_freed_without_the_garbage_collector(fault: Fault) -> None:
+    """When a call is forgotten its request is too: no error, and no success, keeps it in a cycle."""
+    with (
+        FaultServer(OK, fault) as server,
+        closing(open_channel(server.endpoint, retry=NO_RETRIES)) as channel,
+    ):
+        ask(channel)
+        gc.collect()
+        gc.disable()
+        try:
+            call = ask(channel)
+            gone = weakref.ref(call)
+            del call
+            let_connecting_threads_end()
+            assert gone() is None
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+
+
+def test_a_kept_error_keeps_no_request() -> None:
+    """Whoever collects errors does not collect the requests that they came from."""
+    with (
+        FaultServer(OK, faults.truncated(10)) as server,
+        closing(open_channel(server.endpoint, retry=QUICK_RETRIES, timeout_seconds=0.3)) as channel,
+    ):
+        call = ask(channel)
+        gone = weakref.ref(call)
+        error = call.error
+        del call
+        let_connecting_threads_end()
+        gc.collect()
+        assert error is not None and gone() is None
+
+
+def test_cancelling_gives_everything_back() -> None:
+    """Whatever state a call is in, cancelling it returns slot, admission and connection."""
+    with FaultServer(OK, faults.silence) as server:
+        channel = open_channel(
+            server.endpoint, pool={"max_total": 2, "max_idle": 2}, max_concurrent_requests=4
+        )
+        with closing(channel):
+            dispatcher: Dispatcher[int] = Dispatcher(channel)
+            for number in range(4):
+                dispatcher.submit(number, post(), read)
+            for _ in range(5):
+                dispatcher.step()
+                time.sleep(0.01)
+            dispatcher.cancel()
+            dispatcher.cancel()
+            assert dispatcher.in_flight == 0 and not dispatcher.completed
+            assert free_slots(channel) == 4
+            assert channel.endpoints.endpoints[0].in_flight == 0
+            assert sockets.settles(lambda: channel.pool.statistics().active, 0) == 0
+            # A connection that was being opened is kept for the next one; those in use are closed.
+            assert sockets.settles(lambda: server.open_now - channel.pool.statistics().idle, 0) == 0
+            server.play(serve)
+            assert ask(channel).result == b"answer"

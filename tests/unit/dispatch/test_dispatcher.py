@@ -1,0 +1,212 @@
+"""Many calls in flight, several owners on a thread, several threads on few slots."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from contextlib import closing
+
+from beam_triton.dispatch.channel import Channel
+from beam_triton.dispatch.dispatcher import Dispatcher
+from beam_triton.policy.retry import RetryPolicy
+from tests.support import faults
+from tests.support.dispatching import ask, free_slots, open_channel, post, read
+from tests.support.fault_server import FaultServer
+from tests.support.origins import Answer, Request, always
+
+OK = always(Answer(200, b"answer"))
+
+
+def echo(request: Request) -> Answer:
+    return Answer(200, request.body)
+
+
+def test_each_call_comes_back_with_its_token() -> None:
+    """Tokens and answers stay together, whatever the order of the answers."""
+    with (
+        FaultServer(echo, [faults.late(0.2), faults.late(0.1)]) as server,
+        closing(open_channel(server.endpoint)) as channel,
+    ):
+        dispatcher: Dispatcher[int] = Dispatcher(channel)
+        for number in range(20):
+            dispatcher.submit(number, post(b"%d" % number), read)
+        dispatcher.drain()
+        answers = {number: call.result for number, call in dispatcher.completed}
+    assert answers == {number: b"%d" % number for number in range(20)}
+
+
+def test_no_more_in_flight_than_slots() -> None:
+    """``submit`` waits while ``max_concurrent_requests`` are in flight."""
+    with (
+        FaultServer(OK, faults.late(0.05)) as server,
+        closing(open_channel(server.endpoint, max_concurrent_requests=3)) as channel,
+    ):
+        dispatcher: Dispatcher[int] = Dispatcher(channel)
+        most = 0
+        for number in range(9):
+            dispatcher.submit(number, post(), read)
+            most = max(most, dispatcher.in_flight)
+        dispatcher.drain()
+        assert most == 3 and server.most_open == 3
+        assert dispatcher.throttled_seconds == 0
+
+
+def test_two_dispatchers_on_one_thread() -> None:
+    """Two owners that are fused on a thread, with one slot between them, do not wait for each other."""
+    with (
+        FaultServer(OK) as server,
+        closing(open_channel(server.endpoint, max_concurrent_requests=1)) as channel,
+    ):
+        first: Dispatcher[int] = Dispatcher(channel)
+        second: Dispatcher[int] = Dispatcher(channel)
+        started = time.monotonic()
+        for number in range(20):
+            first.submit(number, post(), read)
+            second.submit(number, post(), read)
+        second.drain()
+        first.drain()
+        assert len(first.completed) == len(second.completed) == 20
+        assert time.monotonic() - started < 5
+        assert free_slots(channel) == 1
+
+
+def test_two_dispatchers_while_one_backs_off() -> None:
+    """A slot that waits for its retry is moved on by the other owner's waiting."""
+    policy = RetryPolicy(initial_backoff_seconds=0.2)
+    failing = faults.answered(Answer(503))
+    with FaultServer(OK, [failing]) as server:
+        channel = open_channel(server.endpoint, max_concurrent_requests=1, retry=policy)
+        with closing(channel):
+            first: Dispatcher[int] = Dispatcher(channel)
+            second: Dispatcher[int] = Dispatcher(channel)
+            first.submit(1, post(), read)
+            second.submit(2, post(), read)
+            second.drain()
+            assert [call.result for _, call in first.completed] == [b"answer"]
+            assert [call.result for _, call in second.completed] == [b"answer"]
+
+
+def test_one_owners_cancel_leaves_the_other_alone() -> None:
+    """A bundle that fails gives back its own, and the other on its thread goes on."""
+    with FaultServer(OK, faults.late(0.1)) as server, closing(open_channel(server.endpoint)) as channel:
+        first: Dispatcher[int] = Dispatcher(channel)
+        second: Dispatcher[int] = Dispatcher(channel)
+        for number in range(2):
+            first.submit(number, post(), read)
+            second.submit(number, post(), read)
+        first.cancel()
+        second.drain()
+        assert [call.result for _, call in second.completed] == [b"answer"] * 2
+        assert free_slots(channel) == 4
+
+
+def test_many_threads_on_few_slots() -> None:
+    """Sixteen threads share two slots: all get through, at the pace of the two and not of a clock."""
+    with (
+        FaultServer(OK, faults.late(0.005)) as server,
+        closing(open_channel(server.endpoint, max_concurrent_requests=2)) as channel,
+    ):
+        done: Counter[str] = Counter()
+        lock = threading.Lock()
+
+        def work(name: str) -> None:
+            for _ in range(10):
+                assert ask(channel).result == b"answer"
+                with lock:
+                    done[name] += 1
+
+        threads = [threading.Thread(target=work, args=(f"{n}",)) for n in range(16)]
+        started = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        elapsed = time.monotonic() - started
+        assert done == Counter({f"{n}": 10 for n in range(16)})
+        assert server.most_open <= 2
+        # 160 requests; a lost wake-up each would cost 160 / 2 x 0.25 s.
+        assert elapsed < 12
+        assert free_slots(channel) == 2
+
+
+def test_a_thread_that_does_something_else_keeps_nobody_waiting() -> None:
+    """Slots that become free go to threads that wait, not to one that waited once and is busy now."""
+    with (
+        FaultServer(OK, faults.late(0.02)) as server,
+        closing(open_channel(server.endpoint, max_concurrent_requests=1)) as channel,
+    ):
+        go_on = threading.Event()
+
+        def once(channel: Channel) -> None:
+            assert ask(channel).result == b"answer"
+            go_on.wait(10)
+
+        busy = [threading.Thread(target=once, args=(channel,)) for _ in range(3)]
+        for thread in busy:
+            thread.start()
+        started = time.monotonic()
+        for _ in range(20):
+            assert ask(channel).result == b"answer"
+        elapsed = time.monotonic() - started
+        go_on.set()
+        for thread in busy:
+            thread.join(10)
+        assert elapsed < 2.5
+
+
+def test_a_cancel_in_the_middle_of_everything() -> None:
+    """Waiting, connecting, sending, backing off: one cancel ends it all."""
+    with FaultServer(OK, [faults.answered(Answer(503)), faults.silence] * 10) as server:
+        patient = RetryPolicy(initial_backoff_seconds=10.0)
+        channel = open_channel(
+            server.endpoint, retry=patient, pool={"max_total": 4, "max_idle": 2}, timeout_seconds=30.0
+        )
+        with closing(channel):
+            dispatcher: Dispatcher[int] = Dispatcher(channel)
+            for number in range(4):
+                dispatcher.submit(number, post(), read)
+            patience = time.monotonic() + 5
+            while len(server.requests) < 4 and time.monotonic() < patience:
+                dispatcher.step()
+                time.sleep(0.01)
+            dispatcher.step()
+            dispatcher.cancel()
+            assert free_slots(channel) == 4
+            assert channel.endpoints.endpoints[0].in_flight == 0
+            dispatcher.drain()
+
+
+def test_waiting_with_nothing_in_flight_ends_at_once() -> None:
+    """``drain`` and ``step`` of an idle dispatcher do nothing."""
+    with FaultServer(OK) as server, closing(open_channel(server.endpoint)) as channel:
+        dispatcher: Dispatcher[int] = Dispatcher(channel)
+        dispatcher.step()
+        dispatcher.drain()
+        assert dispatcher.in_flight == 0
+
+
+def test_overload_on_many_threads() -> None:
+    """Eight threads on a server that sheds load again and again: every request gets its answer."""
+    busy = faults.answered(Answer(503, b'{"error":"Exceeds maximum queue size"}'))
+    script = [busy if number % 4 == 0 else faults.late(0.002) for number in range(200)]
+    policy = RetryPolicy(
+        initial_backoff_seconds=0.01, max_backoff_seconds=0.05, budget_min_per_second=100.0, max_retries=50
+    )
+    with (
+        FaultServer(OK, script) as server,
+        closing(open_channel(server.endpoint, max_concurrent_requests=8, retry=policy)) as channel,
+    ):
+        answers: list[object] = []
+
+        def work() -> None:
+            answers.extend(ask(channel).result for _ in range(10))
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert answers == [b"answer"] * 80
+        assert free_slots(channel) == 8
+        assert channel.endpoints.endpoints[0].in_flight == 0

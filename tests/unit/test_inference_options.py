@@ -1,0 +1,167 @@
+"""Options of client and transform: what is refused, with which words, and what is never shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beam_triton.errors import ConfigurationError
+from beam_triton.inference_options import InferenceOptions
+from beam_triton.policy.batching import BatchingPolicy
+from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
+from beam_triton.policy.retry import RetryPolicy
+from beam_triton.transport.config import ConnectionPoolConfig
+
+URL = "http://triton:8000"
+
+
+def options(**given: Any) -> InferenceOptions:
+    return InferenceOptions(**{"endpoint": URL} | given)
+
+
+def test_defaults() -> None:
+    """An endpoint is all that has to be given."""
+    made = options()
+    assert (made.timeout_seconds, made.max_concurrent_requests) == (30.0, 32)
+    assert made.pool == ConnectionPoolConfig(max_idle=32) and made.retry == RetryPolicy()
+    assert made.circuit_breaker == CircuitBreakerPolicy()
+    assert made.parameters == {} and made.header_values() == {}
+
+
+def test_plain_dicts() -> None:
+    """Each policy may be a plain dict, as YAML gives it; None is the default, or no breaker."""
+    made = options(
+        pool={"max_total": 50},
+        retry={"max_retries": 3},
+        batching={"max_batch_size": 8},
+        circuit_breaker=None,
+        tls=None,
+    )
+    assert made.pool == ConnectionPoolConfig(max_total=50) and made.retry == RetryPolicy(max_retries=3)
+    assert made.batching == BatchingPolicy(max_batch_size=8) and made.circuit_breaker is None
+    again = InferenceOptions.from_options({"endpoint": URL, "circuit_breaker": {"open_seconds": 5}})
+    assert again.circuit_breaker == CircuitBreakerPolicy(open_seconds=5)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"timeout_seconds": 0}, ["timeout_seconds", "0"]),
+        ({"timeout_seconds": "30"}, ["timeout_seconds", "'30'"]),
+        ({"max_concurrent_requests": 0}, ["max_concurrent_requests", "0"]),
+        ({"max_concurrent_requests": 1.5}, ["max_concurrent_requests", "1.5"]),
+        ({"max_response_bytes": -1}, ["max_response_bytes", "-1"]),
+        ({"pool": {"max_totl": 5}}, ["max_totl", "max_total"]),
+        ({"pool": 5}, ["ConnectionPoolConfig", "int"]),
+        ({"retry": RetryPolicy(), "batching": RetryPolicy()}, ["BatchingPolicy", "RetryPolicy"]),
+        ({"circuit_breaker": {"when_open": "panic"}}, ["when_open", "panic"]),
+        ({"model_version": "latest"}, ["latest"]),
+        ({"compression": "br"}, ["br"]),
+        ({"response_compression": "zip"}, ["zip"]),
+        ({"request_parameters": {"triton_x": 1}}, ["triton_x"]),
+        ({"request_parameters": {"x": object()}}, ["x"]),
+        ({"outputs": "probabilities"}, ["outputs", "probabilities"]),
+        ({"model_spec": {"name": "m"}}, ["ModelSpec", "dict"]),
+        ({"endpoint": []}, ["endpoint"]),
+        ({"endpoint": None}, ["endpoint"]),
+        ({"endpoint": b"http://triton:8000"}, ["endpoint"]),
+        ({"endpoint": [URL, 5]}, ["endpoint", "5"]),
+        ({"endpoint": [URL, "http://triton:8000/v2"]}, ["twice", "triton:8000"]),
+        ({"headers": ["X-A"]}, ["headers"]),
+        ({"headers": {"X A": "b"}}, ["X A"]),
+        ({"headers": {"X-A": "b\r\nX-B: c"}}, ["X-A"]),
+        ({"headers": {"X-A": 5}}, ["X-A"]),
+        ({"headers": {"Content-Length": "5"}}, ["Content-Length"]),
+        ({"headers": {"authorization": "x"}, "auth_token": "y"}, ["auth_token", "Authorization"]),
+        ({"auth_token": ""}, ["auth_token"]),
+        ({"auth_token": "env:"}, ["auth_token"]),
+        ({"auth_token": 5}, ["auth_token", "int"]),
+    ],
+)
+def test_what_is_refused(given: dict[str, Any], says: list[str]) -> None:
+    """Each wrong option is refused at construction, by name and value."""
+    with pytest.raises(ConfigurationError) as caught:
+        options(**given)
+    assert all(part in str(caught.value) for part in says), str(caught.value)
+
+
+def test_a_pool_that_nobody_gave_fits_the_other_options() -> None:
+    """Only what a user writes can contradict what the user writes."""
+    options = InferenceOptions(endpoint="http://triton:8000", timeout_seconds=5, max_concurrent_requests=200)
+    pool = options.pool
+    assert (pool.connect_timeout_seconds, pool.max_total, pool.max_idle) == (2.5, 200, 200)
+    few = InferenceOptions(endpoint="http://triton:8000", max_concurrent_requests=4)
+    assert few.pool == ConnectionPoolConfig()
+
+
+@pytest.mark.parametrize(
+    ("given", "both"),
+    [
+        (
+            {"pool": {"max_total": 20}, "max_concurrent_requests": 21},
+            ["max_total=20", "max_concurrent_requests=21"],
+        ),
+        ({"timeout_seconds": 10.0, "pool": {}}, ["connect_timeout_seconds=10", "timeout_seconds=10"]),
+        (
+            {"timeout_seconds": 5, "pool": {"connect_timeout_seconds": 7.5}},
+            ["connect_timeout_seconds=7.5", "timeout_seconds=5"],
+        ),
+    ],
+)
+def test_two_limits_that_contradict(given: dict[str, Any], both: list[str]) -> None:
+    """Both values are in the message."""
+    with pytest.raises(ConfigurationError) as caught:
+        options(**given)
+    assert all(part in str(caught.value) for part in both), str(caught.value)
+
+
+def test_unknown_options() -> None:
+    """A misspelt option is refused with the one that was probably meant."""
+    with pytest.raises(ConfigurationError, match=r"timeout_second.*did you mean 'timeout_seconds'"):
+        InferenceOptions.from_options({"endpoint": URL, "timeout_second": 5})
+
+
+def test_priority_is_a_parameter() -> None:
+    """``priority`` travels with the request parameters; one given there is not overwritten."""
+    assert options(priority=1, request_parameters={"a": "b"}).parameters == {"a": "b", "priority": 1}
+    assert options(priority=1, request_parameters={"priority": 2}).parameters == {"priority": 2}
+
+
+def test_secrets_are_read_when_they_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """References and callables are looked up at use, so that a rotated secret is taken up."""
+    monkeypatch.delenv("TRITON_TOKEN", raising=False)
+    key = tmp_path / "key"
+    made = options(auth_token="env:TRITON_TOKEN", headers={"X-Key": f"file:{key}", "X-Now": lambda: "now"})
+    with pytest.raises(ConfigurationError):
+        made.header_values()
+    monkeypatch.setenv("TRITON_TOKEN", "first")
+    key.write_text("k1\n")
+    assert made.header_values() == {"Authorization": "Bearer first", "X-Key": "k1", "X-Now": "now"}
+    monkeypatch.setenv("TRITON_TOKEN", "second")
+    key.write_text("k2\n")
+    assert made.header_values()["Authorization"] == "Bearer second" and made.header_values()["X-Key"] == "k2"
+    monkeypatch.setenv("TRITON_TOKEN", "third\nX-Evil: 1")
+    with pytest.raises(ConfigurationError, match="auth_token") as caught:
+        made.header_values()
+    assert "Evil" not in str(caught.value)
+
+
+def test_nothing_secret_is_shown() -> None:
+    """Neither repr nor display data tell a token, a header's value or a URL's password."""
+    made = options(
+        endpoint=["http://user:s3cret@one:8000", "http://two:8000?token".removesuffix("?token")],
+        auth_token="s3cret",
+        headers={"X-Key": "s3cret", "X-Call": lambda: "s3cret"},
+    )
+    shown = made.shown()
+    assert "s3cret" not in repr(made) + repr(shown) + str(made)
+    assert "one:8000" in shown["endpoint"] and "two:8000" in shown["endpoint"]
+    assert "X-Key" in shown["headers"]
+
+
+def test_only_what_differs_is_shown() -> None:
+    """Display data hold the endpoint and whatever is not the default."""
+    assert options().shown() == {"endpoint": URL}
+    assert options(timeout_seconds=20.0).shown() == {"endpoint": URL, "timeout_seconds": "20.0"}
