@@ -1,0 +1,72 @@
+"""Score Apache Beam elements on an NVIDIA Triton Inference Server."""
+
+from beam_triton.client import TritonClient
+from beam_triton.errors import (
+    CircuitOpenError,
+    ConfigurationError,
+    ConnectError,
+    ConnectionLostError,
+    ConnectTimeoutError,
+    DeadlineExceededError,
+    InferenceError,
+    InvalidRequestError,
+    LocalProtocolError,
+    ModelExecutionError,
+    ModelNotFoundError,
+    ModelNotReadyError,
+    PoolTimeoutError,
+    ProtocolError,
+    RemoteProtocolError,
+    ServerOverloadedError,
+    ServerUnavailableError,
+    TlsError,
+    TransportError,
+    TritonError,
+)
+from beam_triton.policy.batching import BatchingPolicy
+from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
+from beam_triton.policy.retry import RetryPolicy
+from beam_triton.protocol import InferResponse, ModelSpec, TensorSpec
+from beam_triton.transforms.batch_dofn import TritonBatchInference
+from beam_triton.transforms.dofn import TritonInferenceDoFn
+from beam_triton.transforms.inference import TritonInference
+from beam_triton.transforms.model_handler import TritonModelHandler
+from beam_triton.transforms.results import DefaultResult
+from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
+
+__all__ = [
+    "BatchingPolicy",
+    "CircuitBreakerPolicy",
+    "CircuitOpenError",
+    "ConfigurationError",
+    "ConnectError",
+    "ConnectTimeoutError",
+    "ConnectionLostError",
+    "ConnectionPoolConfig",
+    "DeadlineExceededError",
+    "DefaultResult",
+    "InferResponse",
+    "InferenceError",
+    "InvalidRequestError",
+    "LocalProtocolError",
+    "ModelExecutionError",
+    "ModelNotFoundError",
+    "ModelNotReadyError",
+    "ModelSpec",
+    "PoolTimeoutError",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "RetryPolicy",
+    "ServerOverloadedError",
+    "ServerUnavailableError",
+    "TensorSpec",
+    "TlsConfig",
+    "TlsError",
+    "TransportError",
+    "TritonBatchInference",
+    "TritonClient",
+    "TritonError",
+    "TritonInference",
+    "TritonInferenceDoFn",
+    "TritonModelHandler",
+]

@@ -1,0 +1,250 @@
+"""`TritonClient`: a server of the Open Inference Protocol from plain Python, without Beam."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+from beam_triton.control_plane import ControlPlane
+from beam_triton.errors import ConfigurationError, TritonError
+from beam_triton.inference_options import InferenceOptions
+from beam_triton.policy.retry import decide
+from beam_triton.protocol import InferRequestEncoder, InferResponse, ModelSpec
+from beam_triton.protocol.paths import (
+    SERVER_LIVE,
+    SERVER_METADATA,
+    SERVER_READY,
+    model_config_path,
+    model_path,
+    model_ready_path,
+    model_statistics_path,
+)
+from beam_triton.remote_model import RemoteModel
+from beam_triton.transport.sessions import acquire_session
+
+_logger = logging.getLogger(__name__)
+
+Self = TypeVar("Self", bound="TritonClient")
+
+
+class TritonClient:
+    """A client of one server, or of several that serve the same models.
+
+    Thread-safe. Connections, circuit breakers and limits are shared with everybody in the process
+    who gives the same ``pool`` and ``tls`` (and, for the latter two, endpoints and policies); `close`
+    or the end of a ``with`` block gives the references back.
+
+    Args:
+        endpoint: URL such as ``http://triton:8000``, or a list of them for fail-over.
+        options: the keyword arguments that `InferenceOptions` describes.
+
+    Raises:
+        ConfigurationError: an option cannot work. Nothing is sent here.
+
+    Example::
+
+        with TritonClient("http://triton:8000") as client:
+            response = client.infer("digits", {"image": images})
+            response.outputs["probabilities"]
+    """
+
+    def __init__(self, endpoint: str | Sequence[str], **options: Any) -> None:
+        self._options = InferenceOptions.from_options({"endpoint": endpoint, **options})
+        self._session_lease = acquire_session(self._options.pool, self._options.tls)
+        self._parameters = self._options.parameters
+        self._lock = threading.Lock()
+        self._models: dict[tuple[str, str], RemoteModel] = {}
+        self._is_closed = False
+        self._control = ControlPlane(self._options, self._session_lease)
+
+    @classmethod
+    def from_inference_options(cls: type[Self], options: InferenceOptions) -> Self:
+        """A client with options that have been checked already."""
+        return cls(**{option.name: getattr(options, option.name) for option in dataclasses.fields(options)})
+
+    def __repr__(self) -> str:
+        return f"TritonClient({', '.join(map(str, self._options.urls))})"
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def infer(
+        self,
+        model_name: str,
+        inputs: Any,
+        *,
+        model_version: str | int | None = None,
+        outputs: Sequence[str] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        classification: Mapping[str, int] | None = None,
+        request_id: str = "",
+    ) -> InferResponse:
+        """Have a batch inferred, and wait for the answer.
+
+        More rows than the model takes at a time travel as several requests at once.
+
+        Args:
+            inputs: input name to array-like *with* the batch dimension where the model has one, or
+                the array itself for a model with one input.
+            model_version, outputs, classification: instead of the client's own.
+            parameters: request parameters, over the client's own. A request with a ``sequence_id``
+                is not repeated once it may have run.
+            request_id: comes back as the response's ``id``.
+
+        Raises:
+            LocalProtocolError: the inputs do not fit the model; names, dtypes and shapes are told.
+            InferenceError: the server refused; ModelNotFoundError lists the models that it has.
+            TransportError: no answer within ``timeout_seconds``, attempts included.
+        """
+        model = self._model(model_name, model_version)
+        encoder = model.encoder
+        if outputs is not None or classification is not None:
+            encoder = InferRequestEncoder(
+                model.spec,
+                outputs=outputs if outputs is not None else self._options.outputs,
+                parameters=self._parameters,
+                classification=classification or self._options.classification,
+                binary=encoder.binary,
+            )
+        parts = encoder.encode_in_parts(inputs, parameters=parameters, request_id=request_id)
+        is_sequence = "sequence_id" in self._parameters or "sequence_id" in (parameters or ())
+        return model.infer(parts, is_sequence=is_sequence, expected=encoder.expected_outputs)
+
+    def is_server_live(self) -> bool:
+        """Whether some endpoint answers its liveness check; False where none can be reached."""
+        return self._control.is_ok(SERVER_LIVE)
+
+    def is_server_ready(self) -> bool:
+        """Whether some endpoint is ready for inference; False where none can be reached."""
+        return self._control.is_ok(SERVER_READY)
+
+    def is_model_ready(self, model_name: str, model_version: str | int | None = None) -> bool:
+        """Whether the model is loaded and ready on some endpoint; False where none can be reached."""
+        return self._control.is_ok(model_ready_path(model_name, self._version(model_version)))
+
+    def server_metadata(self) -> dict[str, Any]:
+        """``GET /v2``: the server's name, version and protocol extensions."""
+        return self._control.get(SERVER_METADATA, what="server metadata")
+
+    def model_metadata(self, model_name: str, model_version: str | int | None = None) -> dict[str, Any]:
+        """The model's inputs and outputs as the protocol gives them, batch dimension included.
+
+        Raises:
+            ModelNotFoundError: the message lists the models that the server has.
+        """
+        path = model_path(model_name, self._version(model_version))
+        return self._control.get_of_model(path, what="metadata", model_name=model_name)
+
+    def model_config(self, model_name: str, model_version: str | int | None = None) -> dict[str, Any]:
+        """The model's configuration, an extension of Triton's."""
+        path = model_config_path(model_name, self._version(model_version))
+        return self._control.get_of_model(path, what="configuration", model_name=model_name)
+
+    def statistics(
+        self, model_name: str | None = None, model_version: str | int | None = None
+    ) -> dict[str, Any]:
+        """Counts and durations that the server keeps, of one model or of all of them."""
+        path = model_statistics_path(model_name, self._version(model_version) if model_name else None)
+        return self._control.get(path, what="statistics", model_name=model_name or "")
+
+    def repository_index(self) -> list[dict[str, Any]]:
+        """The models of the server's repository: name, version, state, reason."""
+        return self._control.repository_index()
+
+    def model_spec(self, model_name: str, model_version: str | int | None = None) -> ModelSpec:
+        """What the model takes and gives, found by asking the server.
+
+        A server without Triton's configuration extension does not tell its batch limit: it is taken
+        from ``batching.max_batch_size`` then, and is 0 (one element a request) where that is not
+        given either; a line in the log says so.
+
+        Raises:
+            ModelNotFoundError, ModelNotReadyError: with the models that there are, or the reason.
+        """
+        if self._options.model_spec is not None and self._options.model_spec.name == model_name:
+            return self._options.model_spec
+        return self._control.model_spec(model_name, self._version(model_version))
+
+    def open_model(self, model_name: str, *, wait_seconds: float = 0.0) -> RemoteModel:
+        """The model, ready to be asked; its caller closes it.
+
+        Where the server cannot be reached or the model is not ready yet, asks again for
+        ``wait_seconds``: a worker may start while its server restarts.
+        """
+        deadline = time.monotonic() + wait_seconds
+        attempts = 0
+        while True:
+            try:
+                return self._opened(model_name, self._options.model_version, self._options)
+            except TritonError as error:
+                attempts += 1
+                delay = decide(
+                    dataclasses.replace(self._options.retry, max_retries=attempts),
+                    error,
+                    attempts,
+                    0,
+                    sequence=False,
+                    remaining_seconds=deadline - time.monotonic(),
+                    random=random.random,
+                )
+                if delay is None:
+                    raise
+                if attempts == 1:
+                    _logger.warning("asking again for %.0f s: %s", wait_seconds, error.message)
+                time.sleep(delay)
+
+    def close(self) -> None:
+        """Give the references to the shared session back; a second call does nothing."""
+        with self._lock:
+            self._is_closed = True
+            models, self._models = self._models, {}
+        for model in models.values():
+            model.close()
+        self._session_lease.release()
+
+    def _version(self, model_version: str | int | None) -> str | int | None:
+        return self._options.model_version if model_version is None else model_version
+
+    def _model(self, model_name: str, model_version: str | int | None) -> RemoteModel:
+        version = self._version(model_version)
+        key = (model_name, str(version))
+        model = self._models.get(key)
+        if model is None:
+            self._check_open()
+            options = dataclasses.replace(
+                self._options, model_version=version, outputs=None, classification=None
+            )
+            opened = self._opened(model_name, version, options)
+            with self._lock:
+                model = opened if self._is_closed else self._models.setdefault(key, opened)
+            if model is not opened or self._is_closed:
+                # Another thread was faster, or has closed this client meanwhile.
+                opened.close()
+                self._check_open()
+        return model
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ConfigurationError(f"{self!r} is closed: make another one, or close it later")
+
+    def _opened(
+        self, model_name: str, model_version: str | int | None, options: InferenceOptions
+    ) -> RemoteModel:
+        spec = self.model_spec(model_name, model_version)
+        # A model that is given rather than asked for is taken to be on a Triton.
+        binary = spec is options.model_spec or self._control.takes_binary_tensors()
+        return RemoteModel(spec, options, binary=binary)

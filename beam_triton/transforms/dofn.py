@@ -1,0 +1,128 @@
+"""The DoFn that scores elements on a Triton Inference Server."""
+
+import logging
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.transforms.display import DisplayDataItem
+
+from beam_triton.dispatch.channel import Channel
+from beam_triton.errors import ConfigurationError
+from beam_triton.inference_options import InferenceOptions
+from beam_triton.remote_model import RemoteModel
+from beam_triton.transforms.metrics import InferenceMetrics
+from beam_triton.transforms.opened_model import close_with, open_model
+from beam_triton.transforms.results import DefaultValue
+from beam_triton.transforms.scoring import BundleScorer
+from beam_triton.transforms.windows import with_own_windows
+
+_logger = logging.getLogger(__name__)
+
+
+class TritonInferenceDoFn(beam.DoFn):
+    """Scores elements in batches, many requests in flight, on connections that the process shares.
+
+    Args:
+        endpoint: URL of the server, or a list of them.
+        model_name: the model.
+        with_exception_handling: elements that fail leave as outputs tagged ``failures`` (see
+            `beam_triton.transforms.results.Failure`); otherwise the first one fails the bundle.
+        options: the keyword arguments that `InferenceOptions` describes.
+
+    An element is an array-like (a model with one input), a mapping or row of input name to
+    array-like, or ``(key, element)``; shapes are without the batch dimension. An output is a
+    ``PredictionResult(example, inference, model_id)``, keyed as the element was, with the element's
+    own timestamp, windows and pane. ``inference`` maps output names to arrays that are views of the
+    whole batch's answer: copy what you keep for long.
+
+    ``setup`` asks the server for the model's inputs, outputs and batch limit (for ``timeout_seconds``
+    if it cannot be reached at once) and takes a reference to the shared session; ``teardown`` gives
+    it back, as does the garbage collection of a DoFn that was never torn down.
+
+    Raises:
+        ConfigurationError: at construction, for options that cannot work.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | Sequence[str],
+        model_name: str,
+        *,
+        with_exception_handling: bool = False,
+        **options: Any,
+    ) -> None:
+        self._options = InferenceOptions.from_options({"endpoint": endpoint, **options})
+        if not isinstance(model_name, str) or not model_name:
+            raise ConfigurationError(f"model_name must be the model's name, not {model_name!r}")
+        self._model_name = model_name
+        self._tags_failures = with_exception_handling
+        self._model: RemoteModel | None = None
+        self._default: DefaultValue | None = None
+        self._scorer: BundleScorer | None = None
+        self._release: weakref.finalize[[Channel], TritonInferenceDoFn] | None = None
+
+    def display_data(self) -> dict[str, Any]:
+        """What a runner's job page shows; endpoints and headers without their secrets."""
+        shown = {"model_name": self._model_name, **self._options.shown()}
+        return {
+            name: DisplayDataItem(text, label=name.replace("_", " ").capitalize())
+            for name, text in shown.items()
+        }
+
+    def setup(self) -> None:
+        """Ask for the model and take a reference to the shared session."""
+        self._model, self._default = open_model(self._options, self._model_name)
+        self._release = close_with(self, self._model)
+
+    def start_bundle(self) -> None:
+        """Begin with nothing buffered and nothing in flight."""
+        assert self._model is not None, "setup has not been called"
+        self._cancel()
+        self._scorer = BundleScorer(
+            self._model,
+            self._options.batching,
+            InferenceMetrics(self._model.channel.pool),
+            tags_failures=self._tags_failures,
+            default=self._default,
+        )
+
+    def process(
+        self, element: Any, windowed_value: Any = beam.DoFn.WindowedValueParam
+    ) -> Iterable[Any] | None:
+        """Take one element; gives the results that have become ready, of this and of earlier ones."""
+        assert self._scorer is not None
+        try:
+            outputs = self._scorer.add(windowed_value)
+        except BaseException:
+            self._cancel()
+            raise
+        if outputs is not None and len(windowed_value.windows) != 1:
+            return with_own_windows(outputs)
+        return outputs
+
+    def finish_bundle(self) -> Iterable[Any]:
+        """Wait until nothing is in flight any more, and give the remaining results."""
+        assert self._scorer is not None
+        try:
+            return self._scorer.finish()
+        finally:
+            self._cancel()
+
+    def teardown(self) -> None:
+        """Give the reference to the shared session back. Never raises; may be called twice."""
+        try:
+            self._cancel()
+            if self._release is not None:
+                self._release.detach()
+            if self._model is not None:
+                self._model.close()
+        except Exception:
+            _logger.exception("teardown could not give everything back")
+        self._model = None
+
+    def _cancel(self) -> None:
+        scorer, self._scorer = self._scorer, None
+        if scorer is not None:
+            scorer.cancel()

@@ -1,0 +1,88 @@
+"""A model opened on a worker: asked for, checked, and given back with whoever holds it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import NamedTuple, TypeVar
+
+from beam_triton.client import TritonClient
+from beam_triton.dispatch.channel import Channel
+from beam_triton.errors import ConfigurationError
+from beam_triton.inference_options import InferenceOptions
+from beam_triton.protocol import ModelSpec
+from beam_triton.remote_model import RemoteModel
+from beam_triton.transforms.results import DefaultValue
+
+Owner = TypeVar("Owner")
+
+
+class OpenedModel(NamedTuple):
+    """A model, and what its elements yield that fail for good (None: nothing)."""
+
+    model: RemoteModel
+    default: DefaultValue | None
+
+
+def open_model(options: InferenceOptions, model_name: str) -> OpenedModel:
+    """Ask for the model, for ``timeout_seconds`` where it cannot be reached at once.
+
+    Raises:
+        ConfigurationError: the model cannot be sent batches of unrelated elements, or
+            ``default_value`` does not fit its outputs.
+        TritonError: the model is not there, or no server is.
+    """
+    with TritonClient.from_inference_options(options) as client:
+        model = client.open_model(model_name, wait_seconds=options.timeout_seconds)
+    try:
+        check_can_be_scored(model.spec)
+        return OpenedModel(model, default_of(options, model))
+    except BaseException:
+        model.close()
+        raise
+
+
+def default_of(options: InferenceOptions, model: RemoteModel) -> DefaultValue | None:
+    """``default_value``, made to fit the outputs that are asked for.
+
+    Raises:
+        ConfigurationError: it does not fit.
+    """
+    if options.default_value is None:
+        return None
+    return DefaultValue(options.default_value, model.spec, tuple(model.encoder.expected_outputs))
+
+
+def close_with(owner: Owner, model: RemoteModel) -> weakref.finalize[[Channel], Owner]:
+    """Has the model closed once its owner, which may be itself, is garbage.
+
+    Beam tears down no DoFn whose sibling's setup failed, and no model of ``RunInference`` at all. Who
+    closes the model earlier calls ``detach`` on the returned object.
+    """
+    # Not model.close: that would hold the model, and so keep it from ever becoming garbage.
+    closing = weakref.finalize(owner, _close_aside, model.channel)
+    closing.atexit = False
+    return closing
+
+
+def _close_aside(channel: Channel) -> None:
+    # The garbage collector runs on any thread at any time, also on one that holds a lock of the very
+    # pool that is to be closed.
+    threading.Thread(target=channel.close, name="beam_triton-close", daemon=True).start()
+
+
+def check_can_be_scored(spec: ModelSpec) -> None:
+    """Refuse models that a batch of unrelated elements cannot be sent to.
+
+    Raises:
+        ConfigurationError: the model is decoupled, or wants sequences.
+    """
+    if spec.decoupled:
+        raise ConfigurationError(
+            f"model {spec.name!r} is decoupled (any number of answers to a request), which /infer refuses"
+        )
+    if spec.sequence_batching:
+        raise ConfigurationError(
+            f"model {spec.name!r} batches sequences, whose requests depend on each other; a Beam bundle "
+            f"has no order. Use TritonClient.infer with sequence_id, sequence_start and sequence_end"
+        )

@@ -1,0 +1,91 @@
+"""What leaves the transform: results, defaults in their place, and failures."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from apache_beam.ml.inference.base import PredictionResult
+
+from beam_triton.errors import ConfigurationError, LocalProtocolError, TritonError
+from beam_triton.protocol import InferResponse, ModelSpec, TensorSpec, to_array
+
+Failure = tuple[Any, tuple[type[BaseException], str, list[str]]]
+"""``(element, (exception type, message, traceback lines))``, as Beam's own dead letters are."""
+
+DEFAULT_MODEL_ID = "default"
+
+prediction_result: Callable[[Iterable[Any]], PredictionResult] = partial(tuple.__new__, PredictionResult)
+"""Makes a PredictionResult of ``(example, inference, model_id)``.
+
+Its own constructor is Python code, five times as slow as the tuple's.
+"""
+
+
+def rows_of(response: InferResponse, model: ModelSpec, count: int) -> list[dict[str, Any]]:
+    """An answer's outputs, one dict for each of the request's ``count`` elements.
+
+    Raises:
+        RemoteProtocolError: the answer does not account for every element.
+    """
+    return response.split(count) if model.has_batch_dimension else [response.whole()]
+
+
+class DefaultResult(PredictionResult):
+    """A result that the model did not give: ``default_value`` stands in for an element that failed.
+
+    It is a `PredictionResult` whose ``model_id`` is ``"default"``.
+    """
+
+    __slots__ = ()
+
+
+class DefaultValue:
+    """Makes results out of the user's ``default_value``, each with arrays of its own.
+
+    Raises:
+        ConfigurationError: the value does not fit the outputs that are asked for.
+    """
+
+    def __init__(self, value: Any, model: ModelSpec, outputs: tuple[TensorSpec, ...]) -> None:
+        if not isinstance(value, Mapping):
+            if len(outputs) != 1:
+                names = ", ".join(spec.name for spec in outputs)
+                raise ConfigurationError(
+                    f"default_value must map output names to values, as model {model.name!r} has "
+                    f"{len(outputs)} outputs: {names}"
+                )
+            value = {outputs[0].name: value}
+        specs = {spec.name: spec for spec in outputs}
+        missing = sorted(specs.keys() - value.keys())
+        unknown = sorted(map(str, value.keys() - specs.keys()))
+        if specs and (missing or unknown):
+            raise ConfigurationError(
+                f"default_value does not fit the outputs of model {model.name!r}: "
+                f"missing {missing}, unknown {unknown}"
+            )
+        self._arrays = {}
+        for name, given in value.items():
+            try:
+                spec = specs.get(name)
+                self._arrays[name] = to_array(given, spec) if spec else np.asarray(given)
+            except LocalProtocolError as error:
+                raise ConfigurationError(f"default_value: {error.message}") from None
+
+    def result(self, example: Any) -> DefaultResult:
+        """The default for one element."""
+        inference = {name: array.copy() for name, array in self._arrays.items()}
+        return DefaultResult(example, inference, model_id=DEFAULT_MODEL_ID)  # type: ignore[no-untyped-call]
+
+    def rows(self, output: str, count: int) -> npt.NDArray[Any]:
+        """The default of one output for ``count`` rows, along a new first dimension."""
+        return np.repeat(self._arrays[output][np.newaxis], count, axis=0)
+
+
+def failure_of(element: Any, error: TritonError) -> Failure:
+    """An element's dead letter."""
+    return element, (type(error), str(error), traceback.format_exception(error))

@@ -1,0 +1,290 @@
+"""The models that tests serve on a real Triton, and how they are written into a model repository.
+
+    write_models(folder)                        every model that loads
+    write_models(folder, ["echo", "rejecting"]) these only
+
+The Python of the models is in ``tests/models``; it runs in the server's environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+_SOURCES = Path(__file__).resolve().parent.parent / "models"
+
+DATATYPES = (
+    *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
+    *("FP16", "FP32", "FP64", "BYTES", "BF16"),
+)
+
+LABELS = ("ant", "bee", "cat", "dog")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """An input or output as the model configuration has it: ``dims`` without the batch dimension."""
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+    labels: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """One model: its configuration and the file of ``tests/models`` that computes it.
+
+    ``max_batch_size`` 0 means that the model has no batch dimension. ``settings`` are lines of the model
+    configuration beyond what has a field here. A model without ``source`` is an ensemble.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    source: str = "functions"
+    max_batch_size: int = 32
+    instances: int = 1
+    parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    settings: str = ""
+    versions: tuple[int, ...] = (1,)
+    loads: bool = True
+
+    def config(self) -> str:
+        """The model's ``config.pbtxt``."""
+        parts = [f'name: "{self.name}"', f"max_batch_size: {self.max_batch_size}"]
+        if self.source:
+            parts.append('backend: "python"')
+            parts.append(f"instance_group [ {{ kind: KIND_CPU count: {self.instances} }} ]")
+        for kind, tensors in (("input", self.inputs), ("output", self.outputs)):
+            for tensor in tensors:
+                parts.append(f"{kind} [ {{ {_tensor_fields(tensor)} }} ]")
+        for key, value in self.parameters.items():
+            parts.append(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}')
+        return "\n".join([*parts, self.settings.strip()]) + "\n"
+
+    def write(self, repository: Path) -> None:
+        """Writes the model's folder into the repository."""
+        folder = repository / self.name
+        for version in self.versions:
+            (folder / str(version)).mkdir(parents=True)
+            if self.source:
+                shutil.copyfile(_SOURCES / f"{self.source}.py", folder / str(version) / "model.py")
+        for tensor in self.outputs:
+            if tensor.labels:
+                (folder / f"{tensor.name}.txt").write_text("\n".join(tensor.labels) + "\n")
+        (folder / "config.pbtxt").write_text(self.config())
+
+
+def _tensor_fields(tensor: Tensor) -> str:
+    datatype = {"BYTES": "STRING"}.get(tensor.datatype, tensor.datatype)
+    fields = [f'name: "{tensor.name}"', f"data_type: TYPE_{datatype}", f"dims: {list(tensor.dims)}"]
+    if tensor.optional:
+        fields.append("optional: true")
+    if tensor.labels:
+        fields.append(f'label_filename: "{tensor.name}.txt"')
+    return " ".join(fields)
+
+
+def _function(
+    name: str,
+    function: str,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    *,
+    max_batch_size: int = 32,
+    instances: int = 1,
+    settings: str = "",
+) -> Model:
+    return Model(
+        name,
+        tuple(inputs),
+        tuple(outputs),
+        max_batch_size=max_batch_size,
+        instances=instances,
+        parameters={"function": function},
+        settings=settings,
+    )
+
+
+def _identity(
+    name: str,
+    tensors: Mapping[str, tuple[int, ...]],
+    *,
+    max_batch_size: int = 64,
+    instances: int = 1,
+    sleep_seconds: float = 0,
+    settings: str = "",
+) -> Model:
+    """A model with an input and an output of each datatype named: x and y if it is one, x_fp32, … if many."""
+    suffixes = {datatype: f"_{datatype.lower()}" if len(tensors) > 1 else "" for datatype in tensors}
+    return Model(
+        name,
+        tuple(Tensor("x" + suffixes[datatype], datatype, dims) for datatype, dims in tensors.items()),
+        tuple(Tensor("y" + suffixes[datatype], datatype, dims) for datatype, dims in tensors.items()),
+        source="identity",
+        max_batch_size=max_batch_size,
+        instances=instances,
+        parameters={"sleep_seconds": str(sleep_seconds)} if sleep_seconds else {},
+        settings=settings,
+    )
+
+
+def _on_negative(name: str, fault: str) -> Model:
+    return Model(
+        name,
+        (Tensor("x", "FP32", (1,)),),
+        (Tensor("y", "FP32", (1,)),),
+        source="on_negative",
+        max_batch_size=256,
+        parameters={"on_negative": fault},
+    )
+
+
+_X = Tensor("x", "FP32", (4,))
+_Y = Tensor("y", "FP32", (4,))
+_ONE_X = Tensor("x", "FP32", (1,))
+_ONE_Y = Tensor("y", "FP32", (1,))
+
+_ENSEMBLE = """
+platform: "ensemble"
+ensemble_scheduling {
+  step [
+    { model_name: "double" model_version: -1 input_map { key: "x" value: "x" }
+      output_map { key: "y" value: "half_way" } },
+    { model_name: "double" model_version: -1 input_map { key: "x" value: "half_way" }
+      output_map { key: "y" value: "y" } }
+  ]
+}
+"""
+
+_SEQUENCE = """
+sequence_batching {
+  max_sequence_idle_microseconds: 30000000
+  control_input [
+    { name: "START" control [ { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } ] },
+    { name: "END" control [ { kind: CONTROL_SEQUENCE_END fp32_false_true: [ 0, 1 ] } ] },
+    { name: "CORRID" control [ { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } ] }
+  ]
+}
+"""
+
+_SHORT_QUEUE = """
+dynamic_batching {
+  default_queue_policy {
+    max_queue_size: 2
+    default_timeout_microseconds: 20000000
+    allow_timeout_override: true
+  }
+}
+"""
+
+_MODELS = (
+    # Every datatype there and back, alone and all in one request.
+    *(_identity(f"identity_{datatype.lower()}", {datatype: (-1,)}) for datatype in DATATYPES),
+    _identity("every_datatype", dict.fromkeys(DATATYPES, (-1,)), max_batch_size=8),
+    # Load: a fast server, and one that answers as a busy GPU far away does.
+    _identity("echo", {"FP32": (128,)}, max_batch_size=1024, instances=2),
+    _identity("echo_variable", {"FP32": (-1,)}, max_batch_size=1024, instances=2),
+    _identity("remote_like", {"FP32": (128,)}, instances=16, sleep_seconds=0.02),
+    # Shapes and numbers of tensors.
+    _function(
+        "sum_and_difference",
+        "sum_and_difference",
+        [Tensor("a", "INT32", (16,)), Tensor("b", "INT32", (16,))],
+        [Tensor("sum", "INT32", (16,)), Tensor("difference", "INT32", (16,))],
+    ),
+    _function("optional_input", "scale", [_X, Tensor("factor", "FP32", (1,), optional=True)], [_Y]),
+    _function(
+        "ragged",
+        "ragged",
+        [Tensor("values", "FP32", (-1,))],
+        [Tensor("total", "FP32", (1,)), Tensor("doubled", "FP32", (-1,))],
+    ),
+    _function("transpose", "transpose", [Tensor("x", "FP32", (-1, -1))], [Tensor("y", "FP32", (-1, -1))]),
+    _function(
+        "unbatched",
+        "add_one",
+        [Tensor("x", "FP32", (-1, 4))],
+        [Tensor("y", "FP32", (-1, 4))],
+        max_batch_size=0,
+    ),
+    _function("empty_output", "empty", [Tensor("x", "FP32", (-1,))], [Tensor("y", "FP32", (-1,))]),
+    _function("zeros", "zeros", [Tensor("count", "INT32", (1,))], [Tensor("y", "FP32", (-1,))]),
+    _function(
+        "shout",
+        "shout",
+        [Tensor("text", "BYTES", (1,))],
+        [Tensor("loud", "BYTES", (1,)), Tensor("length_bytes", "INT64", (1,))],
+    ),
+    _function("classifier", "classify", [_X], [Tensor("scores", "FP32", (4,), labels=LABELS)]),
+    # Kinds of models.
+    _function("double", "double", [_X], [_Y]),
+    Model("ensemble", (_X,), (_Y,), source="", settings=_ENSEMBLE),
+    Model(
+        "running_sum",
+        (Tensor("x", "INT32", (1,)),),
+        (Tensor("y", "INT32", (1,)),),
+        source="running_sum",
+        max_batch_size=8,
+        settings=_SEQUENCE,
+    ),
+    Model(
+        "countdown",
+        (Tensor("count", "INT32", (1,)),),
+        (Tensor("left", "INT32", (1,)),),
+        source="countdown",
+        max_batch_size=0,
+        settings="model_transaction_policy { decoupled: true }",
+    ),
+    Model(
+        "request_facts",
+        (_ONE_X,),
+        (Tensor("facts", "BYTES", (1,)),),
+        source="request_facts",
+        versions=(1, 3),
+        settings="version_policy { all {} }",
+    ),
+    # Time, queues and faults.
+    _function("slow", "sleep", [_ONE_X], [_ONE_Y], instances=4),
+    _identity(
+        "full_queue", {"FP32": (1,)}, max_batch_size=4, sleep_seconds=0.05, settings=_SHORT_QUEUE
+    ),
+    _identity(
+        "prioritized",
+        {"FP32": (1,)},
+        max_batch_size=1,
+        sleep_seconds=0.05,
+        settings="dynamic_batching { priority_levels: 3 default_priority_level: 2 }",
+    ),
+    _on_negative("rejecting", "invalid_argument"),
+    _on_negative("raising", "raise"),
+    _on_negative("unavailable", "unavailable"),
+    _on_negative("crashing", "exit"),
+    _on_negative("hanging", "hang"),
+    _function("one_row_less", "one_row_less", [_ONE_X], [_ONE_Y]),
+    Model("broken", (_ONE_X,), (_ONE_Y,), source="broken", loads=False),
+)
+
+CATALOGUE: Mapping[str, Model] = {model.name: model for model in _MODELS}
+
+
+def write_models(
+    repository: str | os.PathLike[str],
+    names: Iterable[str] | None = None,
+    **changes: object,
+) -> Path:
+    """Writes models into a folder that a Triton can serve, and returns it; None means all that load.
+
+    ``changes`` are fields of `Model` to replace in each: ``write_models(folder, ["echo"], instances=1)``.
+    """
+    folder = Path(repository)
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = [model for model in _MODELS if model.loads] if names is None else [CATALOGUE[n] for n in names]
+    for model in chosen:
+        dataclasses.replace(model, **changes).write(folder)  # type: ignore[arg-type]
+    return folder

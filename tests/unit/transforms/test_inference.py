@@ -1,0 +1,186 @@
+"""The transform and its DoFn while a pipeline is built, with no server in reach."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.ml.inference.base import PredictionResult
+from apache_beam.transforms.display import DisplayData
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.typehints import Any as AnyType
+from apache_beam.typehints import Tuple, Union
+from apache_beam.utils.windowed_value import WindowedValue
+
+from beam_triton import (
+    BatchingPolicy,
+    ConfigurationError,
+    ConnectionPoolConfig,
+    ModelSpec,
+    TensorSpec,
+    TritonInference,
+    TritonInferenceDoFn,
+)
+from beam_triton.transport.sessions import SESSIONS
+from tests.support import faults
+
+ENDPOINT = "http://user:pa55word@triton:8000"
+SPEC = ModelSpec("m", "1", (TensorSpec("x", "FP32", (1,)),), (TensorSpec("y", "FP32", (1,)),), 16)
+
+
+def shown(part: Any) -> dict[str, str]:
+    return {item.key: str(item.value) for item in DisplayData.create_from(part).items}
+
+
+def test_display_data_says_what_differs_and_no_secret() -> None:
+    """Job pages show the endpoint and the options given, without password, token or header value."""
+    transform = TritonInference(
+        ENDPOINT,
+        "m",
+        auth_token="t0ken",
+        headers={"X-Key": "k3y"},
+        max_concurrent_requests=7,
+        batching={"max_batch_size": 3},
+    )
+    found = shown(transform)
+    assert found["model_name"] == "m"
+    assert found["max_concurrent_requests"] == "7"
+    assert "max_batch_size=3" in found["batching"]
+    assert "triton:8000" in found["endpoint"]
+    assert "timeout_seconds" not in found
+    text = json.dumps(found)
+    for secret in ("pa55word", "t0ken", "k3y"):
+        assert secret not in text
+    dofn = TritonInferenceDoFn(ENDPOINT, "m", max_concurrent_requests=7)
+    assert shown(dofn)["max_concurrent_requests"] == "7"
+
+
+def test_options_as_objects_and_as_dicts() -> None:
+    """A policy object and the dict of its fields are the same."""
+    objects = TritonInference(
+        ENDPOINT, "m", pool=ConnectionPoolConfig(max_idle=3), batching=BatchingPolicy(max_batch_size=4)
+    )
+    dicts = TritonInference(ENDPOINT, "m", pool={"max_idle": 3}, batching={"max_batch_size": 4})
+    assert shown(objects) == shown(dicts)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "model_name", "options", "message"),
+    [
+        ("triton:8000", "m", {}, "did you mean http://triton:8000"),
+        ([], "m", {}, "endpoint"),
+        (ENDPOINT, "", {}, "model_name"),
+        (ENDPOINT, None, {}, "model_name"),
+        (ENDPOINT, "m", {"timeout": 3}, "timeout_seconds"),
+        (ENDPOINT, "m", {"batching": {"batch_size": 3}}, "max_batch_size"),
+        (
+            ENDPOINT,
+            "m",
+            {"max_concurrent_requests": 200, "pool": {"max_total": 100}},
+            "max_total=100.*max_concurrent_requests=200",
+        ),
+        (ENDPOINT, "m", {"model_spec": {"name": "m"}}, "ModelSpec"),
+        (ENDPOINT, "m", {"with_exception_handling": True}, "with_exception_handling"),
+    ],
+)
+def test_wrong_arguments(endpoint: Any, model_name: Any, options: dict[str, Any], message: str) -> None:
+    """They are refused when the transform is made, with what to do."""
+    with pytest.raises(ConfigurationError, match=message):
+        TritonInference(endpoint, model_name, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (Tuple[str, int], Tuple[str, PredictionResult]),
+        (int, PredictionResult),
+        (Tuple[int, int, int], PredictionResult),
+        (AnyType, AnyType),
+        (object, AnyType),
+        (Tuple[int, ...], AnyType),
+        (list[int], PredictionResult),
+        (Union[int, Tuple[str, int]], AnyType),
+    ],
+)
+def test_output_types(given: Any, expected: Any) -> None:
+    """Keyed elements give keyed results, as far as the input's type tells."""
+    pipeline = beam.Pipeline("FnApiRunner")
+    elements = pipeline | beam.Create([1]) | beam.Map(lambda n: n).with_output_types(given)
+    assert (elements | TritonInference(ENDPOINT, "m")).element_type == expected
+    results, failures = elements | "both" >> TritonInference(ENDPOINT, "m").with_exception_handling()
+    assert results.element_type == expected
+    assert failures is not None
+
+
+def test_labels() -> None:
+    """Two models in one pipeline need no labels of their own."""
+    pipeline = beam.Pipeline("FnApiRunner")
+    elements = pipeline | beam.Create([1])
+    for name in ("a", "b"):
+        scored = elements | TritonInference(ENDPOINT, name)
+        assert scored.producer.full_label == f"TritonInference({name})/Score"
+
+
+def test_pickling() -> None:
+    """Transform and DoFn pickle with their options; a token by reference stays a reference."""
+    transform = TritonInference(ENDPOINT, "m", auth_token="env:TRITON_TOKEN", model_spec=SPEC)
+    assert shown(pickle.loads(pickle.dumps(transform))) == shown(transform)
+    dofn = TritonInferenceDoFn(ENDPOINT, "m", auth_token="env:TRITON_TOKEN")
+    assert shown(pickle.loads(pickle.dumps(dofn))) == shown(dofn)
+
+
+@pytest.fixture
+def unreachable() -> Iterator[str]:
+    with faults.refusing_port() as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+def test_with_a_model_spec_no_server_is_asked(unreachable: str) -> None:
+    """A DoFn sets up, begins and ends empty bundles, and is torn down, with no server in reach."""
+    dofn = pickle.loads(pickle.dumps(TritonInferenceDoFn(unreachable, "m", model_spec=SPEC)))
+    dofn.setup()
+    dofn.start_bundle()
+    assert list(dofn.finish_bundle()) == []
+    assert len(SESSIONS) == 1
+    dofn.teardown()
+    dofn.teardown()
+    assert len(SESSIONS) == 0
+
+
+def test_an_element_that_does_not_fit_needs_no_server(unreachable: str) -> None:
+    """What can be judged here is: the failure says what the model takes."""
+    dofn = TritonInferenceDoFn(unreachable, "m", model_spec=SPEC, with_exception_handling=True)
+    dofn.setup()
+    dofn.start_bundle()
+    element = WindowedValue(np.zeros(3, np.float32), 0, (GlobalWindow(),))
+    left = [*(dofn.process(element.value, element) or ()), *dofn.finish_bundle()]
+    dofn.teardown()
+    (tagged,) = left
+    assert tagged.tag == "failures"
+    assert "'x' takes FP32 of shape [1]" in tagged.value.value[1][1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        (ModelSpec("m", decoupled=True), {}, "decoupled"),
+        (ModelSpec("m", sequence_batching=True), {}, "sequence"),
+        (SPEC, {"outputs": ["z"]}, "z"),
+        (SPEC, {"default_value": {"z": 0}}, "default_value"),
+        (SPEC, {"default_value": [1.0, 2.0]}, "default_value"),
+    ],
+)
+def test_setup_refuses_and_leaves_nothing(
+    unreachable: str, spec: ModelSpec, options: dict[str, Any], message: str
+) -> None:
+    """What does not fit the model fails in setup, which gives everything back."""
+    dofn = TritonInferenceDoFn(unreachable, "m", model_spec=spec, **options)
+    with pytest.raises(ConfigurationError, match=message):
+        dofn.setup()
+    assert len(SESSIONS) == 0
+    dofn.teardown()

@@ -1,0 +1,96 @@
+"""`TritonModelHandler` without a server: its options, its batching, its bytes."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pytest
+
+from beam_triton import ConfigurationError, ModelSpec, TensorSpec, TritonModelHandler
+
+ENDPOINT = "http://user:secret@triton:8000"
+SPEC = ModelSpec("m", "1", (TensorSpec("x", "FP32", (4,)),), (TensorSpec("y", "FP32", (4,)),), 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {}),
+        ({"batching": {"max_batch_size": 8}}, {"min_batch_size": 256, "max_batch_size": 256}),
+        (
+            {"batching": {"max_batch_size": 8}, "max_concurrent_requests": 3},
+            {"min_batch_size": 24, "max_batch_size": 24},
+        ),
+        ({"model_spec": SPEC}, {"min_batch_size": 512, "max_batch_size": 512}),
+        (
+            {"model_spec": SPEC, "batching": {"max_batch_size": 1000}, "max_concurrent_requests": 1},
+            {"min_batch_size": 16, "max_batch_size": 16},
+        ),
+        (
+            {"model_spec": ModelSpec("m"), "max_concurrent_requests": 5},
+            {"min_batch_size": 5, "max_batch_size": 5},
+        ),
+        ({"batching": {"linger_seconds": 2}}, {"max_batch_duration_secs": 2}),
+    ],
+)
+def test_batch_elements_kwargs(options: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Beam's batches hold a request's elements as often as requests may be in flight."""
+    handler = TritonModelHandler(ENDPOINT, "m", **options)
+    assert handler.batch_elements_kwargs() == expected
+    assert beam.BatchElements(**handler.batch_elements_kwargs()) is not None
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        ([], 0),
+        ([np.zeros((3, 4), np.float32), np.zeros(2, np.int64)], 64),
+        (["abc", b"de"], 5),
+        ([{"a": np.zeros(2, np.float64), "b": "xyz"}], 19),
+        ([beam.Row(a=np.zeros(2, np.uint8), b=b"1")], 3),
+        ([[1.0, 2.0], 3.0], 24),
+        ([[[1], [2, 3]]], 0),
+    ],
+)
+def test_get_num_bytes(batch: list[Any], expected: int) -> None:
+    """The bytes of the elements' values; nothing is pickled for it."""
+    assert TritonModelHandler(ENDPOINT, "m").get_num_bytes(batch) == expected
+
+
+def test_neither_text_nor_metrics_hold_a_secret() -> None:
+    """What RunInference shows of a handler is its text."""
+    handler = TritonModelHandler(ENDPOINT, "m", auth_token="hunter2")
+    assert str(handler) == "TritonModelHandler(http://triton:8000, 'm')"
+    assert handler.get_metrics_namespace() == "beam_triton"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "model_name", "options", "message"),
+    [
+        ("triton:8000", "m", {}, "http://triton:8000"),
+        (ENDPOINT, "", {}, "model_name"),
+        (ENDPOINT, 3, {}, "model_name"),
+        (ENDPOINT, "m", {"max_batch_size": 3}, "max_batch_size"),
+        (ENDPOINT, "m", {"batching": {"max_batch_size": 0}}, "max_batch_size"),
+    ],
+)
+def test_wrong_arguments(endpoint: str, model_name: Any, options: dict[str, Any], message: str) -> None:
+    """They are refused at construction."""
+    with pytest.raises(ConfigurationError, match=message):
+        TritonModelHandler(endpoint, model_name, **options)
+
+
+def test_it_pickles() -> None:
+    """RunInference sends it to the workers."""
+    handler = pickle.loads(pickle.dumps(TritonModelHandler(ENDPOINT, "m", batching={"max_batch_size": 2})))
+    assert handler.batch_elements_kwargs()["max_batch_size"] == 64
+
+
+def test_models_in_other_processes_are_not_asked_for() -> None:
+    """A connection is no gigabytes of weights: every process has its own."""
+    handler = TritonModelHandler(ENDPOINT, "m")
+    assert not handler.share_model_across_processes()
+    assert not handler.should_garbage_collect_on_timeout()

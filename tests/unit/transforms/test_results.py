@@ -1,0 +1,107 @@
+"""Results, defaults and failures as they leave the transforms."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from apache_beam.ml.inference.base import PredictionResult
+
+from beam_triton import (
+    ConfigurationError,
+    DefaultResult,
+    InferResponse,
+    InvalidRequestError,
+    ModelSpec,
+    RemoteProtocolError,
+    TensorSpec,
+)
+from beam_triton.transforms.results import DefaultValue, failure_of, prediction_result, rows_of
+
+Y = TensorSpec("y", "FP32", (2,))
+LABEL = TensorSpec("label", "BYTES", (1,))
+MODEL = ModelSpec("m", "1", (), (Y, LABEL), 8)
+
+
+def test_a_fast_result_is_an_ordinary_one() -> None:
+    """What the shortcut makes equals what the constructor makes, and pickles as it does."""
+    made = prediction_result(("example", {"y": 1}, "m:1"))
+    assert made == PredictionResult("example", {"y": 1}, "m:1")
+    assert type(made) is PredictionResult
+    assert pickle.loads(pickle.dumps(made)) == made
+
+
+def test_a_default_of_several_outputs() -> None:
+    """Each value is of its output's dtype and shape, and the result says that it is a default."""
+    default = DefaultValue({"label": ["none"], "y": [0, 1]}, MODEL, (Y, LABEL))
+    result = default.result("example")
+    inference: Any = result.inference
+    assert (type(result), result.example, result.model_id) == (DefaultResult, "example", "default")
+    assert isinstance(result, PredictionResult)
+    assert inference["y"].dtype == np.float32
+    assert inference["y"].tolist() == [0.0, 1.0]
+    assert inference["label"].tolist() in (["none"], [b"none"])
+    assert pickle.loads(pickle.dumps(result)).model_id == "default"
+
+
+def test_defaults_share_no_arrays() -> None:
+    """Changing one result changes no other, nor the value that the user gave."""
+    given = np.zeros(2, np.float32)
+    default = DefaultValue(given, MODEL, (Y,))
+    one: Any = default.result(1).inference
+    one["y"][:] = 7
+    rows = default.rows("y", 3)
+    rows[0] = 8
+    other: Any = default.result(2).inference
+    assert other["y"].tolist() == [0.0, 0.0]
+    assert given.tolist() == [0.0, 0.0]
+    assert rows.tolist() == [[8.0, 8.0], [0.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("value", "outputs", "message"),
+    [
+        ([0, 0], (Y, LABEL), "has 2 outputs: y, label"),
+        ({"y": [0, 0]}, (Y, LABEL), r"missing \['label'\]"),
+        ({"y": [0, 0], "z": 1}, (Y,), r"unknown \['z'\]"),
+        ([0, 0, 0], (Y,), "default_value: .*y"),
+        (["a", "b"], (Y,), "default_value: .*y"),
+        ([1e300, 0], (Y,), "default_value: .*y"),
+    ],
+)
+def test_a_default_that_does_not_fit(value: Any, outputs: tuple[TensorSpec, ...], message: str) -> None:
+    """The error says which output, and what was expected."""
+    with pytest.raises(ConfigurationError, match=message):
+        DefaultValue(value, MODEL, outputs)
+
+
+def test_a_default_for_outputs_that_the_server_does_not_name() -> None:
+    """Where nothing is known of the outputs, the names and dtypes are the user's."""
+    default = DefaultValue({"y": np.int64(3), "text": "none"}, ModelSpec("m"), ())
+    inference: Any = default.result(1).inference
+    assert inference["y"].dtype == np.int64
+    assert str(inference["text"]) == "none"
+
+
+def test_rows_of_a_batch_and_of_a_whole() -> None:
+    """With a batch dimension each row is an element's, without one the answer is the element's."""
+    response = InferResponse("m", "1", "", {}, {"y": np.arange(4.0).reshape(2, 2)})
+    assert [row["y"].tolist() for row in rows_of(response, MODEL, 2)] == [[0.0, 1.0], [2.0, 3.0]]
+    (whole,) = rows_of(response, ModelSpec("m"), 1)
+    assert whole["y"].shape == (2, 2)
+    with pytest.raises(RemoteProtocolError):
+        rows_of(response, MODEL, 3)
+
+
+def test_a_failure_is_as_beams_own() -> None:
+    """Element, then type, message and traceback lines; it pickles."""
+    try:
+        raise InvalidRequestError("refused", status=400)
+    except InvalidRequestError as error:
+        failure = failure_of(("key", 1), error)
+    element, (kind, message, lines) = failure
+    assert (element, kind, message) == (("key", 1), InvalidRequestError, "refused")
+    assert "".join(lines).startswith("Traceback")
+    assert pickle.loads(pickle.dumps(failure)) == failure
