@@ -1,0 +1,52 @@
+"""Free ports of the loopback interface that stay free until a server binds them again."""
+
+from __future__ import annotations
+
+import random
+import socket
+from pathlib import Path
+
+_LOWEST_PORT = 10240
+_ATTEMPTS = 200
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on.
+
+    It lies below the kernel's range for outgoing connections: a port within it may be taken by any client on
+    the machine while a server is down, and could then not be bound again by the restarted server.
+    """
+    ports = range(_LOWEST_PORT, max(_first_outgoing_port(), _LOWEST_PORT + 1000))
+    for _ in range(_ATTEMPTS):
+        port = random.SystemRandom().choice(ports)
+        if is_free(port):
+            return port
+    raise OSError(f"no free port between {ports.start} and {ports.stop} on 127.0.0.1")
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could bind ``port``; connections that linger in TIME_WAIT do not count."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def accepts(port: int) -> bool:
+    """Whether something on 127.0.0.1 accepts connections on ``port``."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+def _first_outgoing_port() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 32768

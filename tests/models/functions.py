@@ -1,0 +1,74 @@
+"""Small models of one idea each: the configuration's parameter ``function`` names the one to be."""
+
+import json
+import time
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+def sum_and_difference(a, b):
+    return {"sum": a + b, "difference": a - b}
+
+
+def scale(x, factor=None):
+    return {"y": x if factor is None else x * factor}
+
+
+def ragged(values):
+    return {"total": values.sum(axis=1, keepdims=True), "doubled": 2 * values}
+
+
+def transpose(x):
+    return {"y": np.ascontiguousarray(np.swapaxes(x, -1, -2))}
+
+
+def classify(x):
+    return {"scores": x}
+
+
+def shout(text):
+    # As the protocol has it, BYTES are bytes; what they mean is between the client and the model.
+    lengths = np.frompyfunc(len, 1, 1)(text).astype(np.int64)
+    return {"loud": np.frompyfunc(bytes.upper, 1, 1)(text), "length_bytes": lengths}
+
+
+def sleep(x):
+    time.sleep(float(x.max(initial=0)))
+    return {"y": x}
+
+
+def empty(x):
+    return {"y": np.empty((len(x), 0), np.float32)}
+
+
+def zeros(count):
+    return {"y": np.zeros((len(count), int(count.max(initial=0))), np.float32)}
+
+
+def one_row_less(x):
+    return {"y": x[:-1]}
+
+
+def add_one(x):
+    return {"y": x + 1}
+
+
+def double(x):
+    return {"y": 2 * x}
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        self.function = globals()[config["parameters"]["function"]["string_value"]]
+        self.names = [tensor["name"] for tensor in config["input"]]
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self.names}
+        arrays = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+        outputs = self.function(**arrays)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])

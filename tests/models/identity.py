@@ -1,0 +1,35 @@
+"""Answers every input unchanged as the output at the same place in the configuration.
+
+The configuration's parameter ``sleep_seconds`` makes it take its time, once a call, as a GPU far away would.
+"""
+
+import json
+import time
+
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        self.tensors = [
+            (given["name"], answered["name"], given["data_type"])
+            for given, answered in zip(config["input"], config["output"], strict=True)
+        ]
+        parameters = config.get("parameters", {})
+        self.sleep_seconds = float(parameters.get("sleep_seconds", {}).get("string_value", 0))
+
+    def execute(self, requests):
+        if self.sleep_seconds:
+            time.sleep(self.sleep_seconds)
+        return [pb_utils.InferenceResponse(self.answer(request)) for request in requests]
+
+    def answer(self, request):
+        answers = []
+        for given, answered, data_type in self.tensors:
+            tensor = pb_utils.get_input_tensor_by_name(request, given)
+            if data_type == "TYPE_BF16":  # NumPy has no such type
+                answers.append(pb_utils.Tensor.from_dlpack(answered, tensor.to_dlpack()))
+            else:
+                answers.append(pb_utils.Tensor(answered, tensor.as_numpy()))
+        return answers
