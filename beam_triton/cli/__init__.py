@@ -1,0 +1,1 @@
+"""The commands of ``python -m beam_triton``: look at a server, and measure it."""

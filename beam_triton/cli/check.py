@@ -1,0 +1,154 @@
+"""``check``: what a server says of itself and a model, and one request there and back."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+from beam_triton.cli.arguments import add_model, add_server, explained, options_of, shapes_of
+from beam_triton.cli.zeros import Shapes, describe_zeros, zeros_request
+from beam_triton.client import TritonClient
+from beam_triton.errors import ConfigurationError, TritonError
+from beam_triton.protocol import ModelSpec
+from beam_triton.remote_model import RemoteModel
+
+_ROUND_TRIPS = 5
+
+
+def add_arguments(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "check",
+        help="is the server well, and does it answer for the model?",
+        description="Ask a server for its health, extensions and models, and a model for an answer to zeros.",
+    )
+    add_server(parser)
+    add_model(parser, required=False)
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> bool:
+    """Whether all is well; what is found is printed as it is found.
+
+    Raises:
+        ConfigurationError: an argument makes no sense.
+    """
+    options, shapes = options_of(given), shapes_of(given)
+    with TritonClient(given.endpoint, **options) as client:
+        check = _Check(client)
+        if check.server(given.endpoint) and given.model is not None:
+            check.model(given.model, shapes)
+    for problem in check.problems:
+        print(f"PROBLEM: {problem}")
+    if not check.problems:
+        print("All is well.")
+    return not check.problems
+
+
+class _Check:
+    """Prints what it finds, and collects what is wrong in sentences."""
+
+    def __init__(self, client: TritonClient) -> None:
+        self.problems: list[str] = []
+        self._client = client
+
+    def server(self, endpoint: str) -> bool:
+        """Look at the server; False where nothing more can be asked."""
+        started = time.perf_counter()
+        try:
+            metadata = self._client.server_metadata()
+        except ConfigurationError:
+            raise
+        except TritonError as error:
+            self.problems.append(explained(error))
+            return False
+        milliseconds = (time.perf_counter() - started) * 1000
+        name, version = metadata.get("name", "a server"), metadata.get("version", "of no version")
+        _say("server", f"{name} {version}, answered in {milliseconds:.1f} ms (connecting included)")
+        live, ready = self._client.is_server_live(), self._client.is_server_ready()
+        _say("health", f"{'live' if live else 'NOT live'}, {'ready' if ready else 'NOT ready'}")
+        if not live:
+            self.problems.append("The server answers that it is not live: it is starting or ending.")
+        elif not ready:
+            self.problems.append(
+                "The server is live but not ready: a model is being loaded, or could not be loaded."
+            )
+        extensions = metadata.get("extensions") or []
+        _say("extensions", ", ".join(map(str, extensions)) or "none")
+        if "binary_tensor_data" not in extensions:
+            _say("", "no binary_tensor_data: tensors travel as JSON, which is slower")
+        if "model_configuration" not in extensions:
+            _say("", "no model_configuration: give batching.max_batch_size, the server does not tell it")
+        self._models()
+        return True
+
+    def _models(self) -> None:
+        try:
+            index = self._client.repository_index()
+        except TritonError as error:
+            _say("models", f"the server does not list them ({error.message})")
+            return
+        lines = []
+        for entry in sorted(index, key=lambda entry: str(entry.get("name"))):
+            words = [entry.get("name"), entry.get("version"), entry.get("state") or "UNAVAILABLE"]
+            reason = f": {entry['reason']}" if entry.get("reason") else ""
+            lines.append(" ".join(str(word) for word in words if word) + reason)
+        for number, line in enumerate(lines or ["none"]):
+            _say("" if number else "models", line)
+
+    def model(self, model_name: str, shapes: Shapes) -> None:
+        """Look at a model, and send it zeros."""
+        try:
+            model = self._client.open_model(model_name)
+        except ConfigurationError:
+            raise
+        except TritonError as error:
+            self.problems.append(explained(error))
+            return
+        try:
+            spec = model.spec
+            _say("model", f"{spec.model_id}, {_limit(spec)}")
+            for label, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
+                lines = [tensor.describe() for tensor in tensors] or ["not named by the server"]
+                for number, line in enumerate(lines):
+                    _say("" if number else label, line)
+            if spec.decoupled or spec.sequence_batching:
+                kind = "is decoupled" if spec.decoupled else "batches sequences"
+                self.problems.append(
+                    f"Model {model_name!r} {kind}: no transform here can score its elements in batches."
+                )
+                return
+            self._round_trip(model, shapes)
+        finally:
+            model.close()
+
+    def _round_trip(self, model: RemoteModel, shapes: Shapes) -> None:
+        request = zeros_request(model, shapes, 1)
+        zeros = describe_zeros(model.spec, shapes)
+        times = []
+        try:
+            for _ in range(_ROUND_TRIPS):
+                started = time.perf_counter()
+                response = model.infer([request])
+                times.append(time.perf_counter() - started)
+        except TritonError as error:
+            self.problems.append(
+                f"The model did not answer a request of zeros ({zeros}): {explained(error)} "
+                f"Where zeros of this shape are not what it takes, give others by --shape."
+            )
+            return
+        shapes_back = ", ".join(f"{name} {list(array.shape)}" for name, array in response.outputs.items())
+        milliseconds = statistics.median(times) * 1000
+        _say("round trip", f"{milliseconds:.1f} ms (median of {_ROUND_TRIPS}, connected)")
+        _say("", f"sent one element of zeros: {zeros}; came back: {shapes_back}")
+
+
+def _limit(spec: ModelSpec) -> str:
+    if not spec.has_batch_dimension:
+        return "no batch dimension: one element a request"
+    return f"at most {spec.max_batch_size} elements a request"
+
+
+def _say(label: str, text: str) -> None:
+    print(f"{label:<12}{text}", flush=True)

@@ -1,0 +1,51 @@
+"""Files to elements, and results to files: the layer above the transforms, for jobs that score files."""
+
+from __future__ import annotations
+
+from beam_triton.files.elements import ElementMaker
+from beam_triton.files.failures import LimitFailures, TooManyFailuresError, failure_of_element
+from beam_triton.files.mapping import InputColumns, list_columns
+from beam_triton.files.progress import PROGRESS
+from beam_triton.files.reading import (
+    ELEMENTS,
+    FAILURES,
+    METRICS_NAMESPACE,
+    ReadElements,
+    RowSelection,
+    match_files,
+)
+from beam_triton.files.results import check_fields
+from beam_triton.files.rows import CorruptFileError, Failure, Row, RowError
+from beam_triton.files.served_model import ServedModel
+from beam_triton.files.sinks import FailureSink, ResultSink
+from beam_triton.files.sources import FileSource
+from beam_triton.files.targets import Target
+from beam_triton.files.writing import WriteFiles, discard_temporary_files
+
+__all__ = [
+    "ELEMENTS",
+    "FAILURES",
+    "METRICS_NAMESPACE",
+    "PROGRESS",
+    "CorruptFileError",
+    "ElementMaker",
+    "Failure",
+    "FailureSink",
+    "FileSource",
+    "InputColumns",
+    "LimitFailures",
+    "ReadElements",
+    "ResultSink",
+    "Row",
+    "RowError",
+    "RowSelection",
+    "ServedModel",
+    "Target",
+    "TooManyFailuresError",
+    "WriteFiles",
+    "check_fields",
+    "discard_temporary_files",
+    "failure_of_element",
+    "list_columns",
+    "match_files",
+]

@@ -1,0 +1,55 @@
+"""Wrong use of the command line: exit code 2, a sentence, and no secret."""
+
+from __future__ import annotations
+
+import pytest
+
+from beam_triton.cli.main import main
+from tests.support import faults
+
+ENDPOINT = "http://127.0.0.1:9"
+TOKEN = "t0ken-of-the-service"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "triton:8000"], "did you mean http://triton:8000"),
+        (["check", ENDPOINT, "--auth-token", TOKEN], "env:NAME or file:PATH"),
+        (["check", ENDPOINT, "--auth-token", "env:NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE is not set"),
+        (["check", ENDPOINT, "--header", TOKEN], "NAME=VALUE"),
+        (["check", ENDPOINT, "--header", f"Content-Type={TOKEN}"], "Content-Type"),
+        (["check", ENDPOINT, "--shape", "x"], "INPUT=3,224,224"),
+        (["check", ENDPOINT, "--shape", "x=a,b"], "INPUT=3,224,224"),
+        (["check", ENDPOINT, "--shape", "x=-1"], "INPUT=3,224,224"),
+        (["check", ENDPOINT, "--timeout-seconds", "0"], "timeout_seconds"),
+        (["check", ENDPOINT, "--model", "m", "--model-version", "latest"], "model_version"),
+        (["tune", ENDPOINT, "--model", "m", "--seconds", "0"], "--seconds"),
+        (["tune", ENDPOINT, "--model", "m", "--max-in-flight", "-1"], "--max-in-flight"),
+    ],
+)
+def test_wrong_use(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is told on standard error, and nothing that may be a secret is repeated."""
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert TOKEN not in said.err + said.out
+
+
+@pytest.mark.parametrize("arguments", [[], ["check"], ["tune", ENDPOINT], ["sing", ENDPOINT]])
+def test_missing_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse says what is missing, with the same exit code."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: python -m beam_triton" in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both commands name it, ask the two questions that help, and fail."""
+    with faults.refusing_port() as port:
+        for command in (["check"], ["tune", "--model", "m"]):
+            assert main([command[0], f"http://127.0.0.1:{port}", *command[1:]]) == 1
+            said = capsys.readouterr()
+            assert f"cannot connect to http://127.0.0.1:{port}" in said.out + said.err
+            assert "Is the server started, and is this its HTTP port" in said.out + said.err

@@ -1,0 +1,99 @@
+"""The transform from files to elements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.metrics.metric import MetricsFilter
+from apache_beam.testing.test_pipeline import TestPipeline
+from apache_beam.testing.util import assert_that, equal_to
+
+from beam_triton.errors import ConfigurationError
+from beam_triton.files import (
+    Failure,
+    FileSource,
+    LimitFailures,
+    ReadElements,
+    RowSelection,
+    ServedModel,
+    TooManyFailuresError,
+)
+from beam_triton.files.reading import ELEMENTS, FAILURES, match_files
+from beam_triton.protocol import ModelSpec, TensorSpec
+
+MODEL = ServedModel(
+    endpoint=("http://nowhere.invalid:8000",),
+    name="m",
+    spec=ModelSpec("m", "1", (TensorSpec("x", "INT64", (1,)),), (), 8),
+)
+
+
+def read(patterns: list[str], selection: RowSelection, elements: Any, failures: Any) -> Any:
+    pipeline = TestPipeline("FnApiRunner")
+    found = pipeline | ReadElements(patterns, FileSource(piece_bytes=50), selection, MODEL)
+    numbers = found[ELEMENTS] | beam.MapTuple(
+        lambda row, array: (Path(row.file).name, row.number, array.item())
+    )
+    places = found[FAILURES] | beam.Map(lambda failure: (Path(failure.file).name, failure.number))
+    assert_that(numbers, equal_to(elements), label="elements")
+    assert_that(places, equal_to(failures), label="failures")
+    result = pipeline.run()
+    result.wait_until_finish()
+    counters = result.metrics().query(MetricsFilter().with_namespace("beam_triton_files"))["counters"]
+    return {counter.key.metric.name: counter.committed for counter in counters}
+
+
+def test_every_row_is_an_element_or_a_failure(tmp_path: Path) -> None:
+    """Files of all kinds, matched twice over, cut into pieces: each row once, and counted."""
+    (tmp_path / "a.csv").write_text("x\n" + "".join(f"{number}\n" for number in range(1, 200)) + "no\n")
+    (tmp_path / "b.jsonl").write_text('{"x": 5}\n{"y": 5}\n')
+    counters = read(
+        [str(tmp_path / "*"), str(tmp_path / "a.csv")],
+        RowSelection(),
+        [*(("a.csv", number, number) for number in range(1, 200)), ("b.jsonl", 1, 5)],
+        [("a.csv", 200), ("b.jsonl", 2)],
+    )
+    assert counters == {"rows_read": 202, "rows_failed": 2}
+
+
+def test_rows_may_be_passed_over(tmp_path: Path) -> None:
+    """``where`` takes the rows that hold a text; the others are neither elements nor failures."""
+    (tmp_path / "a.csv").write_text("x,split\n1,train\n2,test\nno,train\n")
+    (tmp_path / "b.jsonl").write_text('{"x": 5, "split": "test"}\n{"x": 6}\n')
+    counters = read(
+        [str(tmp_path / "*")],
+        RowSelection(where=(("split", "test"),)),
+        [("a.csv", 2, 2), ("b.jsonl", 1, 5)],
+        [],
+    )
+    assert counters["rows_read"] == 2
+
+
+def test_a_file_without_a_kept_column_fails_row_by_row(tmp_path: Path) -> None:
+    """Another file of the job may have other columns: that ends nothing."""
+    (tmp_path / "a.csv").write_text("id,x\n1,2\n")
+    (tmp_path / "b.csv").write_text("x\n2\n3\n")
+    read(
+        [str(tmp_path / "*.csv")],
+        RowSelection(keep=("id",)),
+        [("a.csv", 1, 2)],
+        [("b.csv", 1), ("b.csv", 2)],
+    )
+
+
+def test_a_pattern_without_a_file_is_an_error(tmp_path: Path) -> None:
+    """A typing error must not look like an empty job."""
+    with pytest.raises(ConfigurationError, match=r"there is no file .*missing\.csv"):
+        match_files([str(tmp_path / "missing.csv")])
+
+
+def test_failures_are_limited() -> None:
+    """The error names the limit and the failure that passed it."""
+    limit = LimitFailures(2)
+    failures = [Failure("f.csv", number, "RowError", "no number", None) for number in range(1, 4)]
+    assert [list(limit.process(failure)) for failure in failures[:2]] == [[failures[0]], [failures[1]]]
+    with pytest.raises(TooManyFailuresError, match=r"more than 2 .* f\.csv, row 3: RowError: no number"):
+        list(limit.process(failures[2]))

@@ -1,0 +1,97 @@
+"""Imports only go down: the architecture, read off the source with `ast`."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_PACKAGE = Path(__file__).parents[2] / "beam_triton"
+
+# From the bottom up. Parts of one layer never import each other.
+_LAYERS = (
+    {"errors"},
+    {"options", "credentials", "local_server"},
+    {"protocol", "policy", "transport"},
+    {"dispatch", "inference_options"},
+    {"remote_model", "control_plane"},
+    {"client"},
+    {"transforms"},
+    {"files", "cli"},
+    {"__init__", "__main__"},
+)
+_HEIGHT = {part: height for height, parts in enumerate(_LAYERS) for part in parts}
+
+# What a part may import from outside of the standard library; the rest may import nothing.
+_THIRD_PARTIES = {
+    "protocol": {"numpy"},
+    "transport": {"numpy", "requests", "urllib3"},
+    "dispatch": {"requests", "urllib3"},
+    "control_plane": {"requests"},
+    "client": {"numpy"},
+    "remote_model": {"numpy"},
+    "transforms": {"apache_beam", "numpy"},
+    "cli": {"numpy"},
+    "files": {"apache_beam", "numpy", "pyarrow", "zstandard"},
+}
+
+
+def _part(file: Path) -> str:
+    return file.relative_to(_PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imported_modules(file: Path) -> Iterator[str]:
+    """The full names of the modules that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: a relative import"
+            assert node.module is not None
+            if node.module == "beam_triton":
+                yield from (f"beam_triton.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+_FILES = sorted(_PACKAGE.rglob("*.py"))
+
+
+def test_every_part_has_a_layer() -> None:
+    """Each file and folder of the package stands in the list of layers, and the list in the package."""
+    parts = {_part(file) for file in _FILES}
+    assert parts <= set(_HEIGHT), f"say in which layer they belong: {parts - set(_HEIGHT)}"
+    assert len(_FILES) > 20
+
+
+@pytest.mark.parametrize("file", _FILES, ids=lambda file: str(file.relative_to(_PACKAGE)))
+def test_imports_go_down(file: Path) -> None:
+    """A file imports its own part and lower layers: nothing above, and no sibling."""
+    part = _part(file)
+    assert part in _HEIGHT, f"say in which layer {part} belongs"
+    for module in _imported_modules(file):
+        if not module.startswith("beam_triton."):
+            continue
+        imported = module.split(".")[1]
+        assert imported in _HEIGHT, f"{file} imports {module}, which is no part of the package"
+        assert imported == part or _HEIGHT[imported] < _HEIGHT[part], f"{file} imports {module}"
+        assert imported != "local_server" or part in ("local_server", "__main__"), f"{file} imports {module}"
+
+
+@pytest.mark.parametrize("file", _FILES, ids=lambda file: str(file.relative_to(_PACKAGE)))
+def test_third_parties_stay_in_their_layers(file: Path) -> None:
+    """Apache Beam, requests, urllib3 and NumPy are imported where they belong, and nothing else is."""
+    allowed = _THIRD_PARTIES.get(_part(file), set()) | {"beam_triton"}
+    for module in _imported_modules(file):
+        root = module.split(".")[0]
+        assert root in sys.stdlib_module_names or root in allowed, f"{file} imports {module}"
+
+
+def test_imports_are_seen(tmp_path: Path) -> None:
+    """An import within a function or a condition counts as well."""
+    source = tmp_path / "source.py"
+    source.write_text("def f():\n    import a.b\nif f:\n    from c.d import e\nfrom beam_triton import g\n")
+    assert set(_imported_modules(source)) == {"a.b", "c.d", "beam_triton.g"}
