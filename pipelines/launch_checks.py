@@ -1,0 +1,122 @@
+"""What is looked at before a job starts: the files, the model, and whether they fit each other."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from apache_beam.io.filesystems import FileSystems
+
+from beam_triton import ConfigurationError, TransportError, TritonError
+from beam_triton.credentials import redact_url
+from beam_triton.files import (
+    CorruptFileError,
+    ElementMaker,
+    ServedModel,
+    check_fields,
+    list_columns,
+    match_files,
+)
+from pipelines.score_options import ScoreJob
+
+_logger = logging.getLogger(__name__)
+
+
+def find_files(job: ScoreJob) -> list[tuple[str, int]]:
+    """Path and size of each input file. Raises ConfigurationError when there is none, or no format."""
+    try:
+        found = match_files(job.files)
+    except ValueError as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        # FileSystems says so of a scheme whose package is not installed.
+        raise ConfigurationError(str(error)) from error
+    for path, _ in found:
+        job.source.format_of(path)
+    return found
+
+
+def check_outputs(job: ScoreJob) -> None:
+    """Raise ConfigurationError when a path to write to is of a FileSystem that is not installed here."""
+    for target in (job.output, job.failures):
+        try:
+            FileSystems.get_filesystem(target.path)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+
+
+def check_endpoint(job: ScoreJob) -> None:
+    """Raise ConfigurationError for a password in an endpoint: options are shown on the job's page."""
+    for url in job.endpoint:
+        if "@" in url:
+            raise ConfigurationError(
+                f"--endpoint {redact_url(url)} holds a password, which the job's page would show; "
+                f"give a token by reference (--auth_token env:NAME or file:PATH), read on the workers"
+            )
+
+
+def only_model(repository: Path) -> str | None:
+    """The name of the repository's model if it holds just one."""
+    models = [entry.name for entry in repository.iterdir() if (entry / "config.pbtxt").exists()]
+    return models[0] if len(models) == 1 else None
+
+
+def ask_model(model: ServedModel, *, must_answer: bool) -> ServedModel:
+    """The model with the server's description of it.
+
+    Where the server cannot be reached and need not be from here, the model comes back as it was, and the
+    workers will ask. Raises ConfigurationError with the server's words otherwise.
+    """
+    try:
+        return replace(model, spec=model.describe())
+    except TransportError as error:
+        if must_answer:
+            raise ConfigurationError(f"no server answers: {error.message}") from error
+        _logger.warning("not checked from here, the workers will ask the server: %s", error.message)
+        return model
+    except ConfigurationError:
+        raise
+    except TritonError as error:
+        raise ConfigurationError(error.message) from error
+
+
+def check_job(job: ScoreJob, model: ServedModel, first_file: str | None) -> None:
+    """Compare what the options say with the model and with the columns of the first file.
+
+    ``first_file`` None: no file is in reach. Raises ConfigurationError, with the model's inputs and the
+    file's columns.
+    """
+    spec = model.spec
+    columns = None
+    if first_file is not None:
+        try:
+            columns = job.source.columns_of(first_file)
+        except CorruptFileError as error:
+            raise ConfigurationError(error.message) from error
+    names = [output.name for output in spec.outputs] if spec is not None else []
+    check_fields(job.keep, with_origin=job.with_origin, outputs=names)
+    unknown = [name for name in job.outputs or () if spec is not None and names and name not in names]
+    if spec is not None and unknown:
+        raise ConfigurationError(f"model {spec.name!r} has no output {unknown[0]!r}; {spec.describe()}")
+    if spec is not None:
+        try:
+            maker = ElementMaker(spec, job.selection.inputs)
+            if columns is not None:
+                maker.check(columns)
+        except ConfigurationError as error:
+            raise ConfigurationError(_with_context(error.message, job, model, first_file)) from error
+    if columns is not None and job.source.format_of(first_file or "") != "jsonl":
+        try:
+            job.selection.check(columns)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{first_file}: {error.message}") from error
+
+
+def _with_context(message: str, job: ScoreJob, model: ServedModel, first_file: str | None) -> str:
+    parts = [message]
+    if model.spec is not None and model.spec.describe() not in message:
+        parts.append(model.spec.describe())
+    if first_file is not None and "the file has" not in message:
+        parts.append(f"{first_file} has {list_columns(job.source.columns_of(first_file).names)}")
+    return "; ".join(parts)

@@ -1,0 +1,156 @@
+"""The options of score_files: what they mean, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from beam_triton import ConfigurationError, ConnectionPoolConfig
+from beam_triton.files import InputColumns
+from pipelines.score_options import ScoreJob, ScoreOptions, counts_here, parse_options, runs_here
+
+
+def job(*arguments: str) -> ScoreJob:
+    return ScoreJob.from_options(parse_options(["--files", "a.csv", "--output", "out/r.jsonl", *arguments]))
+
+
+def test_every_option_reaches_the_job() -> None:
+    """Repeated options and lists with commas are put together."""
+    found = job(
+        *("--files", "b.csv", "c.csv", "--where", "split=a=b", "--columns", "x,y", "--delimiter", ";"),
+        *("--endpoint", "http://a:1,http://b:2", "--endpoint", "http://c:3", "--model", "m"),
+        *("--input", "i=x,y", "--input", "j=z", "--keep", "id,expected=label", "--outputs", "p,q"),
+        *("--batch_size", "16", "--max_failures", "0", "--failures", "f.jsonl", "--auth_token", "env:TOKEN"),
+    )
+    assert found.files == ("a.csv", "b.csv", "c.csv")
+    assert found.endpoint == ("http://a:1", "http://b:2", "http://c:3")
+    assert found.keep == {"id": "id", "expected": "label"}
+    assert found.selection.keep == ("id", "label")
+    assert found.selection.where == (("split", "a=b"),)
+    assert found.selection.inputs == (InputColumns("i", ("x", "y")), InputColumns("j", ("z",)))
+    assert found.source.columns == ("x", "y")
+    assert (found.outputs, found.batching.max_batch_size, found.max_failures) == (("p", "q"), 16, 0)
+    assert (found.failures.path, found.auth_token) == ("f.jsonl", "env:TOKEN")
+
+
+def test_the_pool_follows_the_other_options() -> None:
+    """More requests in flight than the default pool allows, or less time than it takes to connect."""
+    pool = job("--max_concurrent_requests", "500", "--timeout_seconds", "4").pool
+    assert (pool.max_total, pool.connect_timeout_seconds) == (500, 2.0)
+    assert job().pool == ConnectionPoolConfig()
+
+
+@pytest.mark.parametrize(
+    ("output", "failures"),
+    [
+        ("out/r.jsonl", "out/r-failures.jsonl"),
+        ("r.parquet", "r-failures.jsonl"),
+        ("gs://b/r.v2-*.jsonl.gz", "gs://b/r-failures.jsonl"),
+        ("out/r-*.jsonl", "out/r-failures-*.jsonl"),
+    ],
+)
+def test_failures_go_beside_the_output(output: str, failures: str) -> None:
+    """Unless another place is given, nothing of them is lost."""
+    assert job("--output", output).failures.path == failures
+
+
+def test_options_survive_the_way_to_a_worker() -> None:
+    """Runners hand options on as a dictionary."""
+    given = ["--files", "a.csv", "b.csv", "--output", "r.jsonl", "--input", "i=x", "--with_origin"]
+    from_dictionary: Any = ScoreOptions.from_dictionary
+    copied = from_dictionary(parse_options(given).get_all_options(drop_default=True))
+    assert copied.files == ["a.csv", "b.csv"]
+    assert copied.input == ["i=x"]
+    assert copied.with_origin
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch_size", "0"], "--batch_size must be positive, not 0"),
+        (["--max_concurrent_requests", "-1"], "--max_concurrent_requests must be positive"),
+        (["--timeout_seconds", "0"], "--timeout_seconds must be positive"),
+        (["--max_failures", "-1"], "--max_failures must be 0 or more"),
+        (["--keep", "a,,b"], "--keep 'a,,b'"),
+        (["--keep", "a=x,a=y"], "names 'a' twice"),
+        (["--where", "split"], "COLUMN=TEXT"),
+        (["--input", "image"], "NAME=COLUMNS"),
+        (["--output", "out.txt"], "does not tell the format"),
+        (["--input_format", "xml"], "'xml' is none of"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(arguments: list[str], message: str) -> None:
+    """The message names the option and the value."""
+    with pytest.raises(ConfigurationError, match=message):
+        job(*arguments)
+
+
+def test_a_token_on_the_command_line_is_refused_and_not_repeated() -> None:
+    """It would be seen in the list of processes; the message must not show it either."""
+    with pytest.raises(ConfigurationError, match="env:NAME or file:PATH") as caught:
+        job("--auth_token", "hunter2")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["--files", "--output"])
+def test_what_is_needed_is_named(missing: str) -> None:
+    """Without files or output there is no job."""
+    arguments = {"--files": "a.csv", "--output": "r.jsonl"}
+    del arguments[missing]
+    with pytest.raises(ConfigurationError, match=f"{missing} is needed"):
+        ScoreJob.from_options(parse_options([part for pair in arguments.items() for part in pair]))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--ouput=x", "has an option --ouput; did you mean --output?"),
+        ("--direct_num_worker=2", "has an option --direct_num_worker; did you mean --direct_num_workers?"),
+        ("--frobnicate", "has an option --frobnicate\n"),
+        ("--batch_size=many", "invalid int value: 'many'"),
+    ],
+)
+def test_unknown_options_end_the_program(
+    argument: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beam would drop them with a warning; ours and Beam's are told apart from mistakes, in one line."""
+    with pytest.raises(SystemExit) as caught:
+        parse_options([argument])
+    assert caught.value.code == 2
+    written = capsys.readouterr().err
+    assert message in written
+    assert written.count("\n") == 1
+
+
+def test_options_of_a_job_server_are_let_through() -> None:
+    """Flink's job server has options that Beam's Python does not know."""
+    options = parse_options(["--runner=FlinkRunner", "--operator_chaining=true"])
+    assert not runs_here(options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "here", "counted"),
+    [
+        ([], True, True),
+        (["--runner=DirectRunner"], True, True),
+        (["--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner"], True, True),
+        (["--direct_running_mode=multi_processing"], True, False),
+        (["--runner=DataflowRunner"], False, False),
+        (["--runner=PortableRunner"], False, False),
+    ],
+)
+def test_where_the_workers_are(arguments: list[str], here: bool, counted: bool) -> None:
+    """A local server is of use to workers here only, and counts are seen in this process only."""
+    options = parse_options(arguments)
+    assert (runs_here(options), counts_here(options)) == (here, counted)
+
+
+def test_help_tells_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ours, without the screens of Beam's."""
+    with pytest.raises(SystemExit) as caught:
+        parse_options(["--help"])
+    assert caught.value.code == 0
+    written = capsys.readouterr().out
+    assert "--input NAME=COLUMNS" in written
+    assert "--worker_machine_type" not in written
