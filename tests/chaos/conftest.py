@@ -1,0 +1,29 @@
+"""Real parts for the chaos tests: one Triton that stays up, and certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from beam_triton.local_server import LocalTriton
+from tests.support import sockets
+from tests.support.certificates import Certificates
+from tests.support.models import write_models
+
+
+@pytest.fixture(scope="package")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
+    """A server that no test kills; tests that do start their own. In the end nobody is connected to it."""
+    folder = write_models(tmp_path_factory.mktemp("models"), ["echo_variable", "rejecting", "raising"])
+    with LocalTriton(folder) as server:
+        yield server
+        port = int(server.endpoint.rpartition(":")[2])
+        assert sockets.settles(lambda: sockets.established(port), 0) == 0
+        # After batches that made its model raise, Triton 2.51 takes its whole exit timeout to stop.
+        server.kill()
+
+
+@pytest.fixture(scope="package")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))

@@ -1,0 +1,198 @@
+"""A real nginx in front of a real Triton: certificates, idle connections, restarts and reloads behind it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from beam_triton import TritonClient, TritonInference
+from beam_triton.errors import InferenceError, TlsError
+from beam_triton.local_server import LocalTriton
+from tests.support.certificates import Certificates
+from tests.support.models import write_models
+from tests.support.nginx import Nginx
+from tests.support.strikes import killed_and_restarted, strikes
+from tests.support.tally import MODEL, Progress, run_numbered
+
+pytestmark = pytest.mark.nginx
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def port_of(triton: LocalTriton) -> int:
+    return int(triton.endpoint.rpartition(":")[2])
+
+
+def echoes(endpoint: str, tls: Mapping[str, Any]) -> bool:
+    quick_pool = {"connect_timeout_seconds": 4.0}
+    with TritonClient(endpoint, tls=tls, timeout_seconds=5.0, pool=quick_pool) as client:
+        return bool(np.array_equal(client.infer(MODEL, {"x": X}).outputs["y"], X))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_good_certificate(triton: LocalTriton, certificates: Certificates, host: str) -> None:
+    """With the authority's bundle the server is trusted, by name and by address."""
+    with Nginx([port_of(triton)], certificate=certificates.good) as nginx:
+        endpoint = f"https://{host}:{nginx.port}"
+        assert echoes(endpoint, {"ca_bundle": str(certificates.ca)})
+
+
+@pytest.mark.parametrize(
+    ("certificate", "reason"),
+    [("expired", r"expired"), ("wrong_host", r"mismatch|doesn't match|not valid for")],
+)
+def test_a_bad_certificate(
+    triton: LocalTriton, certificates: Certificates, certificate: str, reason: str
+) -> None:
+    """``TlsError`` says what is wrong with it, at once: nothing is retried."""
+    with Nginx([port_of(triton)], certificate=getattr(certificates, certificate)) as nginx:
+        started = time.monotonic()
+        with pytest.raises(TlsError, match=reason):
+            echoes(nginx.endpoint, {"ca_bundle": str(certificates.ca)})
+        assert time.monotonic() - started <= 1.0
+
+
+def test_an_unknown_authority(triton: LocalTriton, certificates: Certificates) -> None:
+    """Without the bundle the certificate is refused; ``verify=False`` takes it, as it takes any other."""
+    with Nginx([port_of(triton)], certificate=certificates.good) as nginx:
+        with pytest.raises(TlsError, match=r"(?i)certificate verify failed|unable to get local issuer"):
+            echoes(nginx.endpoint, {})
+        with pytest.raises(TlsError):
+            echoes(nginx.endpoint, {"ca_bundle": str(certificates.stranger_ca)})
+        assert echoes(nginx.endpoint, {"verify": False})
+    with Nginx([port_of(triton)], certificate=certificates.expired) as nginx:
+        assert echoes(nginx.endpoint, {"verify": False})
+
+
+def test_verification_switched_off_is_said_loudly(
+    triton: LocalTriton, certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``verify=False`` is a warning in the log."""
+    with Nginx([port_of(triton)], certificate=certificates.good) as nginx:
+        echoes(nginx.endpoint, {"verify": False})
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("verif" in message for message in warnings), warnings
+
+
+def test_a_client_certificate(triton: LocalTriton, certificates: Certificates) -> None:
+    """The client's own certificate opens the door; none, or a stranger's, is refused with a reason."""
+    nginx = Nginx([port_of(triton)], certificate=certificates.good, client_ca=certificates.ca)
+    ca = {"ca_bundle": str(certificates.ca)}
+    own = {
+        "client_certificate": str(certificates.client.certificate),
+        "client_key": str(certificates.client.key),
+    }
+    strangers = {
+        "client_certificate": str(certificates.stranger.certificate),
+        "client_key": str(certificates.stranger.key),
+    }
+    with nginx:
+        assert echoes(nginx.endpoint, ca | own)
+        for wrong in (ca, ca | strangers):
+            with pytest.raises((InferenceError, TlsError), match=r"(?i)certificate"):
+                echoes(nginx.endpoint, wrong)
+
+
+def test_large_tensors_over_tls(triton: LocalTriton, certificates: Certificates) -> None:
+    """Megabytes go both ways unharmed through TLS records and nginx's buffers."""
+    large = np.random.default_rng(1).random((8, 300_000), np.float32)
+    with (
+        Nginx([port_of(triton)], certificate=certificates.good) as nginx,
+        TritonClient(nginx.endpoint, tls={"ca_bundle": str(certificates.ca)}) as client,
+    ):
+        assert np.array_equal(client.infer(MODEL, {"x": large}).outputs["y"], large)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_idle_timeout_shorter_than_keep_alive_seconds(
+    triton: LocalTriton, certificates: Certificates, scheme: str
+) -> None:
+    """Connections that nginx closes while they are idle, or just as they are used, are never an error."""
+    random = np.random.default_rng(2)
+    nginx = Nginx(
+        [port_of(triton)],
+        certificate=certificates.good if scheme == "https" else None,
+        keep_alive_seconds=0.1,
+    )
+    with (
+        nginx,
+        TritonClient(
+            nginx.endpoint, tls={"ca_bundle": str(certificates.ca)} if scheme == "https" else {}
+        ) as client,
+        ThreadPoolExecutor(6) as threads,
+    ):
+
+        def ask(pause_seconds: float) -> bool:
+            time.sleep(pause_seconds)
+            return bool(np.array_equal(client.infer(MODEL, {"x": X}).outputs["y"], X))
+
+        # Around the idle time, so that the close and the next request often cross.
+        pauses = random.uniform(0.09, 0.13, 240)
+        assert all(threads.map(ask, pauses))
+
+
+def test_connections_that_end_after_some_requests(triton: LocalTriton) -> None:
+    """A proxy that ends each connection after five requests, announced, costs nothing but new ones."""
+    with (
+        Nginx([port_of(triton)], requests_per_connection=5) as nginx,
+        TritonClient(nginx.endpoint, retry={"max_retries": 0}) as client,
+    ):
+        for _ in range(50):
+            assert np.array_equal(client.infer(MODEL, {"x": X}).outputs["y"], X)
+
+
+def test_a_server_restarted_behind_nginx(tmp_path: Path) -> None:
+    """nginx's own 502s and 504s while Triton is away are waited out: nothing is lost."""
+    elements = 50_000
+    with (
+        LocalTriton(write_models(tmp_path / "models", [MODEL])) as server,
+        Nginx([port_of(server)], read_timeout_seconds=2.0) as nginx,
+    ):
+        run = run_numbered(
+            TritonInference(nginx.endpoint, MODEL, batching={"max_batch_size": 64}),
+            elements,
+            meanwhile=strikes(2, elements, killed_and_restarted(server)),
+        )
+    assert run.counters["retries"] > 0
+    assert run.counters.get("failures", 0) == 0
+
+
+def test_reloads_during_a_run(triton: LocalTriton) -> None:
+    """Five reloads under load: old workers drain, and no element is lost or repeated."""
+    elements = 100_000
+    with Nginx([port_of(triton)]) as nginx:
+        run_numbered(
+            # Small requests, few at a time: a faster run would be over before its fifth reload.
+            TritonInference(
+                nginx.endpoint, MODEL, batching={"max_batch_size": 8}, max_concurrent_requests=4
+            ),
+            elements,
+            meanwhile=strikes(5, elements, nginx.reload),
+        )
+
+
+def test_a_run_moves_to_another_server(triton: LocalTriton, tmp_path: Path) -> None:
+    """A deployment: nginx is pointed at a new server and the old one is stopped, in mid-run."""
+    elements = 50_000
+    with (
+        LocalTriton(write_models(tmp_path / "models", [MODEL])) as old,
+        Nginx([port_of(old)]) as nginx,
+    ):
+
+        def meanwhile(progress: Progress) -> None:
+            assert progress.reached(elements // 3)
+            nginx.reload([port_of(triton)])
+            old.stop()
+
+        run = run_numbered(
+            TritonInference(nginx.endpoint, MODEL, batching={"max_batch_size": 64}),
+            elements,
+            meanwhile=meanwhile,
+        )
+    assert run.counters.get("failures", 0) == 0

@@ -1,0 +1,151 @@
+"""Servers that die, come back, lose a model or have no room: every element comes out once all the same."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beam_triton import TritonInference
+from beam_triton.local_server import LocalTriton
+from tests.support.models import write_models
+from tests.support.strikes import killed_and_restarted, strikes
+from tests.support.tally import MODEL, Progress, run_numbered
+
+ELEMENTS = 200_000
+
+
+def scoring(endpoint: str | list[str], model_name: str = MODEL) -> TritonInference:
+    return TritonInference(endpoint, model_name, batching={"max_batch_size": 64})
+
+
+def test_a_server_killed_and_restarted_five_times(tmp_path: Path) -> None:
+    """200,000 elements, five times ``kill -9``: 200,000 results, each once."""
+    with LocalTriton(write_models(tmp_path / "models", [MODEL])) as server:
+        run = run_numbered(
+            scoring(server.endpoint), ELEMENTS, meanwhile=strikes(5, ELEMENTS, killed_and_restarted(server))
+        )
+    assert run.counters["elements"] == ELEMENTS
+    assert run.counters["retries"] > 0
+    assert run.counters.get("failures", 0) == 0
+
+
+def test_an_outage_longer_than_the_deadline(tmp_path: Path) -> None:
+    """A server that is away for twice ``timeout_seconds`` is waited for: only the breaker gives up."""
+    elements = 50_000
+    with LocalTriton(write_models(tmp_path / "models", [MODEL])) as server:
+        run = run_numbered(
+            TritonInference(
+                server.endpoint,
+                MODEL,
+                timeout_seconds=3.0,
+                pool={"connect_timeout_seconds": 1.0},
+                batching={"max_batch_size": 64},
+            ),
+            elements,
+            meanwhile=strikes(1, elements, killed_and_restarted(server, away_seconds=6.0)),
+        )
+    assert run.counters.get("failures", 0) == 0
+
+
+def test_a_server_killed_under_several_threads(tmp_path: Path) -> None:
+    """The same with several bundles at a time, whose DoFns share connections and circuit breaker."""
+    elements = 60_000
+    with LocalTriton(write_models(tmp_path / "models", [MODEL])) as server:
+        run_numbered(
+            scoring(server.endpoint),
+            elements,
+            meanwhile=strikes(2, elements, killed_and_restarted(server)),
+            bundles=True,
+            options=["--direct_running_mode=multi_threading", "--direct_num_workers=3"],
+        )
+
+
+def test_one_of_two_servers_dies_for_good(tmp_path: Path) -> None:
+    """The other server scores what is left; nothing waits for the dead one's return."""
+    models = write_models(tmp_path / "models", [MODEL])
+    with LocalTriton(models) as surviving, LocalTriton(models) as dying:
+        run = run_numbered(
+            scoring([surviving.endpoint, dying.endpoint]),
+            ELEMENTS,
+            meanwhile=strikes(1, ELEMENTS, dying.kill),
+        )
+    assert run.counters["elements"] == ELEMENTS
+
+
+def test_two_servers_restarted_in_turn(tmp_path: Path) -> None:
+    """A rolling restart: each server is away for a while, never both."""
+    models = write_models(tmp_path / "models", [MODEL])
+    with LocalTriton(models) as first, LocalTriton(models) as second:
+        rolling = iter([first, second])
+        elements = 100_000
+        run_numbered(
+            scoring([first.endpoint, second.endpoint]),
+            elements,
+            meanwhile=strikes(2, elements, lambda: killed_and_restarted(next(rolling))()),
+            pace_seconds=0.03,
+        )
+
+
+def test_a_server_that_is_away_at_the_start(tmp_path: Path) -> None:
+    """A run that starts before its server waits for it."""
+    with LocalTriton(write_models(tmp_path / "models", [MODEL])) as server:
+        server.kill()
+
+        def meanwhile(progress: Progress) -> None:
+            time.sleep(1.0)
+            server.start()
+
+        run_numbered(scoring(server.endpoint), 5_000, meanwhile=meanwhile)
+
+
+def test_a_model_unloaded_and_loaded_again(tmp_path: Path) -> None:
+    """While the model is away its requests wait, and none of its elements fails."""
+    models = write_models(tmp_path / "models", [MODEL])
+    with LocalTriton(models, models_control="explicit", load_models=[MODEL]) as server:
+
+        def strike() -> None:
+            server.unload_model(MODEL)
+            time.sleep(1.0)
+            server.load_model(MODEL)
+
+        run = run_numbered(scoring(server.endpoint), ELEMENTS, meanwhile=strikes(2, ELEMENTS, strike))
+    assert run.counters["retries"] > 0
+    assert run.counters.get("failures", 0) == 0
+
+
+def test_a_full_queue_throughout(tmp_path: Path) -> None:
+    """A queue of two under sixteen requests loses nothing, and the time lost is told as throttling."""
+    elements = 500
+    with LocalTriton(write_models(tmp_path / "models", ["full_queue"], instances=2)) as server:
+        run = run_numbered(
+            TritonInference(server.endpoint, "full_queue", max_concurrent_requests=16), elements
+        )
+    assert run.counters["elements"] == elements
+    assert run.counters["retries"] > 0
+    assert run.counters["cumulativeThrottlingSeconds"] > 0
+    # 4 rows a batch, 50 ms, two instances: 3.1 s of pure work, and pauses must not be most of the run.
+    assert run.seconds < 30
+
+
+@pytest.mark.long
+def test_twenty_restarts_of_two_servers(tmp_path: Path) -> None:
+    """Two million elements, both servers killed at random moments, sometimes both at a time."""
+    elements = 2_000_000
+    random = np.random.default_rng(20)
+    models = write_models(tmp_path / "models", [MODEL])
+    with LocalTriton(models) as first, LocalTriton(models) as second:
+
+        def strike() -> None:
+            for server in (first, second):
+                if random.random() < 0.6:
+                    server.kill()
+            time.sleep(random.uniform(0.0, 5.0))
+            for server in (first, second):
+                server.start()
+
+        run_numbered(
+            scoring([first.endpoint, second.endpoint]), elements, meanwhile=strikes(20, elements, strike)
+        )

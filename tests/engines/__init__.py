@@ -1,0 +1,1 @@
+"""Tests that need Java, Maven and Go: Prism, Flink and a Flink cluster."""

@@ -1,0 +1,93 @@
+"""A Flink cluster: a job manager, two task managers, and workers that have never seen this package."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from beam_triton import TritonClient
+from beam_triton.local_server import LocalTriton
+from tests.support.engines import FlinkCluster
+from tests.support.engines.checks import check_promises, wait_until
+from tests.support.engines.findings import record
+from tests.support.engines.jobs import score_digits, scored_numbers, start_numbers, write_numbers
+from tests.support.engines.observation import observe
+from tests.support.engines.served import LEISURELY_NUMBERS
+
+pytestmark = pytest.mark.timeout(900)
+
+ELEMENTS = 20_000
+ROWS = 20_000
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
+    with FlinkCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+def scored_so_far(endpoint: str) -> int:
+    """How many elements the server has scored on the leisurely model."""
+    with TritonClient(endpoint) as client:
+        statistics = client.statistics(LEISURELY_NUMBERS)
+    return int(statistics["model_stats"][0]["inference_count"])
+
+
+def test_score_files_gives_the_same_results(
+    cluster: FlinkCluster, triton: LocalTriton, digits: dict[str, tuple[int, int]], tmp_path: Path
+) -> None:
+    """The main job installs itself on bare workers, and comes to what the DirectRunner comes to."""
+    assert score_digits(cluster, triton.endpoint, tmp_path / "results.jsonl") == digits
+
+
+def test_processes_and_connections(cluster: FlinkCluster, triton: LocalTriton, tmp_path: Path) -> None:
+    """A worker process a task manager, a session each, max_total connections each, all gone at the end."""
+    before = set(cluster.members())
+    observation = observe(cluster, triton.endpoint, tmp_path, elements=ELEMENTS)
+    check_promises(observation, elements=ELEMENTS)
+    assert len(observation.dofns.processes) == 2
+    assert observation.dofns.instances == 4
+    wait_until(lambda: set(cluster.members()) <= before, within_seconds=30)
+    record("Flink cluster, batch", observation.facts())
+
+
+def test_a_killed_task_manager_loses_and_repeats_nothing(model_repository: Path, tmp_path: Path) -> None:
+    """With a task manager gone in mid-job its share runs again: every row is in the output once."""
+    files = write_numbers(tmp_path / "rows", ROWS)
+    output = tmp_path / "results.jsonl"
+    with (
+        LocalTriton(model_repository, stop_timeout_seconds=2) as triton,
+        FlinkCluster(tmp_path / "cluster", parallelism=2) as cluster,
+    ):
+        run = start_numbers(cluster, triton.endpoint, files=files, output=output)
+        wait_until(lambda: scored_so_far(triton.endpoint) >= ROWS // 5, within_seconds=180)
+        scored_at_kill = scored_so_far(triton.endpoint)
+        cluster.kill_task_manager(0)
+        run.finish(within_seconds=400)
+        assert cluster.overview().task_managers == 1
+        scored = scored_so_far(triton.endpoint)
+    assert scored_at_kill < ROWS * 4 // 5, "the job was almost over: nothing was disturbed"
+    assert scored > ROWS, "nothing ran again: the task manager had no part in the job"
+    assert scored_numbers(output) == list(range(ROWS))
+    record("Flink cluster, batch", {"rows_scored_again_after_kill": scored - ROWS})
+
+
+def test_a_restarted_triton_loses_and_repeats_nothing(
+    cluster: FlinkCluster, model_repository: Path, tmp_path: Path
+) -> None:
+    """With the server killed in mid-job and back three seconds later, every row is in the output once."""
+    files = write_numbers(tmp_path / "rows", ROWS)
+    output = tmp_path / "results.jsonl"
+    with LocalTriton(model_repository, stop_timeout_seconds=2) as triton:
+        run = start_numbers(cluster, triton.endpoint, files=files, output=output)
+        wait_until(lambda: scored_so_far(triton.endpoint) >= ROWS // 5, within_seconds=180)
+        scored_at_kill = scored_so_far(triton.endpoint)
+        triton.kill()
+        time.sleep(3.0)
+        triton.start()
+        run.finish(within_seconds=400)
+    assert scored_at_kill < ROWS * 4 // 5, "the job was almost over: nothing was disturbed"
+    assert scored_numbers(output) == list(range(ROWS))

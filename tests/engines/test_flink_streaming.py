@@ -1,0 +1,73 @@
+"""A Flink cluster in streaming mode: an unbounded source, fixed windows, and a job that is cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from beam_triton.local_server import LocalTriton
+from tests.support.engines import FlinkCluster
+from tests.support.engines.checks import check_promises, wait_until
+from tests.support.engines.findings import record
+from tests.support.engines.observation import (
+    OBSERVED_PIPELINE,
+    ConnectionWatch,
+    Observed,
+    observe,
+    observed_arguments,
+    output_numbers,
+    port_of,
+)
+from tests.support.sockets import established
+
+pytestmark = pytest.mark.timeout(900)
+
+ELEMENTS = 1_000
+"""At 50 a second: 20 seconds, ten windows of two seconds."""
+
+ENDLESS = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
+    with FlinkCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+def test_every_element_of_every_window_comes_out_once(
+    cluster: FlinkCluster, triton: LocalTriton, tmp_path: Path
+) -> None:
+    """Ten windows of a periodic source: no number is missing, and none is in two windows."""
+    observation = observe(cluster, triton.endpoint, tmp_path, elements=ELEMENTS, options=["--streaming"])
+    check_promises(observation, elements=ELEMENTS)
+    windows = [file.name.partition("-")[0] for file in (tmp_path / "output").glob("*.txt")]
+    assert len(windows) == len(set(windows)) >= ELEMENTS // 100
+    record("Flink cluster, streaming", observation.facts())
+
+
+def test_a_cancelled_job_leaves_no_socket_and_no_process(
+    cluster: FlinkCluster, triton: LocalTriton, tmp_path: Path
+) -> None:
+    """Cancelled with connections open, the job ends its workers and every connection at the server."""
+    port = port_of(triton.endpoint)
+    before = set(cluster.members())
+    arguments = observed_arguments(triton.endpoint, tmp_path, elements=ENDLESS, max_total=8)
+    with ConnectionWatch(port, cluster) as watch:
+        run = cluster.start_pipeline(OBSERVED_PIPELINE, *arguments, "--streaming")
+        wait_until(lambda: len(output_numbers(tmp_path)) > 100, within_seconds=180)
+        assert established(port) > 0
+        (job,) = cluster.rest.running()
+        cluster.cancel(job)
+    run.process.wait(timeout=60)
+    wait_until(lambda: established(port) == 0, within_seconds=30)
+    wait_until(lambda: set(cluster.members()) <= before, within_seconds=60)
+    numbers = output_numbers(tmp_path)
+    assert numbers == list(range(len(numbers)))
+    dofns = Observed.read(tmp_path)
+    assert 0 < max(watch.by_process.values()) <= 8
+    record(
+        "Flink cluster, streaming",
+        {"torn_down_on_cancel": f"{dofns.instances_torn_down} of {dofns.instances}"},
+    )

@@ -1,0 +1,37 @@
+"""Prism: the DoFns in the process that submits, and in a worker process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from beam_triton.local_server import LocalTriton
+from tests.support.engines import Prism
+from tests.support.engines.checks import check_promises
+from tests.support.engines.findings import record
+from tests.support.engines.jobs import score_digits
+from tests.support.engines.observation import observe
+
+ELEMENTS = 20_000
+
+KINDS = pytest.mark.parametrize("worker_processes", [False, True], ids=["loopback", "worker process"])
+
+
+@KINDS
+def test_score_files_gives_the_same_results(
+    worker_processes: bool, triton: LocalTriton, digits: dict[str, tuple[int, int]], tmp_path: Path
+) -> None:
+    """The main job, unchanged, comes to what the DirectRunner comes to."""
+    with Prism(tmp_path, worker_processes=worker_processes) as prism:
+        assert score_digits(prism, triton.endpoint, tmp_path / "results.jsonl") == digits
+
+
+@KINDS
+def test_processes_and_connections(worker_processes: bool, triton: LocalTriton, tmp_path: Path) -> None:
+    """One process holds one session, whose connections stay within max_total and end with the job."""
+    with Prism(tmp_path, worker_processes=worker_processes) as prism:
+        observation = observe(prism, triton.endpoint, tmp_path / "observed", elements=ELEMENTS)
+        assert prism.members() == []
+    check_promises(observation, elements=ELEMENTS)
+    record("Prism, worker process" if worker_processes else "Prism, LOOPBACK", observation.facts())

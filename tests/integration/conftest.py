@@ -1,0 +1,22 @@
+"""One real Triton with every model of the catalogue, started once; if it cannot start, every test fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from beam_triton.local_server import LocalTriton
+from tests.support.models import write_models
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
+    """A server that all tests share: a test that kills, reloads or fills it starts its own."""
+    repository: Path = write_models(tmp_path_factory.mktemp("models"))
+    # A hanging model never ends its request: waiting for it at the end would be in vain.
+    with LocalTriton(
+        repository, grpc=True, metrics=True, stop_timeout_seconds=0.1, startup_timeout_seconds=300
+    ) as server:
+        yield server

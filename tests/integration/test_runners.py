@@ -1,0 +1,68 @@
+"""The main job and the library's promises in the three modes of Beam's own runner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from beam_triton.local_server import LocalTriton
+from tests.support.engines.checks import check_promises
+from tests.support.engines.direct import DirectRunner
+from tests.support.engines.findings import record
+from tests.support.engines.jobs import accuracy, score_digits
+from tests.support.engines.observation import observe
+from tests.support.engines.served import write_repository
+
+ELEMENTS = 10_000
+WORKERS = 2
+
+Mode = Literal["in_memory", "multi_threading", "multi_processing"]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
+    with LocalTriton(write_repository(tmp_path_factory.mktemp("models")), stop_timeout_seconds=2) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def digits(served: LocalTriton, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int]]:
+    """The results of the simplest mode, which the others have to come to."""
+    folder = tmp_path_factory.mktemp("in_memory")
+    with DirectRunner(folder) as runner:
+        return score_digits(runner, served.endpoint, folder / "results.jsonl")
+
+
+def test_in_memory_scores_every_digit(digits: dict[str, tuple[int, int]]) -> None:
+    """All 898 digits of the half that the model has not seen come out, 95 % of them recognized."""
+    assert len(digits) == 898
+    assert accuracy(digits) >= 0.95
+
+
+@pytest.mark.parametrize("mode", ["multi_threading", "multi_processing"])
+def test_score_files_gives_the_same_results(
+    mode: Mode, served: LocalTriton, digits: dict[str, tuple[int, int]], tmp_path: Path
+) -> None:
+    """With several workers the main job comes to the same results, each once."""
+    with DirectRunner(tmp_path, mode=mode, workers=WORKERS) as runner:
+        assert score_digits(runner, served.endpoint, tmp_path / "results.jsonl") == digits
+
+
+@pytest.mark.parametrize(
+    ("mode", "workers", "processes"),
+    [("in_memory", 1, 1), ("multi_threading", WORKERS, 1), ("multi_processing", WORKERS, WORKERS)],
+)
+def test_processes_and_connections(
+    mode: Mode, workers: int, processes: int, served: LocalTriton, tmp_path: Path
+) -> None:
+    """A session a process, max_total connections each, every DoFn torn down, nothing left at the server."""
+    with DirectRunner(tmp_path, mode=mode, workers=workers) as runner:
+        observation = observe(runner, served.endpoint, tmp_path / "observed", elements=ELEMENTS)
+        assert runner.members() == []
+    check_promises(observation, elements=ELEMENTS)
+    assert len(observation.dofns.processes) == processes
+    assert observation.dofns.instances_torn_down == observation.dofns.instances
+    record(f"DirectRunner, {mode}" + (f" x {workers}" if workers > 1 else ""), observation.facts())

@@ -1,0 +1,302 @@
+"""score_files from its command line, on a real Triton: what it writes, and what it says."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow
+import pyarrow.parquet
+import pytest
+from apache_beam.portability.api import beam_runner_api_pb2
+
+from beam_triton.files import ServedModel
+from beam_triton.local_server import LocalTriton
+from pipelines import demo, score_files
+from pipelines.score_options import MODEL_REPOSITORY, ScoreJob, parse_options
+
+REPOSITORY = Path(__file__).parents[2]
+DIGITS = REPOSITORY / "pipelines" / "data" / "digits.csv"
+
+
+@pytest.fixture(scope="module")
+def digits() -> Iterator[str]:
+    """The endpoint of a server with the shipped models."""
+    with LocalTriton(MODEL_REPOSITORY, stop_timeout_seconds=0.1) as server:
+        yield server.endpoint
+
+
+def score(*arguments: object) -> int:
+    return score_files.main([*map(str, arguments), "--progress_seconds=0"])
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_rows(folder: Path, kind: str, count: int) -> Path:
+    """A file of rows ``id``, and ``x`` in four columns (as a list in JSON Lines)."""
+    path = folder / f"rows.{kind}"
+    numbers = [[float(number), number / 2, -float(number), 0.25] for number in range(count)]
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps({"id": i, "x": x}) + "\n" for i, x in enumerate(numbers)))
+    elif kind == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "x0", "x1", "x2", "x3"])
+            writer.writerows([i, *x] for i, x in enumerate(numbers))
+    else:
+        columns = {f"x{column}": [x[column] for x in numbers] for column in range(4)}
+        pyarrow.parquet.write_table(pyarrow.table({"id": list(range(count)), **columns}), path)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["in_memory", "multi_threading", "multi_processing"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_every_row_has_its_own_result_once(
+    triton: LocalTriton, tmp_path: Path, kind: str, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From each format, in each mode of Beam's local runner, cut into pieces that workers share."""
+    path = write_rows(tmp_path, kind, 3000)
+    output = tmp_path / "out" / "results.jsonl"
+    code = score(
+        *("--files", path, "--endpoint", triton.endpoint, "--model", "double", "--output", output),
+        *("--input", "x=x" if kind == "jsonl" else "x=x0:x3", "--keep", "id", "--with_origin"),
+        *("--piece_bytes", 20_000, f"--direct_running_mode={mode}", "--direct_num_workers=2"),
+    )
+    assert code == 0
+    results = sorted(lines(output), key=lambda result: result["row"])
+    assert [result["row"] for result in results] == list(range(1, 3001))
+    for number, result in enumerate(results):
+        assert int(result["id"]) == number
+        assert result["y"] == [2.0 * number, number, -2.0 * number, 0.5]
+        assert (result["file"], result["model"]) == (str(path), "double:1")
+    assert lines(tmp_path / "out" / "results-failures.jsonl") == []
+    assert len(list((tmp_path / "out").iterdir())) == 2
+    table = capsys.readouterr().out
+    assert "elements           3,000" in table
+    assert "results            3,000" in table
+
+
+def test_results_in_parquet_hold_the_same(triton: LocalTriton, tmp_path: Path) -> None:
+    """Shards by a star in the name, read back by the same pattern; types are the model's and the source's."""
+    path = write_rows(tmp_path, "parquet", 500)
+    code = score(
+        *("--files", path, "--endpoint", triton.endpoint, "--model", "double", "--input", "x=x0:x3"),
+        *("--keep", "number=id", "--output", tmp_path / "results-*.parquet", "--piece_bytes", 1000),
+    )
+    assert code == 0
+    files = list(tmp_path.glob("results-?????-of-?????.parquet"))
+    rows = [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
+    assert sorted(row["number"] for row in rows) == list(range(500))
+    assert all(row["y"][0] == 2.0 * row["number"] for row in rows)
+
+
+def test_text_and_several_inputs(triton: LocalTriton, tmp_path: Path) -> None:
+    """A string column feeds BYTES; columns of the inputs' names need no mapping."""
+    path = tmp_path / "a.csv"
+    path.write_text('text\n"say ""hi"",\nplease"\ncaf\u00e9\n')
+    output = tmp_path / "out.jsonl"
+    code = score("--files", path, "--endpoint", triton.endpoint, "--model", "shout", "--output", output)
+    assert code == 0
+    assert [result["loud"] for result in lines(output)] == ['SAY "HI",\nPLEASE', "CAF\u00e9"]
+
+    path = tmp_path / "b.jsonl"
+    path.write_text(json.dumps({"a": list(range(16)), "b": [1] * 16}) + "\n")
+    arguments = ("--files", path, "--endpoint", triton.endpoint, "--model", "sum_and_difference")
+    assert score(*arguments, "--outputs", "sum", "--output", output) == 0
+    (result,) = lines(output)
+    assert result == {"sum": list(range(1, 17)), "model": "sum_and_difference:1"}
+
+
+def test_wrong_rows_and_refused_elements_stop_nothing(triton: LocalTriton, tmp_path: Path) -> None:
+    """Broken lines, misfits and what the model refuses are failures with file, row and data."""
+    path = tmp_path / "a.jsonl"
+    rows = [json.dumps({"id": number, "x": [number]}) for number in range(600)]
+    rows[10] = '{"id": 10, "x": [-1]}'
+    rows[20] = '{"id": 20, "x": ["no"]}'
+    rows[30] = '{"id": 30'
+    rows[40] = '{"id": 40}'
+    rows[550] = '{"id": 550, "x": [-7]}'
+    path.write_text("\n".join(rows))
+    output = tmp_path / "out.jsonl"
+    code = score(
+        *("--files", path, "--endpoint", triton.endpoint, "--model", "rejecting", "--keep", "id"),
+        *("--output", output, "--failures", tmp_path / "failed.jsonl", "--max_failures", 5),
+    )
+    assert code == 0
+    assert sorted(result["id"] for result in lines(output)) == [
+        number for number in range(600) if number not in (10, 20, 30, 40, 550)
+    ]
+    failures = {failure["row"]: failure for failure in lines(tmp_path / "failed.jsonl")}
+    assert {row: failure["error"] for row, failure in failures.items()} == {
+        11: "InvalidRequestError",
+        21: "RowError",
+        31: "RowError",
+        41: "RowError",
+        551: "InvalidRequestError",
+    }
+    assert failures[11]["data"] == {"id": 10, "x": [-1]}
+    assert failures[31]["data"] == '{"id": 30'
+    assert all(failure["file"] == str(path) for failure in failures.values())
+
+
+def test_more_failures_than_allowed_end_the_job(
+    triton: LocalTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit code tells, the message names a failure, and an earlier result stays as it was."""
+    path = tmp_path / "a.csv"
+    path.write_text("x\n1\nno\n2\n")
+    output = tmp_path / "out.jsonl"
+    output.write_text("earlier\n")
+    arguments = ("--files", path, "--endpoint", triton.endpoint, "--model", "rejecting", "--output", output)
+    assert score(*arguments, "--max_failures", 0) == 1
+    message = capsys.readouterr().err
+    assert "more than 0 row(s) failed" in message
+    assert "row 2: RowError: column 'x' holds 'no'" in message
+    assert output.read_text() == "earlier\n"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.csv", "out.jsonl"]
+    assert score(*arguments, "--max_failures", 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--files", "missing.csv"], "there is no file missing.csv"),
+        (["--files", "a.txt"], "a.txt: the suffix does not tell the format"),
+        (["--files", "empty.csv"], "empty.csv is empty"),
+        (["--input", "image=x0:x3"], "no input 'image'; inputs: x FP32 [4]; outputs: y FP32 [4]"),
+        (["--input", "x=x0:x2"], "input x FP32 [4] does not take 3 values"),
+        (["--input", "x=x0:x9"], "there is no column 'x4'"),
+        ([], "there is no column 'x' for the inputs of model 'double' (x FP32 [4]); the file has id, x0, x1"),
+        (["--input", "x=x0:x3", "--keep", "name"], "there is no column 'name'; the file has id, x0"),
+        (["--input", "x=x0:x3", "--keep", "y=id"], "has the name of an output"),
+        (["--input", "x=x0:x3", "--outputs", "z"], "no output 'z'"),
+        (["--model", "nothing"], "'nothing' is not found; the server has: "),
+        (["--model", "countdown"], "is decoupled"),
+        (["--endpoint", "http://127.0.0.1:1"], "cannot connect to http://127.0.0.1:1"),
+        (["--endpoint", "triton"], "'triton' is not an http or https URL"),
+        (["--runner", "NoSuchRunner"], "NoSuchRunner"),
+    ],
+)
+def test_wrong_use_is_told_in_one_line(
+    triton: LocalTriton,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    """Exit code 2, before anything is read or written, and a message that says what to change."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path, "csv", 3)
+    (tmp_path / "a.txt").write_text("x\n1\n")
+    (tmp_path / "empty.csv").write_text("")
+    options = {"--files": "rows.csv", "--endpoint": triton.endpoint, "--model": "double"}
+    for name, value in zip(arguments[::2], arguments[1::2], strict=True):
+        options[name] = value
+    assert score("--output", "out.jsonl", *(part for pair in options.items() for part in pair)) == 2
+    written = capsys.readouterr().err
+    assert message in written
+    assert written.startswith("score_files: ")
+    assert written.count("\n") == 1
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_without_an_endpoint_a_server_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped models are served for as long as the job takes; the only model needs no name."""
+    output = tmp_path / "out.jsonl"
+    assert score("--files", DIGITS, "--where", "split=train", "--keep", "id", "--output", output) == 0
+    assert len(lines(output)) == 899
+    assert "starting a Triton server on this machine" in capsys.readouterr().err
+
+
+def test_a_server_here_is_of_no_use_to_workers_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On Dataflow an endpoint is needed, and the message says so."""
+    arguments = ["--files", str(DIGITS), "--output", str(tmp_path / "out.jsonl"), "--runner=FlinkRunner"]
+    assert score_files.main(arguments) == 2
+    assert "--endpoint is needed" in capsys.readouterr().err
+
+
+def test_a_password_in_an_endpoint_does_not_get_onto_a_jobs_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options of a job that runs elsewhere are shown there; the message does not show it either."""
+    arguments = ["--files", str(DIGITS), "--output", str(tmp_path / "out.jsonl"), "--runner=FlinkRunner"]
+    assert score_files.main([*arguments, "--endpoint=http://me:hunter2@triton:8000", "--model=digits"]) == 2
+    message = capsys.readouterr().err
+    assert "--auth_token env:NAME" in message
+    assert "hunter2" not in message
+
+
+def test_it_runs_as_a_file_from_anywhere(digits: str, tmp_path: Path) -> None:
+    """As engines and users start it: by its path, in some other folder."""
+    command = [
+        *(sys.executable, str(REPOSITORY / "pipelines" / "score_files.py"), "--endpoint", digits),
+        *("--files", str(DIGITS), "--model", "digits", "--output", "results.jsonl", "--outputs", "label"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(lines(tmp_path / "results.jsonl")) == 1797
+    assert "1,797" in done.stdout
+
+
+def test_workers_need_nothing_of_this_folder(tmp_path: Path) -> None:
+    """Every step of the graph is loaded where ``pipelines`` cannot be imported, as on a worker."""
+    options = parse_options(["--files", "a.csv", "--output", "r.jsonl", "--max_failures", "3"])
+    pipeline = beam.Pipeline(options=options)
+    model = ServedModel(endpoint=("http://triton:8000",), name="digits")
+    score_files.build(pipeline, ScoreJob.from_options(options), model)
+    graph = pipeline.to_runner_api()
+    payloads = []
+    for transform in graph.components.transforms.values():
+        if transform.spec.urn == "beam:transform:pardo:v1":
+            par_do = beam_runner_api_pb2.ParDoPayload.FromString(transform.spec.payload)
+            # Some of Beam's own steps are named, not pickled.
+            payloads += [par_do.do_fn.payload] if par_do.do_fn.payload else []
+    assert len(payloads) > 10
+    for number, payload in enumerate(payloads):
+        (tmp_path / f"{number}.pickle").write_bytes(payload)
+    program = (
+        "import pathlib, sys; sys.modules['pipelines'] = None\n"
+        "from apache_beam.internal import pickler\n"
+        "for path in pathlib.Path('.').glob('*.pickle'): pickler.loads(path.read_bytes())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_demonstration(
+    digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At least 95 % of the digits are read right, and the picture is where it is said to be."""
+    monkeypatch.chdir(tmp_path)
+    assert demo.main(["--endpoint", digits]) == 0
+    written = capsys.readouterr().out
+    share = float(written.rpartition("accuracy ")[2].partition("%")[0])
+    assert share >= 95
+    assert "out/digits.png" in written
+    assert (tmp_path / "out" / "digits.png").read_bytes().startswith(b"\x89PNG")
+    scored = demo.scored_digits(DIGITS, tmp_path / "out" / "digits.jsonl")
+    assert len(scored) == 898
+    assert sum(digit.is_right for digit in scored) / len(scored) == pytest.approx(share / 100, abs=1e-4)

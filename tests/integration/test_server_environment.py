@@ -1,0 +1,120 @@
+"""The server's own environment: found, made, refused."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from beam_triton.errors import ConfigurationError
+from beam_triton.local_server import find_or_make_server_environment
+from beam_triton.local_server.environment import SERVER_ENVIRONMENT_VARIABLE
+
+_ROOT = Path(__file__).parents[2]
+
+
+def test_the_environment_is_found_again() -> None:
+    """What was made once is used from then on, and holds the server, its stub and NumPy 1."""
+    environment = find_or_make_server_environment()
+    assert os.access(environment.tritonserver, os.X_OK)
+    assert os.access(environment.python_backend_stub, os.X_OK)
+    started = time.monotonic()
+    assert find_or_make_server_environment() == environment
+    assert find_or_make_server_environment(environment.folder) == environment
+    assert time.monotonic() - started < 5
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    """A folder given by name is refused if it is no server environment, and not touched."""
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(ConfigurationError, match="is no server environment"):
+        find_or_make_server_environment(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_environment_without_the_server_is_refused() -> None:
+    """An environment that lacks the wheel is told from one that has it: the tests' own, for one."""
+    with pytest.raises(ConfigurationError, match="is no server environment"):
+        find_or_make_server_environment(sys.prefix)
+
+
+def test_the_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BEAM_TRITON_SERVER_ENVIRONMENT stands for the argument."""
+    (tmp_path / "mine.txt").write_text("precious")
+    monkeypatch.setenv(SERVER_ENVIRONMENT_VARIABLE, str(tmp_path))
+    with pytest.raises(ConfigurationError, match=str(tmp_path)):
+        find_or_make_server_environment()
+
+
+def test_a_failed_installation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pip finds no packages, its words are in the error, and no half-made folder stays."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    folder = tmp_path / "environment"
+    with pytest.raises(ConfigurationError, match="nvidia-pytriton") as caught:
+        find_or_make_server_environment(folder)
+    assert "--endpoint" in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["environment.lock"]
+
+
+_MAKE = """
+import sys
+from beam_triton.local_server import find_or_make_server_environment
+find_or_make_server_environment(sys.argv[1])
+"""
+
+
+def test_only_one_process_makes_it(tmp_path: Path) -> None:
+    """A second process waits until the first has ended, says so, and removes what a killed one left."""
+    folder = tmp_path / "environment"
+    (tmp_path / "environment.partial-killed").mkdir()
+    lock = tmp_path / "environment.lock"
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting = subprocess.Popen(
+            [sys.executable, "-c", _MAKE, str(folder)],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=_ROOT,
+            env={**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""},
+        )
+        assert waiting.stderr is not None
+        # Beam has warnings of its own at import.
+        assert any("Waiting for another process" in line for line in waiting.stderr)
+        assert not folder.exists() and (tmp_path / "environment.partial-killed").exists()
+    _, errors = waiting.communicate(timeout=120)
+    assert "ConfigurationError" in errors
+    assert [file.name for file in tmp_path.iterdir()] == ["environment.lock"]
+
+
+def test_serving_from_the_command_line(tmp_path: Path) -> None:
+    """``python -m beam_triton.local_server`` serves a folder until it is told to end."""
+    served = subprocess.Popen(
+        [sys.executable, "-m", "beam_triton.local_server", str(_ROOT / "pipelines" / "model_repository")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=_ROOT,
+    )
+    with served:
+        assert served.stdout is not None
+        assert "at http://127.0.0.1:" in served.stdout.readline()
+        served.terminate()
+        assert served.wait(30) == 0
+
+
+def test_wrong_use_of_the_command_line(tmp_path: Path) -> None:
+    """A folder that is none gives one sentence and exit code 2."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "beam_triton.local_server", str(tmp_path / "nowhere")],
+        capture_output=True,
+        text=True,
+        cwd=_ROOT,
+    )
+    assert ran.returncode == 2
+    assert "is not a folder" in ran.stderr.splitlines()[-1]
+    assert "Traceback" not in ran.stderr

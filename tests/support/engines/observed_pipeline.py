@@ -1,0 +1,158 @@
+"""A pipeline of numbered elements that notes where its DoFns live, for tests that count processes.
+
+Run as a script: what ``__main__`` defines travels to the workers by value, so that worker processes
+that hold the library but none of the tests can run it. With ``--streaming`` the numbers come from
+``PeriodicImpulse`` in fixed windows, and each window becomes one file; otherwise from ``Create``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+from apache_beam.metrics.metric import MetricsFilter
+from apache_beam.ml.inference.base import PredictionResult
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.transforms.periodicsequence import PeriodicImpulse
+from apache_beam.transforms.window import FixedWindows
+
+from beam_triton import TritonInferenceDoFn
+from beam_triton.transport import sessions
+
+BLOCK = 500
+IMPULSE_SECONDS = 0.02
+WINDOW_SECONDS = 2.0
+
+
+class NotingDoFn(TritonInferenceDoFn):
+    """Appends a line to a file of its process whenever it is set up or torn down."""
+
+    def __init__(self, notes: str, endpoint: str, model_name: str, **options: Any) -> None:
+        super().__init__(endpoint, model_name, **options)
+        self._notes = notes
+        self._instance = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self._instance = uuid.uuid4().hex
+        self._note("setup")
+
+    def teardown(self) -> None:
+        super().teardown()
+        self._note("teardown")
+
+    def _note(self, event: str) -> None:
+        note = {
+            "event": event,
+            "process": os.getpid(),
+            "instance": self._instance,
+            "thread": threading.current_thread().name,
+            # By way of the module: the registry itself would travel by value, and be another one.
+            "sessions": len(sessions.SESSIONS),
+        }
+        with (Path(self._notes) / f"{os.getpid()}.jsonl").open("a") as file:
+            file.write(json.dumps(note) + "\n")
+
+
+class WriteWindow(beam.DoFn):
+    """Writes the numbers of a window into a file named by the window's start and by nothing else twice."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def process(self, element: tuple[None, Iterable[int]], window: Any = beam.DoFn.WindowParam) -> None:
+        name = f"{float(window.start):.0f}-{uuid.uuid4().hex}.txt"
+        (Path(self._folder) / name).write_text("".join(f"{number}\n" for number in element[1]))
+
+
+def block(number: int) -> Iterator[int]:
+    return iter(range(number * BLOCK, (number + 1) * BLOCK))
+
+
+def as_element(number: int) -> npt.NDArray[np.float32]:
+    return np.array([number], np.float32)
+
+
+def as_number(result: PredictionResult) -> int:
+    inference: Any = result.inference
+    return int(inference["y"][0])
+
+
+def bounded(pipeline: beam.Pipeline, elements: int) -> Any:
+    blocks = pipeline | beam.Create(range(elements // BLOCK), reshuffle=True)
+    return blocks | beam.FlatMap(block)
+
+
+def periodic(pipeline: beam.Pipeline, elements: int) -> Any:
+    start = time.time()
+    impulses = pipeline | PeriodicImpulse(start, start + elements * IMPULSE_SECONDS, IMPULSE_SECONDS)
+    return (
+        impulses
+        | "Number" >> beam.Map(lambda at: round((float(at) - start) / IMPULSE_SECONDS))
+        | beam.WindowInto(FixedWindows(WINDOW_SECONDS))
+        # The source is one element that is split no further: without this one worker does it all.
+        | beam.Reshuffle()
+    )
+
+
+def summary(result: beam.runners.runner.PipelineResult) -> dict[str, Any]:
+    """The library's metrics by name: counters as numbers, distributions as mean and greatest."""
+    found = result.metrics().query(MetricsFilter().with_namespace("beam_triton"))
+    numbers: dict[str, Any] = {}
+    for counter in found["counters"]:
+        name = counter.key.metric.name
+        numbers[name] = numbers.get(name, 0) + counter.result
+    for distribution in found["distributions"]:
+        value = distribution.result
+        numbers[distribution.key.metric.name] = {"mean": value.mean, "max": value.max, "count": value.count}
+    return numbers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--endpoint", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--elements", type=int, default=20_000, help="whole blocks of 500")
+    parser.add_argument("--folder", required=True, help="an existing folder for notes, output and summary")
+    parser.add_argument("--max_total", type=int, default=8)
+    parser.add_argument("--max_concurrent_requests", type=int, default=8)
+    arguments, of_beam = parser.parse_known_args()
+    folder = Path(arguments.folder)
+    for name in ("notes", "output"):
+        (folder / name).mkdir(exist_ok=True)
+    scoring = NotingDoFn(
+        str(folder / "notes"),
+        arguments.endpoint,
+        arguments.model,
+        max_concurrent_requests=arguments.max_concurrent_requests,
+        pool={"max_total": arguments.max_total, "max_idle": arguments.max_total},
+    )
+
+    options = PipelineOptions(of_beam)
+    is_streaming = options.view_as(StandardOptions).streaming
+    pipeline = beam.Pipeline(options=options)
+    numbers = (periodic if is_streaming else bounded)(pipeline, arguments.elements)
+    scored = numbers | beam.Map(as_element) | beam.ParDo(scoring) | beam.Map(as_number)
+    if is_streaming:
+        _ = scored | beam.WithKeys(None) | beam.GroupByKey() | beam.ParDo(WriteWindow(str(folder / "output")))
+    else:
+        _ = scored | beam.io.WriteToText(str(folder / "output" / "numbers"), file_name_suffix=".txt")
+    started = time.monotonic()
+    result = pipeline.run()
+    result.wait_until_finish()
+    seconds = time.monotonic() - started
+    (folder / "summary.json").write_text(json.dumps({"seconds": seconds, **summary(result)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""A real nginx, from the machine's own package, in front of servers on 127.0.0.1."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tests.support.certificates import CertificateFiles
+
+_START_SECONDS = 10.0
+
+
+def nginx_binary() -> str | None:
+    """Where nginx is: on ``PATH``, or in ``sbin``, which an ordinary user's ``PATH`` leaves out."""
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+
+
+class Nginx:
+    """A context manager; configuration, logs and temporary files live in a folder that goes with it.
+
+    ``upstream_ports``: servers that requests are spread over. ``certificate`` switches TLS on;
+    ``client_ca`` then requires a client certificate of that authority (nginx answers 400 without one).
+    ``keep_alive_seconds`` is how long an idle client connection stays open;
+    ``requests_per_connection`` after how many requests nginx closes it. ``read_timeout_seconds`` is how long
+    a server may take to answer before nginx says 504. A dead server's failures are passed on as they are
+    (``proxy_next_upstream off``) unless ``fails_over``.
+    """
+
+    def __init__(
+        self,
+        upstream_ports: Sequence[int],
+        *,
+        certificate: CertificateFiles | None = None,
+        client_ca: Path | None = None,
+        keep_alive_seconds: float = 75.0,
+        requests_per_connection: int = 100_000,
+        read_timeout_seconds: float = 60.0,
+        fails_over: bool = False,
+        max_body: str = "0",
+    ) -> None:
+        self.upstream_ports = tuple(upstream_ports)
+        self._certificate = certificate
+        self._client_ca = client_ca
+        self._keep_alive_seconds = keep_alive_seconds
+        self._requests_per_connection = requests_per_connection
+        self._read_timeout_seconds = read_timeout_seconds
+        self._fails_over = fails_over
+        self._max_body = max_body
+
+    def __enter__(self) -> Nginx:
+        binary = nginx_binary()
+        if binary is None:
+            raise FileNotFoundError("nginx is not installed (Debian: apt-get install nginx-light)")
+        self._folder = Path(tempfile.mkdtemp(prefix="nginx-"))
+        self.port = _free_port()
+        self._write_configuration()
+        self._process = subprocess.Popen(
+            [binary, "-p", str(self._folder), "-c", str(self._configuration), "-e", str(self._error_log)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            self._await_start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def endpoint(self) -> str:
+        scheme = "https" if self._certificate else "http"
+        return f"{scheme}://127.0.0.1:{self.port}"
+
+    @property
+    def workers(self) -> set[int]:
+        """Process ids of the workers that take new connections or still finish old ones."""
+        return {pid for pid in _process_ids() if _parent(pid) == self._process.pid}
+
+    def error_log(self) -> str:
+        return self._error_log.read_text(errors="replace") if self._error_log.exists() else ""
+
+    def reload(self, upstream_ports: Sequence[int] | None = None) -> None:
+        """SIGHUP, with other servers if given; returns when old workers take no new connections any more."""
+        if upstream_ports is not None:
+            self.upstream_ports = tuple(upstream_ports)
+            self._write_configuration()
+        before = self.workers
+        self._process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + _START_SECONDS
+        while not self.workers - before or any(_accepts(pid) for pid in before):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nginx did not reload:\n{self.error_log()}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Ends nginx with the connections that it has open, and removes its folder."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(_START_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _configuration(self) -> Path:
+        return self._folder / "nginx.conf"
+
+    @property
+    def _error_log(self) -> Path:
+        return self._folder / "error.log"
+
+    def _await_start(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"nginx ended with {self._process.returncode}:\n{self.error_log()}")
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1.0).close()
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"nginx does not listen:\n{self.error_log()}") from None
+                time.sleep(0.02)
+
+    def _write_configuration(self) -> None:
+        servers = "\n".join(f"server 127.0.0.1:{port} max_fails=0;" for port in self.upstream_ports)
+        temporary = "\n".join(
+            f"{kind}_temp_path {self._folder}/{kind};"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        # A master that is root gives its workers away to an account that may not read the folder.
+        user = "user root;" if os.geteuid() == 0 else ""
+        self._configuration.write_text(
+            f"""
+{user}
+daemon off;
+worker_processes 1;
+pid {self._folder}/nginx.pid;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off;
+  {temporary}
+  client_max_body_size {self._max_body};
+  keepalive_timeout {int(self._keep_alive_seconds * 1000)}ms;
+  keepalive_requests {self._requests_per_connection};
+  upstream triton {{
+    {servers}
+    keepalive 32;
+  }}
+  server {{
+    listen 127.0.0.1:{self.port} {"ssl" if self._certificate else ""};
+    {self._tls_directives()}
+    location / {{
+      proxy_pass http://triton;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_set_header Host $host;
+      proxy_connect_timeout 2s;
+      proxy_read_timeout {int(self._read_timeout_seconds * 1000)}ms;
+      proxy_next_upstream {"error timeout" if self._fails_over else "off"};
+    }}
+  }}
+}}
+"""
+        )
+
+    def _tls_directives(self) -> str:
+        if self._certificate is None:
+            return ""
+        directives = [
+            f"ssl_certificate {self._certificate.certificate};",
+            f"ssl_certificate_key {self._certificate.key};",
+        ]
+        if self._client_ca is not None:
+            directives += [f"ssl_client_certificate {self._client_ca};", "ssl_verify_client on;"]
+        return "\n".join(directives)
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _process_ids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _accepts(worker: int) -> bool:
+    """Whether a worker still takes connections: one that drains says so in its title."""
+    try:
+        return b"shutting down" not in Path(f"/proc/{worker}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The command's name, in parentheses, may hold spaces.
+    return int(status.rpartition(")")[2].split()[1])
