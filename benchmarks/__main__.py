@@ -1,0 +1,106 @@
+"""The command line: ``python -m benchmarks --help``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from beam_triton.errors import TritonError
+from benchmarks.cases import CASES, NAMED_CASES
+from benchmarks.cases.case import CaseLeftOut
+from benchmarks.charts import draw
+from benchmarks.isolation import MeasurementError
+from benchmarks.report import told, told_figures
+from benchmarks.results import CaseResult, read_results
+from benchmarks.scale import FULL, QUICK, Scale
+from benchmarks.server import benchmark_server
+
+_ROOT = Path(__file__).resolve().parent.parent
+_RESULTS, _IMAGES = _ROOT / "benchmarks" / "results", _ROOT / "docs" / "images"
+_QUICK_OUTPUT = _ROOT / "out" / "benchmarks"
+_CHARTS = "charts"
+_EVERY_CASE = {case.name: case for case in (*CASES, *NAMED_CASES)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, or draw; the exit code is 1 where a case failed, and not where a figure is missed."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    output = given.output or (_QUICK_OUTPUT if given.quick else _RESULTS)
+    images = given.images or (output if given.output or given.quick else _IMAGES)
+    unknown = sorted(set(given.cases) - {*_EVERY_CASE, _CHARTS})
+    if unknown:
+        parser.error(f"no case {', '.join(unknown)}; there are: {', '.join(_EVERY_CASE)}")
+    if given.cases == [_CHARTS]:
+        return _draw(output, images)
+    # Beam says at every start what it could do with packages that are not installed.
+    logging.getLogger().setLevel(logging.ERROR)
+    failed = _measure(given.cases, given.rounds, QUICK if given.quick else FULL, output)
+    return _draw(output, images) or (1 if failed else 0)
+
+
+def _measure(names: Sequence[str], rounds: int, scale: Scale, output: Path) -> bool:
+    """Whether a case failed; the others are measured all the same."""
+    failed = False
+    results: list[CaseResult] = []
+    with benchmark_server() as server:
+        for case in [case for name, case in _EVERY_CASE.items() if name in names] or CASES:
+            print(f"{case.name}: {case.title}", file=sys.stderr, flush=True)
+            try:
+                result = case.measure(server, rounds, scale)
+            except CaseLeftOut as missing:
+                print(f"{case.name} is left out: {missing}", file=sys.stderr)
+                continue
+            except (MeasurementError, TritonError, AssertionError) as error:
+                print(f"{case.name} failed: {error}", file=sys.stderr)
+                failed = True
+                continue
+            result.write(output)
+            results.append(result)
+            print(told(result), flush=True)
+    if len(results) > 1:
+        print(told_figures(results))
+    return failed
+
+
+def _draw(output: Path, images: Path) -> int:
+    results = read_results(output)
+    if not results:
+        print(f"no results in {output}: measure first", file=sys.stderr)
+        return 1
+    for path in draw(results, images):
+        print(path)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measures the library beside its peers against a real Triton on this machine.",
+        epilog=f"cases: {', '.join(case.name for case in CASES)}; "
+        f"only where it is named: {', '.join(case.name for case in NAMED_CASES)} (Java 17, Maven and Go)",
+    )
+    parser.add_argument(
+        "cases", nargs="*", metavar="case", help=f"all by default; '{_CHARTS}' alone draws what was measured"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="turns that the peers take (default: 5)")
+    parser.add_argument("--quick", action="store_true", help="a twentieth of the work: a first look")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help=f"where JSON goes, and charts without --images (default: {_RESULTS.relative_to(_ROOT)}, with "
+        f"--quick {_QUICK_OUTPUT.relative_to(_ROOT)})",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        help=f"where charts go (default: {_IMAGES.relative_to(_ROOT)}, or --output where that is given)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""All cases, in the order of the table of figures; and those that are measured only where they are named."""
+
+from __future__ import annotations
+
+from benchmarks.cases import (
+    byte_strings,
+    engines,
+    growth,
+    large_tensor,
+    long_run,
+    many_instances,
+    one_request,
+    pooling,
+)
+from benchmarks.cases.throughput import ECHO_BATCHES_CASE, ECHO_CASE, REMOTE_LIKE_CASE
+
+CASES = (
+    REMOTE_LIKE_CASE,
+    ECHO_CASE,
+    ECHO_BATCHES_CASE,
+    one_request.CASE,
+    byte_strings.CASE,
+    large_tensor.CASE,
+    pooling.CASE,
+    long_run.CASE,
+    many_instances.CASE,
+    *growth.CASES,
+)
+
+# It needs Java, Maven and Go.
+NAMED_CASES = (engines.CASE,)

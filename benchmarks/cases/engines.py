@@ -1,0 +1,208 @@
+"""The same pipeline on every engine: elements a second, requests, batches and connections."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from beam_triton import TritonClient
+from beam_triton.local_server import LocalTriton
+from benchmarks.cases.case import ELEMENTS, ELEMENTS_PER_SECOND, Case, CaseLeftOut, take_turns
+from benchmarks.cases.throughput import BATCH_SIZE
+from benchmarks.isolation import MeasurementError
+from benchmarks.peers import BEAM_TRITON, TRITONCLIENT_HTTP, WRK
+from benchmarks.peers.peer import Peer, PeerMissing
+from benchmarks.results import CaseResult, Figure, Row, ratio
+from benchmarks.scale import Scale
+from benchmarks.server import REMOTE_LIKE, target
+from benchmarks.workload import Target, Throughput, Workload
+from tests.support.engines import DirectRunner, FlinkCluster, FlinkJobServer, Prism, install, tools
+from tests.support.engines.engine import Engine
+from tests.support.engines.processes import EngineError
+from tests.support.sockets import client_ports
+
+_SCRIPT = Path(__file__).resolve().parent.parent / "engine_pipeline.py"
+_REQUESTS, _BATCH, _CONNECTIONS = "requests", "elements a request", "connections opened"
+_CLUSTER = "Flink cluster"
+_AT_ONCE = 16
+_WRK = f"{WRK.name} -c{_AT_ONCE}"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An engine, how many bundles it runs at a time, and what its pipeline is told beyond the rest."""
+
+    name: str
+    slots: int
+    start: Callable[[Path], Engine]
+    arguments: Sequence[str] = ()
+
+
+PLACES = (
+    _Place("DirectRunner, in_memory", 1, DirectRunner),
+    _Place("DirectRunner, multi_threading x 2", 2, partial(DirectRunner, mode="multi_threading", workers=2)),
+    _Place(
+        "DirectRunner, multi_processing x 2", 2, partial(DirectRunner, mode="multi_processing", workers=2)
+    ),
+    _Place("Prism, worker process", 1, partial(Prism, worker_processes=True)),
+    _Place("Flink, embedded", 2, FlinkJobServer),
+    _Place(_CLUSTER, 4, FlinkCluster),
+    # Flink counts what it deals out: with an element each a bundle is at most 1,000 elements.
+    _Place(f"{_CLUSTER}, streaming", 4, FlinkCluster, ("--streaming", "--block_elements=1")),
+)
+
+
+@dataclass(frozen=True)
+class EngineRun:
+    """What a job took, and what the server had to do for it."""
+
+    throughput: Throughput
+    requests: int
+    connections: int
+
+
+def _engines(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
+    """Each engine is started once, and its peers take turns on it."""
+    try:
+        install.all_engines()
+    except tools.MissingToolsError as missing:
+        raise CaseLeftOut(str(missing)) from None
+    except install.InstallError as error:
+        raise MeasurementError(str(error)) from error
+    served = target(server, REMOTE_LIKE)
+    rows = []
+    for place in PLACES:
+        elements: dict[Peer, int] = {
+            BEAM_TRITON: scale.count(200_000, least=2_000),
+            TRITONCLIENT_HTTP: scale.count(20_000 * place.slots, least=1_000),
+        }
+        rows += _measured(place, served, rounds, elements)
+    notes = [
+        "digits padded to the model's 128 values; seconds from the first element made to the last result",
+        f"{TRITONCLIENT_HTTP.name} scores fewer elements, 20,000 a slot: its rate does not change",
+    ]
+    load = Workload(
+        served, 1, batch_size=BATCH_SIZE, load_connections=_AT_ONCE, load_seconds=scale.seconds(5)
+    )
+    try:
+        WRK.check_installed()
+        taken = take_turns(rounds, {_WRK: partial(WRK.score, load)})[_WRK]
+        rows.append(Row(_WRK, {ELEMENTS_PER_SECOND: [run.elements_per_second for run in taken]}))
+    except PeerMissing as missing:
+        notes.append(f"left out: {missing}")
+    reached = _reached(rows)
+    notes += [f"{_CLUSTER}: {times:.2f} of {name}'s" for name, (times, _) in reached.items()]
+    figure = Figure(
+        f"{_CLUSTER}, elements/s of "
+        + " or ".join(f"{enough:g} x {name}'s" for name, (_, enough) in reached.items()),
+        "at least",
+        1,
+        max(times / enough for times, enough in reached.values()),
+    )
+    return CaseResult(CASE.name, CASE.title, rows, [figure], notes=notes, rounds=rounds)
+
+
+def _measured(place: _Place, served: Target, rounds: int, elements: Mapping[Peer, int]) -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="beam_triton_engine_") as folder:
+        try:
+            with place.start(Path(folder)) as engine:
+                measures = {
+                    _row_name(place, peer): partial(score_on, engine, peer, served, count, place.arguments)
+                    for peer, count in elements.items()
+                }
+                runs = take_turns(rounds, measures)
+        except EngineError as error:
+            raise MeasurementError(f"{place.name}: {error}") from error
+    return [
+        Row(
+            name,
+            {
+                ELEMENTS_PER_SECOND: [run.throughput.elements_per_second for run in taken],
+                ELEMENTS: [float(run.throughput.elements) for run in taken],
+                _REQUESTS: [float(run.requests) for run in taken],
+                _BATCH: [run.throughput.elements / run.requests for run in taken],
+                _CONNECTIONS: [float(run.connections) for run in taken],
+            },
+        )
+        for name, taken in runs.items()
+    ]
+
+
+def _row_name(place: _Place, peer: Peer) -> str:
+    return f"{place.name}: {peer.name_in_pipelines}"
+
+
+def score_on(
+    engine: Engine, peer: Peer, served: Target, elements: int, more: Sequence[str] = ()
+) -> EngineRun:
+    """Run `engine_pipeline.py`, with ``more`` arguments, on a started engine.
+
+    Raises:
+        EngineError: it failed, or a result was lost, came twice or was wrong.
+    """
+    summary = engine.folder / "summary.json"
+    arguments = {
+        "peer": peer.name,
+        "endpoint": served.endpoint,
+        "model": served.model_name,
+        "batch_size": BATCH_SIZE,
+        "elements": elements,
+        "summary": summary,
+    }
+    requests_before = _requests(served)
+    with _connections_opened(served) as opened:
+        engine.run_pipeline(_SCRIPT, *(f"--{name}={value}" for name, value in arguments.items()), *more)
+    seconds = json.loads(summary.read_text())["seconds"]
+    summary.unlink()
+    return EngineRun(Throughput(elements, seconds), _requests(served) - requests_before, len(opened))
+
+
+def _requests(served: Target) -> int:
+    """How many requests the model has answered so far."""
+    with TritonClient(served.endpoint) as client:
+        (statistics,) = client.statistics(served.model_name)["model_stats"]
+    return int(statistics["inference_stats"]["success"]["count"])
+
+
+@contextmanager
+def _connections_opened(served: Target) -> Iterator[set[int]]:
+    """The ports of clients that connect meanwhile. A closed connection's port is seen for a minute more."""
+    port = int(served.endpoint.rpartition(":")[2])
+    before, opened = client_ports(port), set[int]()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            opened.update(client_ports(port) - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield opened
+    finally:
+        over.set()
+        watcher.join()
+        opened |= client_ports(port) - before
+
+
+def _reached(rows: list[Row]) -> dict[str, tuple[float, float]]:
+    """The cluster's rate over the peer's there, which has a request in flight per slot, and over wrk's.
+
+    Beside each the ratio that is enough where the other is missed.
+    """
+    rates = {row.name: row.measured[ELEMENTS_PER_SECOND] for row in rows}
+    cluster = next(place for place in PLACES if place.name == _CLUSTER)
+    ours, peers = (rates[_row_name(cluster, peer)] for peer in (BEAM_TRITON, TRITONCLIENT_HTTP))
+    reached = {TRITONCLIENT_HTTP.name_in_pipelines: (ratio(ours, peers), 3.0)}
+    if _WRK in rates:
+        reached[_WRK] = (ratio(ours, rates[_WRK]), 0.8)
+    return reached
+
+
+CASE = Case("engines", "The digits on every engine; 20 ms a request, 16 requests at a time", _engines)

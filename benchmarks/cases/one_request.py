@@ -1,0 +1,123 @@
+"""One request at a time, client only: its time on the clock, and the client's own processor time."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from beam_triton.local_server import LocalTriton
+from benchmarks.cases.case import Case
+from benchmarks.isolation import in_own_process
+from benchmarks.peers import BEAM_TRITON, REQUESTS_POST, TRITONCLIENT_GRPC, TRITONCLIENT_HTTP, WRK
+from benchmarks.peers.peer import Client, Peer, PeerMissing
+from benchmarks.peers.wrk import post_for
+from benchmarks.results import CaseResult, Figure, Row, ratio
+from benchmarks.scale import Scale
+from benchmarks.server import ECHO_VARIABLE, target
+from benchmarks.workload import Array, Target, Workload
+
+_WALL, _CPU = "wall us", "CPU us"
+
+_PEERS: tuple[Peer, ...] = (BEAM_TRITON, TRITONCLIENT_HTTP, TRITONCLIENT_GRPC, REQUESTS_POST)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """``blocks`` turns of ``requests`` each; at most ``wall`` (and ``cpu``) of tritonclient.http's time."""
+
+    rows: int
+    width: int
+    blocks: int
+    requests: int
+    wall: float
+    cpu: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.rows} x {self.width}"
+
+
+_SIZES = (
+    _Size(1, 16, 40, 50, wall=1.0),
+    _Size(64, 128, 40, 50, wall=0.85, cpu=0.6),
+    _Size(64, 3072, 40, 10, wall=0.65),
+    _Size(64, 65536, 15, 2, wall=0.6),
+)
+
+
+@dataclass(frozen=True)
+class _Times:
+    """Median time of a request and the processor's time for each, one value a block; microseconds."""
+
+    wall: Sequence[float]
+    cpu: Sequence[float]
+
+
+def _one_request(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
+    """Clients take turns in one process, in blocks of requests, on connections that stay open."""
+    echo = target(server, ECHO_VARIABLE)
+    measured: dict[str, dict[str, Sequence[float]]] = {}
+    figures, notes = [], []
+    for size in _SIZES:
+        blocks = scale.count(rounds * size.blocks, least=2)
+        print(f"  {size.name}: {blocks} rounds of {size.requests} requests", file=sys.stderr, flush=True)
+        times = in_own_process(_measure, echo, size, blocks)
+        for name, taken in times.items():
+            own = measured.setdefault(name, {})
+            own[f"{size.name} {_WALL}"], own[f"{size.name} {_CPU}"] = taken.wall, taken.cpu
+        ours, theirs = times[BEAM_TRITON.name], times[TRITONCLIENT_HTTP.name]
+        of = f"of {TRITONCLIENT_HTTP.name}'s, {size.name} FP32"
+        figures.append(Figure(f"median wall {of}", "at most", size.wall, ratio(ours.wall, theirs.wall)))
+        if size.cpu is not None:
+            figures.append(Figure(f"client CPU {of}", "at most", size.cpu, ratio(ours.cpu, theirs.cpu)))
+        try:
+            WRK.check_installed()
+        except PeerMissing as missing:
+            notes = [f"left out: {missing}"]
+        else:
+            seconds = scale.seconds(3, least=1)
+            load = post_for(seconds, echo, batch_size=size.rows, width=size.width, connections=1)
+            own = measured.setdefault(WRK.name, {})
+            own[f"{size.name} {_WALL}"] = [1e6 * load.latency_seconds]
+    rows = [Row(name, quantities) for name, quantities in measured.items()]
+    return CaseResult(CASE.name, CASE.title, rows, figures, notes=notes, rounds=rounds)
+
+
+def _measure(echo: Target, size: _Size, blocks: int) -> dict[str, _Times]:
+    batch = Workload(echo, size.rows, size.width).pattern(size.rows)
+    clients = {peer.name: peer.open_client(echo) for peer in _PEERS}
+    times: dict[str, _Times] = {}
+    taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in clients}
+    for client in clients.values():
+        _ask(client, batch, 1)
+    for _ in range(blocks):
+        for name, client in clients.items():
+            wall, cpu = _ask(client, batch, size.requests)
+            taken[name][0].append(wall)
+            taken[name][1].append(cpu)
+    for name, (walls, cpus) in taken.items():
+        clients[name].close()
+        times[name] = _Times(walls, cpus)
+    return times
+
+
+def _ask(client: Client, batch: Array, requests: int) -> tuple[float, float]:
+    """Median wall and mean processor time of a request, in microseconds."""
+    walls = []
+    cpu_before = time.process_time()
+    for _ in range(requests):
+        before = time.perf_counter()
+        answer = client.infer(batch)
+        walls.append(1e6 * (time.perf_counter() - before))
+    cpu = 1e6 * (time.process_time() - cpu_before) / requests
+    if not np.array_equal(answer, batch):
+        raise AssertionError(f"{client!r} gave another answer than what it sent")
+    return statistics.median(walls), cpu
+
+
+CASE = Case("one_request", "One request at a time, client only", _one_request)

@@ -1,0 +1,56 @@
+"""The Triton that everything is measured against."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from beam_triton import TritonClient
+from beam_triton.local_server import LocalTriton
+from benchmarks.workload import Target
+from tests.support.models import write_models
+
+ECHO = "echo"
+"""[128] FP32 to the same, at most 1,024 a batch, as fast as the server can."""
+ECHO_VARIABLE = "echo_variable"
+"""The same for any length."""
+REMOTE_LIKE = "remote_like"
+"""[128] FP32 to the same, at most 64 a batch, 20 ms a request, 16 at a time: a busy GPU far away."""
+SLOW = "slow"
+"""[1] FP32: sleeps as many seconds as the batch's largest value says, 16 at a time."""
+
+
+_WARM_UP_THREADS = 32
+_WARM_UP_REQUESTS = 200
+
+
+@contextmanager
+def benchmark_server() -> Iterator[LocalTriton]:
+    """A Triton with these four models, over HTTP and gRPC."""
+    with tempfile.TemporaryDirectory(prefix="beam_triton_benchmarks_") as folder:
+        repository = write_models(Path(folder), [ECHO, ECHO_VARIABLE, REMOTE_LIKE])
+        write_models(repository, [SLOW], instances=16)
+        with LocalTriton(repository, grpc=True) as server:
+            _warm_up(server)
+            yield server
+
+
+def _warm_up(server: LocalTriton) -> None:
+    """Have every instance answer: the first request to one takes many times as long as the next."""
+    shapes = {ECHO: 128, ECHO_VARIABLE: 128, REMOTE_LIKE: 128, SLOW: 1}
+    with TritonClient(server.endpoint) as client, ThreadPoolExecutor(_WARM_UP_THREADS) as threads:
+        for model_name, width in shapes.items():
+            x = np.zeros((1, width), np.float32)
+            asked = [threads.submit(client.infer, model_name, {"x": x}) for _ in range(_WARM_UP_REQUESTS)]
+            for answer in asked:
+                answer.result()
+
+
+def target(server: LocalTriton, model_name: str) -> Target:
+    """A model of the server."""
+    return Target(server.endpoint, server.grpc_endpoint, model_name)

@@ -1,0 +1,227 @@
+"""The work that throughput is measured with: elements made in a pipeline, counted and checked at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+from apache_beam.metrics import Metrics
+from apache_beam.metrics.metric import MetricsFilter
+from apache_beam.ml.inference.base import PredictionResult
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from benchmarks.memory import peak_bytes
+
+Array = npt.NDArray[np.float32]
+
+_NAMESPACE = "benchmarks"
+_MAX_BLOCK_ELEMENTS = 500
+_MAX_BLOCK_BYTES = 1 << 20
+_SEED = 20240229
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model with one FP32 input ``x`` that it answers unchanged as ``y``, and where it is served."""
+
+    endpoint: str
+    grpc_endpoint: str
+    model_name: str
+
+    def named(self, model_name: str) -> Target:
+        """Another model of the same server."""
+        return Target(self.endpoint, self.grpc_endpoint, model_name)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a peer is to score.
+
+    Attributes:
+        elements: how many, each an FP32 array of ``width`` values.
+        batch_size: elements a request; None leaves it to the peer's own default.
+        options: keyword arguments for the library's transform.
+        workers: threads, each with DoFn instances of its own, in one process.
+        constant: the value of all elements; None makes random ones.
+        in_batches: the generator makes arrays of ``batch_size`` elements instead of single ones.
+        check_every: every so many results are compared with what was sent; all are counted.
+        load_connections, load_seconds: how a load generator, which knows no elements, is to work.
+    """
+
+    target: Target
+    elements: int
+    width: int = 128
+    batch_size: int | None = 64
+    options: Mapping[str, Any] = field(default_factory=dict)
+    workers: int = 1
+    constant: float | None = None
+    in_batches: bool = False
+    check_every: int = 100
+    load_connections: int = 4
+    load_seconds: float = 5.0
+
+    @property
+    def element_bytes(self) -> int:
+        return 4 * self.width
+
+    @property
+    def block_elements(self) -> int:
+        """Elements that the generator makes at a time."""
+        if self.in_batches and self.batch_size is not None:
+            return self.batch_size
+        if self.workers > 1:
+            # As many blocks as there are workers, or some would have nothing to do.
+            return max(1, min(_MAX_BLOCK_ELEMENTS, self.elements // (4 * self.workers)))
+        return max(1, min(_MAX_BLOCK_ELEMENTS, _MAX_BLOCK_BYTES // self.element_bytes))
+
+    def blocks(self) -> Sequence[tuple[int, int]]:
+        """First number and size of each block."""
+        size = self.block_elements
+        return [(start, min(size, self.elements - start)) for start in range(0, self.elements, size)]
+
+    def pattern(self, rows: int) -> Array:
+        """Rows that look like data: random, or the constant."""
+        if self.constant is not None:
+            return np.full((rows, self.width), self.constant, np.float32)
+        random: Array = np.random.default_rng(_SEED).random((rows, self.width), np.float32)
+        return random
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What a peer reached. The processor time is the peer's own process's, and 0 where it is not known."""
+
+    elements: int
+    seconds: float
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
+
+    @property
+    def elements_per_second(self) -> float:
+        return self.elements / self.seconds
+
+
+class Generate(beam.DoFn):
+    """Numbers of a block to its elements."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+
+    def setup(self) -> None:
+        self._pattern = self._workload.pattern(self._workload.block_elements)
+
+    def process(self, block: tuple[int, int]) -> list[Array]:
+        first, size = block
+        return list(numbered(self._pattern, first, size, self._workload.constant is None))
+
+
+def numbered(pattern: Array, first: int, size: int, is_numbered: bool) -> Array:
+    """A block of fresh rows, which hold their own numbers where their values are free."""
+    rows: Array = pattern[:size].copy()
+    if is_numbered:
+        rows[:, 0] = np.arange(first, first + size)
+    return rows
+
+
+@dataclass
+class Count:
+    """What came out of a bundle, added up over bundles by Beam's metrics.
+
+    ``number_sum`` is the sum of the elements' numbers, where a sink adds them up.
+    """
+
+    elements: int = 0
+    wrong: int = 0
+    number_sum: int = 0
+
+    def report(self) -> None:
+        """Hand it over; at the end of a bundle."""
+        for name, value in asdict(self).items():
+            Metrics.counter(_NAMESPACE, name).inc(value)
+
+
+class Check(beam.DoFn):
+    """Counts results, and compares some with what was sent."""
+
+    seen = 0
+    """Results of this process so far, to within ``every``; for those who watch from another thread."""
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+
+    def start_bundle(self) -> None:
+        self._elements = 0
+        self._wrong = 0
+
+    def process(self, result: Any) -> None:
+        self._elements += 1
+        if self._elements % self._every == 0:
+            Check.seen += self._every
+            if isinstance(result, PredictionResult) and not _is_echo(result):
+                self._wrong += 1
+
+    def finish_bundle(self) -> None:
+        Count(self._elements, self._wrong).report()
+
+
+def _is_echo(result: PredictionResult) -> bool:
+    inference: Any = result.inference
+    answer = inference["y"] if isinstance(inference, Mapping) else inference
+    return np.array_equal(answer, np.asarray(result.example))
+
+
+def run_pipeline(transform: beam.PTransform[Any, Any], workload: Workload) -> Throughput:
+    """Run elements through ``transform`` on the FnApiRunner, in this process.
+
+    The time is that of the whole run: the graph's translation, ``setup`` and connecting are in it.
+
+    Raises:
+        AssertionError: a result was lost, came twice, or was wrong.
+    """
+    return timed_run(
+        lambda pipeline: (
+            pipeline
+            | beam.Create(workload.blocks(), reshuffle=workload.workers > 1)
+            | beam.ParDo(Generate(workload))
+            | transform
+            | beam.ParDo(Check(workload.check_every))
+        ),
+        workload,
+    )
+
+
+def timed_run(
+    build: Callable[[beam.Pipeline], object], workload: Workload, *, numbers_add_up: bool = False
+) -> Throughput:
+    """Run the pipeline that ``build`` makes, whose sink reports a `Count`, and see that it lost nothing."""
+    options = ["--direct_running_mode=in_memory"]
+    if workload.workers > 1:
+        options = ["--direct_running_mode=multi_threading", f"--direct_num_workers={workload.workers}"]
+    pipeline = beam.Pipeline("FnApiRunner", options=PipelineOptions(options))
+    build(pipeline)
+    cpu_before, before = time.process_time(), time.perf_counter()
+    outcome = pipeline.run()
+    outcome.wait_until_finish()
+    seconds, cpu_seconds = time.perf_counter() - before, time.process_time() - cpu_before
+    found = counted(outcome)
+    expected = Count(workload.elements)
+    if numbers_add_up:
+        expected.number_sum = workload.elements * (workload.elements - 1) // 2
+    if found != expected:
+        raise AssertionError(f"what came out is {found} instead of {expected}")
+    return Throughput(workload.elements, seconds, cpu_seconds, peak_bytes())
+
+
+def counted(outcome: Any) -> Count:
+    """What the sinks of a finished pipeline reported."""
+    count = Count()
+    for counter in outcome.metrics().query(MetricsFilter().with_namespace(_NAMESPACE))["counters"]:
+        name = counter.key.metric.name
+        # Where a runner gives no attempted value, as Prism, Beam makes None of a committed 0.
+        setattr(count, name, getattr(count, name) + (counter.result or 0))
+    return count
