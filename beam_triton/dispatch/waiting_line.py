@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from beam_triton.dispatch.reactor import Reactor
 
@@ -34,6 +35,9 @@ class WaitingLine:
 
     def call_next(self) -> None:
         """Call the one that has waited longest, if somebody waits."""
+        if not self._wakes:
+            # Who joins now has yet to look once more, and will find what became free.
+            return
         with self._lock:
             wake = self._wakes.popleft() if self._wakes else None
         if wake is not None:
@@ -51,6 +55,7 @@ class Waiter:
         self._reactor = reactor
         self._on_turn = on_turn
         self._wake: Callable[[], None] | None = None
+        self._turn = 0
 
     def wait(self) -> bool:
         """Get in line; False if it stands there already.
@@ -59,14 +64,10 @@ class Waiter:
         """
         if self._wake is not None:
             return False
-
-        def on_woken() -> None:
-            if self._wake is wake:
-                self._wake = None
-                self._on_turn()
-
-        self._wake = wake = self._reactor.waker(on_woken)
-        self._line.join(wake)
+        self._turn += 1
+        # Nothing here refers to itself once the turn has come: who waits may hold megabytes.
+        self._wake = self._reactor.waker(partial(self._on_woken, self._turn))
+        self._line.join(self._wake)
         return True
 
     def stop(self) -> None:
@@ -74,3 +75,8 @@ class Waiter:
         wake, self._wake = self._wake, None
         if wake is not None and not self._line.leave(wake):
             self._line.call_next()
+
+    def _on_woken(self, turn: int) -> None:
+        if self._wake is not None and turn == self._turn:
+            self._wake = None
+            self._on_turn()

@@ -348,6 +348,31 @@ def test_a_request_is_freed_without_the_garbage_collector(fault: Fault) -> None:
             gc.enable()
 
 
+def test_requests_that_waited_for_their_turn_are_freed_too() -> None:
+    """Standing in line, for a slot or for a place at the server, leaves no cycle behind."""
+    with (
+        FaultServer(OK, serve) as server,
+        closing(open_channel(server.endpoint, max_concurrent_requests=4)) as channel,
+    ):
+        ask(channel)
+        limit = channel.endpoints.endpoints[0].limit
+        while limit.limit > 1:
+            limit.on_overload(0.0)
+        gc.collect()
+        gc.disable()
+        try:
+            dispatcher: Dispatcher[int] = Dispatcher(channel)
+            for number in range(32):
+                dispatcher.submit(number, post(), read)
+            dispatcher.drain()
+            assert len(dispatcher.completed) == 32
+            dispatcher.completed.clear()
+            let_connecting_threads_end()
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+
+
 def test_a_kept_error_keeps_no_request() -> None:
     """Whoever collects errors does not collect the requests that they came from."""
     with (
