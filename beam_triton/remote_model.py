@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from functools import partial
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import cast
 
@@ -96,14 +96,11 @@ class RemoteModel:
 
     def http_request(self, encoded: EncodedRequest) -> HttpRequest:
         """The HTTP request that carries an encoded body."""
-        headers = [("Content-Type", encoded.content_type)]
-        if encoded.json_length is not None:
-            headers.append(("Inference-Header-Content-Length", str(encoded.json_length)))
+        headers = _body_headers(encoded.content_type, encoded.json_length, self._compression)
         if self._compression is None:
-            return HttpRequest("POST", self._path, tuple(headers), encoded.parts, encoded.content_length)
+            return HttpRequest("POST", self._path, headers, encoded.parts, encoded.content_length)
         body = compress(encoded.parts, self._compression)
-        headers.append(("Content-Encoding", self._compression))
-        return HttpRequest("POST", self._path, tuple(headers), (body,), len(body))
+        return HttpRequest("POST", self._path, headers, (body,), len(body))
 
     def read_response(
         self, exchange: Exchange, *, expected: Sequence[TensorSpec] | None = None
@@ -143,6 +140,18 @@ class RemoteModel:
     def close(self) -> None:
         """Give the shared resources back. A second call does nothing."""
         self.channel.close()
+
+
+@lru_cache(maxsize=256)
+def _body_headers(
+    content_type: str, json_length: int | None, compression: str | None
+) -> tuple[tuple[str, str], ...]:
+    headers = [("Content-Type", content_type)]
+    if json_length is not None:
+        headers.append(("Inference-Header-Content-Length", str(json_length)))
+    if compression is not None:
+        headers.append(("Content-Encoding", compression))
+    return tuple(headers)
 
 
 def open_channel(model_name: str, options: InferenceOptions) -> Channel:

@@ -44,24 +44,26 @@ class Attempt:
             it was idle, and the same request on another connection is due, not a retry.
     """
 
+    wake_at = math.inf
+    exchange: Exchange | None = None
+    error: TritonError | None = None
+    connection_use = ConnectionUse.NONE
+    waited = False
+    was_stale = False
+    _acquisition: Acquisition | None = None
+    _connection: PooledConnection | None = None
+
     def __init__(
         self,
         reactor: Reactor,
         pool: ConnectionPool,
         origin: Origin,
         parts: Sequence[Buffer],
-        *,
         deadline: float,
         timeout_seconds: float,
         max_response_bytes: int,
         on_end: Callable[[Attempt], None],
     ) -> None:
-        self.wake_at = math.inf
-        self.exchange: Exchange | None = None
-        self.error: TritonError | None = None
-        self.connection_use = ConnectionUse.NONE
-        self.waited = False
-        self.was_stale = False
         self._reactor = reactor
         self._pool = pool
         self._origin = origin
@@ -70,15 +72,13 @@ class Attempt:
         self._timeout_seconds = timeout_seconds
         self._max_response_bytes = max_response_bytes
         self._on_end = on_end
-        self._acquisition: Acquisition | None = None
-        self._connection: PooledConnection | None = None
 
     def start(self) -> None:
-        self._reactor.add(self)
         connection = self._pool.take_idle(self._origin)
         if connection is not None:
             self._begin(connection)
             return
+        self._reactor.add(self)
         remaining = self._deadline - time.monotonic()
         wake = self._reactor.waker(self._on_acquired)
         try:
@@ -96,9 +96,6 @@ class Attempt:
     def cancel(self) -> None:
         """Give up without calling ``on_end``."""
         self._let_go()
-
-    def on_io(self) -> None:
-        self._advance()
 
     def on_time(self, now: float) -> None:
         acquisition = self._acquisition
@@ -135,6 +132,7 @@ class Attempt:
             self._fail(acquisition.error)
         elif acquisition.state is AcquisitionState.READY:
             self._acquisition = None
+            self._reactor.remove(self)
             assert acquisition.connection is not None
             self._begin(acquisition.connection)
 
@@ -145,9 +143,9 @@ class Attempt:
         self.exchange = Exchange(
             connection.sock, self._parts, max_response_bytes=self._max_response_bytes
         )
-        self._advance()
+        self.on_io()
 
-    def _advance(self) -> None:
+    def on_io(self) -> None:
         exchange, connection = self.exchange, self._connection
         assert exchange is not None and connection is not None
         try:
@@ -169,7 +167,6 @@ class Attempt:
         exchange, connection = self.exchange, self._connection
         assert exchange is not None and connection is not None
         self._reactor.unwatch(connection.sock.fileno())
-        self._reactor.remove(self)
         self._connection = None
         connection.served += 1
         if exchange.reusable:

@@ -24,11 +24,11 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from beam_triton.dispatch.attempt import Attempt, ConnectionUse
-from beam_triton.dispatch.call_options import CallKind, CallOptions, CallRecord
-from beam_triton.dispatch.endpoints import Admission, Endpoint, EndpointSet, Refusal
+from beam_triton.dispatch.call_context import CallContext
+from beam_triton.dispatch.call_options import CallKind, CallRecord
+from beam_triton.dispatch.endpoints import Admission, Endpoint, Refusal
 from beam_triton.dispatch.health import HealthWatch
-from beam_triton.dispatch.reactor import Reactor
-from beam_triton.dispatch.request import HeadWriter, HttpRequest
+from beam_triton.dispatch.request import HttpRequest
 from beam_triton.dispatch.waiting_line import Waiter
 from beam_triton.errors import (
     CircuitOpenError,
@@ -40,7 +40,6 @@ from beam_triton.errors import (
 )
 from beam_triton.policy.retry import decide
 from beam_triton.transport.exchange import Exchange
-from beam_triton.transport.pool import ConnectionPool
 
 _logger = logging.getLogger(__name__)
 
@@ -54,6 +53,7 @@ class Call(Generic[T]):
     """A request in flight.
 
     Args:
+        token: by which the owner knows this call again.
         read: turns the answer into the result; what it raises is this attempt's error.
         on_done: called on the reactor's thread, exactly once, with ``result`` or ``error`` set.
         kind: whether a failure leads to a split.
@@ -61,56 +61,51 @@ class Call(Generic[T]):
             repeated.
     """
 
+    # Most calls succeed at the first attempt: what only the others need is theirs from then on.
+    wake_at = math.inf
+    result: T | None = None
+    error: TritonError | None = None
+    is_throttled = False
+    _errors: tuple[TritonError, ...] = ()
+    _earlier: tuple[TritonError, ...] = ()
+    _tried: tuple[Endpoint, ...] = ()
+    _told: tuple[Endpoint, ...] = ()
+    _admission: Admission | None = None
+    _attempt: Attempt | None = None
+    _attempt_started = 0.0
+    _deadline = math.inf
+    _give_up_at = math.inf
+    _budget_is_due = False
+    # Made when it is needed and dropped after: it refers back to this call.
+    _waiter: Waiter | None = None
+    _health_watch: HealthWatch | None = None
+
     def __init__(
         self,
-        reactor: Reactor,
-        pool: ConnectionPool,
-        endpoints: EndpointSet,
-        head_writer: HeadWriter,
-        options: CallOptions,
+        context: CallContext,
+        token: Any,
         request: HttpRequest,
         read: Callable[[Exchange], T],
         on_done: Callable[[Call[T]], None],
-        *,
-        kind: CallKind = CallKind.WHOLE,
-        is_sequence: bool = False,
+        kind: CallKind,
+        is_sequence: bool,
     ) -> None:
-        self.wake_at = math.inf
-        self.result: T | None = None
-        self.error: TritonError | None = None
-        self.record = CallRecord(request_bytes=request.content_length)
-        self.is_throttled = False
-        self._reactor = reactor
-        self._pool = pool
-        self._endpoints = endpoints
-        self._head_writer = head_writer
-        self._options = options
+        self.token = token
+        self.record = CallRecord(request.content_length)
+        self._context = context
         self._request = request
         self._read = read
         self._on_done = on_done
         self._kind = kind
         self._is_sequence = is_sequence
-        self._errors: list[TritonError] = []
-        self._earlier: list[TritonError] = []
-        self._tried: set[Endpoint] = set()
-        self._told: set[Endpoint] = set()
-        self._admission: Admission | None = None
-        self._attempt: Attempt | None = None
-        self._attempt_started = 0.0
-        self._deadline = math.inf
-        self._give_up_at = math.inf
-        self._budget_is_due = False
-        # Made when it is needed and dropped after: it refers back to this call.
-        self._waiter: Waiter | None = None
-        self._health_watch: HealthWatch | None = None
 
     def start(self) -> None:
-        self._reactor.add(self)
+        """Ask for admission, and send."""
         self._admit()
 
     def cancel(self) -> None:
         """Give up without calling ``on_done``: the bundle failed, nobody wants the answer."""
-        self._reactor.remove(self)
+        self._context.reactor.remove(self)
         if self._attempt is not None:
             self._attempt.cancel()
         self.is_throttled = False
@@ -130,18 +125,21 @@ class Call(Generic[T]):
             self._admit()
 
     def _admit(self) -> None:
-        admission = self._endpoints.admit(self._tried)
-        if isinstance(admission, Refusal) and self._get_in_line():
-            admission = self._endpoints.admit(self._tried)
+        admission = self._context.endpoints.admit(self._tried)
         if isinstance(admission, Refusal):
-            self._wait_for_admission(admission)
-            return
-        self._stop_waiting()
+            if self._get_in_line():
+                admission = self._context.endpoints.admit(self._tried)
+            if isinstance(admission, Refusal):
+                self._context.reactor.add(self)
+                self._wait_for_admission(admission)
+                return
+        if self._waiter is not None:
+            self._stop_waiting()
         self.is_throttled = False
         self._admission = admission
         now = time.monotonic()
         if self._deadline == math.inf:
-            self._deadline = now + self._options.timeout_seconds
+            self._deadline = now + self._context.options.timeout_seconds
             admission.endpoint.retry_budget.record_request()
         self._send(now)
 
@@ -151,12 +149,12 @@ class Call(Generic[T]):
         if refusal.open_seconds is None:
             self.wake_at = min(now + _LOOK_AGAIN_SECONDS, self._deadline)
             return
-        policy = self._options.circuit_breaker
+        policy = self._context.options.circuit_breaker
         assert policy is not None
         if self._give_up_at == math.inf:
             self._give_up_at = now + (policy.max_wait_seconds if policy.when_open == "wait" else 0.0)
         if now >= self._give_up_at:
-            urls = ", ".join(str(endpoint.url) for endpoint in self._endpoints.endpoints)
+            urls = ", ".join(str(endpoint.url) for endpoint in self._context.endpoints.endpoints)
             waited = f" after {policy.max_wait_seconds:g} s of waiting" if policy.when_open == "wait" else ""
             self._finish_with(
                 CircuitOpenError(
@@ -169,21 +167,15 @@ class Call(Generic[T]):
         # Not counted against the deadline: nothing has been sent that could be late.
         self._begin_afresh()
         if self._health_watch is None:
-            self._health_watch = HealthWatch(
-                self._reactor,
-                self._pool,
-                self._endpoints,
-                self._head_writer,
-                self._options.health_paths,
-                timeout_seconds=self._options.timeout_seconds,
-            )
+            self._health_watch = HealthWatch(self._context)
         self._health_watch.ask()
         wait = min(max(refusal.open_seconds, 0.01), _LOOK_AGAIN_SECONDS)
         self.wake_at = min(now + wait, self._give_up_at)
 
     def _get_in_line(self) -> bool:
         if self._waiter is None:
-            self._waiter = Waiter(self._endpoints.waiting_for_place, self._reactor, self._on_turn)
+            context = self._context
+            self._waiter = Waiter(context.endpoints.waiting_for_place, context.reactor, self._on_turn)
         return self._waiter.wait()
 
     def _stop_waiting(self) -> None:
@@ -202,32 +194,33 @@ class Call(Generic[T]):
         assert admission is not None
         self._attempt_started = now
         self.record.attempts += 1
+        context = self._context
+        url = admission.endpoint.url
         try:
-            parts = self._head_writer.parts(admission.endpoint.url, self._request)
+            parts = context.head_writer.parts(url, self._request)
         except TritonError as error:
             # A secret that cannot be read.
             self._finish_with(error)
             return
-        attempt = Attempt(
-            self._reactor,
-            self._pool,
-            admission.endpoint.url.origin,
+        self._attempt = attempt = Attempt(
+            context.reactor,
+            context.pool,
+            url.origin,
             parts,
-            deadline=self._deadline,
-            timeout_seconds=self._options.timeout_seconds,
-            max_response_bytes=self._options.max_response_bytes,
-            on_end=self._on_attempt_end,
+            self._deadline,
+            context.options.timeout_seconds,
+            context.options.max_response_bytes,
+            self._on_attempt_end,
         )
-        self._attempt = attempt
         attempt.start()
 
     def _on_attempt_end(self, attempt: Attempt) -> None:
         self._attempt = None
         record = self.record
-        if attempt.connection_use is ConnectionUse.OPENED:
-            record.connections_opened += 1
-        elif attempt.connection_use is ConnectionUse.REUSED:
+        if attempt.connection_use is ConnectionUse.REUSED:
             record.connections_reused += 1
+        elif attempt.connection_use is ConnectionUse.OPENED:
+            record.connections_opened += 1
         record.connection_waits += attempt.waited
         error = attempt.error
         if error is None:
@@ -262,7 +255,8 @@ class Call(Generic[T]):
                 len(self._errors),
                 self._errors[-1].message,
             )
-        self._settle(True)
+        self._admission = None
+        admission.settle(True)
         self._finish()
 
     def _on_failure(self, error: TritonError) -> None:
@@ -273,11 +267,11 @@ class Call(Generic[T]):
         if error.is_overload or isinstance(error, DeadlineExceededError):
             endpoint.limit.on_overload(now - self._attempt_started)
         without_frames(error)
-        self._errors.append(error)
-        self._tried.add(endpoint)
+        self._errors += (error,)
+        self._tried += (endpoint,)
         self._tell(endpoint, error)
         delay = decide(
-            self._options.retry,
+            self._context.options.retry,
             error,
             len(self._errors),
             sum(isinstance(earlier, ModelExecutionError) for earlier in self._errors),
@@ -287,9 +281,8 @@ class Call(Generic[T]):
         )
         if self._kind is CallKind.SPLITTABLE_PART and isinstance(error, ModelExecutionError):
             delay = None
-        elsewhere = [
-            other for other in self._endpoints.endpoints if other.is_closed and other not in self._tried
-        ]
+        endpoints = self._context.endpoints.endpoints
+        elsewhere = [other for other in endpoints if other.is_closed and other not in self._tried]
         usable = endpoint.is_closed or not error.counts_as_failure or bool(elsewhere)
         if delay is None or not usable:
             self._conclude(error)
@@ -299,11 +292,12 @@ class Call(Generic[T]):
         self._settle(None)
         if elsewhere and not error.is_overload:
             delay = 0.0
-        if len(self._tried) == len(self._endpoints.endpoints):
-            self._tried = {endpoint}
+        if len(set(self._tried)) == len(endpoints):
+            self._tried = (endpoint,)
         self.is_throttled = error.is_overload
         # A server that could not be reached has no load of this attempt.
         self._budget_is_due = not isinstance(error, ConnectError)
+        self._context.reactor.add(self)
         self.wake_at = min(now + delay, self._deadline)
 
     def _conclude(self, error: TritonError) -> None:
@@ -313,11 +307,12 @@ class Call(Generic[T]):
             self._begin_afresh()
             self._admit()
         else:
-            self._finish_with(self._errors.pop())
+            self._errors = self._errors[:-1]
+            self._finish_with(error)
 
     def _may_wait(self, error: TritonError) -> bool:
         """Whether the request is kept for when the server is well again, instead of failing."""
-        policy = self._options.circuit_breaker
+        policy = self._context.options.circuit_breaker
         if policy is None or policy.when_open != "wait":
             return False
         # A model that raises may go on raising for this element: that is for the batch to be split.
@@ -339,7 +334,7 @@ class Call(Generic[T]):
         model_fails = isinstance(error, ModelExecutionError)
         if model_fails and self._kind is not CallKind.WHOLE:
             return
-        self._told.add(endpoint)
+        self._told += (endpoint,)
         # A deadline that passed may be the element's doing: a model can hang on it.
         self._settle(False, unreachable=not (model_fails or isinstance(error, DeadlineExceededError)))
 
@@ -354,14 +349,12 @@ class Call(Generic[T]):
         self.wake_at = min(time.monotonic() + max(wait, 0.001), self._deadline)
 
     def _budget_endpoint(self) -> Endpoint:
-        untried = [endpoint for endpoint in self._endpoints.endpoints if endpoint not in self._tried]
-        return (untried or list(self._endpoints.endpoints))[0]
+        untried = [endpoint for endpoint in self._context.endpoints.endpoints if endpoint not in self._tried]
+        return (untried or list(self._context.endpoints.endpoints))[0]
 
     def _begin_afresh(self) -> None:
         self._earlier = (self._earlier + self._errors)[-8:]
-        self._errors = []
-        self._tried = set()
-        self._told = set()
+        self._errors = self._tried = self._told = ()
         self._deadline = math.inf
         self._budget_is_due = False
 
@@ -371,14 +364,16 @@ class Call(Generic[T]):
             admission.settle(healthy, unreachable=unreachable)
 
     def _finish_with(self, error: TritonError) -> None:
-        error.attempts = tuple(self._earlier + self._errors)
+        error.attempts = self._earlier + self._errors
         self.error = error
         self._finish()
 
     def _finish(self) -> None:
-        self._stop_waiting()
-        self._settle(None)
-        self._reactor.remove(self)
+        if self._waiter is not None:
+            self._stop_waiting()
+        if self._admission is not None:
+            self._settle(None)
+        self._context.reactor.remove(self)
         # Whoever is told holds this call, and would be held by it: a cycle with the answer's bytes in it.
         on_done, self._on_done = self._on_done, _told
         on_done(self)

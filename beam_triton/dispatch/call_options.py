@@ -37,11 +37,11 @@ class CallKind(Enum):
 class CallRecord:
     """What happened to a call, for metrics: plain counts, written on the reactor's thread."""
 
+    request_bytes: int = 0
     attempts: int = 0
     retries: int = 0
     connections_opened: int = 0
     connections_reused: int = 0
     connection_waits: int = 0
-    request_bytes: int = 0
     response_bytes: int = 0
     latency_seconds: float = 0.0

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from beam_triton.dispatch.call import Call
+from beam_triton.dispatch.call_context import CallContext
 from beam_triton.dispatch.call_options import CallKind
 from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.reactor import Reactor, current_reactor
@@ -36,10 +37,11 @@ class Dispatcher(Generic[T]):
     def __init__(self, channel: Channel) -> None:
         self.completed: deque[tuple[T, Call[Any]]] = deque()
         self.throttled_seconds = 0.0
-        self._channel = channel
         self._endpoints = channel.endpoints
-        self._pool = channel.pool
         self._reactor: Reactor = current_reactor()
+        self._context = CallContext(
+            self._reactor, channel.pool, channel.endpoints, channel.head_writer, channel.options
+        )
         self._calls: set[Call[Any]] = set()
         self._waits_for_slot = False
 
@@ -58,24 +60,7 @@ class Dispatcher(Generic[T]):
     ) -> None:
         """Send a request; waits while the process has ``max_concurrent_requests`` in flight."""
         self._take_slot()
-
-        def on_done(call: Call[Any]) -> None:
-            self._calls.discard(call)
-            self._endpoints.give_slot_back()
-            self.completed.append((token, call))
-
-        call: Call[Any] = Call(
-            self._reactor,
-            self._pool,
-            self._endpoints,
-            self._channel.head_writer,
-            self._channel.options,
-            request,
-            read,
-            on_done,
-            kind=kind,
-            is_sequence=is_sequence,
-        )
+        call: Call[Any] = Call(self._context, token, request, read, self._on_done, kind, is_sequence)
         self._calls.add(call)
         call.start()
 
@@ -100,6 +85,11 @@ class Dispatcher(Generic[T]):
             self._endpoints.give_slot_back()
         self._calls.clear()
         self.completed.clear()
+
+    def _on_done(self, call: Call[Any]) -> None:
+        self._calls.discard(call)
+        self._endpoints.give_slot_back()
+        self.completed.append((call.token, call))
 
     def _take_slot(self) -> None:
         endpoints = self._endpoints

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from beam_triton.dispatch.waiting_line import WaitingLine
@@ -129,8 +130,10 @@ class EndpointSet:
             self._free_slots += 1
         self.waiting_for_slot.call_next()
 
-    def admit(self, avoid: set[Endpoint]) -> Admission | Refusal:
+    def admit(self, avoid: Collection[Endpoint]) -> Admission | Refusal:
         """Leave to send to one endpoint, not one of ``avoid`` unless there is no other."""
+        if len(self.endpoints) == 1:
+            return self._enter(self.endpoints[0]) or Refusal(self._open_seconds())
         preferred = [endpoint for endpoint in self.endpoints if endpoint not in avoid]
         for candidates in (preferred, self.endpoints if avoid else ()):
             for endpoint in sorted(candidates, key=_preference):

@@ -22,6 +22,9 @@ from typing import Protocol
 
 # A poll's timeout has to fit 32 bits of milliseconds.
 _LONGEST_POLL_SECONDS = 60.0
+# A thread that has elements to take in between steps without waiting, thousands of times a second: looking
+# at every task's time each time would cost more than what there is to be late for.
+_LOOK_EVERY_SECONDS = 0.002
 
 
 class Task(Protocol):
@@ -43,7 +46,7 @@ class Reactor:
         self._tasks: set[Task] = set()
         self._woken: deque[Callable[[], None]] = deque()
         self._wake_sockets: tuple[socket.socket, socket.socket] | None = None
-        self._wake_lock = threading.Lock()
+        self._look_at = 0.0
         self.pid = os.getpid()
 
     def add(self, task: Task) -> None:
@@ -54,7 +57,8 @@ class Reactor:
         self._tasks.discard(task)
 
     def watch(self, descriptor: int, events: int, task: Task) -> None:
-        """Have ``task.on_io`` called once ``descriptor`` is ready for one of ``events``."""
+        """Have ``task.on_io`` called whenever ``descriptor`` is ready for one of ``events``, and
+        ``task.on_time`` as `add` does, until `unwatch`."""
         self._readers[descriptor] = task
         self._poller.register(descriptor, events)
 
@@ -81,11 +85,15 @@ class Reactor:
         if self._woken:
             self._call_woken()
             wait_until = 0.0
-        for task in self._tasks:
-            wait_until = min(wait_until, task.wake_at)
-        now = time.monotonic()
-        # poll() counts in whole milliseconds and rounds up here: waking early would only spin.
-        timeout = 0 if wait_until <= now else int(min(wait_until - now, _LONGEST_POLL_SECONDS) * 1000) + 1
+        timeout = 0
+        if wait_until:
+            for task in (*self._tasks, *self._readers.values()):
+                wait_until = min(wait_until, task.wake_at)
+            now = time.monotonic()
+            self._look_at = min(self._look_at, wait_until)
+            if wait_until > now:
+                # poll() counts in whole milliseconds and rounds up here: waking early would only spin.
+                timeout = int(min(wait_until - now, _LONGEST_POLL_SECONDS) * 1000) + 1
         for descriptor, _ in self._poller.poll(timeout):
             task_or_none = self._readers.get(descriptor)
             if task_or_none is not None:
@@ -95,9 +103,17 @@ class Reactor:
         if self._woken:
             self._call_woken()
         now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY_SECONDS
+            self._call_due(now)
+
+    def _call_due(self, now: float) -> None:
         for task in [task for task in self._tasks if task.wake_at <= now]:
             # One task's end may be the end of another, or put its time off.
             if task.wake_at <= now and task in self._tasks:
+                task.on_time(now)
+        for descriptor, task in [item for item in self._readers.items() if item[1].wake_at <= now]:
+            if task.wake_at <= now and self._readers.get(descriptor) is task:
                 task.on_time(now)
 
     def _ring(self) -> None:

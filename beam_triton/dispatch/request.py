@@ -11,6 +11,8 @@ from beam_triton.transport.origin import EndpointUrl
 
 # Secrets are looked up again after this time, so that a rotated token is taken up.
 _HEADERS_FRESH_SECONDS = 1.0
+# Bodies of as many kinds as there are sizes would each have a head of their own.
+_MAX_KEPT_HEADS = 256
 
 
 class HttpRequest(NamedTuple):
@@ -34,26 +36,25 @@ class HeadWriter:
     def __init__(self, headers: Callable[[], Mapping[str, str]], keep_alive: bool) -> None:
         self._headers = headers
         self._keep_alive = keep_alive
-        self._fixed: dict[tuple[EndpointUrl, str, str], bytes] = {}
+        self._kept: dict[tuple[EndpointUrl, str, str, tuple[tuple[str, str], ...]], bytes] = {}
         self._fresh_until = 0.0
 
     def parts(self, url: EndpointUrl, request: HttpRequest) -> list[Buffer]:
         """The whole request for ``url``, head first."""
         now = time.monotonic()
-        if now >= self._fresh_until:
-            self._fixed = {}
+        if now >= self._fresh_until or len(self._kept) >= _MAX_KEPT_HEADS:
+            self._kept = {}
             self._fresh_until = now + _HEADERS_FRESH_SECONDS
-        key = (url, request.method, request.path)
-        fixed = self._fixed.get(key)
-        if fixed is None:
-            fixed = self._fixed[key] = self._fixed_part(url, request)
+        key = (url, request.method, request.path, request.body_headers)
+        head = self._kept.get(key)
+        if head is None:
+            head = self._kept[key] = self._head(url, request)
         if request.method == "GET":
-            return [fixed + b"\r\n"]
-        lines = "".join([f"{name}: {value}\r\n" for name, value in request.body_headers])
-        head = fixed + f"{lines}Content-Length: {request.content_length}\r\n\r\n".encode("latin-1")
-        return [head, *request.body]
+            return [head + b"\r\n"]
+        return [head + b"Content-Length: %d\r\n\r\n" % request.content_length, *request.body]
 
-    def _fixed_part(self, url: EndpointUrl, request: HttpRequest) -> bytes:
+    def _head(self, url: EndpointUrl, request: HttpRequest) -> bytes:
+        """All fields but the body's length."""
         lines = [
             f"{request.method} {url.path_prefix}{request.path} HTTP/1.1",
             f"Host: {url.host_header}",
@@ -69,4 +70,5 @@ class HeadWriter:
             if name.lower() == "accept-encoding":
                 lines = [line for line in lines if not line.startswith("Accept-Encoding")]
             lines.append(f"{name}: {value}")
+        lines += [f"{name}: {value}" for name, value in request.body_headers]
         return ("\r\n".join(lines) + "\r\n").encode("latin-1")

@@ -161,6 +161,8 @@ class CircuitBreaker:
         """A permit, or None while the request has to be kept back."""
         with self._lock:
             old = self._state
+            if old is State.CLOSED:
+                return Permit(self, self._epoch)
             if old is State.OPEN and self._clock() >= self._opened_at + self._policy.open_seconds:
                 self._enter(State.HALF_OPEN)
             new = self._state
@@ -240,17 +242,18 @@ class CircuitBreaker:
 
     def _count(self, failed: bool, unreachable: bool) -> None:
         now = self._clock()
-        (self._failures if failed else self._successes).add(now)
-        if unreachable:
-            self._unreachable_in_a_row += 1
-        elif not failed:
+        if not failed:
             self._unreachable_in_a_row = 0
+            self._successes.add(now)
+            if not self._failures.total:
+                return
+        else:
+            self._failures.add(now)
+            self._unreachable_in_a_row += unreachable
         if self._unreachable_in_a_row >= self._unreachable_limit:
             self._enter(State.OPEN)
             return
         self._failures.advance(now)
-        if not self._failures.total:
-            return
         self._successes.advance(now)
         total = self._successes.total + self._failures.total
         if (

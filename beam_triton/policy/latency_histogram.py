@@ -22,6 +22,7 @@ GROWTH = (LAST_BOUND_SECONDS / FIRST_BOUND_SECONDS) ** (1 / (BUCKETS - 2))
 
 COUNTER_PREFIX = "request_latency_bucket_"
 
+_COUNTER_NAMES = tuple(f"{COUNTER_PREFIX}{index:02d}" for index in range(BUCKETS))
 _UPPER_BOUNDS = (*(FIRST_BOUND_SECONDS * GROWTH**step for step in range(BUCKETS - 2)), LAST_BOUND_SECONDS)
 
 
@@ -43,7 +44,7 @@ def bounds(index: int) -> tuple[float, float]:
 
 def counter_name(index: int) -> str:
     """The name of the Beam counter that holds a bucket's count."""
-    return f"{COUNTER_PREFIX}{index:02d}"
+    return _COUNTER_NAMES[index]
 
 
 def index_of_counter(name: str) -> int | None:

@@ -17,17 +17,19 @@ class SlidingCount:
     more, which is the safe side for whatever must stay below a bound.
     """
 
-    __slots__ = ("_bucket_seconds", "_buckets", "_counts", "_newest", "total")
+    __slots__ = ("_bucket_ends", "_bucket_seconds", "_buckets", "_counts", "_newest", "total")
 
     def __init__(self, window_seconds: float, *, over_count: bool = False) -> None:
         self._buckets = _BUCKETS + over_count
         self._bucket_seconds = window_seconds / _BUCKETS
         self._counts = [0] * self._buckets
         self._newest = 0
+        self._bucket_ends = 0.0
         self.total = 0
 
     def add(self, now: float) -> None:
-        self.advance(now)
+        if now >= self._bucket_ends:
+            self.advance(now)
         self._counts[self._newest % self._buckets] += 1
         self.total += 1
 
@@ -42,6 +44,7 @@ class SlidingCount:
             self.total -= self._counts[index]
             self._counts[index] = 0
         self._newest = bucket
+        self._bucket_ends = (bucket + 1) * self._bucket_seconds
 
     def clear(self) -> None:
         self._counts = [0] * self._buckets

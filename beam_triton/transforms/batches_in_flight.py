@@ -67,10 +67,11 @@ class BatchesInFlight(Generic[Batch]):
     def take_ended(self) -> None:
         """Tell of every batch that has ended, or send its halves."""
         completed = self._dispatcher.completed
+        if completed:
+            self._count_throttling()
         while completed:
             batch, call = completed.popleft()
             self._metrics.request_ended(len(batch), call.record)
-            self._count_throttling()
             error = call.error
             if error is None:
                 assert isinstance(call.result, InferResponse)
@@ -116,5 +117,6 @@ class BatchesInFlight(Generic[Batch]):
 
     def _count_throttling(self) -> None:
         seconds = self._dispatcher.throttled_seconds
-        self._metrics.throttled(seconds - self._throttled_seconds)
-        self._throttled_seconds = seconds
+        if seconds != self._throttled_seconds:
+            self._metrics.throttled(seconds - self._throttled_seconds)
+            self._throttled_seconds = seconds

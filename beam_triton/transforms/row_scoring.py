@@ -130,7 +130,7 @@ class RowScorer:
         if result.shape != expected:
             raise RemoteProtocolError(
                 f"output {self._output.name!r} of model {self._model.spec.name!r} has shape "
-                f"{list(result.shape)}, not {list(expected)} for the {len(rows)} rows of the request"
+                f"{list(result.shape)}, not {list(expected)} for the {expected[0]} rows of the request"
             )
         self._put(rows, result)
 
@@ -144,13 +144,13 @@ class RowScorer:
         self._put(rows, self._default.rows(self._output.name, len(rows)))
 
     def _put(self, rows: _Slice, result: Array) -> None:
-        batch = rows.batch
+        batch, count = rows.batch, len(rows)
         batch.results[rows.numbers.start : rows.numbers.stop] = result
-        batch.rows_left -= len(rows)
+        batch.rows_left -= count
         if not batch.rows_left:
             self._ready.append(batch)
-        self._given += len(rows)
-        self._metrics.count("elements", len(rows))
+        self._given += count
+        self._metrics.count("elements", count)
 
     def _request_size(self, rows: Array) -> int:
         """As many rows as the model, the policy's number and its bytes allow, and at least one."""

@@ -38,6 +38,8 @@ _TLS_JOIN_BYTES = 262_144
 
 Buffer = bytes | bytearray | memoryview
 
+_NOTHING = memoryview(b"")
+
 
 class Exchange:
     """A request on its way out and its answer on its way in.
@@ -86,7 +88,7 @@ class Exchange:
         self._filled = 0
         self._chunked: ChunkedBody | None = None
         self.head: ResponseHead | None = None
-        self.body: memoryview = memoryview(b"")
+        self.body = _NOTHING
         self.bytes_received = 0
         self.reusable = False
 
@@ -174,7 +176,7 @@ class Exchange:
                     continue
                 data = self._socket.recv(_FIRST_READ_BYTES if self.head is None else _READ_BYTES)
                 self.bytes_received += len(data)
-                if self._take(data):
+                if self._take_head(data) if self.head is None else self._take(data):
                     return 0
                 if self._answer is None:
                     calls_left = 0
@@ -189,9 +191,7 @@ class Exchange:
         return isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
 
     def _take(self, data: bytes) -> bool:
-        """Take received bytes in; an empty ``data`` is the end of the connection. True: complete."""
-        if self.head is None:
-            return self._take_head(data)
+        """Take bytes of the body in; an empty ``data`` is the end of the connection. True: complete."""
         if self._chunked is not None:
             if not data:
                 raise self._lost("the connection was closed within the answer")
@@ -205,6 +205,7 @@ class Exchange:
         return False
 
     def _take_head(self, data: bytes) -> bool:
+        """Take bytes of the head, and what may follow it, in."""
         if not data:
             if self.bytes_received:
                 raise self._lost("the connection was closed within the answer's head")
@@ -228,9 +229,9 @@ class Exchange:
                 break
         rest = memoryview(data)[start:]
         self.head = head
-        self._pieces = bytearray()
+        self._pieces.clear()
         if not self._expects_body or not head.has_body:
-            self._finish(memoryview(b""))
+            self._finish(_NOTHING)
             self.reusable = self.reusable and not rest
             return True
         if head.chunked:

@@ -8,7 +8,6 @@ but not to the origin.
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -30,8 +29,7 @@ class Origin(NamedTuple):
         return f"{self.scheme}://{host}:{self.port}"
 
 
-@dataclass(frozen=True)
-class EndpointUrl:
+class EndpointUrl(NamedTuple):
     """One server of the Open Inference Protocol.
 
     ``path_prefix`` comes before ``/v2`` and has no slash at its end. ``basic_authorization`` is the
@@ -40,7 +38,7 @@ class EndpointUrl:
 
     origin: Origin
     path_prefix: str = ""
-    basic_authorization: str | None = field(default=None, repr=False)
+    basic_authorization: str | None = None
 
     @property
     def host_header(self) -> str:
@@ -52,6 +50,9 @@ class EndpointUrl:
 
     def __str__(self) -> str:
         return f"{self.origin}{self.path_prefix}"
+
+    def __repr__(self) -> str:
+        return f"EndpointUrl({str(self)!r})"
 
     @classmethod
     def parse(cls, url: str) -> EndpointUrl:

@@ -138,12 +138,13 @@ class ConnectionPool:
         while True:
             with self._lock:
                 connection = self._pop_idle(origin)
-            if connection is None:
-                return None
+                if connection is None:
+                    return None
+                self._reused += 1
             if not connection.is_stale():
-                with self._lock:
-                    self._reused += 1
                 return connection
+            with self._lock:
+                self._reused -= 1
             self.discard(connection)
 
     def acquire(self, origin: Origin, timeout_seconds: float, wake: Callable[[], None]) -> Acquisition:
@@ -191,6 +192,8 @@ class ConnectionPool:
             else:
                 connection.idle_since = self._clock()
                 self._idle.append(connection)
+                if not self._waiting and len(self._idle) <= self._config.max_idle:
+                    return
                 decision = self._serve()
                 while len(self._idle) > self._config.max_idle:
                     oldest = self._idle.popleft()
