@@ -75,8 +75,9 @@ class Workload:
         if self.in_batches and self.batch_size is not None:
             return self.batch_size
         if self.workers > 1:
-            # As many blocks as there are workers, or some would have nothing to do.
-            return max(1, min(_MAX_BLOCK_ELEMENTS, self.elements // (4 * self.workers)))
+            # As many blocks as there are workers, or some would have nothing to do; and no larger than a
+            # batch, for an element keeps its whole block in memory, once for each worker.
+            return max(1, min(self.batch_size or _MAX_BLOCK_ELEMENTS, self.elements // (4 * self.workers)))
         return max(1, min(_MAX_BLOCK_ELEMENTS, _MAX_BLOCK_BYTES // self.element_bytes))
 
     def blocks(self) -> Sequence[tuple[int, int]]:
