@@ -144,7 +144,8 @@ class ControlPlane:
                 return self._ask_one(method, url, path, what, model_name)
             except (TransportError, InferenceError) as error:
                 failures.append(error)
-                if not error.retryable:
+                if isinstance(error, InferenceError) and not error.retryable:
+                    # A server's refusal holds for all of them; that it cannot be reached does not.
                     break
         failures[-1].attempts = tuple(failures[:-1])
         raise failures[-1]

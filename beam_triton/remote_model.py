@@ -79,14 +79,12 @@ class RemoteModel:
             for index, encoded in enumerate(parts):
                 dispatcher.submit(index, self.http_request(encoded), read, is_sequence=is_sequence)
             dispatcher.drain()
-        except BaseException:
+            calls = [call for _, call in sorted(dispatcher.completed, key=itemgetter(0))]
+        finally:
             dispatcher.cancel()
-            raise
-        calls = [call for _, call in sorted(dispatcher.completed, key=itemgetter(0))]
         error = next((call.error for call in calls if call.error is not None), None)
         if error is not None:
             # This frame becomes part of the error's traceback: what refers to the error has to leave it.
-            dispatcher.completed.clear()
             del calls
             try:
                 raise error

@@ -27,7 +27,6 @@ from beam_triton.dispatch.attempt import Attempt, ConnectionUse
 from beam_triton.dispatch.call_context import CallContext
 from beam_triton.dispatch.call_options import CallKind, CallRecord
 from beam_triton.dispatch.endpoints import Admission, Endpoint, Refusal
-from beam_triton.dispatch.health import HealthWatch
 from beam_triton.dispatch.request import HttpRequest
 from beam_triton.dispatch.waiting_line import Waiter
 from beam_triton.errors import (
@@ -36,6 +35,7 @@ from beam_triton.errors import (
     DeadlineExceededError,
     ModelExecutionError,
     RemoteProtocolError,
+    TlsError,
     TritonError,
 )
 from beam_triton.policy.retry import decide
@@ -78,7 +78,6 @@ class Call(Generic[T]):
     _budget_is_due = False
     # Made when it is needed and dropped after: it refers back to this call.
     _waiter: Waiter | None = None
-    _health_watch: HealthWatch | None = None
 
     def __init__(
         self,
@@ -166,9 +165,7 @@ class Call(Generic[T]):
             return
         # Not counted against the deadline: nothing has been sent that could be late.
         self._begin_afresh()
-        if self._health_watch is None:
-            self._health_watch = HealthWatch(self._context)
-        self._health_watch.ask()
+        self._context.health_watch.ask()
         wait = min(max(refusal.open_seconds, 0.01), _LOOK_AGAIN_SECONDS)
         self.wake_at = min(now + wait, self._give_up_at)
 
@@ -182,9 +179,6 @@ class Call(Generic[T]):
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             waiter.stop()
-        watch, self._health_watch = self._health_watch, None
-        if watch is not None:
-            watch.cancel()
 
     def _on_turn(self) -> None:
         self.wake_at = 0.0
@@ -270,8 +264,9 @@ class Call(Generic[T]):
         self._errors += (error,)
         self._tried += (endpoint,)
         self._tell(endpoint, error)
+        retry = self._context.options.retry
         delay = decide(
-            self._context.options.retry,
+            retry,
             error,
             len(self._errors),
             sum(isinstance(earlier, ModelExecutionError) for earlier in self._errors),
@@ -283,6 +278,9 @@ class Call(Generic[T]):
             delay = None
         endpoints = self._context.endpoints.endpoints
         elsewhere = [other for other in endpoints if other.is_closed and other not in self._tried]
+        if isinstance(error, TlsError) and elsewhere and len(self._errors) <= retry.max_retries:
+            # No attempt mends a certificate, but each server has its own.
+            delay = 0.0
         usable = endpoint.is_closed or not error.counts_as_failure or bool(elsewhere)
         if delay is None or not usable:
             self._conclude(error)

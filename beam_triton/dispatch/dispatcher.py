@@ -12,6 +12,7 @@ from beam_triton.dispatch.call import Call
 from beam_triton.dispatch.call_context import CallContext
 from beam_triton.dispatch.call_options import CallKind
 from beam_triton.dispatch.channel import Channel
+from beam_triton.dispatch.health import HealthWatch
 from beam_triton.dispatch.reactor import Reactor, current_reactor
 from beam_triton.dispatch.request import HttpRequest
 from beam_triton.dispatch.waiting_line import Waiter
@@ -39,8 +40,16 @@ class Dispatcher(Generic[T]):
         self.throttled_seconds = 0.0
         self._endpoints = channel.endpoints
         self._reactor: Reactor = current_reactor()
-        self._context = CallContext(
+        self._health_watch = HealthWatch(
             self._reactor, channel.pool, channel.endpoints, channel.head_writer, channel.options
+        )
+        self._context = CallContext(
+            self._reactor,
+            channel.pool,
+            channel.endpoints,
+            channel.head_writer,
+            channel.options,
+            self._health_watch,
         )
         self._calls: set[Call[Any]] = set()
         self._waits_for_slot = False
@@ -60,6 +69,9 @@ class Dispatcher(Generic[T]):
     ) -> None:
         """Send a request; waits while the process has ``max_concurrent_requests`` in flight."""
         self._take_slot()
+        if self._endpoints.some_are_out:
+            # Nobody waits for them while others are well, and nobody else would ask.
+            self._health_watch.ask()
         call: Call[Any] = Call(self._context, token, request, read, self._on_done, kind, is_sequence)
         self._calls.add(call)
         call.start()
@@ -79,10 +91,14 @@ class Dispatcher(Generic[T]):
             self._wait_once()
 
     def cancel(self) -> None:
-        """Let go of everything in flight: connections are closed, slots given back."""
+        """Let go of everything in flight: connections are closed, slots given back.
+
+        To be called when the bundle has ended well, too: a health check may be under way.
+        """
         for call in list(self._calls):
             call.cancel()
             self._endpoints.give_slot_back()
+        self._health_watch.cancel()
         self._calls.clear()
         self.completed.clear()
 

@@ -118,6 +118,11 @@ class EndpointSet:
         self.waiting_for_slot = WaitingLine()
         self.waiting_for_place = WaitingLine()
 
+    @property
+    def some_are_out(self) -> bool:
+        """Whether there are several endpoints, and one that is kept out."""
+        return len(self.endpoints) > 1 and not all(endpoint.is_closed for endpoint in self.endpoints)
+
     def try_take_slot(self) -> bool:
         with self._lock:
             if not self._free_slots:

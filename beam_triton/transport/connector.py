@@ -129,6 +129,9 @@ class Connector:
 def _connect_error(error: BaseException, origin: Origin, timeout_seconds: float) -> BaseException:
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            # Also what a server does that is being stopped: another attempt may succeed.
+            return ConnectError(f"{origin} ended the connection within the TLS handshake: does it speak TLS?")
         if isinstance(cause, ssl.SSLError):
             return TlsError(f"TLS handshake with {origin} failed: {_ssl_reason(cause)}")
         cause = cause.__cause__ or cause.__context__

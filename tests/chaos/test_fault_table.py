@@ -327,6 +327,16 @@ def test_a_server_that_speaks_no_tls(triton: LocalTriton) -> None:
     assert time.monotonic() - started <= AT_ONCE_SECONDS
 
 
+def test_another_server_is_asked_where_tls_fails(triton: LocalTriton) -> None:
+    """A handshake that fails is not tried again there, but at the next endpoint."""
+    broken = triton.endpoint.replace("http:", "https:")
+    with TritonClient(
+        [broken, triton.endpoint], timeout_seconds=TIMEOUT_SECONDS, pool=QUICK_POOL, retry={"max_retries": 1}
+    ) as client:
+        for _ in range(4):
+            assert np.array_equal(echo(client, SMALL), SMALL)
+
+
 def test_a_tls_handshake_that_is_never_answered(triton: LocalTriton) -> None:
     """The handshake counts as connecting: ``connect_timeout_seconds`` bounds it."""
     started = time.monotonic()

@@ -81,12 +81,10 @@ def ask(
     try:
         dispatcher.submit(None, request or post(), reads, kind=kind, is_sequence=is_sequence)
         dispatcher.drain()
-    except BaseException:
+        ((_, call),) = dispatcher.completed
+        return call
+    finally:
         dispatcher.cancel()
-        raise
-    _, call = dispatcher.completed.popleft()
-    assert not dispatcher.completed
-    return call
 
 
 def free_slots(channel: Channel) -> int:

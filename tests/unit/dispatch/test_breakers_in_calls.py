@@ -13,7 +13,7 @@ from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.errors import CircuitOpenError, ConfigurationError, ServerUnavailableError
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy, State
-from tests.support import faults
+from tests.support import faults, sockets
 from tests.support.dispatching import QUICK_RETRIES, ask, free_slots, open_channel, post, read
 from tests.support.fault_server import Exchange, FaultServer, infer_requests, serve
 from tests.support.origins import Answer, always
@@ -228,6 +228,33 @@ def test_an_endpoint_that_recovers_is_used_again() -> None:
                 assert ask(channel).result == b"answer"
             assert state_of(channel, 0) is State.CLOSED
             assert len(first.requests) - before >= 2
+
+
+def test_a_health_check_brings_an_endpoint_back_while_others_are_well() -> None:
+    """Nobody waits for it, and a minute would pass until it is probed: the next requests ask after it."""
+    with FaultServer(OK, SICK) as first, FaultServer(OK) as second:
+        channel = open_channel(
+            [first.endpoint, second.endpoint],
+            circuit_breaker=policy(open_seconds=60.0, health_check_interval_seconds=0.05),
+            retry=QUICK_RETRIES,
+        )
+        with closing(channel):
+            while state_of(channel, 0) is State.CLOSED:
+                assert ask(channel).result == b"answer"
+            first.play(serve)
+            dispatcher: Dispatcher[int] = Dispatcher(channel)
+            deadline = time.monotonic() + 10
+            submitted = 0
+            while state_of(channel, 0) is not State.CLOSED and time.monotonic() < deadline:
+                dispatcher.submit(submitted, post(), read)
+                submitted += 1
+                dispatcher.drain()
+                time.sleep(0.01)
+            assert state_of(channel, 0) is State.CLOSED
+            assert all(call.result == b"answer" for _, call in dispatcher.completed)
+            assert len(dispatcher.completed) == submitted
+            dispatcher.cancel()
+            assert sockets.settles(lambda: channel.pool.statistics().active, 0) == 0
 
 
 @pytest.mark.parametrize("then", ["cancel", "finish"])

@@ -197,3 +197,18 @@ def test_plain_http_behind_https() -> None:
         pytest.raises(TlsError, match="TLS handshake"),
     ):
         Connector(TlsConfig()).open(Origin("https", "127.0.0.1", server.port), 2.0)
+
+
+def test_a_server_that_stops_within_the_handshake() -> None:
+    """Its end is no verdict on certificates: the request may be sent again."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        origin = Origin("https", "127.0.0.1", listener.getsockname()[1])
+
+        def accept() -> None:
+            with listener.accept()[0] as sock:
+                sock.recv(65_536)
+
+        threading.Thread(target=accept, daemon=True).start()
+        with pytest.raises(ConnectError, match="within the TLS handshake") as raised:
+            Connector(TlsConfig()).open(origin, 2.0)
+        assert raised.value.retryable
