@@ -5,8 +5,6 @@ as it is, without a copy, and its results leave in one array.
 """
 
 import dataclasses
-import logging
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,23 +16,20 @@ from apache_beam.typehints.batch import N, NumpyArray
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_triton.client import TritonClient
-from beam_triton.dispatch.channel import Channel
 from beam_triton.errors import ConfigurationError
 from beam_triton.inference_options import InferenceOptions
 from beam_triton.protocol import DATATYPES, ModelSpec, TensorSpec
-from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.metrics import InferenceMetrics
-from beam_triton.transforms.opened_model import check_can_be_scored, close_with, open_model
+from beam_triton.transforms.model_dofn import ModelDoFn
+from beam_triton.transforms.opened_model import check_can_be_scored
 from beam_triton.transforms.results import DefaultValue
 from beam_triton.transforms.row_scoring import RowScorer, ScoredBatch
-
-_logger = logging.getLogger(__name__)
 
 # Making one takes a microsecond.
 _GLOBAL = (GlobalWindow(),)
 
 
-class TritonBatchInferenceDoFn(beam.DoFn):
+class TritonBatchInferenceDoFn(ModelDoFn):
     """Scores NumPy batches on a model with one input; gives arrays of results, an element each.
 
     Use it through `TritonBatchInference`, which finds the types and makes the arrays batches again.
@@ -51,14 +46,10 @@ class TritonBatchInferenceDoFn(beam.DoFn):
     def __init__(
         self, options: InferenceOptions, model_name: str, output: TensorSpec, *, overlaps_batches: bool
     ) -> None:
-        self._options = options
-        self._model_name = model_name
+        super().__init__(options, model_name)
         self._output = output
         self._overlaps_batches = overlaps_batches
-        self._model: RemoteModel | None = None
-        self._default: DefaultValue | None = None
         self._scorer: RowScorer | None = None
-        self._release: "weakref.finalize[[Channel], TritonBatchInferenceDoFn] | None" = None
 
     def display_data(self) -> dict[str, Any]:
         shown = {"model_name": self._model_name, "output": self._output.name, **self._options.shown()}
@@ -70,11 +61,6 @@ class TritonBatchInferenceDoFn(beam.DoFn):
 
     def infer_output_type(self, input_element_type: Any) -> Any:
         return np.ndarray
-
-    def setup(self) -> None:
-        """Ask for the model and take a reference to the shared session."""
-        self._model, self._default = open_model(self._options, self._model_name)
-        self._release = close_with(self, self._model)
 
     def start_bundle(self) -> None:
         """Begin with nothing in flight."""
@@ -120,24 +106,6 @@ class TritonBatchInferenceDoFn(beam.DoFn):
             yield from map(_with_own_time, self._scorer.finish())
         finally:
             self._cancel()
-
-    def teardown(self) -> None:
-        """Give the reference to the shared session back. Never raises; may be called twice."""
-        try:
-            self._cancel()
-            if self._release is not None:
-                self._release.detach()
-            if self._model is not None:
-                self._model.close()
-        except Exception:
-            _logger.exception("teardown could not give everything back")
-        self._model = None
-
-    def _cancel(self) -> None:
-        scorer, self._scorer = self._scorer, None
-        if scorer is not None:
-            scorer.cancel()
-
 
 class _ArraysAsBatches(beam.DoFn):
     """Takes arrays of rows, an element each, for batches of rows."""

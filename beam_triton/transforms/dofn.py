@@ -1,27 +1,19 @@
 """The DoFn that scores elements on a Triton Inference Server."""
 
-import logging
-import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.transforms.display import DisplayDataItem
 
-from beam_triton.dispatch.channel import Channel
-from beam_triton.errors import ConfigurationError
 from beam_triton.inference_options import InferenceOptions
-from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.metrics import InferenceMetrics
-from beam_triton.transforms.opened_model import close_with, open_model
-from beam_triton.transforms.results import DefaultValue
+from beam_triton.transforms.model_dofn import ModelDoFn
 from beam_triton.transforms.scoring import BundleScorer
 from beam_triton.transforms.windows import with_own_windows
 
-_logger = logging.getLogger(__name__)
 
-
-class TritonInferenceDoFn(beam.DoFn):
+class TritonInferenceDoFn(ModelDoFn):
     """Scores elements in batches, many requests in flight, on connections that the process shares.
 
     Args:
@@ -53,15 +45,9 @@ class TritonInferenceDoFn(beam.DoFn):
         with_exception_handling: bool = False,
         **options: Any,
     ) -> None:
-        self._options = InferenceOptions.from_options({"endpoint": endpoint, **options})
-        if not isinstance(model_name, str) or not model_name:
-            raise ConfigurationError(f"model_name must be the model's name, not {model_name!r}")
-        self._model_name = model_name
+        super().__init__(InferenceOptions.from_options({"endpoint": endpoint, **options}), model_name)
         self._tags_failures = with_exception_handling
-        self._model: RemoteModel | None = None
-        self._default: DefaultValue | None = None
         self._scorer: BundleScorer | None = None
-        self._release: weakref.finalize[[Channel], TritonInferenceDoFn] | None = None
 
     def display_data(self) -> dict[str, Any]:
         """What a runner's job page shows; endpoints and headers without their secrets."""
@@ -70,11 +56,6 @@ class TritonInferenceDoFn(beam.DoFn):
             name: DisplayDataItem(text, label=name.replace("_", " ").capitalize())
             for name, text in shown.items()
         }
-
-    def setup(self) -> None:
-        """Ask for the model and take a reference to the shared session."""
-        self._model, self._default = open_model(self._options, self._model_name)
-        self._release = close_with(self, self._model)
 
     def start_bundle(self) -> None:
         """Begin with nothing buffered and nothing in flight."""
@@ -109,20 +90,3 @@ class TritonInferenceDoFn(beam.DoFn):
             return self._scorer.finish()
         finally:
             self._cancel()
-
-    def teardown(self) -> None:
-        """Give the reference to the shared session back. Never raises; may be called twice."""
-        try:
-            self._cancel()
-            if self._release is not None:
-                self._release.detach()
-            if self._model is not None:
-                self._model.close()
-        except Exception:
-            _logger.exception("teardown could not give everything back")
-        self._model = None
-
-    def _cancel(self) -> None:
-        scorer, self._scorer = self._scorer, None
-        if scorer is not None:
-            scorer.cancel()
