@@ -23,23 +23,11 @@ from beam_triton.errors import LocalProtocolError
 from beam_triton.files.rows import RowError
 from beam_triton.protocol import DATATYPES, TensorSpec, to_array
 from beam_triton.protocol.datatypes import Array
+from beam_triton.protocol.python_numbers import packer_of
 from beam_triton.protocol.text import shorten
 
 Convert = Callable[[Any], Array]
 
-_STRUCT_CODES = {
-    "UINT8": "B",
-    "UINT16": "H",
-    "UINT32": "I",
-    "UINT64": "Q",
-    "INT8": "b",
-    "INT16": "h",
-    "INT32": "i",
-    "INT64": "q",
-    "FP16": "e",
-    "FP32": "f",
-    "FP64": "d",
-}
 _FLOATS = frozenset({"FP16", "FP32", "FP64"})
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
@@ -82,8 +70,8 @@ def columns_converter(spec: TensorSpec, columns: Sequence[str], *, is_text: bool
     if not is_text:
         return lambda values: _from_typed(list(values), spec, f"columns {columns[0]!r} to {columns[-1]!r}")
     assert shape is not None
-    code = _STRUCT_CODES.get(spec.datatype)
-    if code is None:
+    code = DATATYPES[spec.datatype].struct_code
+    if code is None or spec.datatype == "BOOL":
         return lambda values: _one_by_one(values, spec, columns, shape)
     pack = struct.Struct(f"<{count}{code}").pack
     dtype = DATATYPES[spec.datatype].array_dtype
@@ -138,15 +126,9 @@ def _from_typed(value: Any, spec: TensorSpec, what: str) -> Array:
 
 
 def _packed(values: list[Any], spec: TensorSpec) -> Array | None:
-    # struct takes True for 1, which the protocol's rules do not.
-    code = _STRUCT_CODES.get(spec.datatype)
-    if code is None or bool in map(type, values):
-        return None
-    dtype = DATATYPES[spec.datatype].array_dtype
-    try:
-        return np.frombuffer(struct.pack(f"<{len(values)}{code}", *values), dtype)
-    except (struct.error, OverflowError):
-        return None
+    packer = packer_of(spec.datatype)
+    packed = packer.pack_lists(values) if packer is not None else None
+    return None if packed is None else np.frombuffer(packed[0], DATATYPES[spec.datatype].array_dtype)
 
 
 def _is_nested(value: Any) -> bool:
@@ -205,7 +187,7 @@ def _parse(text: str, column: str, spec: TensorSpec) -> Any:
             f"column {column!r} holds {shorten(text)} where input {spec.describe()} takes {kind}"
         ) from None
     try:
-        struct.pack(f"<{_STRUCT_CODES[spec.datatype]}", value)
+        struct.pack(f"<{DATATYPES[spec.datatype].struct_code}", value)
     except (struct.error, OverflowError):
         raise RowError(
             f"column {column!r} holds {shorten(text)}, which is beyond what {spec.datatype} can hold"

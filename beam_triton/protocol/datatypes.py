@@ -26,6 +26,7 @@ class Datatype:
     ``bytes``, for BF16 (which NumPy lacks) the bits as uint16. ``array_dtype`` is what a decoded tensor
     has: BF16 is widened to float32, which is exact; everything else is the wire dtype.
     ``item_bytes`` is the size of one value on the wire, 0 for BYTES, whose values have their own lengths.
+    ``struct_code`` is the format character of `struct` for one value, None for BYTES and BF16.
     ``has_json`` is False where the protocol defines no JSON form (FP16, BF16).
     """
 
@@ -33,6 +34,7 @@ class Datatype:
     wire_dtype: np.dtype[Any]
     array_dtype: np.dtype[Any]
     item_bytes: int
+    struct_code: str | None = None
     has_json: bool = True
 
     @property
@@ -40,9 +42,9 @@ class Datatype:
         return self.item_bytes == 0
 
 
-def _number(name: str, code: str, *, has_json: bool = True) -> Datatype:
-    dtype = np.dtype(code)
-    return Datatype(name, dtype, dtype, dtype.itemsize, has_json)
+def _number(name: str, dtype_code: str, struct_code: str, *, has_json: bool = True) -> Datatype:
+    dtype = np.dtype(dtype_code)
+    return Datatype(name, dtype, dtype, dtype.itemsize, struct_code, has_json)
 
 
 BYTES = Datatype("BYTES", np.dtype(object), np.dtype(object), 0)
@@ -52,18 +54,18 @@ DATATYPES: Mapping[str, Datatype] = MappingProxyType(
     {
         datatype.name: datatype
         for datatype in (
-            _number("BOOL", "?"),
-            _number("UINT8", "u1"),
-            _number("UINT16", "<u2"),
-            _number("UINT32", "<u4"),
-            _number("UINT64", "<u8"),
-            _number("INT8", "i1"),
-            _number("INT16", "<i2"),
-            _number("INT32", "<i4"),
-            _number("INT64", "<i8"),
-            _number("FP16", "<f2", has_json=False),
-            _number("FP32", "<f4"),
-            _number("FP64", "<f8"),
+            _number("BOOL", "?", "?"),
+            _number("UINT8", "u1", "B"),
+            _number("UINT16", "<u2", "H"),
+            _number("UINT32", "<u4", "I"),
+            _number("UINT64", "<u8", "Q"),
+            _number("INT8", "i1", "b"),
+            _number("INT16", "<i2", "h"),
+            _number("INT32", "<i4", "i"),
+            _number("INT64", "<i8", "q"),
+            _number("FP16", "<f2", "e", has_json=False),
+            _number("FP32", "<f4", "f"),
+            _number("FP64", "<f8", "d"),
             BYTES,
             BF16,
         )

@@ -12,20 +12,8 @@ import struct
 from itertools import chain
 from typing import Any
 
-_CODES = {
-    "BOOL": "?",
-    "UINT8": "B",
-    "UINT16": "H",
-    "UINT32": "I",
-    "UINT64": "Q",
-    "INT8": "b",
-    "INT16": "h",
-    "INT32": "i",
-    "INT64": "q",
-    "FP16": "e",
-    "FP32": "f",
-    "FP64": "d",
-}
+from beam_triton.protocol.datatypes import DATATYPES
+
 # The least number of dimensions that any NumPy allows; also ends lists that contain themselves.
 _MAX_DEPTH = 32
 
@@ -72,7 +60,11 @@ class NumberPacker:
             return None
 
 
-_PACKERS = {name: NumberPacker(code) for name, code in _CODES.items()}
+_PACKERS = {
+    datatype.name: NumberPacker(datatype.struct_code)
+    for datatype in DATATYPES.values()
+    if datatype.struct_code is not None
+}
 
 
 def packer_of(datatype: str) -> NumberPacker | None:
