@@ -22,10 +22,6 @@ from benchmarks.workload import Workload
 
 BATCH_SIZE = 64
 _SHORTER = "slow peers score fewer elements than the library, as the column says: their rates do not change"
-_SAMPLER = (
-    "a bundle ends with Beam's state sampler, which looks up every 0.2 s: of a run of a second that would be a "
-    "tenth, so the fast ones are given several seconds' work"
-)
 
 
 def _remote_like(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
@@ -37,27 +33,13 @@ def _remote_like(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
         load_connections=16,
         load_seconds=scale.seconds(5),
     )
-    one_at_a_time = replace(work, elements=scale.count(50_000, least=500))
-    rows, notes = score_in_turns(
+    return _beside_peers(
+        REMOTE_LIKE_CASE,
         rounds,
-        {
-            BEAM_TRITON: work,
-            TRITONCLIENT_HTTP: one_at_a_time,
-            TRITONCLIENT_GRPC: one_at_a_time,
-            REQUESTS_POST: one_at_a_time,
-            ONE_ROW_ONE_REQUEST: replace(work, elements=scale.count(500, least=20)),
-            NOTHING: work,
-            WRK: work,
-        },
-    )
-    return CaseResult(
-        REMOTE_LIKE_CASE.name,
-        REMOTE_LIKE_CASE.title,
-        rows,
-        _figures(rows, at_least_of_peer=12, at_least_of_wrk=0.95, connections=16),
-        notes=[*notes, _SHORTER],
-        chosen=ELEMENTS_PER_SECOND,
-        rounds=rounds,
+        work,
+        of_peers=scale.count(50_000, least=500),
+        of_one_row_requests=scale.count(500, least=20),
+        required=(12, 0.95),
     )
 
 
@@ -65,30 +47,60 @@ def _echo(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     """The model costs nothing; what a request and an element cost decides."""
     work = Workload(
         target(server, ECHO),
-        scale.count(1_000_000, least=2_000),
+        scale.count(400_000, least=2_000),
         batch_size=BATCH_SIZE,
         load_connections=4,
         load_seconds=scale.seconds(5),
     )
-    one_at_a_time = replace(work, elements=scale.count(400_000, least=2_000))
-    rows, notes = score_in_turns(
+    return _beside_peers(
+        ECHO_CASE,
+        rounds,
+        work,
+        of_peers=scale.count(400_000, least=2_000),
+        of_one_row_requests=scale.count(5_000, least=50),
+        required=(2, 0.4),
+    )
+
+
+def _beside_peers(
+    case: Case,
+    rounds: int,
+    work: Workload,
+    *,
+    of_peers: int,
+    of_one_row_requests: int,
+    required: tuple[float, float],
+) -> CaseResult:
+    """The library's ``work`` beside fewer elements for those who send one request at a time.
+
+    ``required`` are the least ratios to ``RunInference`` and to wrk.
+    """
+    one_at_a_time = replace(work, elements=of_peers)
+    rows, left_out = score_in_turns(
         rounds,
         {
             BEAM_TRITON: work,
             TRITONCLIENT_HTTP: one_at_a_time,
             TRITONCLIENT_GRPC: one_at_a_time,
             REQUESTS_POST: one_at_a_time,
-            ONE_ROW_ONE_REQUEST: replace(work, elements=scale.count(5_000, least=50)),
+            ONE_ROW_ONE_REQUEST: replace(work, elements=of_one_row_requests),
             NOTHING: work,
             WRK: work,
         },
     )
+    rates = {row.name: row.measured[ELEMENTS_PER_SECOND] for row in rows}
+    peer = TRITONCLIENT_HTTP.name_in_pipelines
+    reached = ratio(rates[BEAM_TRITON.name], rates[peer])
+    figures = [
+        Figure(f"elements/s of {peer}'s", "at least", required[0], reached),
+        *_figure_of_wrk(rows, required[1], connections=work.load_connections),
+    ]
     return CaseResult(
-        ECHO_CASE.name,
-        ECHO_CASE.title,
+        case.name,
+        case.title,
         rows,
-        _figures(rows, at_least_of_peer=2, at_least_of_wrk=0.4, connections=4),
-        notes=[*notes, _SHORTER, _SAMPLER],
+        figures,
+        notes=[*left_out, _SHORTER],
         chosen=ELEMENTS_PER_SECOND,
         rounds=rounds,
     )
@@ -98,7 +110,7 @@ def _echo_batches(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     """Nothing is paid for single elements: whole arrays travel."""
     work = Workload(
         target(server, ECHO),
-        scale.count(2_000_000, least=6_400),
+        scale.count(400_000, least=6_400),
         batch_size=BATCH_SIZE,
         in_batches=True,
         load_connections=4,
@@ -111,7 +123,7 @@ def _echo_batches(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
         ECHO_BATCHES_CASE.title,
         rows,
         _figure_of_wrk(rows, 0.7, connections=4),
-        notes=[*notes, _SAMPLER],
+        notes=notes,
         chosen=ELEMENTS_PER_SECOND,
         rounds=rounds,
     )
@@ -124,16 +136,6 @@ def _figure_of_wrk(rows: list[Row], required: float, *, connections: int) -> lis
         return []
     reached = ratio(rates[BEAM_TRITON.name], rates[WRK.name])
     return [Figure(f"elements/s of wrk -c{connections}'s", "at least", required, reached)]
-
-
-def _figures(
-    rows: list[Row], *, at_least_of_peer: float, at_least_of_wrk: float, connections: int
-) -> list[Figure]:
-    rates = {row.name: row.measured[ELEMENTS_PER_SECOND] for row in rows}
-    peer = TRITONCLIENT_HTTP.name_in_pipelines
-    reached = ratio(rates[BEAM_TRITON.name], rates[peer])
-    of_peer = Figure(f"elements/s of {peer}'s", "at least", at_least_of_peer, reached)
-    return [of_peer, *_figure_of_wrk(rows, at_least_of_wrk, connections=connections)]
 
 
 REMOTE_LIKE_CASE = Case(
