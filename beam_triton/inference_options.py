@@ -43,7 +43,8 @@ class InferenceOptions(Options):
         model_version: digits; ``None`` leaves the choice to the server.
         timeout_seconds: deadline of a request, from acquiring its connection to the last byte of
             the answer, all attempts and backoffs included.
-        max_concurrent_requests: requests in flight in a process, which bounds its memory.
+        max_concurrent_requests: requests in flight in a process, which bounds its memory; one of several
+            times ``batching.max_batch_bytes`` (4 MiB at least) counts for as many.
         pool: connection pool, shared by all users of the process that agree on it. Left out, it has the
             defaults of `ConnectionPoolConfig`, with a connect timeout of half of ``timeout_seconds`` and
             as many connections, idle ones too, as ``max_concurrent_requests``; what is given is refused

@@ -18,6 +18,7 @@ from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.dispatch.request import HttpRequest
 from beam_triton.errors import RemoteProtocolError
 from beam_triton.inference_options import InferenceOptions
+from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.protocol import (
     EncodedRequest,
     InferRequestEncoder,
@@ -163,6 +164,7 @@ def open_channel(model_name: str, options: InferenceOptions) -> Channel:
         CallOptions(
             timeout_seconds=options.timeout_seconds,
             max_response_bytes=options.max_response_bytes,
+            slot_bytes=max(options.batching.max_batch_bytes, BatchingPolicy.max_batch_bytes),
             retry=options.retry,
             circuit_breaker=options.circuit_breaker,
             health_paths=(SERVER_READY, model_ready_path(model_name, options.model_version)),

@@ -54,6 +54,7 @@ class Call(Generic[T]):
 
     Args:
         token: by which the owner knows this call again.
+        slots: how many the owner has taken for it.
         read: turns the answer into the result; what it raises is this attempt's error.
         on_done: called on the reactor's thread, exactly once, with ``result`` or ``error`` set.
         kind: whether a failure leads to a split.
@@ -88,8 +89,10 @@ class Call(Generic[T]):
         on_done: Callable[[Call[T]], None],
         kind: CallKind,
         is_sequence: bool,
+        slots: int,
     ) -> None:
         self.token = token
+        self.slots = slots
         self.record = CallRecord(request.content_length)
         self._context = context
         self._request = request

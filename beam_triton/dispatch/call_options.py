@@ -11,10 +11,15 @@ from beam_triton.policy.retry import RetryPolicy
 
 @dataclass(frozen=True)
 class CallOptions:
-    """What all requests of one user have in common."""
+    """What all requests of one user have in common.
+
+    ``slot_bytes`` is the size of a request that takes one slot: one of three times that takes three, so that
+    the slots bound bytes, too.
+    """
 
     timeout_seconds: float
     max_response_bytes: int
+    slot_bytes: int
     retry: RetryPolicy
     circuit_breaker: CircuitBreakerPolicy | None
     health_paths: tuple[str, ...] = ()

@@ -67,12 +67,16 @@ class Dispatcher(Generic[T]):
         kind: CallKind = CallKind.WHOLE,
         is_sequence: bool = False,
     ) -> None:
-        """Send a request; waits while the process has ``max_concurrent_requests`` in flight."""
-        self._take_slot()
+        """Send a request; waits while the process has ``max_concurrent_requests`` in flight.
+
+        One of several times ``slot_bytes`` counts for as many.
+        """
+        slots = max(1, request.content_length // self._context.options.slot_bytes)
+        self._take_slots(slots)
         if self._endpoints.some_are_out:
             # Nobody waits for them while others are well, and nobody else would ask.
             self._health_watch.ask()
-        call: Call[Any] = Call(self._context, token, request, read, self._on_done, kind, is_sequence)
+        call: Call[Any] = Call(self._context, token, request, read, self._on_done, kind, is_sequence, slots)
         self._calls.add(call)
         call.start()
 
@@ -97,24 +101,24 @@ class Dispatcher(Generic[T]):
         """
         for call in list(self._calls):
             call.cancel()
-            self._endpoints.give_slot_back()
+            self._endpoints.give_slots_back(call.slots)
         self._health_watch.cancel()
         self._calls.clear()
         self.completed.clear()
 
     def _on_done(self, call: Call[Any]) -> None:
         self._calls.discard(call)
-        self._endpoints.give_slot_back()
+        self._endpoints.give_slots_back(call.slots)
         self.completed.append((call.token, call))
 
-    def _take_slot(self) -> None:
+    def _take_slots(self, count: int) -> None:
         endpoints = self._endpoints
-        if endpoints.try_take_slot():
+        if endpoints.try_take_slots(count):
             return
         waiter = Waiter(endpoints.waiting_for_slot, self._reactor, _look_again)
         self._waits_for_slot = True
         try:
-            while not endpoints.try_take_slot():
+            while not endpoints.try_take_slots(count):
                 if not waiter.wait():
                     self._wait_once()
         finally:

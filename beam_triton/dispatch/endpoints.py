@@ -123,17 +123,24 @@ class EndpointSet:
         """Whether there are several endpoints, and one that is kept out."""
         return len(self.endpoints) > 1 and not all(endpoint.is_closed for endpoint in self.endpoints)
 
-    def try_take_slot(self) -> bool:
+    def try_take_slots(self, count: int) -> bool:
+        """Take ``count`` slots if there is one left.
+
+        Who wants several need not wait until as many are free, which might be never; who comes next waits
+        for them to be given back instead.
+        """
         with self._lock:
-            if not self._free_slots:
+            if self._free_slots < 1:
                 return False
-            self._free_slots -= 1
+            self._free_slots -= count
             return True
 
-    def give_slot_back(self) -> None:
+    def give_slots_back(self, count: int) -> None:
         with self._lock:
-            self._free_slots += 1
-        self.waiting_for_slot.call_next()
+            self._free_slots += count
+            free = self._free_slots
+        for _ in range(min(count, free)):
+            self.waiting_for_slot.call_next()
 
     def admit(self, avoid: Collection[Endpoint]) -> Admission | Refusal:
         """Leave to send to one endpoint, not one of ``avoid`` unless there is no other."""

@@ -41,6 +41,7 @@ def open_channel(
     pool: Mapping[str, Any] | None = None,
     headers: Callable[[], Mapping[str, str]] = dict,
     max_response_bytes: int = 1 << 20,
+    slot_bytes: int = 1 << 20,
 ) -> Channel:
     urls = [endpoints] if isinstance(endpoints, str) else list(endpoints)
     return Channel(
@@ -56,6 +57,7 @@ def open_channel(
         CallOptions(
             timeout_seconds=timeout_seconds,
             max_response_bytes=max_response_bytes,
+            slot_bytes=slot_bytes,
             retry=retry,
             circuit_breaker=circuit_breaker,
             health_paths=("/v2/health/ready", "/v2/models/model/ready"),
@@ -90,8 +92,7 @@ def ask(
 def free_slots(channel: Channel) -> int:
     """Slots that nobody holds: all of them are taken and given back."""
     taken = 0
-    while channel.endpoints.try_take_slot():
+    while channel.endpoints.try_take_slots(1):
         taken += 1
-    for _ in range(taken):
-        channel.endpoints.give_slot_back()
+    channel.endpoints.give_slots_back(taken)
     return taken

@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from contextlib import closing
 
+import pytest
+
 from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.policy.retry import RetryPolicy
@@ -50,6 +52,23 @@ def test_no_more_in_flight_than_slots() -> None:
         dispatcher.drain()
         assert most == 3 and server.most_open == 3
         assert dispatcher.throttled_seconds == 0
+
+
+@pytest.mark.parametrize(("size", "most"), [(100, 4), (199, 4), (200, 2), (300, 2), (400, 1), (4000, 1)])
+def test_large_requests_take_several_slots(size: int, most: int) -> None:
+    """Slots bound bytes: fewer of several times ``slot_bytes`` are in flight, and none is too large to go."""
+    with FaultServer(OK, faults.late(0.02)) as server:
+        channel = open_channel(server.endpoint, max_concurrent_requests=4, slot_bytes=100)
+        with closing(channel):
+            dispatcher: Dispatcher[int] = Dispatcher(channel)
+            seen = 0
+            for number in range(8):
+                dispatcher.submit(number, post(bytes(size)), read)
+                seen = max(seen, dispatcher.in_flight)
+            dispatcher.drain()
+            assert [call.result for _, call in dispatcher.completed] == [b"answer"] * 8
+            assert seen == most
+            assert free_slots(channel) == 4
 
 
 def test_two_dispatchers_on_one_thread() -> None:
