@@ -9,7 +9,7 @@ RemoteProtocolError leaves this file, and no more memory is taken than the body'
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,11 +48,11 @@ class InferResponse:
         """The outputs of a model without a batch dimension: the one element's, as they are."""
         return self.outputs
 
-    def split(self, n: int) -> list[dict[str, Array]]:
+    def rows(self, n: int) -> Iterator[dict[str, Array]]:
         """One dict of output name → array for each of the ``n`` elements, without the batch dimension.
 
-        Raises RemoteProtocolError unless every output has exactly ``n`` rows: an answer that does not
-        account for every element is no answer.
+        They are made as they are asked for. Raises RemoteProtocolError at once unless every output has
+        exactly ``n`` rows: an answer that does not account for every element is no answer.
         """
         for name, array in self.outputs.items():
             if array.ndim == 0 or array.shape[0] != n:
@@ -62,12 +62,16 @@ class InferResponse:
                 )
         if not self.outputs:
             raise RemoteProtocolError(f"model {shorten(self.model_name)} answered without outputs")
-        first, *others = self.outputs.items()
-        elements = [{first[0]: row} for row in _rows(first[1])]
-        for name, array in others:
-            for element, row in zip(elements, _rows(array), strict=True):
-                element[name] = row
-        return elements
+        if len(self.outputs) == 1:
+            ((only, array),) = self.outputs.items()
+            return ({only: row} for row in _rows(array))
+        names = tuple(self.outputs)
+        columns = map(_rows, self.outputs.values())
+        return (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
+
+    def split(self, n: int) -> list[dict[str, Array]]:
+        """As `rows`, all of them at once."""
+        return list(self.rows(n))
 
 
 def join_responses(responses: Sequence[InferResponse]) -> InferResponse:
@@ -90,11 +94,11 @@ def join_responses(responses: Sequence[InferResponse]) -> InferResponse:
     return InferResponse(first.model_name, first.model_version, first.id, first.parameters, outputs)
 
 
-def _rows(array: Array) -> list[Array]:
+def _rows(array: Array) -> Iterator[Array]:
     if array.ndim > 1:
-        return list(array)
+        return iter(array)
     # Iterating over one dimension gives scalars; a row without dimensions is still an array.
-    return [array[index, ...] for index in range(len(array))]
+    return (array[index, ...] for index in range(len(array)))
 
 
 class _Output(NamedTuple):

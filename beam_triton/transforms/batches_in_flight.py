@@ -7,7 +7,7 @@ batch consists of is its owner's affair, as long as it has a length and can be s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from beam_triton.dispatch.call_options import CallKind
 from beam_triton.dispatch.dispatcher import Dispatcher
@@ -16,7 +16,14 @@ from beam_triton.protocol import EncodedRequest, InferResponse
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.metrics import InferenceMetrics
 
-Batch = TypeVar("Batch", bound=Sequence[Any])
+
+class _Divisible(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Any: ...
+
+
+Batch = TypeVar("Batch", bound=_Divisible)
 
 
 class BatchesInFlight(Generic[Batch]):

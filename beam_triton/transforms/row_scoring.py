@@ -6,7 +6,6 @@ of Beam's twenty times that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ class ScoredBatch:
         self.context = context
 
 
-class _Slice(Sequence[int]):
+class _Slice:
     """Some rows of a batch, by their numbers."""
 
     __slots__ = ("batch", "numbers")
@@ -47,8 +46,8 @@ class _Slice(Sequence[int]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, index: Any) -> Any:
-        return _Slice(self.batch, self.numbers[index]) if isinstance(index, slice) else self.numbers[index]
+    def __getitem__(self, part: slice) -> _Slice:
+        return _Slice(self.batch, self.numbers[part])
 
 
 class RowScorer:

@@ -6,10 +6,11 @@ Elements in are results plus failures; `BundleScorer.finish` checks it.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from apache_beam import pvalue
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -18,6 +19,7 @@ from beam_triton.policy.batching import Batcher, BatchingPolicy
 from beam_triton.protocol import EncodedRequest, InferResponse, PreparedElement
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.batches_in_flight import BatchesInFlight
+from beam_triton.transforms.element_batch import ElementBatch
 from beam_triton.transforms.elements import model_inputs, split_key
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.results import DefaultValue, failure_of, prediction_result, rows_of
@@ -25,9 +27,11 @@ from beam_triton.transforms.uniform_batch import UniformBatch
 
 FAILURES_TAG = "failures"
 
+_MADE_AT_A_TIME = 64
 
-# An element that waits for its result, its tensors, and its number within the bundle.
-_Item: TypeAlias = tuple[WindowedValue, PreparedElement | npt.NDArray[Any], int]
+
+# An element that waits for others of its signature, its tensors, and its number within the bundle.
+_Item: TypeAlias = tuple[WindowedValue, PreparedElement, int]
 
 
 class BundleScorer:
@@ -58,16 +62,16 @@ class BundleScorer:
         self._default = default
         self._batcher: Batcher[_Item] = Batcher(batching, model.spec.max_batch_size, time.monotonic)
         self._lingers = batching.linger_seconds > 0
-        self._in_flight: BatchesInFlight[list[_Item]] = BatchesInFlight(
+        self._in_flight: BatchesInFlight[ElementBatch] = BatchesInFlight(
             model, metrics, encode=self._encode, on_answer=self._succeed, on_failure=self._fail_all
         )
         self._ended = self._in_flight.ended
         self._uniform = UniformBatch(batching, model.spec.max_batch_size)
         self._taken = 0
         self._given = 0
-        self._outputs: list[Any] = []
+        self._outputs: list[Iterable[Any]] = []
 
-    def add(self, windowed_value: WindowedValue) -> list[Any] | None:
+    def add(self, windowed_value: WindowedValue) -> Iterable[Any] | None:
         """Take an element; outputs that are ready, each with the windows of its own element."""
         element = windowed_value.value
         number = self._taken
@@ -80,9 +84,10 @@ class BundleScorer:
             and inputs.dtype == uniform.dtype
             and inputs.flags.c_contiguous
         ):
-            items = uniform.items
-            items.append((windowed_value, inputs, number))
-            if len(items) == uniform.size:
+            uniform.windowed_values.append(windowed_value)
+            uniform.tensors.append(inputs)
+            uniform.numbers.append(number)
+            if len(uniform.numbers) == uniform.size:
                 self._in_flight.send(uniform.take())
         else:
             self._add_any(windowed_value, inputs, number)
@@ -90,10 +95,7 @@ class BundleScorer:
             self._send_expired()
         if self._ended:
             self._in_flight.take_ended()
-        if self._outputs:
-            outputs, self._outputs = self._outputs, []
-            return outputs
-        return None
+        return self._take_outputs() if self._outputs else None
 
     def _add_any(self, windowed_value: WindowedValue, inputs: Any, number: int) -> None:
         try:
@@ -103,20 +105,22 @@ class BundleScorer:
             return
         passed_on = prepared[1][0] if len(prepared[1]) == 1 else None
         if passed_on is inputs and isinstance(inputs, np.ndarray) and self._uniform.begin(inputs):
-            self._uniform.items.append((windowed_value, inputs, number))
+            self._uniform.windowed_values.append(windowed_value)
+            self._uniform.tensors.append(inputs)
+            self._uniform.numbers.append(number)
             return
-        batch = self._batcher.add(prepared[0], (windowed_value, prepared, number), prepared[2])
-        if batch is not None:
-            self._in_flight.send(batch)
+        items = self._batcher.add(prepared[0], (windowed_value, prepared, number), prepared[2])
+        if items is not None:
+            self._in_flight.send(_batch_of(items))
 
-    def finish(self) -> list[Any]:
+    def finish(self) -> Iterable[Any]:
         """Send what is buffered, wait for everything, and give the remaining outputs.
 
         Raises:
             AssertionError: an element was lost or came out twice.
         """
-        for batch in (self._uniform.take(), *self._batcher.drain()):
-            if batch:
+        for batch in (self._uniform.take(), *map(_batch_of, self._batcher.drain())):
+            if len(batch):
                 self._in_flight.send(batch)
         self._in_flight.finish()
         self._metrics.flush()
@@ -125,40 +129,36 @@ class BundleScorer:
                 f"beam_triton lost count: {self._taken} elements came in, {self._given} went out. "
                 f"The bundle fails so that the runner repeats it; please report this."
             )
-        outputs, self._outputs = self._outputs, []
-        return outputs
+        return self._take_outputs()
 
     def cancel(self) -> None:
         """Let go of everything in flight; the bundle has failed."""
         self._in_flight.cancel()
 
+    def _take_outputs(self) -> Iterable[Any]:
+        outputs, self._outputs = self._outputs, []
+        return chain.from_iterable(outputs)
+
     def _send_expired(self) -> None:
-        for batch in self._batcher.expired():
-            self._in_flight.send(batch)
+        for items in self._batcher.expired():
+            self._in_flight.send(_batch_of(items))
         self._in_flight.step()
 
-    def _encode(self, batch: list[_Item]) -> EncodedRequest:
-        tensors: list[Any] = [item[1] for item in batch]
+    def _encode(self, batch: ElementBatch) -> EncodedRequest:
+        tensors = batch.tensors
         if type(tensors[0]) is np.ndarray:
             return self._model.encoder.encode_arrays(tensors)
         return self._model.encoder.encode_batch(tensors)
 
-    def _succeed(self, batch: list[_Item], response: InferResponse) -> None:
+    def _succeed(self, batch: ElementBatch, response: InferResponse) -> None:
         rows = rows_of(response, self._model.spec, len(batch))
         model_id = f"{response.model_name}:{response.model_version}"
-        self._outputs += [
-            windowed_value.with_value(
-                prediction_result((element, row, model_id))
-                if type(element := windowed_value.value) is not tuple
-                else _result_of_tuple(element, row, model_id)
-            )
-            for (windowed_value, _, _), row in zip(batch, rows, strict=True)
-        ]
+        self._outputs.append(chain.from_iterable(_results(batch.windowed_values, rows, model_id)))
         self._given += len(batch)
         self._metrics.count("elements", len(batch))
 
-    def _fail_all(self, batch: list[_Item], error: TritonError) -> None:
-        for windowed_value, _, number in batch:
+    def _fail_all(self, batch: ElementBatch, error: TritonError) -> None:
+        for windowed_value, number in zip(batch.windowed_values, batch.numbers, strict=True):
             self._fail(windowed_value, number, error)
 
     def _fail(self, windowed_value: WindowedValue, number: int, error: TritonError) -> None:
@@ -171,14 +171,40 @@ class BundleScorer:
         if self._default is not None:
             self._metrics.count("default_values")
             result: Any = self._default.result(example)
-            self._outputs.append(windowed_value.with_value((key, result) if is_keyed else result))
+            self._outputs.append((windowed_value.with_value((key, result) if is_keyed else result),))
             return
         self._metrics.count("failures")
         if not self._tags_failures:
             about = f"element {number} of its bundle" + (f", key {key!r}" if is_keyed else "")
             raise with_message(error, f"{about}: {error.message}") from error
         failure = windowed_value.with_value(failure_of(windowed_value.value, error))
-        self._outputs.append(pvalue.TaggedOutput(FAILURES_TAG, failure))
+        self._outputs.append((pvalue.TaggedOutput(FAILURES_TAG, failure),))
+
+
+def _batch_of(items: list[_Item]) -> ElementBatch:
+    windowed_values, tensors, numbers = map(list, zip(*items, strict=True))
+    return ElementBatch(windowed_values, tensors, numbers)
+
+
+def _results(
+    windowed_values: list[WindowedValue], rows: Iterator[dict[str, Any]], model_id: str
+) -> Iterator[list[WindowedValue]]:
+    """Results in the windows of their elements, some at a time.
+
+    The next ones are made when these have gone downstream: of a thousand that wait, the garbage collector
+    looks at each again and again, which with batches of 1,024 was a third of all time.
+    """
+    for start in range(0, len(windowed_values), _MADE_AT_A_TIME):
+        part = windowed_values[start : start + _MADE_AT_A_TIME]
+        yield [
+            windowed_value.with_value(
+                prediction_result((element, row, model_id))
+                if type(element := windowed_value.value) is not tuple
+                else _result_of_tuple(element, row, model_id)
+            )
+            # Not strict: that would take a row of the next part.
+            for windowed_value, row in zip(part, rows, strict=False)
+        ]
 
 
 def _result_of_tuple(element: tuple[Any, ...], row: dict[str, Any], model_id: str) -> Any:

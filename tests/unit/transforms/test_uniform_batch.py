@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from apache_beam.transforms.window import GlobalWindows
 
 from beam_triton import BatchingPolicy
 from beam_triton.transforms.uniform_batch import UniformBatch
@@ -48,10 +49,14 @@ def test_one_kind_at_a_time() -> None:
     """Another shape may begin only when nothing waits; what is taken is taken once."""
     batch = UniformBatch(BatchingPolicy(), 32)
     assert batch.begin(ARRAY)
-    batch.items.append("first")
+    batch.windowed_values.append(GlobalWindows.windowed_value("first"))
+    batch.tensors.append(ARRAY)
+    batch.numbers.append(7)
     assert not batch.begin(np.zeros(5, np.float32))
-    assert batch.take() == ["first"]
-    assert batch.take() == []
+    taken = batch.take()
+    assert [value.value for value in taken.windowed_values] == ["first"]
+    assert taken.numbers == [7] and taken.tensors[0] is ARRAY
+    assert len(batch.take()) == 0
     assert batch.begin(np.zeros(5, np.float32))
     assert batch.shape == (5,)
 
