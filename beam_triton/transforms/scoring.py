@@ -29,7 +29,6 @@ FAILURES_TAG = "failures"
 
 _MADE_AT_A_TIME = 64
 
-
 # An element that waits for others of its signature, its tensors, and its number within the bundle.
 _Item: TypeAlias = tuple[WindowedValue, PreparedElement, int]
 
@@ -132,7 +131,7 @@ class BundleScorer:
         return self._take_outputs()
 
     def cancel(self) -> None:
-        """Let go of everything in flight; the bundle has failed."""
+        """Let go of whatever is in flight. A second call does nothing."""
         self._in_flight.cancel()
 
     def _take_outputs(self) -> Iterable[Any]:
