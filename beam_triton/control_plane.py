@@ -171,9 +171,7 @@ class ControlPlane:
             ) from None
 
     def _send(self, method: str, url: EndpointUrl, path: str) -> requests.Response:
-        headers = self._options.header_values()
-        if url.basic_authorization is not None:
-            headers.setdefault("Authorization", url.basic_authorization)
+        headers = url.authorize(self._options.header_values())
         try:
             return self._session.value.request(
                 method,

@@ -95,7 +95,8 @@ class InferenceOptions(Options):
         check(self, positive, "timeout_seconds")
         check(self, positive_integer, "max_concurrent_requests", "max_response_bytes")
         if self.pool is _POOL_THAT_FITS:
-            object.__setattr__(self, "pool", self._fitting_pool())
+            fitting = ConnectionPoolConfig.for_requests(self.max_concurrent_requests, self.timeout_seconds)
+            object.__setattr__(self, "pool", fitting)
         for name, kind in (
             ("pool", ConnectionPoolConfig),
             ("tls", TlsConfig),
@@ -171,15 +172,6 @@ class InferenceOptions(Options):
             else:
                 shown[option.name] = str(value)
         return shown
-
-    def _fitting_pool(self) -> ConnectionPoolConfig:
-        defaults = ConnectionPoolConfig()
-        return ConnectionPoolConfig(
-            # Fewer would be closed at the end of every bundle, and opened again in the next one.
-            max_idle=max(defaults.max_idle, self.max_concurrent_requests),
-            max_total=max(defaults.max_total, self.max_concurrent_requests),
-            connect_timeout_seconds=min(defaults.connect_timeout_seconds, self.timeout_seconds / 2),
-        )
 
     def _check_credentials(self) -> None:
         if self.auth_token is not None:

@@ -151,12 +151,8 @@ class ScoreJob:
 
     @property
     def pool(self) -> ConnectionPoolConfig:
-        """The library's defaults, widened to what the other options ask for."""
-        default = ConnectionPoolConfig()
-        return ConnectionPoolConfig(
-            max_total=max(default.max_total, self.max_concurrent_requests),
-            connect_timeout_seconds=min(default.connect_timeout_seconds, self.timeout_seconds / 2),
-        )
+        """The library's own choice, given by name: who asks for the model shares it with who scores."""
+        return ConnectionPoolConfig.for_requests(self.max_concurrent_requests, self.timeout_seconds)
 
 
 def parse_options(arguments: Sequence[str]) -> PipelineOptions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,30 +101,30 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
-def _found(metrics: Any, kind: str, accept: Callable[[Any], bool]) -> list[Any]:
-    # Some runners report what is committed, others only what has been attempted.
-    return [
-        entry.committed if entry.committed is not None else entry.attempted
-        for entry in metrics.query(MetricsFilter())[kind]
-        if accept(entry.key.metric)
-    ]
+def _values(metrics: Any, kind: str, namespace: str) -> Iterator[tuple[str, Any]]:
+    """Name and value of each metric of a kind; several steps may have one of the same name."""
+    for entry in metrics.query(MetricsFilter().with_namespace(namespace))[kind]:
+        # Some runners report what is committed, others only what has been attempted.
+        value = entry.committed if entry.committed is not None else entry.attempted
+        if value is not None:
+            yield entry.key.metric.name, value
 
 
 def _counters(metrics: Any, namespace: str) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for entry in metrics.query(MetricsFilter().with_namespace(namespace))["counters"]:
-        value = entry.committed if entry.committed is not None else entry.attempted
-        counts[entry.key.metric.name] += value or 0
+    for name, value in _values(metrics, "counters", namespace):
+        counts[name] += value
     return counts
 
 
-def _extremes(metrics: Any, name: str) -> tuple[float, float]:
-    found = _found(
-        metrics, "distributions", lambda metric: metric.namespace == NAMESPACE and metric.name == name
-    )
-    known = [entry for entry in found if entry is not None and entry.count]
+def _extremes(metrics: Any, wanted: str) -> tuple[float, float]:
+    known = [
+        value
+        for name, value in _values(metrics, "distributions", NAMESPACE)
+        if name == wanted and value.count
+    ]
     if not known:
         return 0.0, float("inf")
     # The distribution holds whole milliseconds: half of one either way is what it knows.
-    low = min(entry.min for entry in known) / 1000 - 0.0005
-    return max(low, 0.0), max(entry.max for entry in known) / 1000 + 0.0005
+    low = min(value.min for value in known) / 1000 - 0.0005
+    return max(low, 0.0), max(value.max for value in known) / 1000 + 0.0005

@@ -63,10 +63,7 @@ class HeadWriter:
         ]
         if not self._keep_alive:
             lines.append("Connection: close")
-        headers = dict(self._headers())
-        if url.basic_authorization and "authorization" not in {name.lower() for name in headers}:
-            headers["Authorization"] = url.basic_authorization
-        for name, value in headers.items():
+        for name, value in url.authorize(self._headers()).items():
             if name.lower() == "accept-encoding":
                 lines = [line for line in lines if not line.startswith("Accept-Encoding")]
             lines.append(f"{name}: {value}")

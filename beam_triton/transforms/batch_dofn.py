@@ -107,6 +107,7 @@ class TritonBatchInferenceDoFn(ModelDoFn):
         finally:
             self._cancel()
 
+
 class _ArraysAsBatches(beam.DoFn):
     """Takes arrays of rows, an element each, for batches of rows."""
 

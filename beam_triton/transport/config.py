@@ -59,6 +59,22 @@ class ConnectionPoolConfig(Options):
                 f"one host can't have more connections than all of them; lower it or leave it out"
             )
 
+    @classmethod
+    def for_requests(
+        cls, max_concurrent_requests: int, timeout_seconds: float
+    ) -> ConnectionPoolConfig:
+        """The defaults, as far as so many requests in flight, of so many seconds each, allow them.
+
+        As many connections, idle ones too, as requests: fewer would be closed at the end of every bundle,
+        and opened again in the next one. The connect timeout is half a request's at most.
+        """
+        defaults = cls()
+        return cls(
+            max_idle=max(defaults.max_idle, max_concurrent_requests),
+            max_total=max(defaults.max_total, max_concurrent_requests),
+            connect_timeout_seconds=min(defaults.connect_timeout_seconds, timeout_seconds / 2),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TlsConfig(Options):

@@ -8,6 +8,7 @@ but not to the origin.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -47,6 +48,13 @@ class EndpointUrl(NamedTuple):
         if _DEFAULT_PORTS[self.origin.scheme] == self.origin.port:
             return host
         return f"{host}:{self.origin.port}"
+
+    def authorize(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """The same headers, with ``basic_authorization`` unless they hold an ``Authorization`` already."""
+        authorized = dict(headers)
+        if self.basic_authorization and "authorization" not in map(str.lower, authorized):
+            authorized["Authorization"] = self.basic_authorization
+        return authorized
 
     def __str__(self) -> str:
         return f"{self.origin}{self.path_prefix}"

@@ -37,8 +37,8 @@ def test_every_option_reaches_the_job() -> None:
 def test_the_pool_follows_the_other_options() -> None:
     """More requests in flight than the default pool allows, or less time than it takes to connect."""
     pool = job("--max_concurrent_requests", "500", "--timeout_seconds", "4").pool
-    assert (pool.max_total, pool.connect_timeout_seconds) == (500, 2.0)
-    assert job().pool == ConnectionPoolConfig()
+    assert (pool.max_total, pool.max_idle, pool.connect_timeout_seconds) == (500, 500, 2.0)
+    assert job().pool == ConnectionPoolConfig(max_idle=32)
 
 
 @pytest.mark.parametrize(

@@ -86,3 +86,13 @@ def test_credentials_become_a_header() -> None:
     endpoint = EndpointUrl.parse("http://us%40er:p%3Aw@triton:8000")
     assert endpoint.basic_authorization == "Basic dXNAZXI6cDp3"
     assert "p:w" not in repr(endpoint) + str(endpoint) and "dXN" not in repr(endpoint)
+
+
+@pytest.mark.parametrize("name", ["Authorization", "authorization"])
+def test_a_header_of_the_users_own_goes_before_the_urls_credentials(name: str) -> None:
+    """Whatever its case; other headers stay beside the one made of the URL."""
+    endpoint = EndpointUrl.parse("http://user:pw@triton:8000")
+    assert endpoint.authorize({name: "Bearer x"}) == {name: "Bearer x"}
+    made = {"X-Tenant": "a", "Authorization": endpoint.basic_authorization}
+    assert endpoint.authorize({"X-Tenant": "a"}) == made
+    assert EndpointUrl.parse("http://triton:8000").authorize({"X-Tenant": "a"}) == {"X-Tenant": "a"}
