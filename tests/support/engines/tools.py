@@ -49,7 +49,9 @@ def java() -> Path:
     major = _java_major(found)
     if major != versions.JAVA_MAJOR:
         wanted = f"Java {versions.JAVA_MAJOR}"
-        raise MissingToolsError(f"{wanted} ({found} is Java {major}; set JAVA_HOME to a {wanted})")
+        # macOS has a java that only says where to get one.
+        what = f"is Java {major}" if major else "tells no version"
+        raise MissingToolsError(f"{wanted} ({found} {what}; set JAVA_HOME to a {wanted})")
     return Path(found)
 
 
@@ -83,7 +85,7 @@ def _on_path(command: str, name: str) -> Path:
 
 
 def _java_major(command: str) -> int:
-    # Java writes its version to stderr, and before 9 as 1.8.
+    # Java writes its version to stderr, before 9 as 1.8, and after a line that tells JAVA_TOOL_OPTIONS.
     answer = subprocess.run([command, "-version"], capture_output=True, text=True, check=False)
     match = re.search(r'version "(?:1\.)?(\d+)', answer.stderr + answer.stdout)
     return int(match.group(1)) if match else 0

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.engines.install import REPOSITORY
 from tests.support.engines.processes import EngineError, Scope
 
 # Starts a child in a session of its own, as Beam's boot program does with Python, and says its id.
@@ -91,22 +89,3 @@ def test_a_process_that_ends_before_it_is_ready_is_an_error_with_its_log(tmp_pat
         said = r"failing ended with exit code 1\n.*failing.log:\nno such master"
         with pytest.raises(EngineError, match=said):
             scope.await_ready("failing", failing, lambda: None, within_seconds=20)
-
-
-def test_a_missing_tool_is_said_in_one_line(tmp_path: Path) -> None:
-    """Without Java, Maven and Go the installer names all three, and downloads nothing."""
-    environment = {key: value for key, value in os.environ.items() if key != "JAVA_HOME"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.engines"],
-        env={**environment, "PATH": str(tmp_path)},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr == (
-        "error: the engines need, and this machine lacks: "
-        "Java 17 (no java on PATH), Maven (no mvn on PATH), Go (no go on PATH)\n"
-    )
