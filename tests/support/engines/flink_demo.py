@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from beam_triton import TritonClient
+from beam_triton import TritonClient, TritonError
 from beam_triton.local_server import LocalTriton
 from tests.support.engines import FlinkCluster, install, served
 from tests.support.engines.engine import PipelineRun
+from tests.support.engines.flink_rest import FlinkRest
 from tests.support.engines.jobs import accuracy, digits_arguments, read_digits
 from tests.support.engines.processes import EngineError
 from tests.support.engines.tools import MissingToolsError
@@ -35,7 +36,7 @@ def main() -> int:
     try:
         install.all_engines()
         _run(arguments.keep_running)
-    except (EngineError, MissingToolsError, install.InstallError) as error:
+    except (EngineError, MissingToolsError, install.InstallError, TritonError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -60,19 +61,30 @@ def _run(keep_running: bool) -> None:
 
 
 def _watch(run: PipelineRun, cluster: FlinkCluster, triton: LocalTriton) -> None:
-    """One line a change: what Flink says of the job, and what Triton has scored."""
+    """One line a change, the last one after the job: what Flink says of it, and what Triton has scored."""
     last = ""
     with TritonClient(triton.endpoint) as client:
-        while run.process.poll() is None:
-            states = ", ".join(sorted(set(cluster.rest.states().values()))) or "on its way to the cluster"
-            statistics = client.statistics(served.DIGITS)["model_stats"][0]
-            seconds = time.monotonic() - run.started
-            line = f"{states.lower()}, {statistics['inference_count']:,} of {_TOTAL} digits scored"
+        has_ended = False
+        while not has_ended:
+            has_ended = run.process.poll() is not None
+            line = progress(cluster.rest, client)
             if line != last:
-                print(f"  {seconds:4.0f} s  {line}", flush=True)
+                print(f"  {time.monotonic() - run.started:4.0f} s  {line}", flush=True)
                 last = line
-            time.sleep(0.5)
+            if not has_ended:
+                time.sleep(0.5)
     run.finish()
+
+
+def progress(rest: FlinkRest, client: TritonClient) -> str:
+    """How far the job is, as far as the job manager and Triton tell."""
+    # A busy machine may keep an answer back: how the job ends is for its own process to say.
+    try:
+        states = ", ".join(sorted(set(rest.states().values()))) or "on its way to the cluster"
+        statistics = client.statistics(served.DIGITS)["model_stats"][0]
+    except (OSError, TritonError) as error:
+        return f"cannot be seen just now: {error}"
+    return f"{states.lower()}, {statistics['inference_count']:,} of {_TOTAL} digits scored"
 
 
 def _show() -> None:
