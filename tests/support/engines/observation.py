@@ -169,6 +169,14 @@ def output_numbers(folder: Path) -> list[int]:
     return sorted(int(line) for file in (folder / "output").glob("*.txt") for line in file.open())
 
 
+def output_windows(folder: Path) -> list[tuple[int, list[int]]]:
+    """What a streaming pipeline has written: a window's start, and its numbers in ascending order."""
+    return sorted(
+        (int(file.name.partition("-")[0]), sorted(map(int, file.open())))
+        for file in (folder / "output").glob("*.txt")
+    )
+
+
 def _client_inodes(port: int) -> set[str]:
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):

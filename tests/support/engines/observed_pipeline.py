@@ -30,8 +30,8 @@ from beam_triton import TritonInferenceDoFn
 from beam_triton.transport import sessions
 
 BLOCK = 500
-IMPULSE_SECONDS = 0.02
-WINDOW_SECONDS = 2.0
+IMPULSE_SECONDS = 0.01
+WINDOW_SECONDS = 2
 
 
 class NotingDoFn(TritonInferenceDoFn):
@@ -93,8 +93,7 @@ def bounded(pipeline: beam.Pipeline, elements: int) -> Any:
     return blocks | beam.FlatMap(block)
 
 
-def periodic(pipeline: beam.Pipeline, elements: int) -> Any:
-    start = time.time()
+def periodic(pipeline: beam.Pipeline, elements: int, start: float) -> Any:
     impulses = pipeline | PeriodicImpulse(start, start + elements * IMPULSE_SECONDS, IMPULSE_SECONDS)
     return (
         impulses
@@ -126,6 +125,7 @@ def main() -> None:
     parser.add_argument("--folder", required=True, help="an existing folder for notes, output and summary")
     parser.add_argument("--max_total", type=int, default=8)
     parser.add_argument("--max_concurrent_requests", type=int, default=8)
+    parser.add_argument("--start", type=float, default=time.time(), help="timestamp of the first number")
     arguments, of_beam = parser.parse_known_args()
     folder = Path(arguments.folder)
     for name in ("notes", "output"):
@@ -141,7 +141,11 @@ def main() -> None:
     options = PipelineOptions(of_beam)
     is_streaming = options.view_as(StandardOptions).streaming
     pipeline = beam.Pipeline(options=options)
-    numbers = (periodic if is_streaming else bounded)(pipeline, arguments.elements)
+    numbers = (
+        periodic(pipeline, arguments.elements, arguments.start)
+        if is_streaming
+        else bounded(pipeline, arguments.elements)
+    )
     scored = numbers | beam.Map(as_element) | beam.ParDo(scoring) | beam.Map(as_number)
     if is_streaming:
         _ = scored | beam.WithKeys(None) | beam.GroupByKey() | beam.ParDo(WriteWindow(str(folder / "output")))
