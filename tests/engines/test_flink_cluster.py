@@ -49,7 +49,7 @@ def test_processes_and_connections(cluster: FlinkCluster, triton: LocalTriton, t
     observation = observe(cluster, triton.endpoint, tmp_path, elements=ELEMENTS)
     check_promises(observation, elements=ELEMENTS)
     assert len(observation.dofns.processes) == 2
-    assert observation.dofns.instances == 4
+    assert observation.dofns.instances == 8
     wait_until(lambda: set(cluster.members()) <= before, within_seconds=30)
     record("Flink cluster, batch", observation.facts())
 

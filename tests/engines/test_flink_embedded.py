@@ -31,8 +31,8 @@ def test_score_files_gives_the_same_results(
 
 
 def test_processes_and_connections(flink: FlinkJobServer, triton: LocalTriton, tmp_path: Path) -> None:
-    """Two DoFns of one process share one session, whose connections stay within max_total."""
+    """Two DoFns of each of two models share one session, whose connections stay within max_total."""
     observation = observe(flink, triton.endpoint, tmp_path, elements=ELEMENTS)
     check_promises(observation, elements=ELEMENTS)
-    assert observation.dofns.instances == 2
+    assert observation.dofns.instances == 4
     record("Flink, embedded", observation.facts())

@@ -15,6 +15,7 @@ def check_promises(observation: Observation, *, elements: int) -> None:
     assert observation.connections_by_process.keys() <= observation.dofns.processes
     assert 0 < max(observation.connections_by_process.values()) <= observation.max_total
     assert observation.connections_at_server <= observation.max_total * len(observation.dofns.processes)
+    assert observation.connection_waits > 0, "no more was in flight than max_total: it limited nothing"
     assert observation.connections_left == 0
 
 

@@ -103,6 +103,11 @@ class Observation:
     connections_by_process: dict[int, int]
     connections_left: int
 
+    @property
+    def connection_waits(self) -> int:
+        """Requests that found ``max_total`` connections in use, and waited for one of them."""
+        return int(self.dofns.metrics.get("connection_waits", 0))
+
     def facts(self) -> dict[str, Any]:
         """The figures for the table of engines."""
         return {
@@ -110,6 +115,7 @@ class Observation:
             "dofn_instances": self.dofns.instances,
             "sessions_in_a_process": self.dofns.sessions_in_a_process,
             "max_total": self.max_total,
+            "connection_waits": self.connection_waits,
             "connections_at_server": self.connections_at_server,
             "connections_in_a_process": max(self.connections_by_process.values(), default=0),
             "torn_down": f"{self.dofns.instances_torn_down} of {self.dofns.instances}",
@@ -125,7 +131,6 @@ def observe(
     *,
     elements: int,
     max_total: int = 8,
-    model: str = NUMBERS,
     options: Sequence[str] = (),
 ) -> Observation:
     """Run numbered elements on an engine, and watch the server's connections meanwhile."""
@@ -133,7 +138,7 @@ def observe(
     port = port_of(endpoint)
     with ConnectionWatch(port, engine) as watch:
         engine.run_pipeline(
-            OBSERVED_PIPELINE, *observed_arguments(endpoint, folder, elements, max_total, model), *options
+            OBSERVED_PIPELINE, *observed_arguments(endpoint, folder, elements, max_total), *options
         )
     return Observation(
         dofns=Observed.read(folder),
@@ -145,17 +150,14 @@ def observe(
     )
 
 
-def observed_arguments(
-    endpoint: str, folder: Path, elements: int, max_total: int, model: str = NUMBERS
-) -> list[str]:
+def observed_arguments(endpoint: str, folder: Path, elements: int, max_total: int) -> list[str]:
     """The command line of `observed_pipeline.py`."""
     return [
         f"--endpoint={endpoint}",
-        f"--model={model}",
+        *("--models", *NUMBERS),
         f"--folder={folder}",
         f"--elements={elements}",
         f"--max_total={max_total}",
-        f"--max_concurrent_requests={max_total}",
     ]
 
 

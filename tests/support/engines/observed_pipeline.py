@@ -1,5 +1,8 @@
 """A pipeline of numbered elements that notes where its DoFns live, for tests that count processes.
 
+Every number goes through all models, one after the other, which share a pool: each may have as many
+requests in flight as the pool has connections, so that nothing but ``max_total`` keeps these few.
+
 Run as a script: what ``__main__`` defines travels to the workers by value, so that worker processes
 that hold the library but none of the tests can run it. With ``--streaming`` the numbers come from
 ``PeriodicImpulse`` in fixed windows, and each window becomes one file; otherwise from ``Create``.
@@ -105,7 +108,7 @@ def periodic(pipeline: beam.Pipeline, elements: int, start: float) -> Any:
 
 
 def summary(result: beam.runners.runner.PipelineResult) -> dict[str, Any]:
-    """The library's metrics by name: counters as numbers, distributions as mean and greatest."""
+    """The library's metrics by name, all steps together: counters as numbers, distributions as a dict."""
     found = result.metrics().query(MetricsFilter().with_namespace("beam_triton"))
     numbers: dict[str, Any] = {}
     for counter in found["counters"]:
@@ -113,31 +116,28 @@ def summary(result: beam.runners.runner.PipelineResult) -> dict[str, Any]:
         numbers[name] = numbers.get(name, 0) + counter.result
     for distribution in found["distributions"]:
         value = distribution.result
-        numbers[distribution.key.metric.name] = {"mean": value.mean, "max": value.max, "count": value.count}
+        if not value.count:
+            continue
+        of_all = numbers.setdefault(distribution.key.metric.name, {"count": 0, "sum": 0, "max": value.max})
+        of_all["count"] += value.count
+        of_all["sum"] += value.sum
+        of_all["max"] = max(of_all["max"], value.max)
+        of_all["mean"] = of_all["sum"] / of_all["count"]
     return numbers
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--endpoint", required=True)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--models", required=True, nargs="+")
     parser.add_argument("--elements", type=int, default=20_000, help="whole blocks of 500")
     parser.add_argument("--folder", required=True, help="an existing folder for notes, output and summary")
     parser.add_argument("--max_total", type=int, default=8)
-    parser.add_argument("--max_concurrent_requests", type=int, default=8)
     parser.add_argument("--start", type=float, default=time.time(), help="timestamp of the first number")
     arguments, of_beam = parser.parse_known_args()
     folder = Path(arguments.folder)
     for name in ("notes", "output"):
         (folder / name).mkdir(exist_ok=True)
-    scoring = NotingDoFn(
-        str(folder / "notes"),
-        arguments.endpoint,
-        arguments.model,
-        max_concurrent_requests=arguments.max_concurrent_requests,
-        pool={"max_total": arguments.max_total, "max_idle": arguments.max_total},
-    )
-
     options = PipelineOptions(of_beam)
     is_streaming = options.view_as(StandardOptions).streaming
     pipeline = beam.Pipeline(options=options)
@@ -146,11 +146,25 @@ def main() -> None:
         if is_streaming
         else bounded(pipeline, arguments.elements)
     )
-    scored = numbers | beam.Map(as_element) | beam.ParDo(scoring) | beam.Map(as_number)
+    for model in arguments.models:
+        scoring = NotingDoFn(
+            str(folder / "notes"),
+            arguments.endpoint,
+            model,
+            max_concurrent_requests=arguments.max_total,
+            pool={"max_total": arguments.max_total, "max_idle": arguments.max_total},
+        )
+        numbers = (
+            numbers
+            | f"Element of {model}" >> beam.Map(as_element)
+            | f"Score on {model}" >> beam.ParDo(scoring)
+            | f"Number of {model}" >> beam.Map(as_number)
+        )
+    output = folder / "output"
     if is_streaming:
-        _ = scored | beam.WithKeys(None) | beam.GroupByKey() | beam.ParDo(WriteWindow(str(folder / "output")))
+        _ = numbers | beam.WithKeys(None) | beam.GroupByKey() | beam.ParDo(WriteWindow(str(output)))
     else:
-        _ = scored | beam.io.WriteToText(str(folder / "output" / "numbers"), file_name_suffix=".txt")
+        _ = numbers | beam.io.WriteToText(str(output / "numbers"), file_name_suffix=".txt")
     started = time.monotonic()
     result = pipeline.run()
     result.wait_until_finish()

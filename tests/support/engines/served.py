@@ -8,18 +8,18 @@ from pathlib import Path
 from tests.support.engines.install import REPOSITORY
 from tests.support.models import write_models
 
-NUMBERS = "numbers"
-"""Echoes FP32 [n] after 20 ms, 64 elements a request, four requests at a time: 20,000 in two seconds."""
+NUMBERS = ("numbers", "numbers_again")
+"""Each echoes FP32 [n] after 20 ms, 64 elements a request, four requests at a time: 20,000 in two seconds."""
 
 LEISURELY_NUMBERS = "leisurely_numbers"
-"""The same after 0.5 s: 20,000 in 40 seconds, so that much can happen before a job ends."""
+"""One that does after 0.5 s: 20,000 in 40 seconds, so that much can happen before a job ends."""
 
 DIGITS = "digits"
 
 
 def write_repository(folder: Path) -> Path:
-    """Write all three models into a folder, and return it."""
-    for name, seconds in ((NUMBERS, "0.02"), (LEISURELY_NUMBERS, "0.5")):
+    """Write all four models into a folder, and return it."""
+    for name, seconds in (*((name, "0.02") for name in NUMBERS), (LEISURELY_NUMBERS, "0.5")):
         write_models(
             folder,
             ["echo_variable"],
