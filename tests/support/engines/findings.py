@@ -20,7 +20,7 @@ COLUMNS = {
     "sessions_in_a_process": "sessions a process",
     "max_total": "`max_total`",
     "connections_in_a_process": "connections a process",
-    "connection_waits": "requests that waited for one",
+    "connection_waits": "requests that waited for a connection",
     "connections_at_server": "connections at the server",
     "torn_down": "torn down",
     "torn_down_on_cancel": "torn down on cancel",
