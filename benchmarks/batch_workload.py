@@ -65,7 +65,7 @@ class CheckBatches(BatchDoFn):
         self._batches += 1
         self._count.elements += len(batch)
         self._count.number_sum += int(batch[:, 0].sum(dtype=np.float64))
-        if self._batches % self._workload.check_every == 0:
+        if self._batches % self._workload.compared_every == 0:
             self._count.wrong += not np.array_equal(batch[:, 1:], self._pattern[: len(batch), 1:])
         yield from ()
 
@@ -89,5 +89,5 @@ def run_batches(transform: beam.PTransform[Any, Any], workload: Workload) -> Thr
             | beam.ParDo(CheckBatches(workload))
         ),
         workload,
-        numbers_add_up=True,
+        adds_numbers=True,
     )

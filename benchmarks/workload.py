@@ -22,6 +22,7 @@ Array = npt.NDArray[np.float32]
 _NAMESPACE = "benchmarks"
 _MAX_BLOCK_ELEMENTS = 500
 _MAX_BLOCK_BYTES = 1 << 20
+_MAX_SHORT_ELEMENTS = 2_000
 _SEED = 20240229
 
 
@@ -49,7 +50,9 @@ class Workload:
         workers: threads, each with DoFn instances of its own, in one process.
         constant: the value of all elements; None makes random ones.
         in_batches: the generator makes arrays of ``batch_size`` elements instead of single ones.
-        check_every: every so many results are compared with what was sent; all are counted.
+        check_every: every so many results are compared with what was sent, and all are counted. None
+            compares all of a short workload's, whose numbers are added up as well, and every 100th of a long
+            one's, which is timed.
         load_connections, load_seconds: how a load generator, which knows no elements, is to work.
     """
 
@@ -61,9 +64,19 @@ class Workload:
     workers: int = 1
     constant: float | None = None
     in_batches: bool = False
-    check_every: int = 100
+    check_every: int | None = None
     load_connections: int = 4
     load_seconds: float = 5.0
+
+    @property
+    def compared_every(self) -> int:
+        """``check_every``, or what the number of elements makes of it."""
+        return self.check_every or (1 if self.elements <= _MAX_SHORT_ELEMENTS else 100)
+
+    @property
+    def is_numbered(self) -> bool:
+        """Elements hold their own numbers, in their first values."""
+        return self.constant is None
 
     @property
     def element_bytes(self) -> int:
@@ -118,7 +131,7 @@ class Generate(beam.DoFn):
 
     def process(self, block: tuple[int, int]) -> list[Array]:
         first, size = block
-        return list(numbered(self._pattern, first, size, self._workload.constant is None))
+        return list(numbered(self._pattern, first, size, self._workload.is_numbered))
 
 
 def numbered(pattern: Array, first: int, size: int, is_numbered: bool) -> Array:
@@ -151,27 +164,41 @@ class Count:
 
 
 class Check(beam.DoFn):
-    """Counts results, and compares some with what was sent."""
+    """Counts results, compares some with what was sent, and adds the numbers of all up if it compares all."""
 
     seen = 0
-    """Results of this process so far, to within ``every``; for those who watch from another thread."""
+    """Results of this process so far, to within ``compared_every``; for those who watch from another thread."""
 
-    def __init__(self, every: int) -> None:
-        self._every = every
+    def __init__(self, workload: Workload) -> None:
+        self._every = workload.compared_every
+        self._adds_numbers = numbers_add_up(workload)
 
     def start_bundle(self) -> None:
         self._elements = 0
-        self._wrong = 0
+        self._count = Count()
 
     def process(self, result: Any) -> None:
         self._elements += 1
         if self._elements % self._every == 0:
-            Check.seen += self._every
-            if isinstance(result, PredictionResult) and not _is_echo(result):
-                self._wrong += 1
+            self._compare(result)
 
     def finish_bundle(self) -> None:
-        Count(self._elements, self._wrong).report()
+        self._count.elements = self._elements
+        self._count.report()
+
+    def _compare(self, result: Any) -> None:
+        Check.seen += self._every
+        sent = result
+        if isinstance(result, PredictionResult):
+            sent = result.example
+            self._count.wrong += not _is_echo(result)
+        if self._adds_numbers:
+            self._count.number_sum += int(sent[0])
+
+
+def numbers_add_up(workload: Workload) -> bool:
+    """Whether every result is looked at, and has a number."""
+    return workload.compared_every == 1 and workload.is_numbered
 
 
 def _is_echo(result: PredictionResult) -> bool:
@@ -188,7 +215,7 @@ def run_pipeline(transform: beam.PTransform[Any, Any], workload: Workload) -> Th
     a bundle end only then, which would round short runs up by a fifth.
 
     Raises:
-        AssertionError: a result was lost, came twice, or was wrong.
+        AssertionError: a result was lost, or was wrong, or one too many came.
     """
     return timed_run(
         lambda pipeline: (
@@ -196,14 +223,15 @@ def run_pipeline(transform: beam.PTransform[Any, Any], workload: Workload) -> Th
             | beam.Create(workload.blocks(), reshuffle=workload.workers > 1)
             | beam.ParDo(Generate(workload))
             | transform
-            | beam.ParDo(Check(workload.check_every))
+            | beam.ParDo(Check(workload))
         ),
         workload,
+        adds_numbers=numbers_add_up(workload),
     )
 
 
 def timed_run(
-    build: Callable[[beam.Pipeline], object], workload: Workload, *, numbers_add_up: bool = False
+    build: Callable[[beam.Pipeline], object], workload: Workload, *, adds_numbers: bool
 ) -> Throughput:
     """Run the pipeline that ``build`` makes, whose sink reports a `Count`, and see that it lost nothing."""
     options = ["--direct_running_mode=in_memory"]
@@ -215,13 +243,16 @@ def timed_run(
     outcome = pipeline.run()
     outcome.wait_until_finish()
     seconds, cpu_seconds = Count.last_report - before, time.process_time() - cpu_before
-    found = counted(outcome)
-    expected = Count(workload.elements)
-    if numbers_add_up:
-        expected.number_sum = workload.elements * (workload.elements - 1) // 2
+    found, expected = counted(outcome), expected_count(workload, adds_numbers=adds_numbers)
     if found != expected:
         raise AssertionError(f"what came out is {found} instead of {expected}")
     return Throughput(workload.elements, seconds, cpu_seconds, peak_bytes())
+
+
+def expected_count(workload: Workload, *, adds_numbers: bool) -> Count:
+    """What the sinks report when nothing was lost."""
+    number_sum = workload.elements * (workload.elements - 1) // 2 if adds_numbers else 0
+    return Count(workload.elements, number_sum=number_sum)
 
 
 def counted(outcome: Any) -> Count:

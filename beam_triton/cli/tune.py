@@ -67,7 +67,8 @@ def run(given: argparse.Namespace) -> bool:
         if value is not None and not value > 0:
             raise ConfigurationError(f"--{name.replace('_', '-')} must be above 0, and is {value}")
     given_options, shapes = options_of(given), shapes_of(given)
-    given_options["pool"] |= {"max_total": max(given.max_in_flight, ConnectionPoolConfig().max_total)}
+    # The pool that its recommendation gets without asking for one.
+    given_options["pool"] = ConnectionPoolConfig.for_requests(given.max_in_flight, given.timeout_seconds)
     options = InferenceOptions.from_options({"endpoint": given.endpoint, **given_options})
     with TritonClient.from_inference_options(options) as client:
         model = client.open_model(given.model)
@@ -128,13 +129,11 @@ def _largest_batch(model: RemoteModel, shapes: dict[str, tuple[int, ...]]) -> in
 
 
 def _recommend(chosen: Measurement, given: argparse.Namespace, options: InferenceOptions) -> None:
-    most = ConnectionPoolConfig().max_total
-    pool = f', pool={{"max_total": {chosen.in_flight}}}' if chosen.in_flight > most else ""
     print(
         f"\nUse, for {chosen.elements_per_second:,.0f} elements a second:\n\n"
         f'    TritonInference("{options.urls[0]}", "{given.model}",\n'
         f'                    batching={{"max_batch_size": {chosen.batch_size}}},\n'
-        f"                    max_concurrent_requests={chosen.in_flight}{pool})\n\n"
+        f"                    max_concurrent_requests={chosen.in_flight})\n\n"
         f"That is the fewest elements in flight within 5 % of the fastest, from this one process; where a\n"
         f"job has several processes on this server, each needs its share of max_concurrent_requests."
     )

@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.utils import select_proxy
 from urllib3 import HTTPHeaderDict, HTTPResponse
 
+from beam_triton.credentials import redact_url
 from beam_triton.errors import ConfigurationError
 from beam_triton.transport.blocking import exchange_within
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
@@ -28,7 +30,7 @@ _MAX_CONTROL_RESPONSE_BYTES = 64 * 1024 * 1024
 
 
 class PooledAdapter(HTTPAdapter):
-    """``HTTPAdapter`` over a `ConnectionPool`. It retries nothing and follows no environment proxy.
+    """``HTTPAdapter`` over a `ConnectionPool`. It retries nothing, and takes no proxies.
 
     TLS comes from ``tls``, not from ``verify`` and ``cert`` of a single request. A ``timeout`` given
     to requests bounds the whole request, the larger of a ``(connect, read)`` pair.
@@ -52,10 +54,16 @@ class PooledAdapter(HTTPAdapter):
         """Send a prepared request and read its whole answer.
 
         Raises:
+            ConfigurationError: a proxy is given for the URL.
             TransportError, RemoteProtocolError: this library's own errors, not those of requests.
         """
-        del stream, verify, cert, proxies
+        del stream, verify, cert
         assert request.url is not None and request.method is not None
+        if select_proxy(request.url, proxies):
+            raise ConfigurationError(
+                f"{redact_url(request.url)}: connections of this session go to the server itself, not by way of "
+                f"a proxy; leave proxies out, or give the address of a reverse proxy as the endpoint"
+            )
         parts = urlsplit(request.url)
         endpoint = EndpointUrl.parse(f"{parts.scheme}://{parts.netloc}")
         exchange = exchange_within(

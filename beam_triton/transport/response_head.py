@@ -43,8 +43,9 @@ class ResponseHead:
             self._values[name.lower()] = value if known is None else f"{known}, {value}"
         # RFC 9112 section 6.3: the statuses that never carry a body.
         self.has_body = not (self.status < 200 or self.status in (204, 304))
-        self.chunked = self._is_chunked()
-        self.content_length = self._content_length()
+        # An interim answer has no body whose length could be wrong, and is skipped as a whole.
+        self.chunked = self.status >= 200 and self._is_chunked()
+        self.content_length = self._content_length() if self.status >= 200 else None
         self.keeps_alive = self._keeps_alive()
 
     def get(self, name: str) -> str | None:
@@ -80,8 +81,9 @@ class ResponseHead:
 
     def _keeps_alive(self) -> bool:
         tokens = self._tokens("connection")
-        if self.chunked and self.get("content-length") is not None:
-            # RFC 9112 section 6.3: both at once may be an attempt at smuggling.
+        if self.chunked and (self.http_minor < 1 or self.get("content-length") is not None):
+            # RFC 9112 section 6.1: neither a sender of HTTP/1.0 nor both framings at once can be trusted
+            # with what follows.
             return False
         return "close" not in tokens if self.http_minor >= 1 else "keep-alive" in tokens
 

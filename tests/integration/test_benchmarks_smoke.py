@@ -59,7 +59,9 @@ def test_a_case(case: Case, triton: LocalTriton, tmp_path: Path) -> None:
     assert result.case == case.name
     values = [value for row in result.rows for taken in row.measured.values() for value in taken]
     assert values and all(math.isfinite(value) for value in values)
-    assert result.figures and all(math.isfinite(figure.reached) for figure in result.figures)
+    # Where wrk is missing, some figures have nothing to be compared with.
+    assert result.figures or any(note.startswith("left out: wrk") for note in result.notes)
+    assert all(math.isfinite(figure.reached) for figure in result.figures)
     result.write(tmp_path)
     assert [read.case for read in read_results(tmp_path)] == [case.name]
     assert all(figure.text in told(result) for figure in result.figures)
@@ -75,15 +77,26 @@ def test_a_lost_element_is_noticed(triton: LocalTriton) -> None:
 
 
 def test_a_wrong_result_is_noticed(triton: LocalTriton) -> None:
-    """An answer that is not what was sent fails its measurement."""
-    work = Workload(target(triton, ECHO), 100, check_every=1)
+    """An answer that is not what was sent fails its measurement, even if it is the only one."""
+    work = Workload(target(triton, ECHO), 100)
     with pytest.raises(AssertionError, match="wrong=1,"):
         run_pipeline(beam.Map(_wrong_at_seven), work)
+
+
+def test_one_lost_and_one_twice_is_noticed(triton: LocalTriton) -> None:
+    """As many results as elements are not yet a result for each element."""
+    work = Workload(target(triton, ECHO), 100)
+    with pytest.raises(AssertionError, match="elements=100, wrong=0, number_sum=4951"):
+        run_pipeline(beam.FlatMap(_eight_instead_of_seven), work)
 
 
 def _wrong_at_seven(element: np.ndarray) -> PredictionResult:
     answer = element + 1 if element[0] == 7 else element
     return PredictionResult(element, {"y": answer})
+
+
+def _eight_instead_of_seven(element: np.ndarray) -> list[np.ndarray]:
+    return {7: [], 8: [element, element]}.get(int(element[0]), [element])
 
 
 def test_another_process() -> None:

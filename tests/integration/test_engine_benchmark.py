@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,14 @@ ELEMENTS = 1_000
 def test_a_peer_on_an_engine(peer: Peer, triton: LocalTriton, tmp_path: Path) -> None:
     """Requests and connections are the server's own count, and the time leaves out the start."""
     with DirectRunner(tmp_path) as engine:
+        started = time.monotonic()
         run = engines.score_on(engine, peer, target(triton, REMOTE_LIKE), ELEMENTS)
+        elapsed = time.monotonic() - started
     assert run.throughput.elements == ELEMENTS
     assert run.requests == -(-ELEMENTS // 64)
     assert 0 < run.connections <= run.requests + 2
-    # One request alone takes 20 ms; importing Beam takes longer than all of them.
-    assert 0.02 <= run.throughput.seconds < 1.5
+    # One request alone takes 20 ms; what the job took beside them, its start most of all, is left out.
+    assert 0.02 <= run.throughput.seconds < elapsed
 
 
 def test_a_job_that_fails_gives_no_figure(triton: LocalTriton, tmp_path: Path) -> None:
