@@ -67,6 +67,7 @@ test: check server ## Every test that needs Python only
 .PHONY: check
 check: $(VENV)/all.stamp ## ruff and mypy
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
 .PHONY: chaos
@@ -87,8 +88,9 @@ engine-tools: $(VENV)/all.stamp
 	@$(PYTHON) -m tests.support.engines --tools_only
 
 .PHONY: format
-format: $(VENV)/all.stamp ## Sort imports and mend what ruff can
+format: $(VENV)/all.stamp ## Sort imports, lay the code out, and mend what ruff can
 	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
 
 .PHONY: dist
 dist: $(VENV)/all.stamp ## Wheel and sdist, into dist

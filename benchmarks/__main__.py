@@ -13,13 +13,16 @@ from benchmarks.cases import CASES, NAMED_CASES
 from benchmarks.cases.case import CaseLeftOut
 from benchmarks.charts import draw
 from benchmarks.isolation import MeasurementError
+from benchmarks.pages import fill
 from benchmarks.report import told, told_figures
 from benchmarks.results import CaseResult, read_results
 from benchmarks.scale import FULL, QUICK, Scale
 from benchmarks.server import benchmark_server
 
 _ROOT = Path(__file__).resolve().parent.parent
-_RESULTS, _IMAGES = _ROOT / "benchmarks" / "results", _ROOT / "docs" / "images"
+RESULTS, _IMAGES = _ROOT / "benchmarks" / "results", _ROOT / "docs" / "images"
+PAGES = (_ROOT / "docs" / "performance.md", _ROOT / "docs" / "engines.md")
+"""They hold tables of these results."""
 _QUICK_OUTPUT = _ROOT / "out" / "benchmarks"
 _CHARTS = "charts"
 _EVERY_CASE = {case.name: case for case in (*CASES, *NAMED_CASES)}
@@ -29,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, or draw; the exit code is 1 where a case failed, and not where a figure is missed."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    output = given.output or (_QUICK_OUTPUT if given.quick else _RESULTS)
+    output = given.output or (_QUICK_OUTPUT if given.quick else RESULTS)
     images = given.images or (output if given.output or given.quick else _IMAGES)
     unknown = sorted(set(given.cases) - {*_EVERY_CASE, _CHARTS})
     if unknown:
@@ -67,13 +70,23 @@ def _measure(names: Sequence[str], rounds: int, scale: Scale, output: Path) -> b
 
 
 def _draw(output: Path, images: Path) -> int:
-    results = read_results(output)
+    results = results_of(output)
     if not results:
         print(f"no results in {output}: measure first", file=sys.stderr)
         return 1
     for path in draw(results, images):
         print(path)
+    if (output, images) == (RESULTS, _IMAGES):
+        for page in PAGES:
+            if fill(page, results):
+                print(page)
     return 0
+
+
+def results_of(folder: Path) -> list[CaseResult]:
+    """A folder's results, in the order of the cases."""
+    order = {name: place for place, name in enumerate(_EVERY_CASE)}
+    return sorted(read_results(folder), key=lambda result: order.get(result.case, len(order)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output",
         type=Path,
-        help=f"where JSON goes, and charts without --images (default: {_RESULTS.relative_to(_ROOT)}, with "
+        help=f"where JSON goes, and charts without --images (default: {RESULTS.relative_to(_ROOT)}, with "
         f"--quick {_QUICK_OUTPUT.relative_to(_ROOT)})",
     )
     parser.add_argument(

@@ -46,7 +46,7 @@ def draw(results: Sequence[CaseResult], folder: Path) -> list[Path]:
         figures = [
             (result.case, figure)
             for result in results
-            if not _shows_defaults(result)
+            if not result.is_of_defaults
             for figure in result.figures
         ]
         if figures:
@@ -122,11 +122,6 @@ def _lines(curves: Curves) -> Any:
     if len(settings) > 1 or any(point.is_default for point in curves.points):
         axes.legend(fontsize=9)
     return figure
-
-
-def _shows_defaults(result: CaseResult) -> bool:
-    """Whether its figures are about the defaults, which its own chart marks."""
-    return any(point.is_default for curves in result.curves for point in curves.points)
 
 
 def _mark(axes: Any, points: Sequence[Point], marker: str, label: str, face: str) -> None:

@@ -11,7 +11,7 @@ def told(result: CaseResult) -> str:
     """A case for the terminal; Markdown as well."""
     lines = [f"## {result.case}: {result.title}", ""]
     if result.rows:
-        lines += [*_table(*_row_cells(result.rows)), ""]
+        lines += [told_rows(result.rows), ""]
     if result.figures:
         lines += [*_table(*_figure_cells(result)), ""]
     lines += [f"- {note}" for note in result.notes]
@@ -26,6 +26,23 @@ def told_figures(results: Sequence[CaseResult]) -> str:
         header, own = _figure_cells(result)
         cells += [[result.case, *row] for row in own]
     return "\n".join(_table(["case", *header], cells, names=2)) + "\n"
+
+
+def told_rows(rows: Sequence[Row]) -> str:
+    """What each peer took, as a table."""
+    return "\n".join(_table(*_row_cells(rows)))
+
+
+def told_defaults(results: Sequence[CaseResult]) -> str:
+    """Where the defaults come least near the best setting, for each thing that grows."""
+    cells = []
+    for result in results:
+        worst = min(result.figures, key=lambda figure: figure.reached)
+        place = worst.text.partition(", ")[2]
+        required = f"{worst.relation} {_number(worst.required)}"
+        cells.append([result.case, place, required, _number(worst.reached)])
+    header = ["case", "where the defaults are farthest from the best", "required", "reached"]
+    return "\n".join(_table(header, cells, names=2))
 
 
 def _row_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

@@ -83,8 +83,10 @@ class CaseResult:
     rounds: int = 1
     machine: Mapping[str, str] = field(default_factory=lambda: machine())
 
-    def row(self, name: str) -> Row:
-        return next(row for row in self.rows if row.name == name)
+    @property
+    def is_of_defaults(self) -> bool:
+        """Its figures are about the defaults, which its curves mark."""
+        return any(point.is_default for curves in self.curves for point in curves.points)
 
     def write(self, folder: Path) -> Path:
         """Write ``<case>.json``."""

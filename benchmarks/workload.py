@@ -167,7 +167,7 @@ class Check(beam.DoFn):
     """Counts results, compares some with what was sent, and adds the numbers of all up if it compares all."""
 
     seen = 0
-    """Results of this process so far, to within ``compared_every``; for those who watch from another thread."""
+    """Results of this process so far, to within ``compared_every``; for who watches from another thread."""
 
     def __init__(self, workload: Workload) -> None:
         self._every = workload.compared_every

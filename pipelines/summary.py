@@ -37,9 +37,7 @@ class Summary:
         inference = _counters(metrics, NAMESPACE)
         files = _counters(metrics, FILES_NAMESPACE)
         latencies = {
-            index: count
-            for name, count in inference.items()
-            if (index := index_of_counter(name)) is not None
+            index: count for name, count in inference.items() if (index := index_of_counter(name)) is not None
         }
         minimum, maximum = _extremes(metrics, "request_latency_milliseconds")
         return cls(

@@ -140,9 +140,7 @@ class Attempt:
         self._connection = connection
         self.connection_use = ConnectionUse.REUSED if connection.served else ConnectionUse.OPENED
         self.wake_at = self._deadline
-        self.exchange = Exchange(
-            connection.sock, self._parts, max_response_bytes=self._max_response_bytes
-        )
+        self.exchange = Exchange(connection.sock, self._parts, max_response_bytes=self._max_response_bytes)
         self.on_io()
 
     def on_io(self) -> None:

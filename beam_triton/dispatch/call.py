@@ -230,9 +230,7 @@ class Call(Generic[T]):
                 error = caught
             except Exception as caught:
                 # Out of here it would end whatever else this reactor drives, and this call never.
-                error = RemoteProtocolError(
-                    f"the answer cannot be read: {type(caught).__name__}: {caught}"
-                )
+                error = RemoteProtocolError(f"the answer cannot be read: {type(caught).__name__}: {caught}")
             else:
                 self._succeed()
                 return

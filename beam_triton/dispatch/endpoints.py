@@ -110,9 +110,7 @@ class EndpointSet:
         retry: RetryPolicy,
         circuit_breaker: CircuitBreakerPolicy | None,
     ) -> None:
-        self.endpoints = tuple(
-            Endpoint(url, max_concurrent_requests, retry, circuit_breaker) for url in urls
-        )
+        self.endpoints = tuple(Endpoint(url, max_concurrent_requests, retry, circuit_breaker) for url in urls)
         self._lock = threading.Lock()
         self._free_slots = max_concurrent_requests
         self.waiting_for_slot = WaitingLine()

@@ -66,8 +66,7 @@ class WriteFiles(beam.PTransform[Any, Any]):
         return (
             values.pipeline
             | "Once" >> beam.Create([self._target])
-            | "PutInPlace"
-            >> beam.FlatMap(_put_in_place, self._sink, beam.pvalue.AsList(shards), after)
+            | "PutInPlace" >> beam.FlatMap(_put_in_place, self._sink, beam.pvalue.AsList(shards), after)
         )
 
 

@@ -75,9 +75,7 @@ class TritonInference(beam.PTransform[Any, Any]):
         if not handles_exceptions:
             scored: PCollection[Any] = pcoll | "Score" >> scoring
             return scored
-        outputs: DoOutputsTuple = pcoll | "Score" >> scoring.with_outputs(
-            FAILURES_TAG, main=_MAIN_TAG
-        )
+        outputs: DoOutputsTuple = pcoll | "Score" >> scoring.with_outputs(FAILURES_TAG, main=_MAIN_TAG)
         results, failures = outputs[_MAIN_TAG], outputs[FAILURES_TAG]
         if self._error_handler is not None:
             self._error_handler.add_error_pcollection(failures)

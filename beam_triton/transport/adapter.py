@@ -61,8 +61,8 @@ class PooledAdapter(HTTPAdapter):
         assert request.url is not None and request.method is not None
         if select_proxy(request.url, proxies):
             raise ConfigurationError(
-                f"{redact_url(request.url)}: connections of this session go to the server itself, not by way of "
-                f"a proxy; leave proxies out, or give the address of a reverse proxy as the endpoint"
+                f"{redact_url(request.url)}: connections of this session go to the server itself, not by "
+                f"way of a proxy; leave proxies out, or give the address of a reverse proxy as the endpoint"
             )
         parts = urlsplit(request.url)
         endpoint = EndpointUrl.parse(f"{parts.scheme}://{parts.netloc}")

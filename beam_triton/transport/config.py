@@ -60,9 +60,7 @@ class ConnectionPoolConfig(Options):
             )
 
     @classmethod
-    def for_requests(
-        cls, max_concurrent_requests: int, timeout_seconds: float
-    ) -> ConnectionPoolConfig:
+    def for_requests(cls, max_concurrent_requests: int, timeout_seconds: float) -> ConnectionPoolConfig:
         """The defaults, as far as so many requests in flight, of so many seconds each, allow them.
 
         As many connections, idle ones too, as requests: fewer would be closed at the end of every bundle,

@@ -52,6 +52,7 @@ def _element_sizes(server: LocalTriton, scale: Scale) -> list[_Run]:
         **_in_flight(4, 64),
         "batches of 64": {"batching": {"max_batch_size": 64}},
         "batches of 1 MiB": {"batching": {"max_batch_bytes": _MIB}},
+        "batches of 16 MiB": {"batching": {"max_batch_bytes": 16 * _MIB}},
     }
     runs = []
     for size in scale.points([64, _KIB, 16 * _KIB, 256 * _KIB, _MIB, 4 * _MIB, 16 * _MIB]):

@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,7 +28,8 @@ _PEERS: tuple[Peer, ...] = (BEAM_TRITON, TRITONCLIENT_HTTP, TRITONCLIENT_GRPC, R
 
 @dataclass(frozen=True)
 class _Size:
-    """``blocks`` turns of ``requests`` each; at most ``wall`` (and ``cpu``) of tritonclient.http's time."""
+    """``blocks`` turns of ``requests`` each a round; at most ``wall`` (and ``cpu``) of tritonclient.http's
+    time."""
 
     rows: int
     width: int
@@ -50,60 +51,79 @@ _SIZES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Times:
-    """Median time of a request and the processor's time for each, one value a block; microseconds."""
+    """Median time of a request and the processor's time for each, one value a block; microseconds.
 
-    wall: Sequence[float]
-    cpu: Sequence[float]
+    A load generator has one wall time a round, and no processor's time.
+    """
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
 
 def _one_request(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
-    """Clients take turns in one process, in blocks of requests, on connections that stay open."""
+    """Clients take turns in one process, in blocks of requests, on connections that stay open; then wrk."""
     echo = target(server, ECHO_VARIABLE)
     measured: dict[str, dict[str, Sequence[float]]] = {}
     figures, notes = [], []
+    try:
+        WRK.check_installed()
+        has_wrk = True
+    except PeerMissing as missing:
+        has_wrk = False
+        notes.append(f"left out: {missing}")
     for size in _SIZES:
-        blocks = scale.count(rounds * size.blocks, least=2)
-        print(f"  {size.name}: {blocks} rounds of {size.requests} requests", file=sys.stderr, flush=True)
-        times = in_own_process(_measure, echo, size, blocks)
-        for name, taken in times.items():
+        blocks = scale.count(size.blocks, least=2)
+        taken = _in_rounds(echo, size, rounds, blocks, scale.seconds(2, least=1) if has_wrk else None)
+        for name, times in taken.items():
             own = measured.setdefault(name, {})
-            own[f"{size.name} {_WALL}"], own[f"{size.name} {_CPU}"] = taken.wall, taken.cpu
-        ours, theirs = times[BEAM_TRITON.name], times[TRITONCLIENT_HTTP.name]
+            own[f"{size.name} {_WALL}"] = times.wall
+            if times.cpu:
+                own[f"{size.name} {_CPU}"] = times.cpu
+        ours, theirs = taken[BEAM_TRITON.name], taken[TRITONCLIENT_HTTP.name]
         of = f"of {TRITONCLIENT_HTTP.name}'s, {size.name} FP32"
         figures.append(Figure(f"median wall {of}", "at most", size.wall, ratio(ours.wall, theirs.wall)))
         if size.cpu is not None:
             figures.append(Figure(f"client CPU {of}", "at most", size.cpu, ratio(ours.cpu, theirs.cpu)))
-        try:
-            WRK.check_installed()
-        except PeerMissing as missing:
-            notes = [f"left out: {missing}"]
-        else:
-            seconds = scale.seconds(3, least=1)
-            load = post_for(seconds, echo, batch_size=size.rows, width=size.width, connections=1)
-            own = measured.setdefault(WRK.name, {})
-            own[f"{size.name} {_WALL}"] = [1e6 * load.latency_seconds]
     rows = [Row(name, quantities) for name, quantities in measured.items()]
     return CaseResult(CASE.name, CASE.title, rows, figures, notes=notes, rounds=rounds)
+
+
+def _in_rounds(
+    echo: Target, size: _Size, rounds: int, blocks: int, wrk_seconds: float | None
+) -> dict[str, _Times]:
+    taken: dict[str, _Times] = {}
+    for number in range(1, rounds + 1):
+        print(
+            f"  {size.name}, round {number}/{rounds}: {blocks} turns of {size.requests} requests",
+            file=sys.stderr,
+            flush=True,
+        )
+        for name, times in in_own_process(_measure, echo, size, blocks).items():
+            own = taken.setdefault(name, _Times())
+            own.wall += times.wall
+            own.cpu += times.cpu
+        if wrk_seconds is not None:
+            load = post_for(wrk_seconds, echo, batch_size=size.rows, width=size.width, connections=1)
+            taken.setdefault(WRK.name, _Times()).wall.append(1e6 * load.latency_seconds)
+    return taken
 
 
 def _measure(echo: Target, size: _Size, blocks: int) -> dict[str, _Times]:
     batch = Workload(echo, size.rows, size.width).pattern(size.rows)
     clients = {peer.name: peer.open_client(echo) for peer in _PEERS}
-    times: dict[str, _Times] = {}
-    taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in clients}
+    taken = {name: _Times() for name in clients}
     for client in clients.values():
         _ask(client, batch, 1)
     for _ in range(blocks):
         for name, client in clients.items():
             wall, cpu = _ask(client, batch, size.requests)
-            taken[name][0].append(wall)
-            taken[name][1].append(cpu)
-    for name, (walls, cpus) in taken.items():
-        clients[name].close()
-        times[name] = _Times(walls, cpus)
-    return times
+            taken[name].wall.append(wall)
+            taken[name].cpu.append(cpu)
+    for client in clients.values():
+        client.close()
+    return taken
 
 
 def _ask(client: Client, batch: Array, requests: int) -> tuple[float, float]:

@@ -169,9 +169,7 @@ def test_reloads_during_a_run(triton: LocalTriton) -> None:
     with Nginx([port_of(triton)]) as nginx:
         run_numbered(
             # Small requests, few at a time: a faster run would be over before its fifth reload.
-            TritonInference(
-                nginx.endpoint, MODEL, batching={"max_batch_size": 8}, max_concurrent_requests=4
-            ),
+            TritonInference(nginx.endpoint, MODEL, batching={"max_batch_size": 8}, max_concurrent_requests=4),
             elements,
             meanwhile=strikes(5, elements, nginx.reload),
         )

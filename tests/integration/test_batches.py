@@ -62,9 +62,7 @@ def scored(
 ) -> Run:
     """The rows of one bundle through the transform; ``then`` is what follows in the same stage."""
     return run(
-        lambda pipeline: then(
-            pipeline | beam.Create([count], reshuffle=False) | beam.ParDo(dofn) | transform
-        )
+        lambda pipeline: then(pipeline | beam.Create([count], reshuffle=False) | beam.ParDo(dofn) | transform)
     )
 
 

@@ -155,9 +155,7 @@ def test_tune_of_a_model_without_batches(triton: LocalTriton, capsys: pytest.Cap
     assert '"max_batch_size": 1}' in text
 
 
-def test_tune_does_not_recommend_what_fails(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tune_does_not_recommend_what_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A queue of two refuses more: such settings are shown with their error and not chosen."""
     with LocalTriton(write_models(tmp_path / "models", ["full_queue"])) as server:
         arguments = ["--model", "full_queue", "--seconds", "3", "--max-in-flight", "16"]

@@ -77,9 +77,7 @@ def test_forms_of_elements(triton: LocalTriton) -> None:
 
 def test_a_batch_keeps_many_requests_in_flight(triton: LocalTriton) -> None:
     """Beam's batch is as large as requests may be in flight, and they are: 20 ms each, 64 of them."""
-    handler = handler_of(
-        triton, "remote_like", batching={"max_batch_size": 1}, max_concurrent_requests=16
-    )
+    handler = handler_of(triton, "remote_like", batching={"max_batch_size": 1}, max_concurrent_requests=16)
     assert handler.batch_elements_kwargs() == {"min_batch_size": 16, "max_batch_size": 16}
     outcome = score([np.zeros(128, np.float32)] * 64, RunInference(handler))
     assert outcome.counters["requests"] == 64

@@ -210,9 +210,7 @@ def test_wrong_use_is_told_in_one_line(
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_without_an_endpoint_a_server_is_started(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_an_endpoint_a_server_is_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The shipped models are served for as long as the job takes; the only model needs no name."""
     output = tmp_path / "out.jsonl"
     assert score("--files", DIGITS, "--where", "split=train", "--keep", "id", "--output", output) == 0

@@ -163,11 +163,7 @@ def test_a_failing_sibling_leaves_nothing_in_flight(triton: LocalTriton) -> None
     elements = [X] * 400
     transform = TritonInference(triton.endpoint, "remote_like", batching={"max_batch_size": 1})
     with pytest.raises(Exception, match="a sibling fails"):
-        run(
-            lambda pipeline: (
-                pipeline | beam.Create(elements, reshuffle=False) | transform | beam.Map(fail)
-            )
-        )
+        run(lambda pipeline: pipeline | beam.Create(elements, reshuffle=False) | transform | beam.Map(fail))
 
 
 def test_a_failing_neighbour_before_the_transform(triton: LocalTriton) -> None:

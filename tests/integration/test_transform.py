@@ -34,8 +34,11 @@ from tests.support.pipelines import bundle_of, run, score
 class Pair(NamedTuple):
     a: Any
     b: Any
+
+
 class One(NamedTuple):
     x: Any
+
 
 ROW = [1.0, 2.0, 3.0, 4.0]
 
@@ -135,9 +138,7 @@ def test_keys_come_back(triton: LocalTriton) -> None:
 
 def test_a_key_with_an_element_of_two_numbers(triton: LocalTriton) -> None:
     """Only the outermost plain tuple of two is taken apart: its second half may be one too."""
-    ((key, result),) = score(
-        [("key", (1.0, 2.0))], TritonInference(triton.endpoint, "identity_fp32")
-    ).results
+    ((key, result),) = score([("key", (1.0, 2.0))], TritonInference(triton.endpoint, "identity_fp32")).results
     assert key == "key"
     assert result.inference["y"].tolist() == [1.0, 2.0]
 

@@ -251,9 +251,7 @@ _MODELS = (
     ),
     # Time, queues and faults.
     _function("slow", "sleep", [_ONE_X], [_ONE_Y], instances=4),
-    _identity(
-        "full_queue", {"FP32": (1,)}, max_batch_size=4, sleep_seconds=0.05, settings=_SHORT_QUEUE
-    ),
+    _identity("full_queue", {"FP32": (1,)}, max_batch_size=4, sleep_seconds=0.05, settings=_SHORT_QUEUE),
     _identity(
         "prioritized",
         {"FP32": (1,)},

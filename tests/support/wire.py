@@ -42,9 +42,7 @@ class Wire:
         max_response_bytes: int = 1 << 20,
         expects_body: bool = True,
     ) -> Exchange:
-        return Exchange(
-            self.client, parts, max_response_bytes=max_response_bytes, expects_body=expects_body
-        )
+        return Exchange(self.client, parts, max_response_bytes=max_response_bytes, expects_body=expects_body)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ MODEL = ModelSpec(
     ),
     8,
 )
-ROW = Row("f.csv", 7, Columns(("id", "x")), ["a\u00e9\"b", "1"])
+ROW = Row("f.csv", 7, Columns(("id", "x")), ['a\u00e9"b', "1"])
 INFERENCE = {
     "label": np.array([3]),
     "scores": np.array([0.1, 1.0, 3e-20], dtype=np.float32),
@@ -55,7 +55,7 @@ def test_a_result_is_flat_and_in_order() -> None:
     records = ResultRecords(MODEL, {"name": "id"}, with_origin=True)
     record = records.record(ROW, INFERENCE, "m:1")
     assert list(record) == ["name", "file", "row", "label", "scores", "text", "model"]
-    assert record["name"] == "a\u00e9\"b"
+    assert record["name"] == 'a\u00e9"b'
     assert (record["file"], record["row"]) == ("f.csv", 7)
     assert (record["label"], record["text"], record["model"]) == (3, "ok", "m:1")
 
@@ -129,7 +129,7 @@ def test_failures_of_reading_and_of_inference_look_alike() -> None:
         "row": 7,
         "error": "RowError",
         "message": "no number",
-        "data": {"id": "a\u00e9\"b", "x": "1"},
+        "data": {"id": 'a\u00e9"b', "x": "1"},
     }
     assert failure_record(scored) == {
         **failure_record(read),

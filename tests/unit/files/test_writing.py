@@ -32,9 +32,7 @@ class LineSink:
 
 
 def write(values: list[str], target: Target, workers: int = 1) -> None:
-    options = PipelineOptions(
-        ["--direct_running_mode=multi_threading", f"--direct_num_workers={workers}"]
-    )
+    options = PipelineOptions(["--direct_running_mode=multi_threading", f"--direct_num_workers={workers}"])
     with TestPipeline("FnApiRunner", options=options) as pipeline:
         _ = (
             pipeline

@@ -61,7 +61,9 @@ class Owner:
 def owner() -> Iterator[tuple[Owner, FaultServer]]:
     with FaultServer(refuse_negative) as server:
         options = InferenceOptions(
-            endpoint=server.endpoint, circuit_breaker=None, retry={"max_retries": 0}  # type: ignore[arg-type]
+            endpoint=server.endpoint,
+            circuit_breaker=None,
+            retry={"max_retries": 0},  # type: ignore[arg-type]
         )
         model = RemoteModel(SPEC, options, binary=False)
         try:

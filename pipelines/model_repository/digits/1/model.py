@@ -48,6 +48,4 @@ def answer(probabilities):
 
 def refusal():
     message = "a pixel is not between 0 and 16"
-    return pb_utils.InferenceResponse(
-        error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
-    )
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
