@@ -175,6 +175,11 @@ def broken(draw: st.DrawFn) -> bytes:
 
 def by_http_client(data: bytes) -> Outcome | Exception:
     """What ``http.client`` makes of the same bytes, followed by the connection's end."""
+    return read_by_http_client(data)[0]
+
+
+def read_by_http_client(data: bytes) -> tuple[Outcome | Exception, bool]:
+    """The same, and whether it would close the connection now."""
     near, far = socket.socketpair()
     with near, far:
         far.sendall(data)
@@ -185,10 +190,10 @@ def by_http_client(data: bytes) -> Outcome | Exception:
             response.begin()
             body = response.read()
         except (http.client.HTTPException, ValueError, OSError) as error:
-            return error
+            return error, True
         finally:
             response.close()
-        return Outcome(response.status, body, tuple(response.getheaders()))
+        return Outcome(response.status, body, tuple(response.getheaders())), bool(response.will_close)
 
 
 def by_exchange(answer: Answer) -> Outcome | TritonError:
@@ -222,6 +227,21 @@ def test_odd_and_broken_answers_are_taken_for_the_same_or_refused(answer: Answer
     theirs = by_http_client(answer.data)
     assert not isinstance(theirs, Exception), (ours, theirs)
     assert (ours.status, ours.body) == (theirs.status, theirs.body)
+
+
+@settings(max_examples=600, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(well_formed() | odd() | broken())
+@example(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+def test_no_connection_is_kept_that_http_client_would_close(data: bytes) -> None:
+    """Nor one that HTTP/1.0 sends chunks on, which http.client keeps against RFC 9112 section 6.1."""
+    try:
+        exchange = play([data], max_response_bytes=LIMIT_BYTES)
+    except TritonError:
+        return
+    if exchange.reusable:
+        assert exchange.head is not None
+        assert not read_by_http_client(data)[1]
+        assert not (exchange.head.chunked and exchange.head.http_minor == 0)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

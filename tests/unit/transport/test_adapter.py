@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from beam_triton.errors import (
+    ConfigurationError,
     ConnectError,
     ConnectionLostError,
     DeadlineExceededError,
@@ -189,3 +190,11 @@ def test_the_last_release_ends_everything(server: FaultServer) -> None:
     assert "beam_triton-pool" not in set(sockets.threads()) - set(threads)
     with pytest.raises(ConnectError, match="closed"):
         session.get(server.endpoint)
+
+
+def test_a_proxy_is_refused(session: requests.Session, server: FaultServer) -> None:
+    """It would be passed by without a word; the environment's are not looked at, and other schemes' do not
+    matter."""
+    with pytest.raises(ConfigurationError, match="proxy"):
+        session.get(server.endpoint, proxies={"http": "http://127.0.0.1:9"})
+    assert session.get(server.endpoint, proxies={"https": "http://127.0.0.1:9"}).status_code == 200
