@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import cast
 
 from beam_triton.dispatch.call_options import CallOptions
-from beam_triton.dispatch.channel import Channel, EndpointSetKey
+from beam_triton.dispatch.channel import ENDPOINT_SETS, Channel, EndpointSetKey
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.dispatch.request import HttpRequest
 from beam_triton.errors import RemoteProtocolError
@@ -153,12 +153,21 @@ def _body_headers(
     return tuple(headers)
 
 
+def is_in_use(model_name: str, options: InferenceOptions) -> bool:
+    """Whether somebody in this process holds the model with the same options already."""
+    return ENDPOINT_SETS.reference_count(_endpoint_set_key(model_name, options)) > 0
+
+
+def _endpoint_set_key(model_name: str, options: InferenceOptions) -> EndpointSetKey:
+    return EndpointSetKey(
+        options.urls, model_name, options.max_concurrent_requests, options.retry, options.circuit_breaker
+    )
+
+
 def open_channel(model_name: str, options: InferenceOptions) -> Channel:
     """References to the session and endpoint state that ``options`` share for this model."""
     return Channel(
-        EndpointSetKey(
-            options.urls, model_name, options.max_concurrent_requests, options.retry, options.circuit_breaker
-        ),
+        _endpoint_set_key(model_name, options),
         options.pool,
         options.tls,
         CallOptions(

@@ -30,7 +30,8 @@ class TritonInferenceDoFn(ModelDoFn):
     whole batch's answer: copy what you keep for long.
 
     ``setup`` asks the server for the model's inputs, outputs and batch limit (for ``timeout_seconds``
-    if it cannot be reached at once) and takes a reference to the shared session; ``teardown`` gives
+    if it cannot be reached at once, and where the process uses the model already for the breaker's
+    ``max_wait_seconds``) and takes a reference to the shared session; ``teardown`` gives
     it back, as does the garbage collection of a DoFn that was never torn down.
 
     Raises:

@@ -11,7 +11,7 @@ from beam_triton.dispatch.channel import Channel
 from beam_triton.errors import ConfigurationError
 from beam_triton.inference_options import InferenceOptions
 from beam_triton.protocol import ModelSpec
-from beam_triton.remote_model import RemoteModel
+from beam_triton.remote_model import RemoteModel, is_in_use
 from beam_triton.transforms.results import DefaultValue
 
 Owner = TypeVar("Owner")
@@ -27,13 +27,21 @@ class OpenedModel(NamedTuple):
 def open_model(options: InferenceOptions, model_name: str) -> OpenedModel:
     """Ask for the model, for ``timeout_seconds`` where it cannot be reached at once.
 
+    For as long as requests would wait for the server to come back (``max_wait_seconds`` of the circuit
+    breaker) where others in this process use the model already: then it is known to exist, and what
+    keeps it away is a restart.
+
     Raises:
         ConfigurationError: the model cannot be sent batches of unrelated elements, or
             ``default_value`` does not fit its outputs.
         TritonError: the model is not there, or no server is.
     """
+    wait_seconds = options.timeout_seconds
+    breaker = options.circuit_breaker
+    if breaker is not None and breaker.when_open == "wait" and is_in_use(model_name, options):
+        wait_seconds = max(wait_seconds, breaker.max_wait_seconds)
     with TritonClient.from_inference_options(options) as client:
-        model = client.open_model(model_name, wait_seconds=options.timeout_seconds)
+        model = client.open_model(model_name, wait_seconds=wait_seconds)
     try:
         check_can_be_scored(model.spec)
         return OpenedModel(model, default_of(options, model))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from beam_triton import TritonInference
+from beam_triton import ConnectError, TritonInference, TritonInferenceDoFn
 from beam_triton.local_server import LocalTriton
 from tests.support.models import write_models
 from tests.support.strikes import killed_and_restarted, strikes
@@ -99,6 +101,30 @@ def test_a_server_that_is_away_at_the_start(tmp_path: Path) -> None:
             server.start()
 
         run_numbered(scoring(server.endpoint), 5_000, meanwhile=meanwhile)
+
+
+def test_an_instance_set_up_while_the_server_restarts(tmp_path: Path) -> None:
+    """Runners set DoFns up in mid-job: one more waits like requests do, one alone for its own deadline."""
+    options: dict[str, Any] = {"timeout_seconds": 0.5, "pool": {"connect_timeout_seconds": 0.2}}
+    with LocalTriton(write_models(tmp_path / "models", [MODEL])) as server:
+        first, second = (TritonInferenceDoFn(server.endpoint, MODEL, **options) for _ in range(2))
+        first.setup()
+        server.kill()
+        with ThreadPoolExecutor(1) as thread:
+            setting_up = thread.submit(second.setup)
+            # Long after the second one's own deadline.
+            time.sleep(2.0)
+            assert not setting_up.done()
+            server.start()
+            setting_up.result(timeout=30)
+        second.teardown()
+        first.teardown()
+        server.kill()
+        alone = TritonInferenceDoFn(server.endpoint, MODEL, **options)
+        started = time.monotonic()
+        with pytest.raises(ConnectError):
+            alone.setup()
+        assert time.monotonic() - started < 2.0
 
 
 def test_a_model_unloaded_and_loaded_again(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def in_bytes(data: bytes) -> list[bytes]:
         (b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\nHTTP/1.1 100 \r\n\r\n" + sized(b"abc"), b"abc", True),
         (b"HTTP/1.1 102 \r\nTransfer-Encoding: gzip\r\n\r\n" + sized(b"abc"), b"abc", True),
         (
-            b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
+            b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"1\r\na\r\n0\r\n\r\n",
             b"a",
             False,
         ),
