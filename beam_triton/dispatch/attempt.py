@@ -17,6 +17,7 @@ from beam_triton.errors import (
 from beam_triton.transport.exchange import Buffer, Exchange
 from beam_triton.transport.origin import Origin
 from beam_triton.transport.pool import (
+    STALE_WITHIN_SECONDS,
     Acquisition,
     AcquisitionState,
     ConnectionPool,
@@ -40,8 +41,9 @@ class Attempt:
         exchange: holds the answer, where ``error`` is ``None``.
         error: why there is no answer.
         connection_use, waited: how the connection was come by.
-        was_stale: a reused connection ended before a byte of an answer: the server closed it while
-            it was idle, and the same request on another connection is due, not a retry.
+        was_stale: a reused connection ended before a byte of an answer, and too soon for the request to be
+            why: the server closed it while it was idle, and the same request on another connection is
+            due, not a retry.
     """
 
     wake_at = math.inf
@@ -50,6 +52,7 @@ class Attempt:
     connection_use = ConnectionUse.NONE
     waited = False
     was_stale = False
+    _begun_at = 0.0
     _acquisition: Acquisition | None = None
     _connection: PooledConnection | None = None
 
@@ -140,6 +143,7 @@ class Attempt:
         self._connection = connection
         self.connection_use = ConnectionUse.REUSED if connection.served else ConnectionUse.OPENED
         self.wake_at = self._deadline
+        self._begun_at = time.monotonic()
         self.exchange = Exchange(connection.sock, self._parts, max_response_bytes=self._max_response_bytes)
         self.on_io()
 
@@ -153,6 +157,7 @@ class Attempt:
                 isinstance(error, ConnectionLostError)
                 and connection.served > 0
                 and exchange.bytes_received == 0
+                and time.monotonic() - self._begun_at < STALE_WITHIN_SECONDS
             )
             self._fail(error)
             return

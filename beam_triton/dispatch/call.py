@@ -6,12 +6,13 @@
                ▲  │ refused: waits     │ error
                │  ▼                    ├─▶ stale connection: at once, on another one
                │ throttled             ├─▶ retryable: backoff, budget ─▶ admission
-               │                       ├─▶ breaker open, policy waits ─▶ admission, afresh
+               │                       ├─▶ overload, breaker open, policy waits ─▶ admission, afresh
                └───────────────────────┴─▶ final ─────────────────────▶ done
 
-The deadline runs from the first attempt's start; waiting for admission before that, as for a server
-that restarts, is bounded by the breaker policy's ``max_wait_seconds`` instead. This is the only
-place where a request is repeated.
+The deadline runs from the first attempt's start. Time in which a request is kept back (for a server that
+restarts, is overloaded, or names a time to come back) is outside it, and bounded by the breaker policy's
+``max_wait_seconds``; where that policy does not wait, it is inside. This is the only place where a request
+is repeated.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Generic, TypeVar
 
 from beam_triton.dispatch.attempt import Attempt, ConnectionUse
@@ -34,17 +35,21 @@ from beam_triton.errors import (
     ConnectError,
     DeadlineExceededError,
     ModelExecutionError,
+    PoolTimeoutError,
     RemoteProtocolError,
     TlsError,
     TritonError,
 )
-from beam_triton.policy.retry import decide
+from beam_triton.policy.retry import asked_for_seconds, decide, pause_seconds
 from beam_triton.transport.exchange import Exchange
 
 _logger = logging.getLogger(__name__)
 
 # A wake-up lost to a bug must not hang a pipeline: whoever waits for others looks again after this.
 _LOOK_AGAIN_SECONDS = 0.25
+
+# So many times the usual latency is more than any queue makes of it: who has not answered by then will not.
+_PLENTY = 10
 
 T = TypeVar("T")
 
@@ -77,6 +82,8 @@ class Call(Generic[T]):
     _deadline = math.inf
     _give_up_at = math.inf
     _budget_is_due = False
+    _is_counted = False
+    _pauses = 0
     # Made when it is needed and dropped after: it refers back to this call.
     _waiter: Waiter | None = None
 
@@ -119,12 +126,12 @@ class Call(Generic[T]):
 
     def on_time(self, now: float) -> None:
         self.wake_at = math.inf
-        if now >= self._deadline and self._errors:
-            self._conclude(self._errors[-1])
-        elif self._budget_is_due:
-            self._take_budget()
-        else:
+        if now < self._deadline:
             self._admit()
+        elif self._errors:
+            self._conclude(self._errors[-1])
+        else:
+            self._finish_with(self._kept_back(self._context.options.timeout_seconds))
 
     def _admit(self) -> None:
         admission = self._context.endpoints.admit(self._tried)
@@ -137,40 +144,61 @@ class Call(Generic[T]):
                 return
         if self._waiter is not None:
             self._stop_waiting()
+        now = time.monotonic()
+        if self._budget_is_due and not self._spend_budget(admission, now):
+            return
         self.is_throttled = False
         self._admission = admission
-        now = time.monotonic()
         if self._deadline == math.inf:
             self._deadline = now + self._context.options.timeout_seconds
+        if not self._is_counted:
+            self._is_counted = True
             admission.endpoint.retry_budget.record_request()
         self._send(now)
 
     def _wait_for_admission(self, refusal: Refusal) -> None:
         now = time.monotonic()
         self.is_throttled = True
-        if refusal.open_seconds is None:
+        patience = self._context.options.patience_seconds
+        if refusal.open_seconds is None and not patience:
+            if self._deadline == math.inf:
+                self._deadline = now + self._context.options.timeout_seconds
             self.wake_at = min(now + _LOOK_AGAIN_SECONDS, self._deadline)
             return
-        policy = self._context.options.circuit_breaker
-        assert policy is not None
         if self._give_up_at == math.inf:
-            self._give_up_at = now + (policy.max_wait_seconds if policy.when_open == "wait" else 0.0)
+            self._give_up_at = now + patience
         if now >= self._give_up_at:
-            urls = ", ".join(str(endpoint.url) for endpoint in self._context.endpoints.endpoints)
-            waited = f" after {policy.max_wait_seconds:g} s of waiting" if policy.when_open == "wait" else ""
             self._finish_with(
-                CircuitOpenError(
-                    f"the circuit breaker keeps requests back from {urls}{waited}; "
-                    f"next probe in {refusal.open_seconds:.1f} s",
-                    open_seconds_left=refusal.open_seconds,
-                )
+                self._kept_back(patience)
+                if refusal.open_seconds is None
+                else self._circuit_open(refusal.open_seconds, patience)
             )
             return
-        # Not counted against the deadline: nothing has been sent that could be late.
-        self._begin_afresh()
-        self._context.health_watch.ask()
-        wait = min(max(refusal.open_seconds, 0.01), _LOOK_AGAIN_SECONDS)
-        self.wake_at = min(now + wait, self._give_up_at)
+        wait = _LOOK_AGAIN_SECONDS
+        if refusal.open_seconds is not None:
+            # Not counted against the deadline: nothing has been sent that could be late.
+            self._begin_afresh()
+            self._context.health_watch.ask()
+            wait = min(max(refusal.open_seconds, 0.01), wait)
+        self.wake_at = min(now + wait, self._give_up_at, self._deadline)
+
+    def _circuit_open(self, open_seconds: float, waited_seconds: float) -> CircuitOpenError:
+        waited = f" after {waited_seconds:g} s of waiting" if waited_seconds else ""
+        return CircuitOpenError(
+            f"the circuit breaker keeps requests back from {self._urls()}{waited}; "
+            f"next probe in {open_seconds:.1f} s",
+            open_seconds_left=open_seconds,
+        )
+
+    def _kept_back(self, waited_seconds: float) -> PoolTimeoutError:
+        limits = "+".join(str(endpoint.limit.limit) for endpoint in self._context.endpoints.endpoints)
+        return PoolTimeoutError(
+            f"not sent within {waited_seconds:g} s: {self._urls()} is given {limits} requests at a time, as "
+            f"its answers allow, and others were before this one"
+        )
+
+    def _urls(self) -> str:
+        return ", ".join(str(endpoint.url) for endpoint in self._context.endpoints.endpoints)
 
     def _get_in_line(self) -> bool:
         if self._waiter is None:
@@ -193,6 +221,7 @@ class Call(Generic[T]):
         self.record.attempts += 1
         context = self._context
         url = admission.endpoint.url
+        timeout_seconds = self._attempt_seconds(now, admission.endpoint)
         try:
             parts = context.head_writer.parts(url, self._request)
         except TritonError as error:
@@ -204,12 +233,34 @@ class Call(Generic[T]):
             context.pool,
             url.origin,
             parts,
-            self._deadline,
-            context.options.timeout_seconds,
+            min(self._deadline, now + timeout_seconds),
+            timeout_seconds,
             context.options.max_response_bytes,
             self._on_attempt_end,
         )
         attempt.start()
+
+    def _attempt_seconds(self, now: float, endpoint: Endpoint) -> float:
+        """How long the attempt may take.
+
+        Where another endpoint is well, one that says nothing for half of the time left is given up for it,
+        unless answers usually take so long that half would not be plenty.
+        """
+        timeout_seconds = self._context.options.timeout_seconds
+        endpoints = self._context.endpoints
+        if (
+            len(endpoints.endpoints) == 1
+            or self._is_sequence
+            or not self._elsewhere((*self._tried, endpoint))
+        ):
+            return timeout_seconds
+        half = (self._deadline - now) / 2
+        usual = endpoints.usual_latency_seconds
+        return half if usual is not None and usual * _PLENTY <= half else timeout_seconds
+
+    def _elsewhere(self, but: Collection[Endpoint]) -> list[Endpoint]:
+        """The endpoints that are well, but for these."""
+        return [other for other in self._context.endpoints.endpoints if other.is_closed and other not in but]
 
     def _on_attempt_end(self, attempt: Attempt) -> None:
         self._attempt = None
@@ -265,6 +316,8 @@ class Call(Generic[T]):
         self._errors += (error,)
         self._tried += (endpoint,)
         self._tell(endpoint, error)
+        if self._pauses_for(error, endpoint, now):
+            return
         retry = self._context.options.retry
         delay = decide(
             retry,
@@ -278,7 +331,7 @@ class Call(Generic[T]):
         if self._kind is CallKind.SPLITTABLE_PART and isinstance(error, ModelExecutionError):
             delay = None
         endpoints = self._context.endpoints.endpoints
-        elsewhere = [other for other in endpoints if other.is_closed and other not in self._tried]
+        elsewhere = self._elsewhere(self._tried)
         if isinstance(error, TlsError) and elsewhere and len(self._errors) <= retry.max_retries:
             # No attempt mends a certificate, but each server has its own.
             delay = 0.0
@@ -294,10 +347,35 @@ class Call(Generic[T]):
         if len(set(self._tried)) == len(endpoints):
             self._tried = (endpoint,)
         self.is_throttled = error.is_overload
-        # A server that could not be reached has no load of this attempt.
-        self._budget_is_due = not isinstance(error, ConnectError)
+        # A server that refuses connections has no load of this attempt, and for one that is overloaded the
+        # concurrency limit bounds what it gets.
+        self._budget_is_due = type(error) is not ConnectError and not error.is_overload
         self._context.reactor.add(self)
         self.wake_at = min(now + delay, self._deadline)
+
+    def _pauses_for(self, error: TritonError, endpoint: Endpoint, now: float) -> bool:
+        """Keep the request back, outside its deadline, where the server asks for time and the policy waits.
+
+        Overload says so, and so does a ``Retry-After`` that the deadline does not leave.
+        """
+        options = self._context.options
+        if not (options.patience_seconds and options.retry.max_retries and error.retryable):
+            return False
+        if not error.is_overload and asked_for_seconds(error) < self._deadline - now:
+            return False
+        self._pauses += 1
+        self._give_up_at = min(self._give_up_at, now + options.patience_seconds)
+        wake_at = now + pause_seconds(options.retry, error, self._pauses, random.random)
+        if wake_at >= self._give_up_at:
+            return False
+        self.record.retries += 1
+        self._settle(None)
+        self._begin_afresh()
+        self._tried = (endpoint,)
+        self.is_throttled = True
+        self._context.reactor.add(self)
+        self.wake_at = wake_at
+        return True
 
     def _conclude(self, error: TritonError) -> None:
         """No further attempt is due: fail, or wait for a server that is known to be away."""
@@ -311,8 +389,7 @@ class Call(Generic[T]):
 
     def _may_wait(self, error: TritonError) -> bool:
         """Whether the request is kept for when the server is well again, instead of failing."""
-        policy = self._context.options.circuit_breaker
-        if policy is None or policy.when_open != "wait":
+        if not self._context.options.patience_seconds:
             return False
         # A model that raises may go on raising for this element: that is for the batch to be split.
         if not (error.counts_as_failure and error.retryable) or error.splits_batch:
@@ -337,19 +414,17 @@ class Call(Generic[T]):
         # A deadline that passed may be the element's doing: a model can hang on it.
         self._settle(False, unreachable=not (model_fails or isinstance(error, DeadlineExceededError)))
 
-    def _take_budget(self) -> None:
-        """Spend a retry of the endpoint's budget, or wait until it has one, within the deadline."""
-        endpoint = self._budget_endpoint()
-        if endpoint.retry_budget.try_spend():
+    def _spend_budget(self, admission: Admission, now: float) -> bool:
+        """Spend a retry of the admitted endpoint's budget, or give the place back and wait for one."""
+        budget = admission.endpoint.retry_budget
+        if budget.try_spend():
             self._budget_is_due = False
-            self._admit()
-            return
-        wait = min(endpoint.retry_budget.seconds_until_token(), _LOOK_AGAIN_SECONDS)
-        self.wake_at = min(time.monotonic() + max(wait, 0.001), self._deadline)
-
-    def _budget_endpoint(self) -> Endpoint:
-        untried = [endpoint for endpoint in self._context.endpoints.endpoints if endpoint not in self._tried]
-        return (untried or list(self._context.endpoints.endpoints))[0]
+            return True
+        admission.settle(None)
+        self._context.reactor.add(self)
+        wait = min(budget.seconds_until_token(), _LOOK_AGAIN_SECONDS)
+        self.wake_at = min(now + max(wait, 0.001), self._deadline)
+        return False
 
     def _begin_afresh(self) -> None:
         self._earlier = (self._earlier + self._errors)[-8:]

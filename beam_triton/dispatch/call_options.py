@@ -24,6 +24,12 @@ class CallOptions:
     circuit_breaker: CircuitBreakerPolicy | None
     health_paths: tuple[str, ...] = ()
 
+    @property
+    def patience_seconds(self) -> float:
+        """How long a request may be kept back, outside its deadline, for a server that is away or busy."""
+        breaker = self.circuit_breaker
+        return breaker.max_wait_seconds if breaker is not None and breaker.when_open == "wait" else 0.0
+
 
 class CallKind(Enum):
     """What a failure of a request would be followed by, and so what it says.

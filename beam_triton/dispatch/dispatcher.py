@@ -40,16 +40,13 @@ class Dispatcher(Generic[T]):
         self.throttled_seconds = 0.0
         self._endpoints = channel.endpoints
         self._reactor: Reactor = current_reactor()
-        self._health_watch = HealthWatch(
-            self._reactor, channel.pool, channel.endpoints, channel.head_writer, channel.options
-        )
         self._context = CallContext(
             self._reactor,
             channel.pool,
             channel.endpoints,
             channel.head_writer,
             channel.options,
-            self._health_watch,
+            HealthWatch(channel.pool, channel.endpoints, channel.head_writer, channel.options),
         )
         self._calls: set[Call[Any]] = set()
         self._waits_for_slot = False
@@ -72,10 +69,10 @@ class Dispatcher(Generic[T]):
         One of several times ``slot_bytes`` counts for as many.
         """
         slots = max(1, request.content_length // self._context.options.slot_bytes)
-        self._take_slots(slots)
         if self._endpoints.some_are_out:
-            # Nobody waits for them while others are well, and nobody else would ask.
-            self._health_watch.ask()
+            # Where nobody waits for them (others are well, or requests fail at once), nobody else would ask.
+            self._context.health_watch.ask()
+        self._take_slots(slots)
         call: Call[Any] = Call(self._context, token, request, read, self._on_done, kind, is_sequence, slots)
         self._calls.add(call)
         call.start()
@@ -95,14 +92,11 @@ class Dispatcher(Generic[T]):
             self._wait_once()
 
     def cancel(self) -> None:
-        """Let go of everything in flight: connections are closed, slots given back.
-
-        To be called when the bundle has ended well, too: a health check may be under way.
-        """
+        """Let go of everything in flight: connections are closed, slots given back. A second call does
+        nothing."""
         for call in list(self._calls):
             call.cancel()
             self._endpoints.give_slots_back(call.slots)
-        self._health_watch.cancel()
         self._calls.clear()
         self.completed.clear()
 

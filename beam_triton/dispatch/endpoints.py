@@ -118,8 +118,14 @@ class EndpointSet:
 
     @property
     def some_are_out(self) -> bool:
-        """Whether there are several endpoints, and one that is kept out."""
-        return len(self.endpoints) > 1 and not all(endpoint.is_closed for endpoint in self.endpoints)
+        """Whether there is an endpoint that is kept out."""
+        return not all(endpoint.is_closed for endpoint in self.endpoints)
+
+    @property
+    def usual_latency_seconds(self) -> float | None:
+        """What a request takes at the slowest endpoint that has answered; None before one has."""
+        known = [endpoint.limit.usual_latency_seconds for endpoint in self.endpoints]
+        return max((latency for latency in known if latency is not None), default=None)
 
     def try_take_slots(self, count: int) -> bool:
         """Take ``count`` slots if there is one left.

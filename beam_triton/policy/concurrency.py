@@ -62,10 +62,16 @@ class ConcurrencyLimit:
         self._limit = self._maximum
         self._decreased_at = -math.inf
         self._round_trip_seconds = _FIRST_ROUND_TRIP_SECONDS
+        self._has_answered = False
         self._window = _Window(clock())
         self._baseline = _Baseline(clock())
         self._trial: _Trial | None = None
         self._next_trial_at = -math.inf
+
+    @property
+    def usual_latency_seconds(self) -> float | None:
+        """What a request that ends well takes, as of late; None before one has."""
+        return self._round_trip_seconds if self._has_answered else None
 
     @property
     def limit(self) -> int:
@@ -76,6 +82,7 @@ class ConcurrencyLimit:
         """A request ended well, ``latency_seconds`` after it was sent."""
         with self._lock:
             now = self._clock()
+            self._has_answered = True
             self._round_trip_seconds += (latency_seconds - self._round_trip_seconds) * _ROUND_TRIP_SMOOTHING
             if self._trial is None and self._limit < self._maximum:
                 growth = 1 / max(self._limit, _MIN_GROWTH_SUCCESSES)

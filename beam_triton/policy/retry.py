@@ -81,10 +81,8 @@ def decide(
     those of them that ended in `ModelExecutionError`. ``sequence`` says that the request belongs to a
     sequence, whose model would see it twice. ``remaining_seconds`` is what is left until the deadline.
 
-    A ``Retry-After`` takes the place of the backoff's fixed half where it is longer; the random half
-    stays, so that clients who were told the same second do not all come back in it. A backoff that would
-    use up the deadline is cut to half of what is left, so that a server that comes back in time is found;
-    what the server asked for is not cut: the error is worth more at once.
+    A wait that would use up the deadline is cut to half of what is left, so that a server that comes back in
+    time is found; what a ``Retry-After`` asks for beyond it can only be had outside the deadline.
     """
     if not error.retryable or attempts_made > policy.max_retries:
         return None
@@ -95,14 +93,28 @@ def decide(
         return None
     if sequence and error.may_have_run:
         return None
-    half = policy._half_backoff_seconds(attempts_made)
-    asked_for = error.retry_after_seconds if isinstance(error, InferenceError) else None
-    delay = max(half, asked_for or 0.0) + half * random()
+    delay = pause_seconds(policy, error, attempts_made, random)
     if delay < remaining_seconds:
         return delay
-    shortest = asked_for if asked_for is not None else policy.initial_backoff_seconds / 2
-    cut = max(shortest, remaining_seconds / 2)
+    cut = max(policy.initial_backoff_seconds, remaining_seconds) / 2
     return cut if cut < remaining_seconds else None
+
+
+def pause_seconds(
+    policy: RetryPolicy, error: TritonError, attempts_made: int, random: Callable[[], float]
+) -> float:
+    """How long to let the server be after ``error``.
+
+    A ``Retry-After`` takes the place of the backoff's fixed half where it is longer; the random half
+    stays, so that clients who were told the same second do not all come back in it.
+    """
+    half = policy._half_backoff_seconds(attempts_made)
+    return max(half, asked_for_seconds(error)) + half * random()
+
+
+def asked_for_seconds(error: TritonError) -> float:
+    """The server's ``Retry-After``, 0 without one."""
+    return (error.retry_after_seconds or 0.0) if isinstance(error, InferenceError) else 0.0
 
 
 class RetryBudget:

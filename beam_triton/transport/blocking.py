@@ -11,6 +11,7 @@ from beam_triton.errors import ConnectionLostError, DeadlineExceededError, PoolT
 from beam_triton.transport.exchange import Buffer, Exchange
 from beam_triton.transport.origin import Origin
 from beam_triton.transport.pool import (
+    STALE_WITHIN_SECONDS,
     AcquisitionState,
     ConnectionPool,
     PooledConnection,
@@ -29,8 +30,8 @@ def exchange_within(
 ) -> Exchange:
     """Send ``parts`` (the request, head first) to ``origin`` and wait for the whole answer.
 
-    A reused connection that turns out to be stale before a byte of the answer came is replaced
-    once: only requests that may safely be repeated should come this way.
+    Each reused connection that turns out to be stale before a byte of the answer came is replaced: only
+    requests that may safely be repeated should come this way.
 
     Raises:
         TransportError: no answer within ``timeout_seconds``, or none at all.
@@ -39,6 +40,7 @@ def exchange_within(
     deadline = time.monotonic() + timeout_seconds
     while True:
         connection = _acquire(pool, origin, deadline, timeout_seconds)
+        begun_at = time.monotonic()
         exchange = Exchange(
             connection.sock, parts, max_response_bytes=max_response_bytes, expects_body=expects_body
         )
@@ -46,7 +48,8 @@ def exchange_within(
             _run(exchange, connection, deadline, timeout_seconds)
         except ConnectionLostError:
             pool.abort(connection)
-            if connection.served and not exchange.bytes_received:
+            is_early = time.monotonic() - begun_at < STALE_WITHIN_SECONDS
+            if connection.served and not exchange.bytes_received and is_early:
                 continue
             raise
         except BaseException:

@@ -29,6 +29,10 @@ from beam_triton.transport.origin import Origin
 
 Clock = Callable[[], float]
 
+STALE_WITHIN_SECONDS = 0.25
+"""A reused connection that ends this soon after a request was sent, without a byte of an answer, had been
+closed by the server before: it takes a round trip to learn of it. What ends later may have run it."""
+
 # struct linger: on, for no time.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 

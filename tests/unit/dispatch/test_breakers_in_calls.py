@@ -128,6 +128,22 @@ def test_a_health_check_shortens_the_wait() -> None:
         assert asked[:2] == ["/v2/health/ready", "/v2/models/model/ready"]
 
 
+def test_a_health_check_ends_failing_fast() -> None:
+    """Where requests fail at once nobody waits for the server, and it is asked after all the same."""
+    early = policy(open_seconds=30.0, when_open="fail", health_check_interval_seconds=0.05)
+    with (
+        FaultServer(OK, [SICK] * 3, when=infer_requests) as server,
+        closing(open_channel(server.endpoint, circuit_breaker=early)) as channel,
+    ):
+        for _ in range(3):
+            assert isinstance(ask(channel).error, ServerUnavailableError)
+        deadline = time.monotonic() + 5.0
+        while ask(channel).error is not None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert ask(channel).result == b"answer"
+        assert state_of(channel) is not State.OPEN
+
+
 def test_a_health_check_that_fails_keeps_it_shut() -> None:
     """A server that is not ready gets no requests, only further checks."""
 

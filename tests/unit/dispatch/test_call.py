@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from beam_triton.errors import (
     ServerOverloadedError,
     ServerUnavailableError,
 )
+from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
 from beam_triton.transport.exchange import Exchange
 from tests.support import faults, sockets
@@ -150,16 +152,136 @@ def test_retry_after_is_waited_for() -> None:
         assert 1.0 <= time.monotonic() - started < 1.7
 
 
-def test_retry_after_beyond_the_deadline_is_final() -> None:
-    """A time that the deadline does not leave is not waited for."""
+def test_the_deadline_caps_retry_after() -> None:
+    """Where nothing is waited for beyond it, a server that names a later time is asked within it."""
     with (
-        FaultServer(OK, status(503, ("Retry-After", "60"))) as server,
-        closing(open_channel(server.endpoint, retry=QUICK_RETRIES)) as channel,
+        FaultServer(OK, [status(503, ("Retry-After", "60"))]) as server,
+        closing(open_channel(server.endpoint, retry=QUICK_RETRIES, timeout_seconds=1.0)) as channel,
     ):
+        assert ask(channel).result == b"answer"
+        server.play(status(503, ("Retry-After", "60")))
         started = time.monotonic()
         assert isinstance(ask(channel).error, ServerUnavailableError)
-        assert time.monotonic() - started < OVERRUN_SECONDS
-        assert len(server.requests) == 1
+        assert time.monotonic() - started < 1.0 + OVERRUN_SECONDS
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_retry_after_beyond_the_deadline_is_waited_for_outside_it(code: int) -> None:
+    """Where the policy waits for a sick server, it waits for one that says how long it takes."""
+    patient = CircuitBreakerPolicy(max_wait_seconds=10.0)
+    channel_options: dict[str, Any] = {"retry": QUICK_RETRIES, "timeout_seconds": 0.5}
+    with (
+        FaultServer(OK, [status(code, ("Retry-After", "1"))] * 2) as server,
+        closing(open_channel(server.endpoint, circuit_breaker=patient, **channel_options)) as channel,
+    ):
+        started = time.monotonic()
+        assert ask(channel).result == b"answer"
+        assert 2.0 <= time.monotonic() - started < 4.0
+        assert len(server.requests) == 3
+
+
+def test_overload_is_waited_out() -> None:
+    """A busy server loses no request to the deadline, or to the number of retries; patience has an end."""
+    policy = RetryPolicy(max_retries=2, initial_backoff_seconds=0.02, max_backoff_seconds=0.05)
+    patient = CircuitBreakerPolicy(max_wait_seconds=1.0)
+    with (
+        FaultServer(OK, [BUSY] * 12) as server,
+        closing(
+            open_channel(server.endpoint, retry=policy, circuit_breaker=patient, timeout_seconds=0.2)
+        ) as channel,
+    ):
+        call = ask(channel)
+        assert call.result == b"answer"
+        assert (call.record.attempts, call.record.retries) == (13, 12)
+        server.play(BUSY)
+        started = time.monotonic()
+        error = ask(channel).error
+        assert 0.9 < time.monotonic() - started < 1.0 + OVERRUN_SECONDS
+        assert isinstance(error, ServerOverloadedError) and error.attempts
+        assert free_slots(channel) == 4
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_waiting_for_a_place_has_an_end(waits: bool) -> None:
+    """Behind others that a shrunken limit lets through one at a time, nobody waits without a bound."""
+    patient = CircuitBreakerPolicy(max_wait_seconds=0.4, minimum_requests=100) if waits else None
+    with FaultServer(OK, faults.silence) as server:
+        channel = open_channel(
+            server.endpoint, circuit_breaker=patient, timeout_seconds=0.4, max_concurrent_requests=8
+        )
+        with closing(channel):
+            limit = channel.endpoints.endpoints[0].limit
+            while limit.limit > 1:
+                limit.on_overload(0.0)
+            dispatcher: Dispatcher[int] = Dispatcher(channel)
+            started = time.monotonic()
+            for number in range(8):
+                dispatcher.submit(number, post(), read)
+            dispatcher.drain()
+            # One ends at its deadline, another one may take its place just before it would give up.
+            assert time.monotonic() - started < 2 * 0.4 + OVERRUN_SECONDS
+            errors = [call.error for _, call in dispatcher.completed]
+            assert sum(isinstance(error, PoolTimeoutError) for error in errors) >= 6
+            assert "1 requests at a time" in str(errors)
+
+
+def test_a_sick_endpoints_budget_is_its_own() -> None:
+    """A retry is charged to the endpoint that it goes to, not to one that is out and gets nothing."""
+    policy = RetryPolicy(
+        initial_backoff_seconds=0.01, max_backoff_seconds=0.02, budget_ratio=0.5, budget_min_per_second=0.1
+    )
+    breaker = CircuitBreakerPolicy(minimum_requests=3, open_seconds=60.0, health_check_interval_seconds=None)
+    with FaultServer(OK, status(503)) as sick, FaultServer(OK) as well:
+        channel = open_channel([sick.endpoint, well.endpoint], retry=policy, circuit_breaker=breaker)
+        with closing(channel):
+            while channel.endpoints.endpoints[0].is_closed:
+                ask(channel)
+            for _ in range(20):
+                assert ask(channel).result == b"answer"
+            started = time.monotonic()
+            for _ in range(4):
+                well.play([status(502)])
+                assert ask(channel).result == b"answer"
+            assert time.monotonic() - started < 2.0
+
+
+def test_a_frozen_endpoint_is_given_up_for_another() -> None:
+    """One that accepts and says nothing costs half of the deadline, where answers usually come soon."""
+    with FaultServer(OK) as frozen, FaultServer(OK) as well:
+        channel = open_channel([frozen.endpoint, well.endpoint], retry=QUICK_RETRIES, timeout_seconds=2.0)
+        with closing(channel):
+            for _ in range(4):
+                ask(channel)
+            frozen.play(faults.silence)
+            calls = [ask(channel) for _ in range(2)]
+            assert [call.result for call in calls] == [b"answer"] * 2
+            assert sum(call.record.retries for call in calls) >= 1
+
+
+def test_a_slow_model_keeps_its_whole_deadline() -> None:
+    """Where answers usually take a good part of the deadline, no attempt is given up early."""
+    with FaultServer(OK, faults.late(0.5)) as first, FaultServer(OK, faults.late(0.5)) as second:
+        channel = open_channel([first.endpoint, second.endpoint], retry=QUICK_RETRIES, timeout_seconds=0.9)
+        with closing(channel):
+            calls = [ask(channel) for _ in range(3)]
+            assert [call.record.attempts for call in calls] == [1, 1, 1]
+
+
+def test_a_loss_after_some_time_is_not_staleness() -> None:
+    """The server may have run the request: where no retry is allowed, it is not sent again."""
+
+    def late_reset(exchange: Any) -> None:
+        exchange.request()
+        time.sleep(0.4)
+        exchange.reset()
+
+    with (
+        FaultServer(OK, [serve, late_reset]) as server,
+        closing(open_channel(server.endpoint)) as channel,
+    ):
+        ask(channel)
+        assert isinstance(ask(channel).error, ConnectionLostError)
+        assert len(server.requests) == 2
 
 
 def test_the_budget_bounds_retries() -> None:

@@ -141,12 +141,10 @@ def test_a_short_retry_after_does_not_shorten_the_backoff(retry_after_seconds: f
 
 
 @pytest.mark.parametrize(
-    ("remaining_seconds", "expected"), [(5.1, 5.0), (5.0, None), (4.0, None), (-1.0, None)]
+    ("remaining_seconds", "expected"), [(5.1, 5.0), (5.0, 2.5), (4.0, 2.0), (0.1, None), (-1.0, None)]
 )
-def test_a_wait_that_does_not_fit_into_the_deadline_is_not_begun(
-    remaining_seconds: float, expected: float | None
-) -> None:
-    """The error comes at once where the next attempt would come too late."""
+def test_the_deadline_caps_a_retry_after(remaining_seconds: float, expected: float | None) -> None:
+    """Half of what is left is waited for, and nothing where even the shortest backoff is too long."""
     error = ServerOverloadedError("busy", status=503, retry_after_seconds=5.0)
     assert wait(error, remaining_seconds=remaining_seconds) == expected
 
