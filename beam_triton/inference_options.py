@@ -42,7 +42,8 @@ class InferenceOptions(Options):
             over the healthy ones, and one that fails is taken up by another.
         model_version: digits; ``None`` leaves the choice to the server.
         timeout_seconds: deadline of a request, from acquiring its connection to the last byte of
-            the answer, all attempts and backoffs included.
+            the answer, all attempts and backoffs included. Time in which it is kept back for a server that
+            is away or overloaded is bounded by ``circuit_breaker.max_wait_seconds`` instead.
         max_concurrent_requests: requests in flight in a process, which bounds its memory; one of several
             times ``batching.max_batch_bytes`` (4 MiB at least) counts for as many.
         pool: connection pool, shared by all users of the process that agree on it. Left out, it has the

@@ -43,9 +43,10 @@ class CircuitBreakerPolicy(Options):
         open_seconds: how long nothing is sent before the server is probed.
         half_open_requests: how many requests probe at a time; so many successes close the breaker,
             one failure opens it again.
-        when_open: ``"wait"`` holds requests back until the server is well again; ``"fail"`` fails
-            them at once with ``CircuitOpenError``.
-        max_wait_seconds: how long a request is held back at most, before it fails in the same way.
+        when_open: ``"wait"`` holds requests back until the server is well again, and outside their
+            deadlines also those that it is too busy for; ``"fail"`` fails them at once with
+            ``CircuitOpenError``, and lets overload count against the deadline.
+        max_wait_seconds: how long a request is held back at most, before it fails.
         health_check_interval_seconds: while open, how often the server's readiness is asked for; a
             good answer starts the probes early. ``None``: never asked.
 

@@ -36,7 +36,7 @@ class RetryPolicy(Options):
             itself raised: repeating a bad element would only delay its being found.
         budget_ratio: over 10 seconds, an endpoint gets at most ``budget_ratio`` x requests +
             ``budget_min_per_second`` x 10 retries, so that a sick server is not given much more work
-            than a healthy one.
+            than a healthy one. Refused connections and refusals for being busy are not in it.
         budget_min_per_second: the second term, which lets a quiet job retry at all.
 
     Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from beam_triton import ConnectError, TritonInference, TritonInferenceDoFn
+from beam_triton import ConnectError, TritonClient, TritonInference, TritonInferenceDoFn
 from beam_triton.local_server import LocalTriton
 from tests.support.models import write_models
 from tests.support.strikes import killed_and_restarted, strikes
@@ -154,6 +156,45 @@ def test_a_full_queue_throughout(tmp_path: Path) -> None:
     assert run.counters["cumulativeThrottlingSeconds"] > 0
     # 4 rows a batch, 50 ms, two instances: 3.1 s of pure work, and pauses must not be most of the run.
     assert run.seconds < 30
+
+
+def test_many_workers_share_a_full_queue(tmp_path: Path) -> None:
+    """Sixteen that know nothing of each other, two instances, a queue of two: 400 requests are answered."""
+    workers, rows = 16, 100
+
+    def score(number: int, endpoint: str) -> int:
+        # Those who agree on all policies share a limit, as the DoFns of one process do.
+        own = {"initial_backoff_seconds": 0.1 + number / 1e6}
+        with TritonClient(endpoint, retry=own) as client:
+            return len(client.infer("full_queue", {"x": np.zeros((rows, 1), np.float32)}).outputs["y"])
+
+    models = write_models(tmp_path / "models", ["full_queue"], instances=2)
+    with LocalTriton(models) as server, ThreadPoolExecutor(workers) as threads:
+        scored = threads.map(score, range(workers), [server.endpoint] * workers)
+        assert list(scored) == [rows] * workers
+
+
+def test_one_of_two_servers_freezes(tmp_path: Path) -> None:
+    """Requests to one that accepts them and says nothing any more are taken over by the other."""
+    elements = 50_000
+    models = write_models(tmp_path / "models", [MODEL])
+    with LocalTriton(models) as well, LocalTriton(models) as freezing:
+        try:
+            run = run_numbered(
+                TritonInference(
+                    [well.endpoint, freezing.endpoint],
+                    MODEL,
+                    timeout_seconds=6.0,
+                    pool={"connect_timeout_seconds": 1.0},
+                    batching={"max_batch_size": 64},
+                ),
+                elements,
+                meanwhile=strikes(1, elements, lambda: os.kill(freezing.pid or 0, signal.SIGSTOP)),
+            )
+        finally:
+            os.kill(freezing.pid or 0, signal.SIGCONT)
+    assert run.counters["retries"] > 0
+    assert run.counters.get("failures", 0) == 0
 
 
 @pytest.mark.long
