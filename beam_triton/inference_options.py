@@ -21,7 +21,7 @@ from beam_triton.options import Options, check, positive, positive_integer
 from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
-from beam_triton.protocol import ModelSpec, checked_encoding, checked_parameters
+from beam_triton.protocol import ModelSpec, check_output_options, checked_encoding, checked_parameters
 from beam_triton.protocol.paths import checked_version
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.origin import EndpointUrl
@@ -115,8 +115,9 @@ class InferenceOptions(Options):
         checked_parameters(self.parameters)
         self._check_credentials()
         self._check_limits()
-        if isinstance(self.outputs, str):
-            raise ConfigurationError(f"outputs must be a list of names, not the string {self.outputs!r}")
+        check_output_options(self.outputs, self.classification)
+        if isinstance(self.model_spec, Mapping):
+            object.__setattr__(self, "model_spec", ModelSpec.from_mapping(self.model_spec))
         if self.model_spec is not None and not isinstance(self.model_spec, ModelSpec):
             kind_name = type(self.model_spec).__name__
             raise ConfigurationError(f"model_spec must be a ModelSpec, not a {kind_name}")

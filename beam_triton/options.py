@@ -11,13 +11,14 @@ import math
 import numbers
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from beam_triton.errors import ConfigurationError
 
 Self = TypeVar("Self", bound="Options")
+T = TypeVar("T")
 Rule = Callable[[str, object], None]
 
 
@@ -39,19 +40,28 @@ class Options:
             raise ConfigurationError(
                 f"expected a {cls.__name__} or a dict of its options, got {type(value).__name__}"
             )
-        known = [field.name for field in fields(cls)]
-        for name in value:
-            if name not in known:
-                close = get_close_matches(str(name), known, n=1)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
-                raise ConfigurationError(
-                    f"{cls.__name__} has no option {reprlib.repr(name)}{hint}; "
-                    f"its options: {', '.join(known) or 'none'}"
-                )
-        for field in fields(cls):
-            if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
-                raise ConfigurationError(f"{cls.__name__} needs the option {field.name!r}")
-        return cls(**value)
+        return made_of(cls, value)
+
+
+def made_of(kind: type[T], given: Mapping[str, object]) -> T:
+    """The dataclass ``kind`` made from a dict of its fields.
+
+    Raises `ConfigurationError` for an unknown or missing one.
+    """
+    assert is_dataclass(kind)
+    known = [field.name for field in fields(kind)]
+    for name in given:
+        if name not in known:
+            close = get_close_matches(str(name), known, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ConfigurationError(
+                f"{kind.__name__} has no option {reprlib.repr(name)}{hint}; "
+                f"its options: {', '.join(known) or 'none'}"
+            )
+    for field in fields(kind):
+        if field.name not in given and field.default is MISSING and field.default_factory is MISSING:
+            raise ConfigurationError(f"{kind.__name__} needs the option {field.name!r}")
+    return cast(T, kind(**given))
 
 
 def check(options: Options, rule: Rule, *names: str, allow_none: bool = False) -> None:

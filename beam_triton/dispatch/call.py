@@ -364,8 +364,11 @@ class Call(Generic[T]):
         if not error.is_overload and asked_for_seconds(error) < self._deadline - now:
             return False
         self._pauses += 1
+        # Not longer than what the server has been too busy for everybody: who is refused more often than
+        # others would be left behind.
+        pauses = min(self._pauses, max(1, endpoint.limit.overloads_in_a_row))
         self._give_up_at = min(self._give_up_at, now + options.patience_seconds)
-        wake_at = now + pause_seconds(options.retry, error, self._pauses, random.random)
+        wake_at = now + pause_seconds(options.retry, error, pauses, random.random)
         if wake_at >= self._give_up_at:
             return False
         self.record.retries += 1

@@ -50,6 +50,8 @@ _ROUND_TRIP_SMOOTHING = 1 / 16
 class ConcurrencyLimit:
     """The limit of one endpoint, shared by the threads of a process; between 1 and ``maximum``.
 
+    ``overloads_in_a_row`` counts round trips that met overload since the last success.
+
     ``clock`` gives monotonic seconds. Raises `ConfigurationError` unless ``maximum`` is a whole number
     of 1 or more.
     """
@@ -63,6 +65,7 @@ class ConcurrencyLimit:
         self._decreased_at = -math.inf
         self._round_trip_seconds = _FIRST_ROUND_TRIP_SECONDS
         self._has_answered = False
+        self.overloads_in_a_row = 0
         self._window = _Window(clock())
         self._baseline = _Baseline(clock())
         self._trial: _Trial | None = None
@@ -83,6 +86,7 @@ class ConcurrencyLimit:
         with self._lock:
             now = self._clock()
             self._has_answered = True
+            self.overloads_in_a_row = 0
             self._round_trip_seconds += (latency_seconds - self._round_trip_seconds) * _ROUND_TRIP_SMOOTHING
             if self._trial is None and self._limit < self._maximum:
                 growth = 1 / max(self._limit, _MIN_GROWTH_SUCCESSES)
@@ -102,6 +106,7 @@ class ConcurrencyLimit:
             now = self._clock()
             sent_at = now - (self._round_trip_seconds if latency_seconds is None else latency_seconds)
             if sent_at >= self._decreased_at:
+                self.overloads_in_a_row += 1
                 self._trial = None
                 self._decrease(_OVERLOAD_FACTOR, now)
 

@@ -8,6 +8,7 @@ from beam_triton.protocol.datatypes import DATATYPES, Datatype
 from beam_triton.protocol.elements import PreparedElement
 from beam_triton.protocol.json_tensors import from_json_data, to_json_data
 from beam_triton.protocol.model import ModelSpec, TensorSpec
+from beam_triton.protocol.outputs import check_output_options
 from beam_triton.protocol.parameters import checked_parameters
 from beam_triton.protocol.request import EncodedRequest, InferRequestEncoder
 from beam_triton.protocol.response import InferResponse, decode_infer_response, join_responses
@@ -23,6 +24,7 @@ __all__ = [
     "ModelSpec",
     "PreparedElement",
     "TensorSpec",
+    "check_output_options",
     "checked_encoding",
     "checked_parameters",
     "compress",

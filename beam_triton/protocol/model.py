@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from beam_triton.errors import ConfigurationError, RemoteProtocolError
+from beam_triton.options import made_of
 from beam_triton.protocol.datatypes import DATATYPES
 from beam_triton.protocol.text import shorten
 
@@ -106,6 +107,20 @@ class ModelSpec:
             else "no batch dimension: one element a request"
         )
         return f"inputs: {inputs}; outputs: {outputs}; {limit}"
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any]) -> ModelSpec:
+        """The model of a plain dict, as YAML and other SDKs give it; its tensors may be dicts, too.
+
+        Raises ConfigurationError for a field that there is not, or that is missing.
+        """
+        tensors: dict[str, Any] = {}
+        for side in ("inputs", "outputs"):
+            if isinstance(given.get(side), Sequence):
+                tensors[side] = tuple(
+                    made_of(TensorSpec, each) if isinstance(each, Mapping) else each for each in given[side]
+                )
+        return made_of(cls, {**given, **tensors})
 
     @classmethod
     def from_server(

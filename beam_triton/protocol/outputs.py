@@ -33,7 +33,7 @@ class OutputRequest:
     ) -> None:
         known = {spec.name: spec for spec in model.outputs}
         names = list(known) if outputs is None else _checked_names(model, known, outputs)
-        classes = _checked_classes(model, known if outputs is None else names, classification)
+        classes = _checked_classes(known if outputs is None else names, classification)
         if outputs is None and not known:
             names = list(classes)
         entries: list[dict[str, Any]] = []
@@ -58,14 +58,23 @@ class OutputRequest:
         )
 
 
+def check_output_options(outputs: Sequence[str] | None, classification: Mapping[str, int] | None) -> None:
+    """Refuse, with ConfigurationError, what fits no model."""
+    OutputRequest(_ANY_MODEL, outputs, classification, binary=True)
+
+
+_ANY_MODEL = ModelSpec(name="any")
+
+
 def _checked_names(model: ModelSpec, known: Mapping[str, TensorSpec], outputs: Sequence[str]) -> list[str]:
-    if isinstance(outputs, str) or not isinstance(outputs, Sequence) or not outputs:
+    is_list = isinstance(outputs, Sequence) and not isinstance(outputs, str)
+    if not is_list or not outputs or not all(isinstance(name, str) and name for name in outputs):
         raise ConfigurationError(f"outputs must be a list of output names, not {shorten(outputs)}")
     names = list(outputs)
-    if len(set(map(str, names))) != len(names):
+    if len(set(names)) != len(names):
         raise ConfigurationError(f"outputs {names} name an output twice")
     for name in names:
-        if not isinstance(name, str) or not name or (known and name not in known):
+        if known and name not in known:
             raise ConfigurationError(
                 f"model {model.name!r} has no output {shorten(name)}; it has {', '.join(known) or 'none'}"
             )
@@ -73,7 +82,7 @@ def _checked_names(model: ModelSpec, known: Mapping[str, TensorSpec], outputs: S
 
 
 def _checked_classes(
-    model: ModelSpec, asked: Mapping[str, Any] | Sequence[str], classification: Mapping[str, int] | None
+    asked: Mapping[str, Any] | Sequence[str], classification: Mapping[str, int] | None
 ) -> dict[str, int]:
     if classification is None:
         return {}
@@ -84,7 +93,7 @@ def _checked_classes(
     for name, count in classification.items():
         if not isinstance(name, str) or (asked and name not in asked):
             raise ConfigurationError(
-                f"classification: {shorten(name)} is not among the outputs asked of model {model.name!r}: "
+                f"classification: {shorten(name)} is not among the outputs that are asked for: "
                 f"{', '.join(asked)}"
             )
         if type(count) is not int or not 0 < count < 2**31:

@@ -23,16 +23,16 @@ class InferenceMetrics:
     """Collects what happens in plain integers and writes it to Beam about once a second.
 
     Counters: ``elements``, ``failures``, ``default_values``, ``requests`` (HTTP requests sent, retries
-    included), ``retries``, ``split_batches``, ``connections_opened``, ``connections_reused``,
-    ``connection_waits``, ``cumulativeThrottlingSeconds``, and the latency buckets of
-    `beam_triton.policy.latency_histogram`. Distributions: ``batch_size``, ``request_bytes``,
-    ``response_bytes``, ``request_latency_milliseconds``. With a ``pool`` whose monitoring is enabled, the
-    gauges ``connections_idle``, ``connections_active`` and ``connections_waiting``, as they are in this
-    process.
+    included), ``retries``, ``split_batches``, ``connections_opened`` (those that asked for the model, before
+    the bundle, among them), ``connections_reused``, ``connection_waits``, ``cumulativeThrottlingSeconds``,
+    and the latency buckets of `beam_triton.policy.latency_histogram`. Distributions: ``batch_size``,
+    ``request_bytes``, ``response_bytes``, ``request_latency_milliseconds``. With a ``pool`` whose monitoring
+    is enabled, the gauges ``connections_idle``, ``connections_active`` and ``connections_waiting``, as they
+    are in this process.
     """
 
     def __init__(self, pool: ConnectionPool | None = None) -> None:
-        self._pool = pool if pool is not None and pool.config.monitoring_enabled else None
+        self._pool = pool
         self._counts: Counter[str] = Counter()
         self._throttled_seconds = 0.0
         self._flush_at = 0.0
@@ -73,11 +73,13 @@ class InferenceMetrics:
         whole_seconds = int(self._throttled_seconds)
         self._throttled_seconds -= whole_seconds
         self._counts[THROTTLING_COUNTER] += whole_seconds
+        if self._pool is not None:
+            self._counts["connections_opened"] += self._pool.take_opened_aside()
         for name, value in self._counts.items():
             if value:
                 Metrics.counter(NAMESPACE, name).inc(value)
         self._counts.clear()
-        if self._pool is not None:
+        if self._pool is not None and self._pool.config.monitoring_enabled:
             figures = self._pool.statistics()
             Metrics.gauge(NAMESPACE, "connections_idle").set(figures.idle)
             Metrics.gauge(NAMESPACE, "connections_active").set(figures.active)

@@ -40,6 +40,8 @@ def exchange_within(
     deadline = time.monotonic() + timeout_seconds
     while True:
         connection = _acquire(pool, origin, deadline, timeout_seconds)
+        if not connection.served:
+            pool.count_opened_aside()
         begun_at = time.monotonic()
         exchange = Exchange(
             connection.sock, parts, max_response_bytes=max_response_bytes, expects_body=expects_body

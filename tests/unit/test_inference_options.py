@@ -12,6 +12,7 @@ from beam_triton.inference_options import InferenceOptions
 from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
+from beam_triton.protocol import ModelSpec, TensorSpec
 from beam_triton.transport.config import ConnectionPoolConfig
 
 URL = "http://triton:8000"
@@ -45,6 +46,14 @@ def test_plain_dicts() -> None:
     assert again.circuit_breaker == CircuitBreakerPolicy(open_seconds=5)
 
 
+def test_a_model_of_plain_dicts() -> None:
+    """A model's description may be plain, too: lists and dicts all the way down."""
+    x = {"name": "x", "datatype": "FP32", "shape": [3]}
+    made = options(model_spec={"name": "m", "inputs": [x], "outputs": [x], "max_batch_size": 8})
+    tensor = TensorSpec("x", "FP32", (3,))
+    assert made.model_spec == ModelSpec("m", inputs=(tensor,), outputs=(tensor,), max_batch_size=8)
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -58,12 +67,19 @@ def test_plain_dicts() -> None:
         ({"retry": RetryPolicy(), "batching": RetryPolicy()}, ["BatchingPolicy", "RetryPolicy"]),
         ({"circuit_breaker": {"when_open": "panic"}}, ["when_open", "panic"]),
         ({"model_version": "latest"}, ["latest"]),
+        ({"outputs": []}, ["outputs", "[]"]),
+        ({"outputs": [1]}, ["outputs", "[1]"]),
+        ({"outputs": ["y", "y"]}, ["y", "twice"]),
+        ({"classification": {"y": 0}}, ["classification", "'y'", "0"]),
+        ({"outputs": ["y"], "classification": {"z": 1}}, ["classification", "'z'", "y"]),
+        ({"model_spec": {"nam": "m"}}, ["ModelSpec", "'nam'", "'name'"]),
+        ({"model_spec": {"name": "m", "inputs": [{"name": "x"}]}}, ["TensorSpec", "datatype"]),
+        ({"model_spec": 5}, ["ModelSpec", "int"]),
         ({"compression": "br"}, ["br"]),
         ({"response_compression": "zip"}, ["zip"]),
         ({"request_parameters": {"triton_x": 1}}, ["triton_x"]),
         ({"request_parameters": {"x": object()}}, ["x"]),
         ({"outputs": "probabilities"}, ["outputs", "probabilities"]),
-        ({"model_spec": {"name": "m"}}, ["ModelSpec", "dict"]),
         ({"endpoint": []}, ["endpoint"]),
         ({"endpoint": None}, ["endpoint"]),
         ({"endpoint": b"http://triton:8000"}, ["endpoint"]),

@@ -84,7 +84,7 @@ def test_options_as_objects_and_as_dicts() -> None:
             {"max_concurrent_requests": 200, "pool": {"max_total": 100}},
             "max_total=100.*max_concurrent_requests=200",
         ),
-        (ENDPOINT, "m", {"model_spec": {"name": "m"}}, "ModelSpec"),
+        (ENDPOINT, "m", {"model_spec": "m"}, "ModelSpec"),
         (ENDPOINT, "m", {"with_exception_handling": True}, "with_exception_handling"),
     ],
 )
