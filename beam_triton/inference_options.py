@@ -165,7 +165,9 @@ class InferenceOptions(Options):
         defaults = type(self)(endpoint=self.endpoint)
         for option in fields(self):
             value, default = getattr(self, option.name), getattr(defaults, option.name)
-            if option.name == "endpoint" or value == default:
+            # An array equals nothing with a single answer: what has no default is not compared.
+            is_default = value is None if default is None else value == default
+            if option.name == "endpoint" or is_default:
                 continue
             if option.name == "headers":
                 shown["headers"] = ", ".join(f"{k}: {v}" for k, v in redact_headers(value).items())

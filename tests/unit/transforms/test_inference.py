@@ -60,6 +60,15 @@ def test_display_data_says_what_differs_and_no_secret() -> None:
     assert shown(dofn)["max_concurrent_requests"] == "7"
 
 
+def test_an_array_as_default_value_goes_into_a_job() -> None:
+    """It is display data as any other option, and the pipeline becomes a job for a runner."""
+    transform = TritonInference(ENDPOINT, "m", model_spec=SPEC, default_value=np.array([0.5, 0.5]))
+    assert shown(transform)["default_value"] == "[0.5 0.5]"
+    pipeline = beam.Pipeline()
+    _ = pipeline | beam.Create([np.zeros(1, np.float32)], reshuffle=False) | transform
+    assert "default_value" in str(pipeline.to_runner_api())
+
+
 def test_options_as_objects_and_as_dicts() -> None:
     """A policy object and the dict of its fields are the same."""
     objects = TritonInference(
