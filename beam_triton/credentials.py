@@ -142,10 +142,14 @@ def redact_headers(headers: Mapping[str, object]) -> dict[str, str]:
 
 
 def _call(secret: Callable[[], str], what: str) -> str:
+    raised = ""
     try:
         value = secret()
     except Exception as error:
-        raise ConfigurationError(f"{what}: {describe(secret)} raised {type(error).__name__}") from error
+        raised = type(error).__name__
+    if raised:
+        # Out here, so that the error does not keep the other one, whose words may hold the secret.
+        raise ConfigurationError(f"{what}: {describe(secret)} raised {raised}")
     if not isinstance(value, str):
         raise ConfigurationError(f"{what}: {describe(secret)} gave a {type(value).__name__}, not a string")
     return value

@@ -126,8 +126,13 @@ class InferenceOptions(Options):
     def urls(self) -> tuple[EndpointUrl, ...]:
         """The endpoints, taken apart."""
         given = [self.endpoint] if isinstance(self.endpoint, str) else self.endpoint
-        if not isinstance(given, Sequence) or not given:
-            raise ConfigurationError(f"endpoint must be a URL or a list of URLs, not {self.endpoint!r}")
+        # What was given is named by its type alone: it may hold a URL with a password all the same.
+        if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray | memoryview):
+            raise ConfigurationError(
+                f"endpoint must be a URL or a list of URLs, not a {type(self.endpoint).__name__}"
+            )
+        if not given:
+            raise ConfigurationError("endpoint must be a URL or a list of URLs, and names no server")
         urls = tuple(EndpointUrl.parse(url) for url in given)
         if len(set(urls)) != len(urls):
             raise ConfigurationError("endpoint names the same server twice: " + ", ".join(map(str, urls)))

@@ -72,8 +72,12 @@ class EndpointUrl(NamedTuple):
             ConfigurationError: the URL has no scheme, another scheme, no host, a port that is no
                 number, a query or a fragment. Credentials never appear in the message.
         """
-        if not isinstance(url, str) or not url.strip():
-            raise ConfigurationError(f"endpoint must be a URL such as http://host:8000, not {url!r}")
+        if not isinstance(url, str):
+            raise ConfigurationError(
+                f"endpoint must be a URL such as http://host:8000, not a {type(url).__name__}"
+            )
+        if not url.strip():
+            raise ConfigurationError("endpoint must be a URL such as http://host:8000, and is empty")
         text = url.strip()
         shown = redact_url(text)
         try:

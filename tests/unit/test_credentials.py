@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import traceback
 from pathlib import Path
 
 import pytest
@@ -96,15 +97,15 @@ def test_a_callable_is_called_for_each_use() -> None:
 
 
 def test_a_callable_that_fails_is_named() -> None:
-    """The error names the callable and what it raised, and keeps the cause."""
+    """The error names the callable and the type of what it raised, and keeps nothing else of it."""
 
     def broken() -> str:
         raise OSError(SECRET)
 
     with pytest.raises(ConfigurationError, match="auth_token: callable broken raised OSError") as e:
         resolve(broken, "auth_token")
-    assert isinstance(e.value.__cause__, OSError)
-    assert SECRET not in str(e.value)
+    assert e.value.__cause__ is None and e.value.__context__ is None
+    assert SECRET not in "".join(traceback.format_exception(e.value))
 
 
 def test_a_callable_has_to_give_a_string() -> None:

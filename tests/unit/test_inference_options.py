@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from beam_triton.errors import ConfigurationError
@@ -83,7 +86,8 @@ def test_a_model_of_plain_dicts() -> None:
         ({"endpoint": []}, ["endpoint"]),
         ({"endpoint": None}, ["endpoint"]),
         ({"endpoint": b"http://triton:8000"}, ["endpoint"]),
-        ({"endpoint": [URL, 5]}, ["endpoint", "5"]),
+        ({"endpoint": [URL, 5]}, ["endpoint", "int"]),
+        ({"endpoint": {URL}}, ["endpoint", "set"]),
         ({"endpoint": [URL, "http://triton:8000/v2"]}, ["twice", "triton:8000"]),
         ({"headers": ["X-A"]}, ["headers"]),
         ({"headers": {"X A": "b"}}, ["X A"]),
@@ -177,7 +181,24 @@ def test_nothing_secret_is_shown() -> None:
     assert "X-Key" in shown["headers"]
 
 
+@pytest.mark.parametrize("kind", [set, dict.fromkeys, frozenset, iter])
+@pytest.mark.parametrize("url", ["http://user:s3cret@one:8000", b"http://user:s3cret@one:8000"])
+def test_no_password_in_the_refusal_of_an_endpoint(kind: Callable[[Any], Any], url: str | bytes) -> None:
+    """What is no list of URLs may hold one with a password: it is named by its type."""
+    wrong = [kind([url]), [url.encode() if isinstance(url, str) else url], [[url]]]
+    for endpoint in wrong if isinstance(url, str) else [*wrong, url]:
+        with pytest.raises(ConfigurationError, match="endpoint") as caught:
+            options(endpoint=endpoint)
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value)), endpoint
+
+
 def test_only_what_differs_is_shown() -> None:
     """Display data hold the endpoint and whatever is not the default."""
     assert options().shown() == {"endpoint": URL}
     assert options(timeout_seconds=20.0).shown() == {"endpoint": URL, "timeout_seconds": "20.0"}
+
+
+@pytest.mark.parametrize("value", [np.array([0.5, 0.5]), {"y": np.zeros((2, 2))}, 0.0, [], "none"])
+def test_any_default_value_is_shown(value: Any) -> None:
+    """An array among them, whose comparison has no single answer, and values that are false."""
+    assert options(default_value=value).shown() == {"endpoint": URL, "default_value": str(value)}
