@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from beam_triton.inflation import decompress
 from beam_triton.protocol.casting import to_array
-from beam_triton.protocol.compression import checked_encoding, compress, decompress
+from beam_triton.protocol.compression import checked_encoding, compress
 from beam_triton.protocol.datatypes import DATATYPES, Datatype
 from beam_triton.protocol.elements import PreparedElement
 from beam_triton.protocol.json_tensors import from_json_data, to_json_data

@@ -13,11 +13,13 @@ from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 from requests.utils import select_proxy
 from urllib3 import HTTPHeaderDict, HTTPResponse
 
 from beam_triton.credentials import redact_url
 from beam_triton.errors import ConfigurationError
+from beam_triton.inflation import decompress
 from beam_triton.transport.blocking import exchange_within
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.connector import Connector
@@ -33,7 +35,8 @@ class PooledAdapter(HTTPAdapter):
     """``HTTPAdapter`` over a `ConnectionPool`. It retries nothing, and takes no proxies.
 
     TLS comes from ``tls``, not from ``verify`` and ``cert`` of a single request. A ``timeout`` given
-    to requests bounds the whole request, the larger of a ``(connect, read)`` pair.
+    to requests bounds the whole request, the larger of a ``(connect, read)`` pair. An answer is inflated
+    here, within the bound of its size, not by urllib3, which knows none.
     """
 
     def __init__(self, config: ConnectionPoolConfig, tls: TlsConfig) -> None:
@@ -55,7 +58,8 @@ class PooledAdapter(HTTPAdapter):
 
         Raises:
             ConfigurationError: a proxy is given for the URL.
-            TransportError, RemoteProtocolError: this library's own errors, not those of requests.
+            TransportError, RemoteProtocolError: this library's own errors, not those of requests; also
+                for an answer in an encoding that nobody asked for, or one that inflates beyond 64 MiB.
         """
         del stream, verify, cert
         assert request.url is not None and request.method is not None
@@ -79,16 +83,25 @@ class PooledAdapter(HTTPAdapter):
         for name, value in exchange.head.fields:
             if name.lower() != "transfer-encoding":
                 headers.add(name, value)
+        raw_headers = headers.copy()
+        content: bytes | bytearray | memoryview = exchange.body
+        encoding = headers.get("content-encoding", "").strip().lower()
+        if content and encoding not in ("", "identity"):
+            content = decompress(content, encoding, max_bytes=_MAX_CONTROL_RESPONSE_BYTES)
+            raw_headers.discard("content-encoding")
+            raw_headers.discard("content-length")
         raw = HTTPResponse(
-            body=io.BytesIO(exchange.body),
-            headers=headers,
+            body=io.BytesIO(content),
+            headers=raw_headers,
             status=exchange.head.status,
             version=10 + exchange.head.http_minor,
             reason=exchange.head.reason,
             preload_content=False,
             request_method=request.method,
         )
-        return self.build_response(request, raw)
+        response = self.build_response(request, raw)
+        response.headers = CaseInsensitiveDict(headers)
+        return response
 
     def close(self) -> None:
         """Close every idle connection and end the background thread."""

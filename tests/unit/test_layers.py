@@ -14,7 +14,7 @@ _PACKAGE = Path(__file__).parents[2] / "beam_triton"
 # From the bottom up. Parts of one layer never import each other.
 _LAYERS = (
     {"errors"},
-    {"options", "credentials", "local_server"},
+    {"options", "credentials", "inflation", "local_server"},
     {"protocol", "policy", "transport"},
     {"dispatch", "inference_options"},
     {"remote_model", "control_plane"},

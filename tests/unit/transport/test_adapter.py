@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -109,6 +110,42 @@ def test_gzip(session: requests.Session, server: FaultServer) -> None:
     assert session.get(server.endpoint + "/gzip").text == "inflated"
     streamed = session.get(server.endpoint + "/gzip", stream=True)
     assert b"".join(streamed.iter_content(3)) == b"inflated"
+
+
+def test_the_headers_of_a_compressed_answer(session: requests.Session, server: FaultServer) -> None:
+    """They are told as they were sent, and the headers of HEAD, too."""
+    answer = session.get(server.endpoint + "/gzip")
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert int(answer.headers["Content-Length"]) == len(gzip.compress(b"inflated"))
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\n"
+    server.play([faults.raw_answer(head, close=False)])
+    answer = session.head(server.endpoint)
+    assert answer.content == b"" and answer.headers["Content-Encoding"] == "gzip"
+
+
+def test_a_bomb_is_not_inflated(session: requests.Session, server: FaultServer) -> None:
+    """A compressed answer costs no more than what an answer may be, whatever it would inflate to."""
+    server.play(faults.gzip_bomb(1 << 30))
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteProtocolError, match="inflates beyond"):
+            session.get(server.endpoint)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 100 << 20
+    assert session_pool(session).statistics().active == 0
+
+
+@pytest.mark.parametrize("encoding", ["br", "gzip, gzip", "zstd", "deflate"])
+def test_an_encoding_that_cannot_be_undone(
+    session: requests.Session, server: FaultServer, encoding: str
+) -> None:
+    """Unknown, in layers, or another than what it is called: told as that, not handed on."""
+    body = gzip.compress(b"inflated")
+    server.play(faults.answered(Answer(200, body, (("Content-Encoding", encoding),))))
+    with pytest.raises(RemoteProtocolError, match=encoding):
+        session.get(server.endpoint)
 
 
 @pytest.mark.parametrize("timeout", [0.3, (0.1, 0.3), (None, 0.3)])

@@ -1,0 +1,55 @@
+"""Whole compressed bodies inflated, never beyond a bound: ``Content-Encoding`` gzip and deflate.
+
+``deflate`` means zlib (RFC 9110, 8.4.1.2), which is what Triton reads and writes.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from beam_triton.errors import RemoteProtocolError
+
+WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
+# zlib hands back a copy of the input that it has not used: small steps keep these copies small.
+_STEP_BYTES = 16 * 1024
+# Of an encoding's name, which the server gives.
+_SHOWN_CHARACTERS = 60
+
+
+def decompress(body: bytes | bytearray | memoryview, encoding: str, *, max_bytes: int) -> bytes:
+    """The decompressed ``body``, never more than ``max_bytes`` bytes of it.
+
+    Several gzip members in a row are one body (RFC 1952, 2.2). Raises RemoteProtocolError for an unknown
+    encoding, bytes that are not of it, a truncated stream, bytes after its end, and as soon as the body
+    would exceed ``max_bytes``.
+    """
+    bits = WINDOW_BITS.get(encoding.strip().lower())
+    if bits is None:
+        raise RemoteProtocolError(
+            f"the answer has the unknown Content-Encoding {encoding[:_SHOWN_CHARACTERS]!r}"
+        )
+    pieces: list[bytes] = []
+    size = 0
+    body = memoryview(body).cast("B")
+    stream = zlib.decompressobj(bits)
+    for start in range(0, len(body), _STEP_BYTES):
+        step: bytes | memoryview = body[start : start + _STEP_BYTES]
+        while step:
+            if stream.eof:
+                if bits == WINDOW_BITS["deflate"]:
+                    raise RemoteProtocolError(f"bytes follow the end of the answer's {encoding} body")
+                stream = zlib.decompressobj(bits)
+            try:
+                piece = stream.decompress(step, max_bytes - size + 1)
+            except zlib.error as error:
+                raise RemoteProtocolError(f"the answer's {encoding} body is broken: {error}") from None
+            size += len(piece)
+            if size > max_bytes:
+                raise RemoteProtocolError(
+                    f"the answer's {encoding} body inflates beyond max_response_bytes ({max_bytes} bytes)"
+                )
+            pieces.append(piece)
+            step = stream.unused_data if stream.eof else stream.unconsumed_tail
+    if not stream.eof:
+        raise RemoteProtocolError(f"the answer's {encoding} body is truncated")
+    return b"".join(pieces)
