@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from beam_triton.errors import ConfigurationError
 from beam_triton.transport.exchange import Buffer
 from beam_triton.transport.origin import EndpointUrl
+
+_logger = logging.getLogger(__name__)
+
+HEADERS_GRACE_SECONDS = 10.0
+"""How long the last headers that could be read serve where secrets cannot be read any more."""
 
 # Secrets are looked up again after this time, so that a rotated token is taken up.
 _HEADERS_FRESH_SECONDS = 1.0
@@ -25,11 +33,21 @@ class HttpRequest(NamedTuple):
     content_length: int = 0
 
 
+class _Reading(NamedTuple):
+    values: Mapping[str, str]
+    at: float
+    has_failed_since: bool = False
+
+
 class HeadWriter:
     """Writes request heads. The part that does not change from one request to the next is kept.
 
+    Headers are read anew after a second, at the next request. Where that fails although it went well
+    before, the last good ones serve for another `HEADERS_GRACE_SECONDS`: a file that is being rewritten
+    is missing or empty for a moment, and no request need fail for it.
+
     Args:
-        headers: gives the user's own headers, credentials resolved; asked again after a second.
+        headers: gives the user's own headers, credentials resolved.
         keep_alive: ``False`` asks the server to close the connection after its answer.
     """
 
@@ -37,10 +55,16 @@ class HeadWriter:
         self._headers = headers
         self._keep_alive = keep_alive
         self._kept: dict[tuple[EndpointUrl, str, str, tuple[tuple[str, str], ...]], bytes] = {}
-        self._fresh_until = 0.0
+        self._fresh_until = -math.inf
+        # Replaced as a whole: the threads of a client share this object.
+        self._read: _Reading | None = None
 
     def parts(self, url: EndpointUrl, request: HttpRequest) -> list[Buffer]:
-        """The whole request for ``url``, head first."""
+        """The whole request for ``url``, head first.
+
+        Raises:
+            ConfigurationError: the headers cannot be read, and have not been for the time of grace.
+        """
         now = time.monotonic()
         if now >= self._fresh_until or len(self._kept) >= _MAX_KEPT_HEADS:
             self._kept = {}
@@ -53,6 +77,40 @@ class HeadWriter:
             return [head + b"\r\n"]
         return [head + b"Content-Length: %d\r\n\r\n" % request.content_length, *request.body]
 
+    def forget(self) -> None:
+        """Drop the heads kept: the next one is made of headers read then."""
+        self._fresh_until = -math.inf
+
+    def is_outdated(self, url: EndpointUrl, request: HttpRequest, head: Buffer) -> bool:
+        """Whether headers read here and now make another head than ``head``, the first of `parts`.
+
+        For a request that a server refused as not authorized: if its secret was rotated meanwhile, it is
+        worth sending again, with `parts` made anew. Headers that differ at each reading are always
+        outdated, so it is for the caller to bound how often. False where they cannot be read: the
+        server's refusal tells more then.
+        """
+        self.forget()
+        try:
+            return bytes(self.parts(url, request)[0]) != head
+        except ConfigurationError:
+            return False
+
+    def _header_values(self) -> Mapping[str, str]:
+        last = self._read
+        try:
+            values = self._headers()
+        except ConfigurationError as error:
+            if last is None or time.monotonic() >= last.at + HEADERS_GRACE_SECONDS:
+                raise
+            if not last.has_failed_since:
+                _logger.warning(
+                    "%s; going on with what was read before, for up to %g s", error, HEADERS_GRACE_SECONDS
+                )
+                self._read = last._replace(has_failed_since=True)
+            return last.values
+        self._read = _Reading(values, time.monotonic())
+        return values
+
     def _head(self, url: EndpointUrl, request: HttpRequest) -> bytes:
         """All fields but the body's length."""
         lines = [
@@ -63,7 +121,7 @@ class HeadWriter:
         ]
         if not self._keep_alive:
             lines.append("Connection: close")
-        for name, value in url.authorize(self._headers()).items():
+        for name, value in url.authorize(self._header_values()).items():
             if name.lower() == "accept-encoding":
                 lines = [line for line in lines if not line.startswith("Accept-Encoding")]
             lines.append(f"{name}: {value}")
