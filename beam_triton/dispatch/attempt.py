@@ -76,6 +76,11 @@ class Attempt:
         self._max_response_bytes = max_response_bytes
         self._on_end = on_end
 
+    @property
+    def head(self) -> Buffer:
+        """The head of the request, as it was sent."""
+        return self._parts[0]
+
     def start(self) -> None:
         connection = self._pool.take_idle(self._origin)
         if connection is not None:

@@ -4,7 +4,7 @@
 
     start ─▶ admission ─▶ attempt ─▶ answer ─────────────────────────▶ done
                ▲  │ refused: waits     │ error
-               │  ▼                    ├─▶ stale connection: at once, on another one
+               │  ▼                    ├─▶ stale connection, rotated credentials: at once, once more
                │ throttled             ├─▶ retryable: backoff, budget ─▶ admission
                │                       ├─▶ overload, breaker open, policy waits ─▶ admission, afresh
                └───────────────────────┴─▶ final ─────────────────────▶ done
@@ -34,6 +34,7 @@ from beam_triton.errors import (
     CircuitOpenError,
     ConnectError,
     DeadlineExceededError,
+    InferenceError,
     ModelExecutionError,
     PoolTimeoutError,
     RemoteProtocolError,
@@ -47,6 +48,8 @@ _logger = logging.getLogger(__name__)
 
 # A wake-up lost to a bug must not hang a pipeline: whoever waits for others looks again after this.
 _LOOK_AGAIN_SECONDS = 0.25
+
+_REFUSES_CREDENTIALS = (401, 403)
 
 # So many times the usual latency is more than any queue makes of it: who has not answered by then will not.
 _PLENTY = 10
@@ -83,6 +86,7 @@ class Call(Generic[T]):
     _give_up_at = math.inf
     _budget_is_due = False
     _is_counted = False
+    _has_looked_again = False
     _pauses = 0
     # Made when it is needed and dropped after: it refers back to this call.
     _waiter: Waiter | None = None
@@ -285,10 +289,21 @@ class Call(Generic[T]):
             else:
                 self._succeed()
                 return
-        if attempt.was_stale and not self._is_sequence:
+        if (attempt.was_stale and not self._is_sequence) or self._has_other_credentials(attempt, error):
             self._send(time.monotonic())
             return
         self._on_failure(error)
+
+    def _has_other_credentials(self, attempt: Attempt, error: TritonError) -> bool:
+        """Whether the server refused credentials that have been replaced since: once, for they may change
+        at each reading."""
+        if not isinstance(error, InferenceError) or error.status not in _REFUSES_CREDENTIALS:
+            return False
+        if self._has_looked_again or self._admission is None:
+            return False
+        self._has_looked_again = True
+        url = self._admission.endpoint.url
+        return self._context.head_writer.is_outdated(url, self._request, attempt.head)
 
     def _succeed(self) -> None:
         admission = self._admission

@@ -419,6 +419,28 @@ def test_a_secret_that_cannot_be_read() -> None:
         assert server.requests[0].header("Authorization") == "Bearer x"
 
 
+def test_a_rotated_secret_is_taken_up_at_its_refusal() -> None:
+    """Heads are kept for a second: a request refused for the old secret goes again with the new one."""
+    token = "old"
+
+    def origin(request: Any) -> Answer:
+        allowed = request.header("Authorization") == "new"
+        return Answer(200, b"answer") if allowed else Answer(401, b'{"error":"no"}')
+
+    with (
+        FaultServer(origin) as server,
+        closing(open_channel(server.endpoint, headers=lambda: {"Authorization": token})) as channel,
+    ):
+        refused = ask(channel)
+        assert refused.error is not None and refused.record.attempts == 1
+        token = "new"
+        call = ask(channel)
+        assert call.result == b"answer"
+        assert (call.record.attempts, call.record.retries) == (2, 0)
+        token = "other"
+        assert ask(channel).result == b"answer", "the kept head is still good"
+
+
 def test_a_host_without_an_address() -> None:
     """A name that does not resolve is an error that names it, and is retried as any refused connection."""
     policy = RetryPolicy(max_retries=1, initial_backoff_seconds=0.01)

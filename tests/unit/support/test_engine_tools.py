@@ -64,9 +64,7 @@ def test_java_is_found_behind_the_line_that_tells_its_options(
     assert tools.java() == java
 
 
-def test_java_home_comes_before_path(
-    on_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_java_home_comes_before_path(on_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Java 17 in JAVA_HOME is what runs, whichever java is first on PATH."""
     program(on_path, "java", JAVA.format(version="1.8.0_402"))
     java = program(tmp_path / "jdk" / "bin", "java", JAVA.format(version="17.0.15"))
