@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 
+from apache_beam.io.components.adaptive_throttler import ThrottlingSignaler
 from apache_beam.metrics import Metrics
 
 from beam_triton.dispatch.call_options import CallRecord
@@ -12,8 +13,6 @@ from beam_triton.policy.latency_histogram import counter_name, index_of
 from beam_triton.transport.pool import ConnectionPool
 
 NAMESPACE = "beam_triton"
-THROTTLING_COUNTER = "cumulativeThrottlingSeconds"
-"""The name that Beam's own IOs use, and that Dataflow's autoscaling looks at."""
 
 # Writing every counter for every request would cost as much as a small request's head.
 _FLUSH_SECONDS = 1.0
@@ -36,6 +35,8 @@ class InferenceMetrics:
         self._counts: Counter[str] = Counter()
         self._throttled_seconds = 0.0
         self._flush_at = 0.0
+        # What Beam's own IOs tell Dataflow's autoscaling with.
+        self._throttling = ThrottlingSignaler(NAMESPACE)
         self._batch_size = Metrics.distribution(NAMESPACE, "batch_size")
         self._request_bytes = Metrics.distribution(NAMESPACE, "request_bytes")
         self._response_bytes = Metrics.distribution(NAMESPACE, "response_bytes")
@@ -72,7 +73,8 @@ class InferenceMetrics:
         # Counters are integral: a part of a second stays here until it has become a whole one.
         whole_seconds = int(self._throttled_seconds)
         self._throttled_seconds -= whole_seconds
-        self._counts[THROTTLING_COUNTER] += whole_seconds
+        if whole_seconds:
+            self._throttling.signal_throttled(whole_seconds)
         if self._pool is not None:
             self._counts["connections_opened"] += self._pool.take_opened_aside()
         for name, value in self._counts.items():
