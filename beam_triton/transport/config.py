@@ -86,7 +86,8 @@ class TlsConfig(Options):
             in the same file.
         client_key: file with the private key, where it is a file of its own.
 
-    The paths are read on the worker, when the first connection is opened.
+    The paths are read on the worker, when the first connection is opened, and again when one is opened
+    after a file has changed; while new files cannot be read, what was read before is used.
     """
 
     verify: bool = True

@@ -6,8 +6,9 @@ import logging
 import os
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -66,11 +67,18 @@ class _BoundedHttpsConnection(_BoundedTcp, HTTPSConnection):
 
 
 class Connector:
-    """Opens connections with one TLS context, built when the first ``https`` origin is met."""
+    """Opens connections with one TLS context, built when the first ``https`` origin is met.
+
+    It is built anew when one of the files it came from has changed. Thread-safe.
+    """
 
     def __init__(self, tls: TlsConfig) -> None:
         self._tls = tls
+        self._files = [file for file in (tls.ca_bundle, tls.client_certificate, tls.client_key) if file]
+        self._lock = threading.Lock()
         self._context: ssl.SSLContext | None = None
+        self._stamps: tuple[tuple[int, int, int] | None, ...] = ()
+        self._failed_stamps: tuple[tuple[int, int, int] | None, ...] = ()
         if not tls.verify:
             _logger.warning(
                 "TLS certificates are NOT verified (verify=False): anybody between this worker and the "
@@ -107,23 +115,54 @@ class Connector:
         return connection
 
     def _ssl_context(self) -> ssl.SSLContext:
-        if self._context is None:
-            tls = self._tls
-            context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE)
-            context.set_alpn_protocols(["http/1.1"])
+        """The context of the files as they are now; of what they were, while new ones cannot be read.
+
+        A job may outlive the certificates that it started with.
+        """
+        stamps = _stamps(self._files)
+        with self._lock:
+            if self._context is not None and stamps == self._stamps:
+                return self._context
             try:
-                if tls.verify:
-                    context.check_hostname = True
-                    context.load_verify_locations(cafile=tls.ca_bundle or DEFAULT_CA_BUNDLE_PATH)
-                if tls.client_certificate is not None:
-                    context.load_cert_chain(tls.client_certificate, tls.client_key)
+                context = _new_context(self._tls)
             except (OSError, ssl.SSLError) as error:
-                files = [f for f in (tls.ca_bundle, tls.client_certificate, tls.client_key) if f]
-                missing = [f for f in files if not os.path.exists(f)]
+                missing = [file for file in self._files if not os.path.exists(file)]
                 reason = f"{', '.join(missing)} not found" if missing else str(error)
+                if self._context is not None:
+                    if stamps != self._failed_stamps:
+                        self._failed_stamps = stamps
+                        _logger.warning("new TLS files cannot be used, the old ones still are: %s", reason)
+                    return self._context
                 raise ConfigurationError(f"TLS files cannot be used on this worker: {reason}") from error
-            self._context = context
-        return self._context
+            if self._context is not None:
+                _logger.info("TLS files were renewed: new connections use them")
+            # Taken before the files were read: what changes meanwhile is seen the next time.
+            self._context, self._stamps = context, stamps
+            return context
+
+
+def _new_context(tls: TlsConfig) -> ssl.SSLContext:
+    context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE)
+    context.set_alpn_protocols(["http/1.1"])
+    if tls.verify:
+        context.check_hostname = True
+        context.load_verify_locations(cafile=tls.ca_bundle or DEFAULT_CA_BUNDLE_PATH)
+    if tls.client_certificate is not None:
+        context.load_cert_chain(tls.client_certificate, tls.client_key)
+    return context
+
+
+def _stamps(files: Sequence[str]) -> tuple[tuple[int, int, int] | None, ...]:
+    """What changes when a file is written or another one takes its place; None for one that is missing."""
+    stamps: list[tuple[int, int, int] | None] = []
+    for file in files:
+        try:
+            found = os.stat(file)
+        except OSError:
+            stamps.append(None)
+        else:
+            stamps.append((found.st_mtime_ns, found.st_ino, found.st_size))
+    return tuple(stamps)
 
 
 def _connect_error(error: BaseException, origin: Origin, timeout_seconds: float) -> BaseException:

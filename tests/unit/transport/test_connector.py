@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import socket
 import ssl
 import threading
@@ -66,9 +67,10 @@ def tls_server(files: CertificateFiles, client_ca: Path | None = None) -> Iterat
         thread.join(10)
 
 
-def get(origin: Origin, tls: TlsConfig) -> bytes:
+def get(origin: Origin, tls: TlsConfig | Connector) -> bytes:
     """A whole exchange on a connection of the connector's."""
-    connection = Connector(tls).open(origin, 5.0)
+    connector = tls if isinstance(tls, Connector) else Connector(tls)
+    connection = connector.open(origin, 5.0)
     try:
         sock = connection.sock
         exchange = Exchange(sock, [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"], max_response_bytes=1 << 20)
@@ -120,6 +122,68 @@ def test_a_client_certificate(certificates: Certificates) -> None:
         for tls in (wrong, TlsConfig(ca_bundle=ca)):
             with pytest.raises(TlsError, match="this client's certificate"):
                 get(origin, tls)
+
+
+def test_renewed_files_are_read(certificates: Certificates, tmp_path: Path) -> None:
+    """New connections show the client's new certificate and trust the new bundle, written or swapped in."""
+    bundle, certificate, key = (tmp_path / name for name in ("ca.pem", "client.pem", "client.key"))
+
+    def write(ca: Path, client: CertificateFiles) -> None:
+        for source, target in ((ca, bundle), (client.certificate, certificate), (client.key, key)):
+            shutil.copyfile(source, tmp_path / "next")
+            (tmp_path / "next").replace(target)
+
+    write(certificates.ca, certificates.stranger)
+    connector = Connector(
+        TlsConfig(ca_bundle=str(bundle), client_certificate=str(certificate), client_key=str(key))
+    )
+    with tls_server(certificates.good, client_ca=certificates.ca) as origin:
+        with pytest.raises(TlsError, match="this client's certificate"):
+            get(origin, connector)
+        write(certificates.ca, certificates.client)
+        assert get(origin, connector) == b"hello" * 100_000
+        bundle.write_bytes(certificates.stranger_ca.read_bytes())
+        with pytest.raises(TlsError, match="certificate is refused"):
+            get(origin, connector)
+        bundle.write_bytes(certificates.ca.read_bytes())
+        assert get(origin, connector) == b"hello" * 100_000
+
+
+def test_renewed_files_that_cannot_be_read_yet(
+    certificates: Certificates, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half of a new pair, or nothing at all: the old ones are used, and the log says so once."""
+    certificate, key = tmp_path / "client.pem", tmp_path / "client.key"
+    shutil.copyfile(certificates.client.certificate, certificate)
+    shutil.copyfile(certificates.client.key, key)
+    connector = Connector(
+        TlsConfig(ca_bundle=str(certificates.ca), client_certificate=str(certificate), client_key=str(key))
+    )
+    with tls_server(certificates.good, client_ca=certificates.ca) as origin:
+        get(origin, connector)
+        for spoil in (
+            lambda: certificate.write_bytes(certificates.stranger.certificate.read_bytes()),
+            lambda: key.write_bytes(b""),
+            key.unlink,
+        ):
+            spoil()
+            caplog.clear()
+            for _ in range(2):
+                assert get(origin, connector) == b"hello" * 100_000
+            assert len([record for record in caplog.records if "cannot be used" in record.message]) == 1
+        shutil.copyfile(certificates.stranger.key, key)
+        with pytest.raises(TlsError, match="this client's certificate"):
+            get(origin, connector)
+
+
+def test_unchanged_files_are_read_once(certificates: Certificates) -> None:
+    """All connections share one context: reading a bundle takes milliseconds."""
+    connector = Connector(TlsConfig(ca_bundle=str(certificates.ca)))
+    with tls_server(certificates.good) as origin:
+        get(origin, connector)
+        context = connector._context
+        get(origin, connector)
+    assert context is not None and connector._context is context
 
 
 @pytest.mark.parametrize("option", ["ca_bundle", "client_certificate"])
