@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
@@ -31,21 +33,28 @@ _logger = logging.getLogger(__name__)
 
 _BINARY_EXTENSION = "binary_tensor_data"
 _CONFIGURATION_EXTENSION = "model_configuration"
+_LEAST_SHARE_SECONDS = 0.05
 
 
 class ControlPlane:
-    """Asks the endpoints of ``options`` over the leased session; the first that can answer does."""
+    """Asks the endpoints of ``options`` over the leased session; the first that can answer does.
+
+    All of them have their turn within ``timeout_seconds``, the one that answered last before the others:
+    a server that says nothing costs its share of the time once, not for each request.
+    """
 
     def __init__(self, options: InferenceOptions, session: Lease[requests.Session]) -> None:
         self._options = options
         self._session = session
         self._extensions: frozenset[str] | None = None
+        self._answered_last: EndpointUrl | None = None
 
     def is_ok(self, path: str) -> bool:
         """Whether some endpoint answers 200; False where none can be reached or speaks HTTP."""
-        for url in self._options.urls:
+        for url, share_seconds in self._turns():
             try:
-                if self._send("GET", url, path).status_code == 200:
+                if self._send("GET", url, path, share_seconds).status_code == 200:
+                    self._answered_last = url
                     return True
             except (TransportError, RemoteProtocolError):
                 continue
@@ -139,19 +148,35 @@ class ControlPlane:
 
     def _ask(self, method: str, path: str, what: str, model_name: str) -> Any:
         failures: list[TritonError] = []
-        for url in self._options.urls:
+        for url, share_seconds in self._turns():
             try:
-                return self._ask_one(method, url, path, what, model_name)
+                document = self._ask_one(method, url, path, what, model_name, share_seconds)
+                self._answered_last = url
+                return document
             except (TransportError, InferenceError) as error:
                 failures.append(error)
                 if isinstance(error, InferenceError) and not error.retryable:
                     # A server's refusal holds for all of them; that it cannot be reached does not.
+                    self._answered_last = url
                     break
         failures[-1].attempts = tuple(failures[:-1])
         raise failures[-1]
 
-    def _ask_one(self, method: str, url: EndpointUrl, path: str, what: str, model_name: str) -> Any:
-        response = self._send(method, url, path)
+    def _turns(self) -> Iterator[tuple[EndpointUrl, float]]:
+        """The endpoints in the order to ask them, each with its share of the time that is left."""
+        # The sort is stable: all but the first keep the user's order.
+        urls = sorted(self._options.urls, key=lambda url: url != self._answered_last)
+        left_seconds = self._options.timeout_seconds
+        for index, url in enumerate(urls):
+            started = time.monotonic()
+            yield url, left_seconds / (len(urls) - index)
+            # The last ones keep a moment even where the others overran their shares.
+            left_seconds = max(left_seconds - (time.monotonic() - started), _LEAST_SHARE_SECONDS)
+
+    def _ask_one(
+        self, method: str, url: EndpointUrl, path: str, what: str, model_name: str, timeout_seconds: float
+    ) -> Any:
+        response = self._send(method, url, path, timeout_seconds)
         if response.status_code != 200:
             raise error_from_response(
                 response.status_code,
@@ -170,14 +195,14 @@ class ControlPlane:
                 f"{response.content[:60]!r} instead of JSON"
             ) from None
 
-    def _send(self, method: str, url: EndpointUrl, path: str) -> requests.Response:
+    def _send(self, method: str, url: EndpointUrl, path: str, timeout_seconds: float) -> requests.Response:
         headers = url.authorize(self._options.header_values())
         try:
             return self._session.value.request(
                 method,
                 f"{url}{path}",
                 headers=headers,
-                timeout=self._options.timeout_seconds,
+                timeout=timeout_seconds,
                 allow_redirects=False,
             )
         except requests.RequestException as error:
