@@ -5,7 +5,7 @@
     TritonError
     ├── ConfigurationError            wrong use, found before anything is sent (also a ValueError)
     ├── TransportError                no complete answer came
-    │   ├── PoolTimeoutError          no connection became free in time
+    │   ├── PoolTimeoutError          no connection, or place at the server, became free in time
     │   ├── ConnectError              the server surely did not get the request
     │   │   ├── ConnectTimeoutError
     │   │   └── TlsError              certificate refused, handshake failed
@@ -81,7 +81,8 @@ class TransportError(TritonError):
 
 
 class PoolTimeoutError(TransportError):
-    """All connections that the pool may open stayed in use for as long as the request could wait."""
+    """All connections that the pool may open, or all requests that the server copes with, stayed in use for
+    as long as the request could wait."""
 
 
 class ConnectError(TransportError):
@@ -219,3 +220,19 @@ def with_message(error: TritonError, message: str) -> TritonError:
     told = type(error)(message)
     told.__dict__.update(error.__dict__)
     return told
+
+
+def without_frames(error: BaseException) -> None:
+    """Let go of the frames that ``error`` came through.
+
+    They hold the request's and the answer's bytes, and whoever keeps the error: a cycle that keeps megabytes
+    until the garbage collector comes by. What is raised to the user gets frames anew.
+    """
+    told: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in told:
+            told.add(id(each))
+            each.__traceback__ = None
+            left += [each.__cause__, each.__context__]

@@ -28,18 +28,18 @@ from beam_triton.dispatch.attempt import Attempt, ConnectionUse
 from beam_triton.dispatch.call_context import CallContext
 from beam_triton.dispatch.call_options import CallKind, CallRecord
 from beam_triton.dispatch.endpoints import Admission, Endpoint, Refusal
+from beam_triton.dispatch.kept_back import circuit_open, no_place
 from beam_triton.dispatch.request import HttpRequest
 from beam_triton.dispatch.waiting_line import Waiter
 from beam_triton.errors import (
-    CircuitOpenError,
     ConnectError,
     DeadlineExceededError,
     InferenceError,
     ModelExecutionError,
-    PoolTimeoutError,
     RemoteProtocolError,
     TlsError,
     TritonError,
+    without_frames,
 )
 from beam_triton.policy.retry import asked_for_seconds, decide, pause_seconds
 from beam_triton.transport.exchange import Exchange
@@ -135,7 +135,7 @@ class Call(Generic[T]):
         elif self._errors:
             self._conclude(self._errors[-1])
         else:
-            self._finish_with(self._kept_back(self._context.options.timeout_seconds))
+            self._finish_with(no_place(self._context.endpoints, self._context.options.timeout_seconds))
 
     def _admit(self) -> None:
         admission = self._context.endpoints.admit(self._tried)
@@ -172,10 +172,11 @@ class Call(Generic[T]):
         if self._give_up_at == math.inf:
             self._give_up_at = now + patience
         if now >= self._give_up_at:
+            endpoints = self._context.endpoints
             self._finish_with(
-                self._kept_back(patience)
+                no_place(endpoints, patience)
                 if refusal.open_seconds is None
-                else self._circuit_open(refusal.open_seconds, patience)
+                else circuit_open(endpoints, refusal.open_seconds, patience)
             )
             return
         wait = _LOOK_AGAIN_SECONDS
@@ -185,24 +186,6 @@ class Call(Generic[T]):
             self._context.health_watch.ask()
             wait = min(max(refusal.open_seconds, 0.01), wait)
         self.wake_at = min(now + wait, self._give_up_at, self._deadline)
-
-    def _circuit_open(self, open_seconds: float, waited_seconds: float) -> CircuitOpenError:
-        waited = f" after {waited_seconds:g} s of waiting" if waited_seconds else ""
-        return CircuitOpenError(
-            f"the circuit breaker keeps requests back from {self._urls()}{waited}; "
-            f"next probe in {open_seconds:.1f} s",
-            open_seconds_left=open_seconds,
-        )
-
-    def _kept_back(self, waited_seconds: float) -> PoolTimeoutError:
-        limits = "+".join(str(endpoint.limit.limit) for endpoint in self._context.endpoints.endpoints)
-        return PoolTimeoutError(
-            f"not sent within {waited_seconds:g} s: {self._urls()} is given {limits} requests at a time, as "
-            f"its answers allow, and others were before this one"
-        )
-
-    def _urls(self) -> str:
-        return ", ".join(str(endpoint.url) for endpoint in self._context.endpoints.endpoints)
 
     def _get_in_line(self) -> bool:
         if self._waiter is None:
@@ -473,19 +456,3 @@ class Call(Generic[T]):
 
 def _told(call: Call[Any]) -> None:
     raise AssertionError("a call ends once")
-
-
-def without_frames(error: BaseException) -> None:
-    """Let go of the frames that ``error`` came through.
-
-    They hold the request's and the answer's bytes, and through this call the error itself: a cycle that
-    keeps megabytes until the garbage collector comes by. What is raised to the user gets frames anew.
-    """
-    told: set[int] = set()
-    left: list[BaseException | None] = [error]
-    while left:
-        each = left.pop()
-        if each is not None and id(each) not in told:
-            told.add(id(each))
-            each.__traceback__ = None
-            left += [each.__cause__, each.__context__]
