@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,64 @@ def test_a_server_restarted_behind_nginx(tmp_path: Path) -> None:
         )
     assert run.counters["retries"] > 0
     assert run.counters.get("failures", 0) == 0
+
+
+def run_over_tls(nginx: Nginx, certificates: Certificates, elements: int, strike: Callable[[], None]) -> None:
+    """All elements come out once, although ``strike`` happens twice meanwhile."""
+    run = run_numbered(
+        TritonInference(
+            nginx.endpoint, MODEL, tls={"ca_bundle": str(certificates.ca)}, batching={"max_batch_size": 64}
+        ),
+        elements,
+        meanwhile=strikes(2, elements, strike),
+    )
+    assert run.counters["retries"] > 0
+    assert run.counters.get("failures", 0) == 0
+
+
+def test_a_killed_server_behind_tls(tmp_path: Path, certificates: Certificates) -> None:
+    """nginx says 502 over TLS while Triton, killed by ``kill -9``, is away and comes back."""
+    with (
+        LocalTriton(write_models(tmp_path / "models", [MODEL])) as server,
+        Nginx([port_of(server)], certificate=certificates.good, access_log=True) as nginx,
+    ):
+        run_over_tls(nginx, certificates, 50_000, killed_and_restarted(server))
+        assert nginx.statuses()[502] > 0
+
+
+def test_a_frozen_server_behind_tls(tmp_path: Path, certificates: Certificates) -> None:
+    """nginx says 504 over TLS of a Triton that is stopped for longer than nginx waits, and goes on then."""
+    with (
+        LocalTriton(write_models(tmp_path / "models", [MODEL])) as server,
+        Nginx(
+            [port_of(server)], certificate=certificates.good, read_timeout_seconds=0.5, access_log=True
+        ) as nginx,
+    ):
+
+        def strike() -> None:
+            pid = server.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                time.sleep(1.5)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+
+        run_over_tls(nginx, certificates, 50_000, strike)
+        assert nginx.statuses()[504] > 0
+
+
+def test_a_proxy_out_of_service_behind_tls(triton: LocalTriton, certificates: Certificates) -> None:
+    """nginx says 503 over TLS for a second, as it does in maintenance; reloads begin and end it."""
+    with Nginx([port_of(triton)], certificate=certificates.good, access_log=True) as nginx:
+
+        def strike() -> None:
+            nginx.answer_always(503)
+            time.sleep(1.0)
+            nginx.answer_always(None)
+
+        run_over_tls(nginx, certificates, 50_000, strike)
+        assert nginx.statuses()[503] > 0
 
 
 def test_reloads_during_a_run(triton: LocalTriton) -> None:

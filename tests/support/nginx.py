@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,8 @@ class Nginx:
     ``keep_alive_seconds`` is how long an idle client connection stays open;
     ``requests_per_connection`` after how many requests nginx closes it. ``read_timeout_seconds`` is how long
     a server may take to answer before nginx says 504. A dead server's failures are passed on as they are
-    (``proxy_next_upstream off``) unless ``fails_over``.
+    (``proxy_next_upstream off``) unless ``fails_over``. ``access_log`` has it write down the statuses of its
+    answers, for `statuses`.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Nginx:
         read_timeout_seconds: float = 60.0,
         fails_over: bool = False,
         max_body: str = "0",
+        access_log: bool = False,
     ) -> None:
         self.upstream_ports = tuple(upstream_ports)
         self._certificate = certificate
@@ -54,6 +57,8 @@ class Nginx:
         self._read_timeout_seconds = read_timeout_seconds
         self._fails_over = fails_over
         self._max_body = max_body
+        self._access_log = access_log
+        self._always_answers: int | None = None
 
     def __enter__(self) -> Nginx:
         binary = nginx_binary()
@@ -90,6 +95,11 @@ class Nginx:
         """Process ids of the workers that take new connections or still finish old ones."""
         return {pid for pid in _process_ids() if _parent(pid) == self._process.pid}
 
+    def statuses(self) -> Counter[int]:
+        """How often each status was answered to an infer request."""
+        lines = self._access_log_file.read_text().splitlines()
+        return Counter(int(line.split()[0]) for line in lines if "/infer" in line)
+
     def error_log(self) -> str:
         return self._error_log.read_text(errors="replace") if self._error_log.exists() else ""
 
@@ -98,6 +108,15 @@ class Nginx:
         if upstream_ports is not None:
             self.upstream_ports = tuple(upstream_ports)
             self._write_configuration()
+        self._reload()
+
+    def answer_always(self, status: int | None) -> None:
+        """Reloads nginx to answer everything with this status by itself; None has the servers asked again."""
+        self._always_answers = status
+        self._write_configuration()
+        self._reload()
+
+    def _reload(self) -> None:
         before = self.workers
         self._process.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + _START_SECONDS
@@ -120,6 +139,10 @@ class Nginx:
     @property
     def _configuration(self) -> Path:
         return self._folder / "nginx.conf"
+
+    @property
+    def _access_log_file(self) -> Path:
+        return self._folder / "access.log"
 
     @property
     def _error_log(self) -> Path:
@@ -154,7 +177,8 @@ worker_processes 1;
 pid {self._folder}/nginx.pid;
 events {{ worker_connections 1024; }}
 http {{
-  access_log off;
+  log_format statuses '$status $request_uri';
+  access_log {f"{self._access_log_file} statuses" if self._access_log else "off"};
   {temporary}
   client_max_body_size {self._max_body};
   keepalive_timeout {int(self._keep_alive_seconds * 1000)}ms;
@@ -167,6 +191,7 @@ http {{
     listen 127.0.0.1:{self.port} {"ssl" if self._certificate else ""};
     {self._tls_directives()}
     location / {{
+      {f"return {self._always_answers};" if self._always_answers else ""}
       proxy_pass http://triton;
       proxy_http_version 1.1;
       proxy_set_header Connection "";

@@ -93,10 +93,10 @@ def test_a_dead_upstream_is_502_and_a_slow_one_504() -> None:
         assert plain_status(nginx) == 502
 
 
-def plain_status(nginx: Nginx) -> int:
+def plain_status(nginx: Nginx, path: str = "/") -> int:
     connection = http.client.HTTPConnection("127.0.0.1", nginx.port, timeout=5.0)
     try:
-        connection.request("GET", "/")
+        connection.request("GET", path)
         return connection.getresponse().status
     finally:
         connection.close()
@@ -112,6 +112,18 @@ def test_a_reload_brings_other_upstreams() -> None:
         assert plain_status(nginx) == 200
         nginx.reload([new.port])
         assert plain_status(nginx) == 201
+
+
+def test_statuses_are_counted() -> None:
+    """Of infer requests alone; ``answer_always`` takes the servers' place until it is taken back."""
+    with FaultServer(always(Answer())) as upstream, Nginx([upstream.port], access_log=True) as nginx:
+        assert plain_status(nginx, "/v2/models/m/infer") == plain_status(nginx) == 200
+        nginx.answer_always(503)
+        assert plain_status(nginx, "/v2/models/m/infer") == 503
+        nginx.answer_always(None)
+        assert plain_status(nginx, "/v2/models/m/infer") == 200
+        assert nginx.statuses() == {200: 2, 503: 1}
+        assert len(upstream.requests) == 3
 
 
 def test_stopping_nginx_leaves_nothing_behind() -> None:
