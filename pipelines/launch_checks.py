@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,8 +38,24 @@ def find_files(job: ScoreJob) -> list[tuple[str, int]]:
     return found
 
 
-def check_outputs(job: ScoreJob) -> None:
-    """Raise ConfigurationError when a path to write to is of a FileSystem that is not installed here."""
+def check_outputs(job: ScoreJob, files: Iterable[str]) -> None:
+    """Raise ConfigurationError for a path that cannot be written to, or where something would be lost.
+
+    That is a path of a FileSystem that is not installed here, one that results and failures would share, and
+    one of the input ``files``.
+    """
+    if job.output.writes(job.failures.path) or job.failures.writes(job.output.path):
+        raise ConfigurationError(
+            f"--output {job.output.path} and --failures {job.failures.path} are the same file; "
+            f"one would overwrite the other"
+        )
+    for path in files:
+        for option, target in (("--output", job.output), ("--failures", job.failures)):
+            if target.writes(path):
+                raise ConfigurationError(
+                    f"{option} {target.path} would overwrite {path}, which --files reads; "
+                    f"give {option} another path"
+                )
     for target in (job.output, job.failures):
         try:
             FileSystems.get_filesystem(target.path)

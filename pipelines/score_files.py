@@ -107,10 +107,10 @@ def run(options: PipelineOptions, job: ScoreJob) -> Summary | None:
     """
     is_local = runs_here(options)
     pipeline = _pipeline(options)
-    check_outputs(job)
     if not is_local:
         check_endpoint(job)
     files = find_files(job) if _can_look(options) else []
+    check_outputs(job, [path for path, _ in files] or job.files)
     with _served(job, is_local) as model:
         model = ask_model(model, must_answer=is_local) if _can_look(options) else model
         check_job(job, model, files[0][0] if files else None)

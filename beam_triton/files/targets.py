@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ def _split(path: str) -> tuple[str, str]:
 
 def _in_folder(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if folder else name
+
+
+def _same_for_same_file(path: str) -> str:
+    return path if "://" in path else os.path.realpath(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,12 @@ class Target:
         folder, name = _split(self.path)
         numbered = name.replace("*", _SHARD_NUMBERS.format(shard=shard, shards=shards))
         return _in_folder(folder, numbered)
+
+    def writes(self, path: str) -> bool:
+        """Whether a run with this target replaces or deletes the file of that path, however it is written."""
+        own, other = _same_for_same_file(self.path), _same_for_same_file(path)
+        is_beside = _split(own)[0] == _split(other)[0]
+        return own == other or (self.is_sharded and is_beside and self.is_final_path(other))
 
     def is_final_path(self, path: str) -> bool:
         """Whether a path is one that some run with this target wrote."""
