@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from apache_beam.io.filesystems import FileSystems
 from beam_triton import ConfigurationError, TransportError, TritonError
 from beam_triton.credentials import redact_url
 from beam_triton.files import (
+    Columns,
     CorruptFileError,
     ElementMaker,
     ServedModel,
@@ -98,42 +100,76 @@ def ask_model(model: ServedModel, *, must_answer: bool) -> ServedModel:
         raise ConfigurationError(error.message) from error
 
 
-def check_job(job: ScoreJob, model: ServedModel, first_file: str | None) -> None:
-    """Compare what the options say with the model and with the columns of the first file.
+def check_job(job: ScoreJob, model: ServedModel, files: Sequence[str]) -> None:
+    """Compare what the options say with the model and with the columns of the files.
 
-    ``first_file`` None: no file is in reach. Raises ConfigurationError, with the model's inputs and the
-    file's columns.
+    One file that fits is enough: what others lack or have wrong goes to the failures. ``files`` empty: none
+    is in reach. Raises ConfigurationError, with the model's inputs and the first file's columns.
     """
     spec = model.spec
-    columns = None
-    if first_file is not None:
-        try:
-            columns = job.source.columns_of(first_file)
-        except CorruptFileError as error:
-            raise ConfigurationError(error.message) from error
     names = [output.name for output in spec.outputs] if spec is not None else []
     check_fields(job.keep, with_origin=job.with_origin, outputs=names)
     unknown = [name for name in job.outputs or () if spec is not None and names and name not in names]
     if spec is not None and unknown:
         raise ConfigurationError(f"model {spec.name!r} has no output {unknown[0]!r}; {spec.describe()}")
-    if spec is not None:
+    maker = _maker(job, model, files)
+    first_error: ConfigurationError | None = None
+    for path in files:
         try:
-            maker = ElementMaker(spec, job.selection.inputs)
-            if columns is not None:
+            columns = job.source.columns_of(path)
+        except CorruptFileError as error:
+            first_error = first_error or ConfigurationError(error.message)
+            continue
+        try:
+            _check_file(job, model, maker, path, columns)
+        except ConfigurationError as error:
+            first_error = first_error or error
+            continue
+        # JSON Lines without an object speak neither for the options nor against them.
+        if columns.names:
+            return
+    if first_error is not None:
+        raise first_error
+
+
+def _maker(job: ScoreJob, model: ServedModel, files: Sequence[str]) -> ElementMaker | None:
+    if model.spec is None:
+        return None
+    try:
+        return ElementMaker(model.spec, job.selection.inputs)
+    except ConfigurationError as error:
+        columns = None
+        with contextlib.suppress(CorruptFileError):
+            columns = job.source.columns_of(files[0]) if files else None
+        if columns is None:
+            raise
+        raise ConfigurationError(_with_context(error.message, model, files[0], columns)) from error
+
+
+def _check_file(
+    job: ScoreJob, model: ServedModel, maker: ElementMaker | None, path: str, columns: Columns
+) -> None:
+    is_json = job.source.format_of(path) == "jsonl"
+    if maker is not None:
+        try:
+            if is_json:
+                maker.check_keys(columns.names)
+            else:
                 maker.check(columns)
         except ConfigurationError as error:
-            raise ConfigurationError(_with_context(error.message, job, model, first_file)) from error
-    if columns is not None and job.source.format_of(first_file or "") != "jsonl":
+            raise ConfigurationError(_with_context(error.message, model, path, columns)) from error
+    # What is kept or compared may be missing from an object.
+    if not is_json:
         try:
             job.selection.check(columns)
         except ConfigurationError as error:
-            raise ConfigurationError(f"{first_file}: {error.message}") from error
+            raise ConfigurationError(f"{path}: {error.message}") from error
 
 
-def _with_context(message: str, job: ScoreJob, model: ServedModel, first_file: str | None) -> str:
+def _with_context(message: str, model: ServedModel, path: str, columns: Columns) -> str:
     parts = [message]
     if model.spec is not None and model.spec.describe() not in message:
         parts.append(model.spec.describe())
-    if first_file is not None and "the file has" not in message:
-        parts.append(f"{first_file} has {list_columns(job.source.columns_of(first_file).names)}")
+    if "the file has" not in message:
+        parts.append(f"{path} has {list_columns(columns.names)}")
     return "; ".join(parts)

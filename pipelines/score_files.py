@@ -113,7 +113,7 @@ def run(options: PipelineOptions, job: ScoreJob) -> Summary | None:
     check_outputs(job, [path for path, _ in files] or job.files)
     with _served(job, is_local) as model:
         model = ask_model(model, must_answer=is_local) if _can_look(options) else model
-        check_job(job, model, files[0][0] if files else None)
+        check_job(job, model, [path for path, _ in files])
         build(pipeline, job, model)
         return _run(pipeline, job, options, sum(size for _, size in files))
 

@@ -15,7 +15,7 @@ from beam_triton.files.reading import (
     match_files,
 )
 from beam_triton.files.results import check_fields
-from beam_triton.files.rows import CorruptFileError, Failure, Row, RowError
+from beam_triton.files.rows import Columns, CorruptFileError, Failure, Row, RowError
 from beam_triton.files.served_model import ServedModel
 from beam_triton.files.sinks import FailureSink, ResultSink
 from beam_triton.files.sources import FileSource
@@ -27,6 +27,7 @@ __all__ = [
     "FAILURES",
     "METRICS_NAMESPACE",
     "PROGRESS",
+    "Columns",
     "CorruptFileError",
     "ElementMaker",
     "Failure",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -49,6 +49,22 @@ class ElementMaker:
         except RowError as error:
             raise ConfigurationError(error.message) from None
 
+    def check_keys(self, keys: Collection[str]) -> None:
+        """Raise ConfigurationError when no JSON object with some of these keys can become an element.
+
+        No keys at all tell nothing of the objects to come.
+        """
+        try:
+            self._compile(None)
+        except LocalProtocolError as error:
+            raise ConfigurationError(f"{error.message}; {self._model.describe()}") from None
+        if keys:
+            feeds = [(spec, entry.expand(None)) for spec, entry in self._feeds]
+            try:
+                self._refuse_missing(feeds, keys)
+            except RowError as error:
+                raise ConfigurationError(error.message) from None
+
     def compile(self, columns: Columns | None) -> MakeElement:
         """The function from a row's values to its element; it raises RowError for a row that does not fit.
 
@@ -68,13 +84,7 @@ class ElementMaker:
         feeds = [(spec, entry.expand(columns)) for spec, entry in self._feeds]
         if columns is None:
             return self._combine([_from_mapping(spec, names) for spec, names in feeds], maps=True)
-        missing = [name for _, names in feeds for name in names if name not in columns.names]
-        if missing:
-            raise RowError(
-                f"there is no column {missing[0]!r} for the inputs of model {self._model.name!r} "
-                f"({', '.join(spec.describe() for spec, _ in feeds)}); "
-                f"the file has {list_columns(columns.names)}"
-            )
+        self._refuse_missing(feeds, columns.names)
         twice = [name for _, names in feeds for name in names if columns.names.count(name) > 1]
         if twice:
             raise RowError(f"column {twice[0]!r} appears more than once in the header")
@@ -84,6 +94,17 @@ class ElementMaker:
         except LocalProtocolError as error:
             raise RowError(f"{error.message}; {self._model.describe()}") from None
         return self._combine(makers, names=[spec.name for spec, _ in feeds])
+
+    def _refuse_missing(
+        self, feeds: Sequence[tuple[TensorSpec, tuple[str, ...]]], present: Collection[str]
+    ) -> None:
+        missing = [name for _, names in feeds for name in names if name not in present]
+        if missing:
+            raise RowError(
+                f"there is no column {missing[0]!r} for the inputs of model {self._model.name!r} "
+                f"({', '.join(spec.describe() for spec, _ in feeds)}); "
+                f"the file has {list_columns(list(present))}"
+            )
 
     def _combine(
         self, makers: list[Convert], *, names: list[str] | None = None, maps: bool = False

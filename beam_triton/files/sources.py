@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -34,6 +35,9 @@ _SUFFIXES = {
 }
 
 DEFAULT_PIECE_BYTES = 64 << 20
+
+# An object of JSON Lines may lack a key that the others have.
+_LINES_THAT_TELL_COLUMNS = 100
 
 
 class Piece(NamedTuple):
@@ -92,19 +96,17 @@ class FileSource:
         return self.delimiter or ("\t" if _suffix(path) == ".tsv" else ",")
 
     def columns_of(self, path: str) -> Columns:
-        """The file's columns; for JSON Lines those of its first object.
+        """The file's columns; for JSON Lines those of its first objects together, none where it holds none.
 
-        Raises CorruptFileError when there are none to be found.
+        Raises CorruptFileError for a file that cannot be read so far, a CSV without a header among them.
         """
         kind = self.format_of(path)
         if kind == "parquet":
             return parquet_tables.columns_of(path)
         if kind == "csv":
             return Columns(self.columns) if self.columns is not None else _header(self._records(path), path)
-        for found in json_lines.objects(line_blocks(path)):
-            if isinstance(found, dict):
-                return Columns(tuple(found))
-        raise CorruptFileError(f"{path} holds no JSON object")
+        lines = islice(json_lines.objects(line_blocks(path)), _LINES_THAT_TELL_COLUMNS)
+        return Columns(tuple(dict.fromkeys(key for found in lines if type(found) is dict for key in found)))
 
     def pieces(self, path: str, size_bytes: int) -> Iterator[Piece]:
         """Where the file is split; ``size_bytes`` is its size as stored."""

@@ -173,14 +173,16 @@ def test_a_file_that_is_no_parquet_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_columns_are_found_without_reading_the_file(tmp_path: Path) -> None:
-    """A launcher learns the columns of each format; an empty file has none."""
+    """A launcher learns the columns of each format; an empty CSV lacks its header."""
     (tmp_path / "a.csv").write_text("a,b\n1,2\n")
-    (tmp_path / "a.jsonl").write_text('\n{"c": 1, "d": 2}\n')
+    (tmp_path / "a.jsonl").write_text('\n{"c": 1}\n{oops\n{"d": 2, "c": 1}\n')
+    (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "empty.csv").write_text("")
     make_parquet(tmp_path / "a.parquet")
     source = FileSource()
     assert source.columns_of(str(tmp_path / "a.csv")).names == ("a", "b")
     assert source.columns_of(str(tmp_path / "a.jsonl")).names == ("c", "d")
+    assert source.columns_of(str(tmp_path / "empty.jsonl")).names == ()
     assert source.columns_of(str(tmp_path / "a.parquet")).names == ("id", "x", "gap", "unused")
     with pytest.raises(CorruptFileError, match="is empty"):
         source.columns_of(str(tmp_path / "empty.csv"))

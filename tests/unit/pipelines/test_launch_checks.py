@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 
 from beam_triton import ConfigurationError
-from pipelines.launch_checks import check_outputs, find_files
+from beam_triton.files import ServedModel
+from beam_triton.protocol import ModelSpec, TensorSpec
+from pipelines.launch_checks import check_job, check_outputs, find_files
 from pipelines.score_options import ScoreJob, parse_options
+
+MODEL = ServedModel(
+    endpoint=("http://nowhere.invalid:8000",),
+    name="m",
+    spec=ModelSpec("m", "1", (TensorSpec("x", "FP32", (2,)),), (), 8),
+)
 
 
 def job(*arguments: str) -> ScoreJob:
@@ -50,3 +58,68 @@ def test_nothing_is_overwritten_by_what_the_job_writes(
 def test_outputs_may_lie_beside_the_input(tmp_path: Path, options: str) -> None:
     """Another name or another folder is another file."""
     check_outputs(job("--files", "a.jsonl", *options.split()), [str(tmp_path / "a.jsonl"), "a.jsonl"])
+
+
+def check(folder: Path, files: dict[str, str], *options: str) -> None:
+    """Checks a job of these files, in this order, on a model that takes two numbers as ``x``."""
+    paths = [folder / name for name in files]
+    for path, text in zip(paths, files.values(), strict=True):
+        path.write_text(text)
+    given = job("--files", *map(str, paths), "--output", "r.jsonl", *options)
+    check_job(given, MODEL, list(map(str, paths)))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.csv": "y\n1\n", "b.csv": "x\n1 2\n"},
+        {"a.csv": "", "b.csv": "x\n1 2\n"},
+        {"a.parquet": "no Parquet", "b.csv": "y\n1\n", "c.jsonl": '{"x": [1, 2]}\n'},
+        {"a.jsonl": '{"id": 1}\n{"x": [1, 2]}\n'},
+        {"a.jsonl": '{"id": 1}\n' * 100, "b.jsonl": '{"x": [1, 2]}\n'},
+        {"a.jsonl": ""},
+        {"a.jsonl": "\n{oops\n"},
+    ],
+)
+def test_a_wrong_first_file_or_row_stops_nothing(tmp_path: Path, files: dict[str, str]) -> None:
+    """One file that fits is enough, and objects need not all have the column."""
+    check(tmp_path, files)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"a.csv": "y\n1\n", "b.csv": "z\n1\n"},
+            "no column 'x' for the inputs of.*the file has y; inputs: x",
+        ),
+        ({"a.csv": "", "b.csv": "z\n1\n"}, r"a\.csv is empty"),
+        (
+            {"a.jsonl": '{"y": 1}\n{"z": 1}\n'},
+            "no column 'x' for the inputs of.*the file has y, z; inputs: x",
+        ),
+        ({"a.jsonl": "", "b.csv": "z\n1\n"}, "no column 'x' for the inputs of.*the file has z; inputs: x"),
+    ],
+)
+def test_a_column_that_no_file_has_is_told_at_once(
+    tmp_path: Path, files: dict[str, str], message: str
+) -> None:
+    """It is mistyped, most likely; the message is about the first file."""
+    with pytest.raises(ConfigurationError, match=message):
+        check(tmp_path, files)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("a,b,c", r"x FP32 \[2\] does not take 3 values.*a\.jsonl has a, b"),
+        ("a:b", "rows of JSON Lines have no order of columns"),
+        ("a,c", "no column 'c'"),
+    ],
+)
+def test_a_mapping_that_no_object_can_fit_is_told_at_once(tmp_path: Path, columns: str, message: str) -> None:
+    """As for files with a header, and for ranges that only those can have."""
+    files = {"a.jsonl": '{"a": 1}\n{"b": 2}\n'}
+    check(tmp_path, files, "--input", "x=a,b")
+    with pytest.raises(ConfigurationError, match=message):
+        check(tmp_path, files, "--input", f"x={columns}")
