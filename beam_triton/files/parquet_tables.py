@@ -33,7 +33,11 @@ def _open(path: str, *, is_progress: bool = False) -> Iterator[Any]:
         try:
             # Pages are read as rows are wanted; a pre-buffered row group may be gigabytes.
             yield parquet.ParquetFile(stored, buffer_size=1 << 20, pre_buffer=False)
-        except arrow_exception as error:
+        except (arrow_exception, OSError) as error:
+            # Damaged pages and footers are plain OSErrors to pyarrow; those of the system carry a number,
+            # those of a FileSystem have classes of their own, and both may pass when the runner tries again.
+            if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+                raise
             raise CorruptFileError(f"{path} cannot be read as Parquet: {error}") from error
 
 

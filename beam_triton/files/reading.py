@@ -19,7 +19,7 @@ from beam_triton.errors import ConfigurationError
 from beam_triton.files.elements import ElementMaker
 from beam_triton.files.mapping import InputColumns, list_columns
 from beam_triton.files.progress import PROGRESS
-from beam_triton.files.rows import Columns, Failure, Row, RowError
+from beam_triton.files.rows import Columns, CorruptFileError, Failure, Row, RowError
 from beam_triton.files.served_model import ServedModel
 from beam_triton.files.sources import FileSource, Piece
 
@@ -138,7 +138,7 @@ class _ReadPieces(beam.DoFn):
     def process(self, piece: Piece) -> Iterator[Any]:
         columns: Columns | str | None = "none seen"
         counted = total = failed = 0
-        for row in self._source.read(piece, self._wanted(piece)):
+        for row in self._read(piece):
             counted += 1
             if counted == 256:
                 PROGRESS.rows += counted
@@ -179,9 +179,21 @@ class _ReadPieces(beam.DoFn):
 
             return make, refuse
 
+    def _read(self, piece: Piece) -> Iterator[Row | Failure]:
+        try:
+            wanted = self._wanted(piece)
+        except CorruptFileError as error:
+            return iter([Failure(piece.file, None, type(error).__name__, error.message, None)])
+        return self._source.read(piece, wanted)
+
     def _wanted(self, piece: Piece) -> set[str]:
         if self._source.format_of(piece.file) != "parquet":
             return set()
         columns = self._source.columns_of(piece.file)
         chosen = self._selection
-        return self._maker.columns_used(columns) | {*chosen.keep, *(name for name, _ in chosen.where)}
+        try:
+            used = self._maker.columns_used(columns)
+        except ConfigurationError:
+            # Each row will say that its file does not fit; the message lists the columns.
+            return set(columns.names)
+        return used | {*chosen.keep, *(name for name, _ in chosen.where)}

@@ -109,10 +109,21 @@ class FileSource:
         return Columns(tuple(dict.fromkeys(key for found in lines if type(found) is dict for key in found)))
 
     def pieces(self, path: str, size_bytes: int) -> Iterator[Piece]:
-        """Where the file is split; ``size_bytes`` is its size as stored."""
-        kind = self.format_of(path)
-        given = Columns(self.columns) if kind == "csv" and self.columns is not None else None
+        """Where the file is split; ``size_bytes`` is its size as stored.
+
+        A file too damaged to tell is one piece: reading it gives the failure.
+        """
+        given = Columns(self.columns) if self.format_of(path) == "csv" and self.columns is not None else None
         whole = Piece(path, 0, None, 1, given)
+        try:
+            # Header and footer are read first: nothing has come out when they turn out to be damaged.
+            yield from self._split(whole, size_bytes)
+        except CorruptFileError:
+            yield whole
+
+    def _split(self, whole: Piece, size_bytes: int) -> Iterator[Piece]:
+        path, given = whole.file, whole.columns
+        kind = self.format_of(path)
         if not self.piece_bytes or size_bytes <= self.piece_bytes:
             yield whole
         elif kind == "parquet":

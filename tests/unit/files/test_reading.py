@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import pyarrow
+import pyarrow.parquet
 import pytest
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.testing.test_pipeline import TestPipeline
@@ -15,6 +17,7 @@ from beam_triton.errors import ConfigurationError
 from beam_triton.files import (
     Failure,
     FileSource,
+    InputColumns,
     LimitFailures,
     ReadElements,
     RowSelection,
@@ -31,11 +34,17 @@ MODEL = ServedModel(
 )
 
 
-def read(patterns: list[str], selection: RowSelection, elements: Any, failures: Any) -> Any:
+def read(
+    patterns: list[str], selection: RowSelection, elements: Any, failures: Any, model: ServedModel = MODEL
+) -> Any:
     pipeline = TestPipeline("FnApiRunner")
-    found = pipeline | ReadElements(patterns, FileSource(piece_bytes=50), selection, MODEL)
+    found = pipeline | ReadElements(patterns, FileSource(piece_bytes=50), selection, model)
     numbers = found[ELEMENTS] | beam.MapTuple(
-        lambda row, array: (Path(row.file).name, row.number, array.item())
+        lambda row, array: (
+            Path(row.file).name,
+            row.number,
+            array.tolist() if array.size > 1 else array.item(),
+        )
     )
     places = found[FAILURES] | beam.Map(lambda failure: (Path(failure.file).name, failure.number))
     assert_that(numbers, equal_to(elements), label="elements")
@@ -82,6 +91,28 @@ def test_a_file_without_a_kept_column_fails_row_by_row(tmp_path: Path) -> None:
         [("a.csv", 1, 2)],
         [("b.csv", 1), ("b.csv", 2)],
     )
+
+
+def test_damaged_files_and_files_that_do_not_fit_stop_nothing(tmp_path: Path) -> None:
+    """A damaged file is one failure, one that lacks a range of columns a failure a row; others are read."""
+    (tmp_path / "a.parquet").write_bytes(b"no Parquet")
+    (tmp_path / "b.parquet").write_bytes(b"no Parquet either, and larger than what is read in one piece")
+    (tmp_path / "c.csv").write_bytes(b"\xff\xfe" * 100)
+    pyarrow.parquet.write_table(pyarrow.table({"id": [1, 2]}), tmp_path / "d.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"from": [3], "to": [4]}), tmp_path / "e.parquet")
+    model = ServedModel(
+        endpoint=MODEL.endpoint,
+        name="m",
+        spec=ModelSpec("m", "1", (TensorSpec("x", "INT64", (2,)),), (), 8),
+    )
+    counters = read(
+        [str(tmp_path / "*")],
+        RowSelection(inputs=(InputColumns.parse("x=from:to"),)),
+        [("e.parquet", 1, [3, 4])],
+        [("a.parquet", None), ("b.parquet", None), ("c.csv", None), ("d.parquet", 1), ("d.parquet", 2)],
+        model,
+    )
+    assert counters == {"rows_read": 6, "rows_failed": 5}
 
 
 def test_a_pattern_without_a_file_is_an_error(tmp_path: Path) -> None:

@@ -172,6 +172,31 @@ def test_a_file_that_is_no_parquet_is_a_failure(tmp_path: Path) -> None:
     assert str(path) in failure.message
 
 
+@pytest.mark.parametrize("piece_bytes", [0, 1])
+@pytest.mark.parametrize("place", ["pages", "footer", "end"])
+def test_a_damaged_parquet_is_a_failure(tmp_path: Path, place: str, piece_bytes: int) -> None:
+    """Wherever the damage is, and whether the file is read in pieces or whole."""
+    path = tmp_path / "a.parquet"
+    make_parquet(path)
+    stored = bytearray(path.read_bytes())
+    footer = len(stored) - 8 - int.from_bytes(stored[-8:-4], "little")
+    start, stop = {"pages": (4, footer), "footer": (footer, len(stored) - 8), "end": (100, len(stored))}[
+        place
+    ]
+    path.write_bytes(stored[:start] + b"\xff" * (stop - start if place != "end" else 0) + stored[stop:])
+    found = read_all(FileSource(piece_bytes=piece_bytes), path, frozenset({"id", "x"}))
+    assert found
+    assert {row.error for row in found if isinstance(row, Failure)} == {"CorruptFileError"}
+    assert not rows_of(found)
+
+
+def test_a_parquet_without_rows_is_no_failure(tmp_path: Path) -> None:
+    """It has columns and no row group, so that there is nothing to read."""
+    path = tmp_path / "a.parquet"
+    make_parquet(path, rows=0)
+    assert read_all(FileSource(piece_bytes=1), path, frozenset({"id"})) == []
+
+
 def test_columns_are_found_without_reading_the_file(tmp_path: Path) -> None:
     """A launcher learns the columns of each format; an empty CSV lacks its header."""
     (tmp_path / "a.csv").write_text("a,b\n1,2\n")
