@@ -34,13 +34,17 @@ def boundaries(blocks: Iterable[bytes]) -> Iterator[tuple[int, int]]:
 
 
 def _object(line: str) -> dict[str, Any] | Broken | None:
+    # With its end, a line that breaks off would be said to be broken in a second one.
+    line = line.rstrip("\r\n")
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         if not line.strip():
             return None
-        return Broken(line.rstrip("\r\n"), f"not JSON: {error}")
+        is_broken = isinstance(error, json.JSONDecodeError)
+        reason = f"{error.msg} at column {error.colno}" if is_broken else str(error)
+        return Broken(line, f"not JSON: {reason}")
     if type(value) is dict:
         return value
     hint = "; a file that is one JSON array must become JSON Lines first" if line.lstrip()[:1] == "[" else ""
-    return Broken(line.rstrip("\r\n"), f"a JSON object was expected, not {shorten(value)}{hint}")
+    return Broken(line, f"a JSON object was expected, not {shorten(value)}{hint}")

@@ -79,6 +79,17 @@ def test_json_lines_say_what_is_broken(tmp_path: Path) -> None:
     assert failures[6] == "not valid UTF-8"
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_line_that_breaks_off_is_told_by_its_column(tmp_path: Path, end: str) -> None:
+    """The row says which line it is; the position within it is the same whatever ends it."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"x": [1, 2' + end.encode())
+    (failure,) = read_all(FileSource(), path)
+    assert isinstance(failure, Failure)
+    assert failure.message == "not JSON: Expecting ',' delimiter at column 12"
+    assert failure.data == '{"x": [1, 2'
+
+
 @pytest.mark.parametrize("suffix", COMPRESSORS)
 def test_compressed_files_are_read(tmp_path: Path, suffix: str) -> None:
     """The name's last suffix says how it is compressed; files put together are read to their end."""
