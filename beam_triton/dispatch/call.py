@@ -28,6 +28,7 @@ from beam_triton.dispatch.attempt import Attempt, ConnectionUse
 from beam_triton.dispatch.call_context import CallContext
 from beam_triton.dispatch.call_options import CallKind, CallRecord
 from beam_triton.dispatch.endpoints import Admission, Endpoint, Refusal
+from beam_triton.dispatch.health import check_those_out
 from beam_triton.dispatch.kept_back import circuit_open, no_place
 from beam_triton.dispatch.request import HttpRequest
 from beam_triton.dispatch.waiting_line import Waiter
@@ -183,7 +184,7 @@ class Call(Generic[T]):
         if refusal.open_seconds is not None:
             # Not counted against the deadline: nothing has been sent that could be late.
             self._begin_afresh()
-            self._context.health_watch.ask()
+            check_those_out(self._context)
             wait = min(max(refusal.open_seconds, 0.01), wait)
         self.wake_at = min(now + wait, self._give_up_at, self._deadline)
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from beam_triton.dispatch.call_options import CallOptions
 from beam_triton.dispatch.endpoints import EndpointSet
-from beam_triton.dispatch.health import HealthWatch
 from beam_triton.dispatch.reactor import Reactor
 from beam_triton.dispatch.request import HeadWriter
 from beam_triton.transport.pool import ConnectionPool
@@ -20,4 +19,3 @@ class CallContext(NamedTuple):
     endpoints: EndpointSet
     head_writer: HeadWriter
     options: CallOptions
-    health_watch: HealthWatch

@@ -12,7 +12,7 @@ from beam_triton.dispatch.call import Call
 from beam_triton.dispatch.call_context import CallContext
 from beam_triton.dispatch.call_options import CallKind
 from beam_triton.dispatch.channel import Channel
-from beam_triton.dispatch.health import HealthWatch
+from beam_triton.dispatch.health import check_those_out
 from beam_triton.dispatch.reactor import Reactor, current_reactor
 from beam_triton.dispatch.request import HttpRequest
 from beam_triton.dispatch.waiting_line import Waiter
@@ -46,7 +46,6 @@ class Dispatcher(Generic[T]):
             channel.endpoints,
             channel.head_writer,
             channel.options,
-            HealthWatch(channel.pool, channel.endpoints, channel.head_writer, channel.options),
         )
         self._calls: set[Call[Any]] = set()
         self._waits_for_slot = False
@@ -71,7 +70,7 @@ class Dispatcher(Generic[T]):
         slots = max(1, request.content_length // self._context.options.slot_bytes)
         if self._endpoints.some_are_out:
             # Where nobody waits for them (others are well, or requests fail at once), nobody else would ask.
-            self._context.health_watch.ask()
+            check_those_out(self._context)
         self._take_slots(slots)
         call: Call[Any] = Call(self._context, token, request, read, self._on_done, kind, is_sequence, slots)
         self._calls.add(call)
