@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics.metric import Metrics
 from apache_beam.transforms.display import DisplayDataItem
@@ -27,6 +28,8 @@ METRICS_NAMESPACE = "beam_triton_files"
 
 ELEMENTS = "elements"
 FAILURES = "failures"
+
+_GLOB_CHARACTERS = frozenset("[*?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +69,26 @@ def _text(value: Any) -> str:
 def match_files(patterns: Sequence[str]) -> list[tuple[str, int]]:
     """Path and size in bytes of each file that a pattern matches, each once, in order of their paths.
 
-    Raises ConfigurationError for a pattern that matches nothing.
+    A pattern that matches nothing may be the path of a file whose name holds glob characters. Raises
+    ConfigurationError when there is no such file either.
     """
     found: dict[str, int] = {}
     # One at a time: FileSystems asks the first pattern's FileSystem for all of them.
     for pattern in patterns:
         matched = [metadata for result in FileSystems.match([pattern]) for metadata in result.metadata_list]
         if not matched:
-            raise ConfigurationError(f"there is no file {pattern}")
+            matched = [_file_of_that_name(pattern)]
         found.update((metadata.path, metadata.size_in_bytes) for metadata in matched)
     return sorted(found.items())
+
+
+def _file_of_that_name(path: str) -> FileMetadata:
+    if not _GLOB_CHARACTERS.isdisjoint(path):
+        if FileSystems.exists(path):
+            found: FileMetadata = FileSystems.get_filesystem(path).metadata(path)
+            return found
+        raise ConfigurationError(f"there is no file {path} (the characters [ * ? make it a pattern)")
+    raise ConfigurationError(f"there is no file {path}")
 
 
 class ReadElements(beam.PTransform[Any, Any]):

@@ -121,6 +121,25 @@ def test_a_pattern_without_a_file_is_an_error(tmp_path: Path) -> None:
         match_files([str(tmp_path / "missing.csv")])
 
 
+@pytest.mark.parametrize("name", ["a [1].csv", "a?.csv", "a*.csv"])
+def test_a_name_may_hold_glob_characters(tmp_path: Path, name: str) -> None:
+    """Its file is found where the pattern matches nothing, and read."""
+    folder = tmp_path / "folder [x]"
+    folder.mkdir()
+    path = folder / name
+    path.write_text("x\n1\n")
+    assert match_files([str(path)]) == [(str(path), 4)]
+    read([str(path)], RowSelection(), [(name, 1, 1)], [])
+
+
+def test_a_pattern_that_matches_nothing_is_told_to_be_one(tmp_path: Path) -> None:
+    """Who meant a name sees why it was not taken for one."""
+    with pytest.raises(
+        ConfigurationError, match=r"a\[1\]\.csv \(the characters \[ \* \? make it a pattern\)"
+    ):
+        match_files([str(tmp_path / "a[1].csv")])
+
+
 def test_failures_are_limited() -> None:
     """The error names the limit and the failure that passed it."""
     limit = LimitFailures(2)
