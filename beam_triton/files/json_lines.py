@@ -41,8 +41,9 @@ def _object(line: str) -> dict[str, Any] | Broken | None:
     except (ValueError, RecursionError) as error:
         if not line.strip():
             return None
-        is_broken = isinstance(error, json.JSONDecodeError)
-        reason = f"{error.msg} at column {error.colno}" if is_broken else str(error)
+        reason = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg} at column {error.colno}"
         return Broken(line, f"not JSON: {reason}")
     if type(value) is dict:
         return value
