@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from beam_triton.dispatch import request as request_module
 from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.errors import CircuitOpenError, ConfigurationError, ServerUnavailableError
@@ -163,8 +164,9 @@ def test_a_health_check_that_fails_keeps_it_shut() -> None:
         assert state_of(channel) is State.OPEN
 
 
-def test_a_health_check_without_its_secret() -> None:
+def test_a_health_check_without_its_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     """A secret that goes missing while the breaker is open ends neither the reactor nor the wait."""
+    monkeypatch.setattr(request_module, "HEADERS_GRACE_SECONDS", 0.5)
     works = True
 
     def headers() -> dict[str, str]:
@@ -179,7 +181,7 @@ def test_a_health_check_without_its_secret() -> None:
     ):
         open_breaker(channel)
         works = False
-        # Heads are kept for a second: the checks have to make one of their own after it.
+        # Heads are kept for a second, and then the time of grace is over: the checks have to make their own.
         time.sleep(1.0)
         assert isinstance(ask(channel).error, ConfigurationError)
         works = True
