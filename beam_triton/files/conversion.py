@@ -15,6 +15,7 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from beam_triton.protocol.text import shorten
 Convert = Callable[[Any], Array]
 
 _FLOATS = frozenset({"FP16", "FP32", "FP64"})
+# As many as 64 bits hold.
+_MOST_DIGITS = 20
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -80,6 +83,9 @@ def columns_converter(spec: TensorSpec, columns: Sequence[str], *, is_text: bool
     frombuffer = np.frombuffer
 
     def convert(values: Sequence[str]) -> Array:
+        # Python takes 1_000 for a number; one search in all values is cheaper than one in each.
+        if "_" in "".join(values):
+            return _one_by_one(values, spec, columns, shape)
         try:
             array = frombuffer(pack(*map(number, values)), dtype)
         except (ValueError, TypeError, OverflowError, struct.error):
@@ -179,8 +185,11 @@ def _parse(text: str, column: str, spec: TensorSpec) -> Any:
                 f"column {column!r} holds {shorten(text)}; input {spec.describe()} takes true, false, 1 or 0"
             )
         return truth
+    beyond = f"column {column!r} holds {shorten(text)}, which is beyond what {spec.datatype} can hold"
     try:
         value = _number(stripped, spec.datatype)
+    except OverflowError:
+        raise RowError(beyond) from None
     except ValueError:
         kind = "a number" if spec.datatype in _FLOATS else "a whole number"
         raise RowError(
@@ -189,20 +198,28 @@ def _parse(text: str, column: str, spec: TensorSpec) -> Any:
     try:
         struct.pack(f"<{DATATYPES[spec.datatype].struct_code}", value)
     except (struct.error, OverflowError):
-        raise RowError(
-            f"column {column!r} holds {shorten(text)}, which is beyond what {spec.datatype} can hold"
-        ) from None
+        raise RowError(beyond) from None
     return value
 
 
 def _number(text: str, datatype: str) -> float:
+    if "_" in text:
+        raise ValueError
     if datatype in _FLOATS:
         return float(text)
     try:
         return int(text)
     except ValueError:
-        # pandas writes whole numbers as 3.0 as soon as one of the column is missing.
-        value = float(text)
-        if not value.is_integer():
+        # pandas writes whole numbers as 3.0 as soon as one of the column is missing. A float would round it.
+        try:
+            value = Decimal(text)
+        except InvalidOperation:
+            raise ValueError from None
+        if not value.is_finite():
+            raise
+        # 1e999999999 is a whole number, and as an int it would fill the memory.
+        if value and value.adjusted() > _MOST_DIGITS:
+            raise OverflowError from None
+        if value != value.to_integral_value():
             raise
         return int(value)

@@ -32,6 +32,24 @@ def test_text_becomes_numbers_of_every_datatype(datatype: str) -> None:
     assert array.tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("9007199254740993", 2**53 + 1),
+        ("9007199254740993.0", 2**53 + 1),
+        ("18446744073709551615.000", 2**64 - 1),
+        ("1.8446744073709551615e19", 2**64 - 1),
+        ("1e3", 1000),
+        ("-0.0", 0),
+        ("0e999999999", 0),
+    ],
+)
+def test_whole_numbers_keep_every_digit(text: str, number: int) -> None:
+    """Written with a point or an exponent, too, which a float would round."""
+    assert make("UINT64", (1,), "x=a", ("a",), [text]).tolist() == [number]
+    assert make("UINT64", (2,), "x=a", ("a",), [f"{text} 1"]).tolist() == [number, 1]
+
+
 def test_true_and_false_in_text() -> None:
     """BOOL takes words and digits, and nothing else."""
     columns = ("a", "b", "c", "d")
@@ -81,6 +99,14 @@ def test_text_for_bytes() -> None:
         ("UINT8", ["-1", "1"], "beyond what UINT8"),
         ("INT8", ["1", "1.5"], "takes a whole number"),
         ("INT64", ["1", "nan"], "takes a whole number"),
+        ("INT64", ["1", "-inf"], "takes a whole number"),
+        ("INT64", ["1", "1e-999999999"], "takes a whole number"),
+        ("INT64", ["1", "9007199254740993.5"], "takes a whole number"),
+        ("INT64", ["1", "1e999999999"], "column 'b' holds '1e999999999', which is beyond what INT64"),
+        ("UINT64", ["1", "18446744073709551616.0"], "beyond what UINT64"),
+        ("INT32", ["1_000", "1"], "column 'a' holds '1_000' where input x INT32 .2. takes a whole number"),
+        ("INT32", ["1", "1_000.0"], "takes a whole number"),
+        ("FP32", ["1", "1_0.5"], "column 'b' holds '1_0.5' where input x FP32 .2. takes a number"),
     ],
 )
 def test_text_that_is_no_such_number_names_column_and_value(
