@@ -148,6 +148,24 @@ def test_wrong_rows_and_refused_elements_stop_nothing(triton: LocalTriton, tmp_p
     assert all(failure["file"] == str(path) for failure in failures.values())
 
 
+def test_wrong_files_stop_nothing(triton: LocalTriton, tmp_path: Path) -> None:
+    """Damaged, without the column or without its first row's: the job goes on, though they come first."""
+    (tmp_path / "a.parquet").write_bytes(b"no Parquet")
+    (tmp_path / "b.csv").write_text("y\n1\n")
+    (tmp_path / "c [1].jsonl").write_text('{"id": 1}\n{"x": [2]}\n')
+    output = tmp_path / "out.jsonl"
+    code = score(
+        *("--files", tmp_path / "*.parquet", tmp_path / "b.csv", tmp_path / "c [1].jsonl"),
+        *("--endpoint", triton.endpoint, "--model", "rejecting", "--output", output, "--with_origin"),
+    )
+    assert code == 0
+    assert [(Path(result["file"]).name, result["row"]) for result in lines(output)] == [("c [1].jsonl", 2)]
+    failures = [
+        (Path(failure["file"]).name, failure["row"]) for failure in lines(tmp_path / "out-failures.jsonl")
+    ]
+    assert sorted(failures) == [("a.parquet", None), ("b.csv", 1), ("c [1].jsonl", 1)]
+
+
 def test_more_failures_than_allowed_end_the_job(
     triton: LocalTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +202,8 @@ def test_more_failures_than_allowed_end_the_job(
         (["--endpoint", "http://127.0.0.1:1"], "cannot connect to http://127.0.0.1:1"),
         (["--endpoint", "triton"], "'triton' is not an http or https URL"),
         (["--runner", "NoSuchRunner"], "NoSuchRunner"),
+        (["--failures", "./out.jsonl"], "--output out.jsonl and --failures ./out.jsonl are the same file"),
+        (["--failures", "rows.csv"], "--failures rows.csv would overwrite rows.csv, which --files reads"),
     ],
 )
 def test_wrong_use_is_told_in_one_line(
