@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import PAGES as MEASURED_PAGES
+from benchmarks.__main__ import RESULTS, results_of
+from benchmarks.cases import CASES, NAMED_CASES
+from benchmarks.pages import filled_text
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEST_NAME = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
@@ -19,6 +24,19 @@ def test_named_tests_exist(page: Path) -> None:
     for file, test in TEST_NAME.findall(page.read_text(encoding="utf-8")):
         source = (ROOT / file).read_text(encoding="utf-8")
         assert not test or f"def {test}(" in source, f"{page.name} names {file}::{test}"
+
+
+@pytest.mark.parametrize("page", MEASURED_PAGES, ids=lambda page: page.name)
+def test_tables_are_those_of_the_results(page: Path) -> None:
+    """What a page says was measured is what the results beside the benchmarks hold."""
+    text = page.read_text(encoding="utf-8")
+    assert "<!-- measured: " in text
+    assert filled_text(text, results_of(RESULTS)) == text
+
+
+def test_every_case_has_results() -> None:
+    """All that ``make bench`` measures, and the engines, can be looked up."""
+    assert {result.case for result in results_of(RESULTS)} == {case.name for case in (*CASES, *NAMED_CASES)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
