@@ -360,7 +360,8 @@ class Call(Generic[T]):
         options = self._context.options
         if not (options.patience_seconds and options.retry.max_retries and error.retryable):
             return False
-        if not error.is_overload and asked_for_seconds(error) < self._deadline - now:
+        asked_for = asked_for_seconds(error)
+        if not error.is_overload and (not asked_for or asked_for < self._deadline - now):
             return False
         self._pauses += 1
         # Not longer than what the server has been too busy for everybody: who is refused more often than

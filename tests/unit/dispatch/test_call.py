@@ -201,6 +201,20 @@ def test_overload_is_waited_out() -> None:
         assert free_slots(channel) == 4
 
 
+def test_patience_is_not_for_a_passed_deadline() -> None:
+    """A policy that waits for a server that is away keeps no request back for one that says nothing."""
+    patient = CircuitBreakerPolicy(max_wait_seconds=30.0)
+    with (
+        FaultServer(OK, faults.silence) as server,
+        closing(
+            open_channel(server.endpoint, retry=QUICK_RETRIES, circuit_breaker=patient, timeout_seconds=0.4)
+        ) as channel,
+    ):
+        started = time.monotonic()
+        assert isinstance(ask(channel).error, DeadlineExceededError)
+        assert time.monotonic() - started < 0.4 + OVERRUN_SECONDS
+
+
 @pytest.mark.parametrize("waits", [True, False])
 def test_waiting_for_a_place_has_an_end(waits: bool) -> None:
     """Behind others that a shrunken limit lets through one at a time, nobody waits without a bound."""
