@@ -41,7 +41,7 @@ $(VENV)/all.stamp: requirements.txt setup.py $(VENV)/demo.stamp
 
 .PHONY: server
 server: $(VENV)/demo.stamp ## Make the environment of the local Triton server, if it is not there
-	@$(PYTHON) -m beam_triton.local_server >/dev/null
+	@$(PYTHON) -m beam_triton.testing.serve >/dev/null
 
 .PHONY: demo
 demo: $(VENV)/demo.stamp ## Score handwritten digits on a real Triton (ENDPOINT=http://… for one that runs elsewhere)
@@ -49,7 +49,7 @@ demo: $(VENV)/demo.stamp ## Score handwritten digits on a real Triton (ENDPOINT=
 
 .PHONY: flink-demo
 flink-demo: engine-tools server ## The same on a Flink cluster of two task managers, started here
-	@$(PYTHON) -m tests.support.engines.flink_demo
+	@$(PYTHON) -m engines.flink_demo
 
 .PHONY: bench
 bench: $(VENV)/all.stamp server ## Benchmarks side by side with the peers, with charts (BENCH="…" for options)
@@ -85,7 +85,7 @@ test-engines: engine-tools server ## Prism and Flink; needs Java 17, Maven and G
 # Before anything is installed for them. The Python that judges is there to run the tests anyway.
 .PHONY: engine-tools
 engine-tools: $(VENV)/all.stamp
-	@$(PYTHON) -m tests.support.engines --tools_only
+	@$(PYTHON) -m engines --tools_only
 
 .PHONY: format
 format: $(VENV)/all.stamp ## Sort imports, lay the code out, and mend what ruff can

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from beam_triton.control_plane import ControlPlane
 from beam_triton.errors import ConfigurationError, TritonError
-from beam_triton.inference_options import InferenceOptions
+from beam_triton.options import InferenceOptions
 from beam_triton.policy.retry import decide
 from beam_triton.protocol import InferRequestEncoder, InferResponse, ModelSpec
 from beam_triton.protocol.paths import (
@@ -26,7 +26,7 @@ from beam_triton.protocol.paths import (
     model_statistics_path,
 )
 from beam_triton.remote_model import RemoteModel
-from beam_triton.transport.sessions import acquire_session
+from beam_triton.transport.session import acquire_session
 
 _logger = logging.getLogger(__name__)
 

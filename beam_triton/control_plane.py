@@ -23,11 +23,11 @@ from beam_triton.errors import (
     TritonError,
     with_message,
 )
-from beam_triton.inference_options import InferenceOptions
+from beam_triton.options import InferenceOptions
 from beam_triton.protocol import ModelSpec, error_from_response
 from beam_triton.protocol.paths import REPOSITORY_INDEX, SERVER_METADATA, model_config_path, model_path
 from beam_triton.transport.origin import EndpointUrl
-from beam_triton.transport.registry import Lease
+from beam_triton.transport.reference_counts import Lease
 
 _logger = logging.getLogger(__name__)
 

@@ -1,134 +1,225 @@
-"""Option classes: frozen dataclasses that check themselves and can be read from plain dicts.
-
-Every rule takes the full name of a field and its value, and raises `ConfigurationError` naming both.
-Numbers are judged by `numbers`, so that numpy scalars pass without numpy being imported; a bool is
-never a number, because ``max_retries: true`` in a YAML file is a mistake, not a one.
-"""
+"""The keyword arguments that client, transform and model handler share, checked when they are given."""
 
 from __future__ import annotations
 
-import math
-import numbers
-import reprlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from difflib import get_close_matches
-from typing import TypeVar, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
+from beam_triton.credentials import (
+    Secret,
+    check_header_name,
+    check_header_value,
+    check_reference,
+    describe,
+    redact_headers,
+    redact_url,
+    resolve,
+)
 from beam_triton.errors import ConfigurationError
+from beam_triton.policy.batching import BatchingPolicy
+from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
+from beam_triton.policy.retry import RetryPolicy
+from beam_triton.protocol import ModelSpec, check_output_options, checked_encoding, checked_parameters
+from beam_triton.protocol.paths import checked_version
+from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
+from beam_triton.transport.origin import EndpointUrl
+from beam_triton.validation import Options, check, positive, positive_integer
 
-Self = TypeVar("Self", bound="Options")
-T = TypeVar("T")
-Rule = Callable[[str, object], None]
+DEFAULT_MAX_CONCURRENT_REQUESTS = 32
+DEFAULT_MAX_RESPONSE_BYTES = 1 << 30
 
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Base of the option classes; a subclass is a frozen, keyword-only dataclass."""
-
-    @classmethod
-    def from_options(cls: type[Self], value: Self | Mapping[str, object] | None) -> Self:
-        """Give ``value`` itself if it is of this class, the class made from a dict, or the defaults for None.
-
-        Raises `ConfigurationError` for an unknown or missing option and for any other type.
-        """
-        if value is None:
-            value = {}
-        if isinstance(value, cls):
-            return value
-        if not isinstance(value, Mapping):
-            raise ConfigurationError(
-                f"expected a {cls.__name__} or a dict of its options, got {type(value).__name__}"
-            )
-        return made_of(cls, value)
+# Stands for a pool that nobody gave; made to fit the other options.
+_POOL_THAT_FITS = ConnectionPoolConfig()
 
 
-def made_of(kind: type[T], given: Mapping[str, object]) -> T:
-    """The dataclass ``kind`` made from a dict of its fields.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InferenceOptions(Options):
+    """How a model is asked. Every field is a keyword argument of `TritonClient` and `TritonInference`.
 
-    Raises `ConfigurationError` for an unknown or missing one.
+    Attributes:
+        endpoint: URL of the server (``http://host:8000``), or several of them: requests are spread
+            over the healthy ones, and one that fails is taken up by another.
+        model_version: digits; ``None`` leaves the choice to the server.
+        timeout_seconds: deadline of a request, from acquiring its connection to the last byte of
+            the answer, all attempts and backoffs included. Time in which it is kept back for a server that
+            is away or overloaded is bounded by ``circuit_breaker.max_wait_seconds`` instead.
+        max_concurrent_requests: requests in flight in a process, which bounds its memory; one of several
+            times ``batching.max_batch_bytes`` (4 MiB at least) counts for as many.
+        pool: connection pool, shared by all users of the process that agree on it. Left out, it has the
+            defaults of `ConnectionPoolConfig`, with a connect timeout of half of ``timeout_seconds`` and
+            as many connections, idle ones too, as ``max_concurrent_requests``; what is given is refused
+            where it contradicts them.
+        tls: certificates of ``https`` endpoints.
+        batching, retry: see the policies.
+        circuit_breaker: ``None`` switches it off.
+        headers: sent with every request; a value may be a secret reference or callable.
+        auth_token: sent as ``Authorization: Bearer``; better a reference (``env:NAME``,
+            ``file:PATH``) or a callable, read on the worker, than the token itself.
+        compression: ``gzip`` or ``deflate`` for request bodies; ``None`` is faster in a data centre.
+        response_compression: the same for answers; Triton takes ten times as long for one.
+        priority: Triton's request priority: 1 is the highest, 0 or ``None`` the model's default.
+        request_parameters: sent with every request.
+        outputs: names of the outputs to ask for; ``None`` asks for all.
+        classification: output name to k: its k best classes come back as BYTES ``value:index:label``.
+        default_value: what an element yields that failed for good: output name to value, or the
+            value itself where one output is asked for.
+        max_response_bytes: a larger answer, compressed or not, is refused.
+        model_spec: the model's inputs, outputs and limits, where no server is to be asked for them.
+
+    Raises:
+        ConfigurationError: a value is out of range or of the wrong kind, or two contradict each other.
     """
-    assert is_dataclass(kind)
-    known = [field.name for field in fields(kind)]
-    for name in given:
-        if name not in known:
-            close = get_close_matches(str(name), known, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+
+    endpoint: str | Sequence[str] = field(repr=False)
+    model_version: str | int | None = None
+    timeout_seconds: float = 30.0
+    max_concurrent_requests: int = DEFAULT_MAX_CONCURRENT_REQUESTS
+    pool: ConnectionPoolConfig = _POOL_THAT_FITS
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    batching: BatchingPolicy = field(default_factory=BatchingPolicy)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    circuit_breaker: CircuitBreakerPolicy | None = field(default_factory=CircuitBreakerPolicy)
+    headers: Mapping[str, Secret] | None = field(default=None, repr=False)
+    auth_token: Secret | None = field(default=None, repr=False)
+    compression: str | None = None
+    response_compression: str | None = None
+    priority: int | None = None
+    request_parameters: Mapping[str, Any] | None = None
+    outputs: Sequence[str] | None = None
+    classification: Mapping[str, int] | None = None
+    default_value: Any = None
+    max_response_bytes: int = DEFAULT_MAX_RESPONSE_BYTES
+    model_spec: ModelSpec | None = None
+
+    def __post_init__(self) -> None:
+        check(self, positive, "timeout_seconds")
+        check(self, positive_integer, "max_concurrent_requests", "max_response_bytes")
+        if self.pool is _POOL_THAT_FITS:
+            fitting = ConnectionPoolConfig.for_requests(self.max_concurrent_requests, self.timeout_seconds)
+            object.__setattr__(self, "pool", fitting)
+        for name, kind in (
+            ("pool", ConnectionPoolConfig),
+            ("tls", TlsConfig),
+            ("batching", BatchingPolicy),
+            ("retry", RetryPolicy),
+        ):
+            object.__setattr__(self, name, kind.from_options(getattr(self, name)))
+        if self.circuit_breaker is not None:
+            breaker = CircuitBreakerPolicy.from_options(self.circuit_breaker)
+            object.__setattr__(self, "circuit_breaker", breaker)
+        _ = self.urls
+        checked_version(self.model_version)
+        checked_encoding(self.compression)
+        checked_encoding(self.response_compression)
+        checked_parameters(self.parameters)
+        self._check_credentials()
+        self._check_limits()
+        check_output_options(self.outputs, self.classification)
+        if isinstance(self.model_spec, Mapping):
+            object.__setattr__(self, "model_spec", ModelSpec.from_mapping(self.model_spec))
+        if self.model_spec is not None and not isinstance(self.model_spec, ModelSpec):
+            kind_name = type(self.model_spec).__name__
+            raise ConfigurationError(f"model_spec must be a ModelSpec, not a {kind_name}")
+
+    @property
+    def urls(self) -> tuple[EndpointUrl, ...]:
+        """The endpoints, taken apart."""
+        given = [self.endpoint] if isinstance(self.endpoint, str) else self.endpoint
+        # What was given is named by its type alone: it may hold a URL with a password all the same.
+        if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray | memoryview):
             raise ConfigurationError(
-                f"{kind.__name__} has no option {reprlib.repr(name)}{hint}; "
-                f"its options: {', '.join(known) or 'none'}"
+                f"endpoint must be a URL or a list of URLs, not a {type(self.endpoint).__name__}"
             )
-    for field in fields(kind):
-        if field.name not in given and field.default is MISSING and field.default_factory is MISSING:
-            raise ConfigurationError(f"{kind.__name__} needs the option {field.name!r}")
-    return cast(T, kind(**given))
+        if not given:
+            raise ConfigurationError("endpoint must be a URL or a list of URLs, and names no server")
+        urls = tuple(EndpointUrl.parse(url) for url in given)
+        if len(set(urls)) != len(urls):
+            raise ConfigurationError("endpoint names the same server twice: " + ", ".join(map(str, urls)))
+        return urls
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The request parameters, ``priority`` among them."""
+        parameters = dict(self.request_parameters or {})
+        if self.priority is not None:
+            parameters.setdefault("priority", self.priority)
+        return parameters
+
+    def header_values(self) -> dict[str, str]:
+        """The user's header fields with every secret read here and now.
+
+        Raises:
+            ConfigurationError: a referenced secret is not there, or a value is unfit for a header.
+        """
+        values = {}
+        for name, secret in (self.headers or {}).items():
+            values[name] = resolve(secret, f"header {name}")
+            check_header_value(name, values[name])
+        if self.auth_token is not None:
+            values["Authorization"] = f"Bearer {resolve(self.auth_token, 'auth_token')}"
+            check_header_value("Authorization", values["Authorization"])
+        if self.response_compression is not None:
+            values["Accept-Encoding"] = self.response_compression
+        return values
+
+    def shown(self) -> dict[str, str]:
+        """The options that differ from their defaults, as text without any secret: for display data."""
+        endpoints = [self.endpoint] if isinstance(self.endpoint, str) else self.endpoint
+        shown = {"endpoint": ", ".join(redact_url(url) for url in endpoints)}
+        defaults = type(self)(endpoint=self.endpoint)
+        for option in fields(self):
+            value, default = getattr(self, option.name), getattr(defaults, option.name)
+            # An array equals nothing with a single answer: what has no default is not compared.
+            is_default = value is None if default is None else value == default
+            if option.name == "endpoint" or is_default:
+                continue
+            if option.name == "headers":
+                shown["headers"] = ", ".join(f"{k}: {v}" for k, v in redact_headers(value).items())
+            elif option.name == "auth_token":
+                shown["auth_token"] = describe(value)
+            else:
+                shown[option.name] = str(value)
+        return shown
+
+    def _check_credentials(self) -> None:
+        if self.auth_token is not None:
+            check_reference(self.auth_token, "auth_token")
+        if self.headers is None:
+            return
+        if not isinstance(self.headers, Mapping):
+            raise ConfigurationError("headers must map names to values")
+        for name, secret in self.headers.items():
+            check_header_name(name)
+            check_reference(secret, f"header {name}")
+            if name.lower() in _OWN_HEADERS:
+                raise ConfigurationError(f"header {name} is written by the library itself: leave it out")
+            if name.lower() == "authorization" and self.auth_token is not None:
+                raise ConfigurationError("auth_token and a header Authorization contradict: give one of them")
+
+    def _check_limits(self) -> None:
+        if self.pool.max_total < self.max_concurrent_requests:
+            raise ConfigurationError(
+                f"max_total={self.pool.max_total} is below max_concurrent_requests="
+                f"{self.max_concurrent_requests}: requests would wait for connections they may never get; "
+                f"raise max_total or lower max_concurrent_requests"
+            )
+        if self.pool.connect_timeout_seconds >= self.timeout_seconds:
+            raise ConfigurationError(
+                f"connect_timeout_seconds={self.pool.connect_timeout_seconds:g} is not below timeout_seconds="
+                f"{self.timeout_seconds:g}, which bounds the whole request; lower the one or raise the other"
+            )
 
 
-def check(options: Options, rule: Rule, *names: str, allow_none: bool = False) -> None:
-    """Apply ``rule`` to the named fields; with ``allow_none``, a field that is None passes."""
-    for name in names:
-        value = getattr(options, name)
-        if value is not None or not allow_none:
-            rule(f"{type(options).__name__}.{name}", value)
-
-
-def positive(name: str, value: object) -> None:
-    """A finite number above zero."""
-    if not 0 < _number(value) < math.inf:
-        raise _refused(name, value, "a number above 0")
-
-
-def not_negative(name: str, value: object) -> None:
-    """A finite number of zero or more."""
-    if not 0 <= _number(value) < math.inf:
-        raise _refused(name, value, "a number of 0 or more")
-
-
-def fraction(name: str, value: object) -> None:
-    """A number above zero and at most one."""
-    if not 0 < _number(value) <= 1:
-        raise _refused(name, value, "a number above 0 and at most 1")
-
-
-def positive_integer(name: str, value: object) -> None:
-    """A whole number of one or more."""
-    if not (isinstance(value, numbers.Integral) and _number(value) >= 1):
-        raise _refused(name, value, "a whole number of 1 or more")
-
-
-def not_negative_integer(name: str, value: object) -> None:
-    """A whole number of zero or more."""
-    if not (isinstance(value, numbers.Integral) and _number(value) >= 0):
-        raise _refused(name, value, "a whole number of 0 or more")
-
-
-def boolean(name: str, value: object) -> None:
-    """True or False, and nothing that merely counts as one of them."""
-    if not isinstance(value, bool):
-        raise _refused(name, value, "True or False")
-
-
-def one_of(allowed: Iterable[object]) -> Rule:
-    """The rule that accepts exactly the ``allowed`` values."""
-    choices = tuple(allowed)
-
-    def rule(name: str, value: object) -> None:
-        # By type as well: 1 == True, and 1.0 == 1.
-        if not any(type(value) is type(choice) and value == choice for choice in choices):
-            raise _refused(name, value, "one of " + ", ".join(map(repr, choices)))
-
-    return rule
-
-
-def _number(value: object) -> float:
-    """The value as a float, NaN (which no comparison accepts) where it is not a number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return -math.inf if value < 0 else math.inf
-
-
-def _refused(name: str, value: object, expected: str) -> ConfigurationError:
-    return ConfigurationError(f"{name} must be {expected}, got {reprlib.repr(value)}")
+_OWN_HEADERS = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "host",
+        "inference-header-content-length",
+        "transfer-encoding",
+    }
+)

@@ -15,9 +15,9 @@ from typing import cast
 from beam_triton.dispatch.call_options import CallOptions
 from beam_triton.dispatch.channel import ENDPOINT_SETS, Channel, EndpointSetKey
 from beam_triton.dispatch.dispatcher import Dispatcher
-from beam_triton.dispatch.request import HttpRequest
+from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.errors import RemoteProtocolError
-from beam_triton.inference_options import InferenceOptions
+from beam_triton.options import InferenceOptions
 from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.protocol import (
     EncodedRequest,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from beam_triton import TritonClient
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from benchmarks.workload import Target
 from tests.support.models import write_models
 

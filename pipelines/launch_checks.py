@@ -12,7 +12,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from beam_triton import ConfigurationError, TransportError, TritonError
 from beam_triton.credentials import redact_url
-from beam_triton.files import (
+from beam_triton.score import (
     Columns,
     CorruptFileError,
     ElementMaker,

@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import TextIO
 
-from beam_triton.files import PROGRESS
+from beam_triton.score import PROGRESS
 
 
 class ProgressLine:

@@ -9,7 +9,7 @@
 every row has a result or is among the failures, 1 when the job failed or ``--max_failures`` was passed, 2 for
 wrong use.
 
-Nothing of this file or its folder is imported on workers: what runs there is `beam_triton.files`, part of
+Nothing of this file or its folder is imported on workers: what runs there is `beam_triton.score`, part of
 the package that ``--setup_file=./setup.py`` stages.
 """
 
@@ -32,7 +32,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from beam_triton import ConfigurationError, TritonError, TritonInference
-from beam_triton.files import (
+from beam_triton.score import (
     ELEMENTS,
     FAILURES,
     FailureSink,
@@ -44,7 +44,7 @@ from beam_triton.files import (
     discard_temporary_files,
     failure_of_element,
 )
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from pipelines.launch_checks import (
     ask_model,
     check_endpoint,

@@ -13,7 +13,7 @@ from apache_beam.options import pipeline_options
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from beam_triton import BatchingPolicy, ConfigurationError, ConnectionPoolConfig
-from beam_triton.files import FileSource, InputColumns, RowSelection, Target
+from beam_triton.score import FileSource, InputColumns, RowSelection, Target
 
 MODEL_REPOSITORY = Path(__file__).resolve().parent / "model_repository"
 

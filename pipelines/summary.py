@@ -9,8 +9,8 @@ from typing import Any
 
 from apache_beam.metrics.metric import MetricsFilter
 
-from beam_triton.files import METRICS_NAMESPACE as FILES_NAMESPACE
-from beam_triton.policy.latency_histogram import index_of_counter, percentile
+from beam_triton.score import METRICS_NAMESPACE as FILES_NAMESPACE
+from beam_triton.transforms.latency_histogram import index_of_counter, percentile
 
 NAMESPACE = "beam_triton"
 

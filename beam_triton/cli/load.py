@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from beam_triton.cli.zeros import Shapes, zeros_request
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.errors import TritonError
-from beam_triton.inference_options import InferenceOptions
+from beam_triton.options import InferenceOptions
 from beam_triton.remote_model import RemoteModel
 
 

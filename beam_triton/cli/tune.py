@@ -12,7 +12,7 @@ from beam_triton.cli.search import Search
 from beam_triton.cli.zeros import describe_zeros, zeros_request
 from beam_triton.client import TritonClient
 from beam_triton.errors import ConfigurationError
-from beam_triton.inference_options import InferenceOptions
+from beam_triton.options import InferenceOptions
 from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transport.config import ConnectionPoolConfig

@@ -24,14 +24,13 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, Generic, TypeVar
 
-from beam_triton.dispatch.attempt import Attempt, ConnectionUse
 from beam_triton.dispatch.call_context import CallContext
 from beam_triton.dispatch.call_options import CallKind, CallRecord
 from beam_triton.dispatch.endpoints import Admission, Endpoint, Refusal
 from beam_triton.dispatch.health import check_those_out
 from beam_triton.dispatch.kept_back import circuit_open, no_place
-from beam_triton.dispatch.request import HttpRequest
-from beam_triton.dispatch.waiting_line import Waiter
+from beam_triton.dispatch.request_head import HttpRequest
+from beam_triton.dispatch.slots import Waiter
 from beam_triton.errors import (
     ConnectError,
     DeadlineExceededError,
@@ -43,6 +42,7 @@ from beam_triton.errors import (
     without_frames,
 )
 from beam_triton.policy.retry import asked_for_seconds, decide, pause_seconds
+from beam_triton.transport.attempt import Attempt, ConnectionUse
 from beam_triton.transport.exchange import Exchange
 
 _logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from beam_triton.dispatch.call_options import CallOptions
 from beam_triton.dispatch.endpoints import EndpointSet
-from beam_triton.dispatch.reactor import Reactor
-from beam_triton.dispatch.request import HeadWriter
+from beam_triton.dispatch.request_head import HeadWriter
 from beam_triton.transport.pool import ConnectionPool
+from beam_triton.transport.reactor import Reactor
 
 
 class CallContext(NamedTuple):

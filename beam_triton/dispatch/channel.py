@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from beam_triton.dispatch.call_options import CallOptions
 from beam_triton.dispatch.endpoints import EndpointSet
-from beam_triton.dispatch.request import HeadWriter
+from beam_triton.dispatch.request_head import HeadWriter
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.origin import EndpointUrl
 from beam_triton.transport.pool import ConnectionPool
-from beam_triton.transport.registry import SharedRegistry
-from beam_triton.transport.sessions import acquire_session, session_pool
+from beam_triton.transport.reference_counts import SharedRegistry
+from beam_triton.transport.session import acquire_session, session_pool
 
 
 class EndpointSetKey(NamedTuple):

@@ -13,10 +13,10 @@ from beam_triton.dispatch.call_context import CallContext
 from beam_triton.dispatch.call_options import CallKind
 from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.health import check_those_out
-from beam_triton.dispatch.reactor import Reactor, current_reactor
-from beam_triton.dispatch.request import HttpRequest
-from beam_triton.dispatch.waiting_line import Waiter
+from beam_triton.dispatch.request_head import HttpRequest
+from beam_triton.dispatch.slots import Waiter
 from beam_triton.transport.exchange import Exchange
+from beam_triton.transport.reactor import Reactor, current_reactor
 
 _LOOK_AGAIN_SECONDS = 0.25
 

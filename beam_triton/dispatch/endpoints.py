@@ -13,9 +13,9 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from beam_triton.dispatch.waiting_line import WaitingLine
+from beam_triton.dispatch.slots import WaitingLine
 from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, Permit, State
-from beam_triton.policy.concurrency import ConcurrencyLimit
+from beam_triton.policy.concurrency_limit import ConcurrencyLimit
 from beam_triton.policy.retry import RetryBudget, RetryPolicy
 from beam_triton.transport.origin import EndpointUrl
 

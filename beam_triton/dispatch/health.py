@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 
 from beam_triton.dispatch.call_context import CallContext
-from beam_triton.dispatch.request import HttpRequest
+from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.errors import TritonError
 from beam_triton.policy.circuit_breaker import CircuitBreaker
 from beam_triton.transport.blocking import exchange_within

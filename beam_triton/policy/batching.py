@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from beam_triton.options import Options, check, not_negative, positive_integer
+from beam_triton.validation import Options, check, not_negative, positive_integer
 
 # How many full batches' bytes, and how many signatures, may wait at a time.
 _MAX_PENDING_BATCHES = 4

@@ -24,8 +24,8 @@ from threading import Lock
 from types import TracebackType
 from typing import Literal
 
-from beam_triton.options import Options, check, fraction, not_negative, one_of, positive, positive_integer
-from beam_triton.policy.window import SlidingCount
+from beam_triton.policy.sliding_count import SlidingCount
+from beam_triton.validation import Options, check, fraction, not_negative, one_of, positive, positive_integer
 
 # While all probes are out there is no moment to wait for, only outcomes: look again this soon.
 _PROBES_OUT_WAIT_SECONDS = 0.05

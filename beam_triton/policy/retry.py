@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from threading import Lock
 
 from beam_triton.errors import CircuitOpenError, InferenceError, ModelExecutionError, TritonError
-from beam_triton.options import Options, check, not_negative, not_negative_integer, positive
-from beam_triton.policy.window import SlidingCount
+from beam_triton.policy.sliding_count import SlidingCount
+from beam_triton.validation import Options, check, not_negative, not_negative_integer, positive
 
 BUDGET_WINDOW_SECONDS = 10.0
 

@@ -1,4 +1,4 @@
-"""Whole bodies compressed: ``Content-Encoding`` gzip and deflate; `beam_triton.inflation` reads them.
+"""Whole bodies compressed: ``Content-Encoding`` gzip and deflate; `beam_triton.compression` reads them.
 
 A header length (``Inference-Header-Content-Length``) counts bytes of the decompressed body.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 
+from beam_triton.compression import WINDOW_BITS
 from beam_triton.errors import ConfigurationError
-from beam_triton.inflation import WINDOW_BITS
 from beam_triton.protocol.text import shorten
 
 ENCODINGS = tuple(WINDOW_BITS)

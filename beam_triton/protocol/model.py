@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from beam_triton.errors import ConfigurationError, RemoteProtocolError
-from beam_triton.options import made_of
 from beam_triton.protocol.datatypes import DATATYPES
 from beam_triton.protocol.text import shorten
+from beam_triton.validation import made_of
 
 
 @dataclass(frozen=True)

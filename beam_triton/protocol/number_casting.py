@@ -15,7 +15,7 @@ from beam_triton.protocol.bfloat16 import round_to_bfloat16, widen_bfloat16
 from beam_triton.protocol.datatypes import BF16, Array, Datatype, is_bfloat16
 from beam_triton.protocol.mismatch import as_array, described, refuse
 from beam_triton.protocol.model import TensorSpec
-from beam_triton.protocol.python_numbers import packer_of
+from beam_triton.protocol.packing import packer_of
 from beam_triton.protocol.text import shorten
 
 _NUMBER_KINDS = "biuf"

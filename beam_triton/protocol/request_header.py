@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from beam_triton.errors import LocalProtocolError
 from beam_triton.protocol.datatypes import DATATYPES
-from beam_triton.protocol.elements import Shape, Signature
 from beam_triton.protocol.model import ModelSpec
+from beam_triton.protocol.prepare import Shape, Signature
 
 _MAX_CACHED_HEADERS = 4096
 

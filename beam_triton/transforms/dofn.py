@@ -6,10 +6,10 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.transforms.display import DisplayDataItem
 
-from beam_triton.inference_options import InferenceOptions
+from beam_triton.options import InferenceOptions
+from beam_triton.transforms.bundle import BundleScorer
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.model_dofn import ModelDoFn
-from beam_triton.transforms.scoring import BundleScorer
 from beam_triton.transforms.windows import with_own_windows
 
 

@@ -10,9 +10,9 @@ from apache_beam.typehints import Any as AnyType
 from apache_beam.typehints import Tuple
 from apache_beam.typehints.typehints import is_consistent_with
 
-from beam_triton.inference_options import InferenceOptions
+from beam_triton.options import InferenceOptions
+from beam_triton.transforms.bundle import FAILURES_TAG
 from beam_triton.transforms.dofn import TritonInferenceDoFn
-from beam_triton.transforms.scoring import FAILURES_TAG
 
 _MAIN_TAG = "results"
 

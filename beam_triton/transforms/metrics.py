@@ -9,7 +9,7 @@ from apache_beam.io.components.adaptive_throttler import ThrottlingSignaler
 from apache_beam.metrics import Metrics
 
 from beam_triton.dispatch.call_options import CallRecord
-from beam_triton.policy.latency_histogram import counter_name, index_of
+from beam_triton.transforms.latency_histogram import counter_name, index_of
 from beam_triton.transport.pool import ConnectionPool
 
 NAMESPACE = "beam_triton"
@@ -24,7 +24,7 @@ class InferenceMetrics:
     Counters: ``elements``, ``failures``, ``default_values``, ``requests`` (HTTP requests sent, retries
     included), ``retries``, ``split_batches``, ``connections_opened`` (those that asked for the model, before
     the bundle, among them), ``connections_reused``, ``connection_waits``, ``cumulativeThrottlingSeconds``,
-    and the latency buckets of `beam_triton.policy.latency_histogram`. Distributions: ``batch_size``,
+    and the latency buckets of `beam_triton.transforms.latency_histogram`. Distributions: ``batch_size``,
     ``request_bytes``, ``response_bytes``, ``request_latency_milliseconds``. With a ``pool`` whose monitoring
     is enabled, the gauges ``connections_idle``, ``connections_active`` and ``connections_waiting``, as they
     are in this process.

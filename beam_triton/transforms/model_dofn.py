@@ -8,7 +8,7 @@ import apache_beam as beam
 
 from beam_triton.dispatch.channel import Channel
 from beam_triton.errors import ConfigurationError
-from beam_triton.inference_options import InferenceOptions
+from beam_triton.options import InferenceOptions
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.opened_model import close_with, open_model
 from beam_triton.transforms.results import DefaultValue

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 from beam_triton.client import TritonClient
 from beam_triton.dispatch.channel import Channel
 from beam_triton.errors import ConfigurationError
-from beam_triton.inference_options import InferenceOptions
+from beam_triton.options import InferenceOptions
 from beam_triton.protocol import ModelSpec
 from beam_triton.remote_model import RemoteModel, is_in_use
 from beam_triton.transforms.results import DefaultValue

@@ -15,7 +15,7 @@ from beam_triton.errors import ConfigurationError, RemoteProtocolError, TritonEr
 from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.protocol import DATATYPES, EncodedRequest, InferResponse, TensorSpec
 from beam_triton.remote_model import RemoteModel
-from beam_triton.transforms.batches_in_flight import BatchesInFlight
+from beam_triton.transforms.bisection import BatchesInFlight
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.results import DefaultValue
 

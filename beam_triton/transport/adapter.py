@@ -17,13 +17,13 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import select_proxy
 from urllib3 import HTTPHeaderDict, HTTPResponse
 
+from beam_triton.compression import decompress
 from beam_triton.credentials import redact_url
 from beam_triton.errors import ConfigurationError
-from beam_triton.inflation import decompress
 from beam_triton.transport.blocking import exchange_within
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.connector import Connector
-from beam_triton.transport.maintenance import PoolMaintenance
+from beam_triton.transport.idle_eviction import PoolMaintenance
 from beam_triton.transport.origin import EndpointUrl
 from beam_triton.transport.pool import ConnectionPool
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from beam_triton.errors import ConfigurationError
-from beam_triton.options import Options, boolean, check, positive, positive_integer
+from beam_triton.validation import Options, boolean, check, positive, positive_integer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from beam_triton.errors import ConnectionLostError, RemoteProtocolError, TlsError, TransportError
-from beam_triton.transport.chunked import ChunkedBody
+from beam_triton.transport.response_body import ChunkedBody
 from beam_triton.transport.response_head import MAX_HEAD_BYTES, ResponseHead, parse_response_head
 
 WANT_READ = select.POLLIN

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from beam_triton.local_server import LocalTriton
 from beam_triton.protocol import TensorSpec, from_wire, to_array, wire_bytes
+from beam_triton.testing import LocalTriton
 from benchmarks.cases.case import Case
 from benchmarks.isolation import in_own_process
 from benchmarks.peers import BEAM_TRITON

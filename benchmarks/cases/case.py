@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from benchmarks.isolation import in_own_process
 from benchmarks.peers.peer import Peer, PeerMissing
 from benchmarks.results import CaseResult, Row

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from beam_triton import TritonClient
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from benchmarks.cases.case import ELEMENTS, ELEMENTS_PER_SECOND, Case, CaseLeftOut, take_turns
 from benchmarks.cases.throughput import BATCH_SIZE
 from benchmarks.isolation import MeasurementError
@@ -22,9 +22,9 @@ from benchmarks.results import CaseResult, Figure, Row, ratio
 from benchmarks.scale import Scale
 from benchmarks.server import REMOTE_LIKE, target
 from benchmarks.workload import Target, Throughput, Workload
-from tests.support.engines import DirectRunner, FlinkCluster, FlinkJobServer, Prism, install, tools
-from tests.support.engines.engine import Engine
-from tests.support.engines.processes import EngineError
+from engines import DirectRunner, FlinkCluster, FlinkJobServer, Prism, install, tools
+from engines.engine import Engine
+from engines.processes import EngineError
 from tests.support.sockets import client_ports
 
 _SCRIPT = Path(__file__).resolve().parent.parent / "engine_pipeline.py"

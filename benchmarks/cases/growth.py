@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from beam_triton.inference_options import DEFAULT_MAX_CONCURRENT_REQUESTS
-from beam_triton.local_server import LocalTriton
+from beam_triton.options import DEFAULT_MAX_CONCURRENT_REQUESTS
+from beam_triton.testing import LocalTriton
 from benchmarks.cases.case import ELEMENTS_PER_SECOND, Case, isolated, take_turns, throughput_row
 from benchmarks.peers import BEAM_TRITON
 from benchmarks.results import CaseResult, Curves, Figure, Point

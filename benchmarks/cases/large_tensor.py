@@ -6,7 +6,7 @@ import statistics
 
 import numpy as np
 
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from benchmarks.cases.case import Case, isolated, take_turns
 from benchmarks.memory import peak_bytes, reset_peak, resident_bytes
 from benchmarks.peers import BEAM_TRITON, REQUESTS_POST, TRITONCLIENT_GRPC, TRITONCLIENT_HTTP

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from benchmarks.cases.case import Case, isolated, take_turns
 from benchmarks.memory import resident_bytes
 from benchmarks.peers import BEAM_TRITON

@@ -13,7 +13,7 @@ import numpy as np
 from apache_beam.ml.inference.base import PredictionResult
 
 from beam_triton import ConnectionPoolConfig
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from benchmarks.cases.case import Case, isolated, take_turns
 from benchmarks.memory import peak_bytes
 from benchmarks.peers import BEAM_TRITON, NOTHING, TRITONCLIENT_GRPC, TRITONCLIENT_HTTP

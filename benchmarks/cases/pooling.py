@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from beam_triton import TritonClient
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from benchmarks.cases.case import Case, CaseLeftOut, isolated, take_turns
 from benchmarks.peers import BEAM_TRITON
 from benchmarks.results import CaseResult, Figure, Row, ratio

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from benchmarks.cases.case import ELEMENTS_PER_SECOND, Case, score_in_turns
 from benchmarks.peers import (
     BEAM_TRITON,

@@ -7,7 +7,7 @@ from typing import Any
 import apache_beam as beam
 
 from beam_triton import TritonClient, TritonInference
-from beam_triton.transforms.batch_dofn import TritonBatchInference
+from beam_triton.transforms.numpy_batches import TritonBatchInference
 from benchmarks.peers.peer import PipelinePeer
 from benchmarks.workload import Array, Target, Workload
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from tests.support import sockets
 from tests.support.certificates import Certificates
 from tests.support.models import write_models

@@ -15,7 +15,7 @@ import pytest
 
 from beam_triton import TritonClient, TritonInference
 from beam_triton.errors import InferenceError, TlsError
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from tests.support.certificates import Certificates
 from tests.support.models import write_models
 from tests.support.nginx import Nginx

@@ -16,8 +16,8 @@ from apache_beam.transforms.display import DisplayData
 
 from beam_triton import TritonClient, TritonInference
 from beam_triton.errors import ConfigurationError, TritonError
-from beam_triton.local_server import LocalTriton
 from beam_triton.protocol.model import ModelSpec, TensorSpec
+from beam_triton.testing import LocalTriton
 from tests.support import faults
 from tests.support.fault_server import Fault, FaultServer
 from tests.support.origins import Answer, always, forward_to

@@ -34,7 +34,7 @@ from beam_triton.errors import (
     ServerUnavailableError,
     TritonError,
 )
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from tests.support import faults, sockets
 from tests.support.fault_server import Fault, FaultServer, infer_requests, serve
 from tests.support.origins import Answer, forward_to

@@ -18,8 +18,8 @@ import pytest
 from beam_triton import ModelSpec, TensorSpec, TritonClient, TritonInference, TritonInferenceDoFn
 from beam_triton.dispatch.channel import ENDPOINT_SETS
 from beam_triton.errors import TritonError
-from beam_triton.local_server import LocalTriton
-from beam_triton.transport.sessions import SESSIONS
+from beam_triton.testing import LocalTriton
+from beam_triton.transport.session import SESSIONS
 from tests.support import faults, sockets
 from tests.support.fault_server import FaultServer, infer_requests, serve
 from tests.support.origins import Answer, forward_to

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from beam_triton import ConnectError, TritonClient, TritonInference, TritonInferenceDoFn
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from tests.support.models import write_models
 from tests.support.strikes import killed_and_restarted, strikes
 from tests.support.tally import MODEL, Progress, run_numbered

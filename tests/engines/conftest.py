@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from beam_triton.local_server import LocalTriton
-from tests.support.engines import DirectRunner
-from tests.support.engines.install import all_engines
-from tests.support.engines.jobs import accuracy, score_digits
-from tests.support.engines.served import write_repository
-from tests.support.engines.tools import MissingToolsError
+from beam_triton.testing import LocalTriton
+from engines import DirectRunner
+from engines.install import all_engines
+from engines.jobs import accuracy, score_digits
+from engines.served import write_repository
+from engines.tools import MissingToolsError
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from benchmarks.cases.engines import score_on
 from benchmarks.peers import BEAM_TRITON
 from benchmarks.server import REMOTE_LIKE, target
-from tests.support.engines import Prism
+from engines import Prism
 from tests.support.models import write_models
 
 ELEMENTS = 1_000

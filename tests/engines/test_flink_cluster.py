@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from beam_triton import TritonClient
-from beam_triton.local_server import LocalTriton
-from tests.support.engines import FlinkCluster
-from tests.support.engines.checks import check_promises, wait_until
-from tests.support.engines.findings import record
-from tests.support.engines.jobs import score_digits, scored_numbers, start_numbers, write_numbers
-from tests.support.engines.observation import observe
-from tests.support.engines.served import LEISURELY_NUMBERS
+from beam_triton.testing import LocalTriton
+from engines import FlinkCluster
+from engines.checks import check_promises, wait_until
+from engines.findings import record
+from engines.jobs import score_digits, scored_numbers, start_numbers, write_numbers
+from engines.observation import observe
+from engines.served import LEISURELY_NUMBERS
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.support.engines.install import REPOSITORY
+from engines.install import REPOSITORY
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -18,7 +18,7 @@ PROGRESS = re.compile(r"^ +\d+ s  .*?(\d+) of 898 digits scored$", re.MULTILINE)
 
 def test_the_demo_shows_the_job_from_its_start_to_its_result() -> None:
     """The job manager's page comes first, progress up to the last digit, then the result."""
-    command = [sys.executable, "-m", "tests.support.engines.flink_demo"]
+    command = [sys.executable, "-m", "engines.flink_demo"]
     with subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as demo:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from beam_triton.local_server import LocalTriton
-from tests.support.engines import FlinkJobServer
-from tests.support.engines.checks import check_promises
-from tests.support.engines.findings import record
-from tests.support.engines.jobs import score_digits
-from tests.support.engines.observation import observe
+from beam_triton.testing import LocalTriton
+from engines import FlinkJobServer
+from engines.checks import check_promises
+from engines.findings import record
+from engines.jobs import score_digits
+from engines.observation import observe
 
 ELEMENTS = 20_000
 

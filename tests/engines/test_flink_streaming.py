@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from beam_triton.local_server import LocalTriton
-from tests.support.engines import FlinkCluster
-from tests.support.engines.checks import check_promises, wait_until
-from tests.support.engines.findings import record
-from tests.support.engines.observation import (
+from beam_triton.testing import LocalTriton
+from engines import FlinkCluster
+from engines.checks import check_promises, wait_until
+from engines.findings import record
+from engines.observation import (
     OBSERVED_PIPELINE,
     ConnectionWatch,
     Observed,
@@ -22,7 +22,7 @@ from tests.support.engines.observation import (
     output_windows,
     port_of,
 )
-from tests.support.engines.observed_pipeline import IMPULSE_SECONDS, WINDOW_SECONDS
+from engines.observed_pipeline import IMPULSE_SECONDS, WINDOW_SECONDS
 from tests.support.sockets import established
 
 pytestmark = pytest.mark.timeout(900)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from tests.support.models import write_models
 
 

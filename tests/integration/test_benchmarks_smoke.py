@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from apache_beam.ml.inference.base import PredictionResult
 
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES
 from benchmarks.cases.case import Case, CaseLeftOut

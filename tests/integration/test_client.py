@@ -30,10 +30,10 @@ from beam_triton.errors import (
     TransportError,
     TritonError,
 )
-from beam_triton.local_server import LocalTriton
 from beam_triton.protocol import ModelSpec, TensorSpec
+from beam_triton.testing import LocalTriton
 from beam_triton.transport.exchange import Exchange
-from beam_triton.transport.sessions import SESSIONS
+from beam_triton.transport.session import SESSIONS
 from tests.support import faults, sockets
 from tests.support.fault_server import FaultServer
 from tests.support.models import DATATYPES, LABELS

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from beam_triton.cli.main import main
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from tests.support.fault_server import FaultServer
 from tests.support.models import write_models
 from tests.support.origins import Answer, Origin, Request, always, forward_to

@@ -18,11 +18,11 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from google.cloud.dataflow_v1beta3 import TemplateMetadata
 
 from beam_triton import TritonInference
+from engines import versions
+from engines.bare_environment import bare_environment
+from engines.install import REPOSITORY
 from pipelines.score_options import ScoreJob, ScoreOptions
 from tests.support.dataflow import Template, write_template
-from tests.support.engines import versions
-from tests.support.engines.bare_environment import bare_environment
-from tests.support.engines.install import REPOSITORY
 
 DATAFLOW = REPOSITORY / "pipelines" / "dataflow"
 

@@ -11,7 +11,7 @@ import pytest
 import tritonclient.http as tritonclient
 from numpy.typing import NDArray
 
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from pipelines.train_digits import DATA, Digits, read_digits
 
 _REPOSITORY = Path(__file__).parents[2] / "pipelines" / "model_repository"

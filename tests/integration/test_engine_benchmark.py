@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from benchmarks.cases import engines
 from benchmarks.cases.case import CaseLeftOut
 from benchmarks.peers import BEAM_TRITON, TRITONCLIENT_HTTP
 from benchmarks.peers.peer import Peer
 from benchmarks.scale import SMOKE
 from benchmarks.server import REMOTE_LIKE, SLOW, target
-from tests.support.engines import DirectRunner
-from tests.support.engines.processes import EngineError
+from engines import DirectRunner
+from engines.processes import EngineError
 
 ELEMENTS = 1_000
 

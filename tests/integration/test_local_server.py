@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from beam_triton.errors import ConfigurationError, InferenceError
-from beam_triton.local_server import LocalTriton
-from beam_triton.local_server.ports import free_port
+from beam_triton.testing import LocalTriton
+from beam_triton.testing.ports import free_port
 from tests.support.models import write_models
 
 # Triton takes three seconds to end by itself, which only the tests of its end wait for.
@@ -185,7 +185,7 @@ def test_metrics_are_served(triton: LocalTriton) -> None:
 
 _CHILD = """
 import os, sys, threading, time
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 triton = LocalTriton(sys.argv[1])
 # From a thread that ends: the server must outlive it.
 thread = threading.Thread(target=triton.start)
@@ -228,7 +228,7 @@ def test_a_fork_leaves_the_server_alone(repository: Path) -> None:
     """A forked process that ends, exit handlers included, does not stop its parent's server."""
     script = """
 import os, sys
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 triton = LocalTriton(sys.argv[1]).start()
 if os.fork() == 0:
     sys.exit()

@@ -16,7 +16,7 @@ import pytest
 import tritonclient.http as tritonclient
 from numpy.typing import NDArray
 
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from tests.support.models import CATALOGUE, DATATYPES, LABELS
 
 _NUMPY: dict[str, Any] = {

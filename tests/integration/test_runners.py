@@ -8,13 +8,13 @@ from typing import Literal
 
 import pytest
 
-from beam_triton.local_server import LocalTriton
-from tests.support.engines.checks import check_promises
-from tests.support.engines.direct import DirectRunner
-from tests.support.engines.findings import record
-from tests.support.engines.jobs import accuracy, score_digits
-from tests.support.engines.observation import observe
-from tests.support.engines.served import write_repository
+from beam_triton.testing import LocalTriton
+from engines.checks import check_promises
+from engines.direct import DirectRunner
+from engines.findings import record
+from engines.jobs import accuracy, score_digits
+from engines.observation import observe
+from engines.served import write_repository
 
 ELEMENTS = 10_000
 WORKERS = 2

@@ -17,8 +17,8 @@ import pyarrow.parquet
 import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
 
-from beam_triton.files import ServedModel
-from beam_triton.local_server import LocalTriton
+from beam_triton.score import ServedModel
+from beam_triton.testing import LocalTriton
 from pipelines import demo, score_files
 from pipelines.score_options import MODEL_REPOSITORY, ScoreJob, parse_options
 

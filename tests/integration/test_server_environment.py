@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from beam_triton.errors import ConfigurationError
-from beam_triton.local_server import find_or_make_server_environment
-from beam_triton.local_server.environment import SERVER_ENVIRONMENT_VARIABLE
+from beam_triton.testing import find_or_make_server_environment
+from beam_triton.testing.environment import SERVER_ENVIRONMENT_VARIABLE
 
 _ROOT = Path(__file__).parents[2]
 
@@ -64,7 +64,7 @@ def test_a_failed_installation_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
 _MAKE = """
 import sys
-from beam_triton.local_server import find_or_make_server_environment
+from beam_triton.testing import find_or_make_server_environment
 find_or_make_server_environment(sys.argv[1])
 """
 
@@ -93,9 +93,9 @@ def test_only_one_process_makes_it(tmp_path: Path) -> None:
 
 
 def test_serving_from_the_command_line(tmp_path: Path) -> None:
-    """``python -m beam_triton.local_server`` serves a folder until it is told to end."""
+    """``python -m beam_triton.testing.serve`` serves a folder until it is told to end."""
     served = subprocess.Popen(
-        [sys.executable, "-m", "beam_triton.local_server", str(_ROOT / "pipelines" / "model_repository")],
+        [sys.executable, "-m", "beam_triton.testing", str(_ROOT / "pipelines" / "model_repository")],
         stdout=subprocess.PIPE,
         text=True,
         cwd=_ROOT,
@@ -110,7 +110,7 @@ def test_serving_from_the_command_line(tmp_path: Path) -> None:
 def test_wrong_use_of_the_command_line(tmp_path: Path) -> None:
     """A folder that is none gives one sentence and exit code 2."""
     ran = subprocess.run(
-        [sys.executable, "-m", "beam_triton.local_server", str(tmp_path / "nowhere")],
+        [sys.executable, "-m", "beam_triton.testing", str(tmp_path / "nowhere")],
         capture_output=True,
         text=True,
         cwd=_ROOT,

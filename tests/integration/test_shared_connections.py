@@ -17,8 +17,8 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_triton import ConnectionPoolConfig, TlsConfig, TritonInference, TritonInferenceDoFn
 from beam_triton.dispatch.channel import ENDPOINT_SETS
-from beam_triton.local_server import LocalTriton
-from beam_triton.transport.sessions import SESSIONS, SessionKey
+from beam_triton.testing import LocalTriton
+from beam_triton.transport.session import SESSIONS, SessionKey
 from tests.support import sockets
 from tests.support.pipelines import run, score
 

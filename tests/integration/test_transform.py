@@ -26,7 +26,7 @@ from beam_triton import (
     TritonInference,
     TritonInferenceDoFn,
 )
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from tests.support import faults
 from tests.support.pipelines import bundle_of, run, score
 

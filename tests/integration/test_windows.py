@@ -11,7 +11,7 @@ import pytest
 from apache_beam.transforms import trigger, window
 
 from beam_triton import TritonInference
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from tests.support.pipelines import Output, Run, run
 
 # Small batches, so that many results leave while later elements, of other windows, are processed.

@@ -9,7 +9,7 @@ from beam_triton.dispatch.call import Call
 from beam_triton.dispatch.call_options import CallKind, CallOptions
 from beam_triton.dispatch.channel import Channel, EndpointSetKey
 from beam_triton.dispatch.dispatcher import Dispatcher
-from beam_triton.dispatch.request import HttpRequest
+from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
 from beam_triton.protocol import error_from_response

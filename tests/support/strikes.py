@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from beam_triton.local_server import LocalTriton
+from beam_triton.testing import LocalTriton
 from tests.support.tally import Progress
 
 

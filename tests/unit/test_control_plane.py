@@ -11,8 +11,8 @@ import pytest
 
 from beam_triton.control_plane import ControlPlane
 from beam_triton.errors import DeadlineExceededError, ModelNotFoundError, TransportError
-from beam_triton.inference_options import InferenceOptions
-from beam_triton.transport.sessions import acquire_session
+from beam_triton.options import InferenceOptions
+from beam_triton.transport.session import acquire_session
 from tests.support import faults
 from tests.support.fault_server import FaultServer, serve
 from tests.support.origins import Answer, Request

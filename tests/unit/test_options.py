@@ -1,119 +1,204 @@
-"""Option classes: rules that name field and value, and plain dicts."""
+"""Options of client and transform: what is refused, with which words, and what is never shown."""
 
 from __future__ import annotations
 
-import math
-import pickle
-from dataclasses import dataclass
-from fractions import Fraction
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from beam_triton.errors import ConfigurationError
-from beam_triton.options import (
-    Options,
-    Rule,
-    boolean,
-    check,
-    fraction,
-    not_negative,
-    not_negative_integer,
-    one_of,
-    positive,
-    positive_integer,
-)
+from beam_triton.options import InferenceOptions
+from beam_triton.policy.batching import BatchingPolicy
+from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
+from beam_triton.policy.retry import RetryPolicy
+from beam_triton.protocol import ModelSpec, TensorSpec
+from beam_triton.transport.config import ConnectionPoolConfig
+
+URL = "http://triton:8000"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tank(Options):
-    volume: float
-    pumps: int | None = None
-
-    def __post_init__(self) -> None:
-        check(self, positive, "volume")
-        check(self, positive_integer, "pumps", allow_none=True)
+def options(**given: Any) -> InferenceOptions:
+    return InferenceOptions(**{"endpoint": URL} | given)
 
 
-def test_options_are_read_from_a_dict() -> None:
-    """A dict gives the same options as the constructor."""
-    assert Tank.from_options({"volume": 2, "pumps": 3}) == Tank(volume=2, pumps=3)
+def test_defaults() -> None:
+    """An endpoint is all that has to be given."""
+    made = options()
+    assert (made.timeout_seconds, made.max_concurrent_requests) == (30.0, 32)
+    assert made.pool == ConnectionPoolConfig(max_idle=32) and made.retry == RetryPolicy()
+    assert made.circuit_breaker == CircuitBreakerPolicy()
+    assert made.parameters == {} and made.header_values() == {}
 
 
-def test_an_instance_is_given_back_as_it_is() -> None:
-    """Options that are ready are not copied."""
-    tank = Tank(volume=1.0)
-    assert Tank.from_options(tank) is tank
+def test_plain_dicts() -> None:
+    """Each policy may be a plain dict, as YAML gives it; None is the default, or no breaker."""
+    made = options(
+        pool={"max_total": 50},
+        retry={"max_retries": 3},
+        batching={"max_batch_size": 8},
+        circuit_breaker=None,
+        tls=None,
+    )
+    assert made.pool == ConnectionPoolConfig(max_total=50) and made.retry == RetryPolicy(max_retries=3)
+    assert made.batching == BatchingPolicy(max_batch_size=8) and made.circuit_breaker is None
+    again = InferenceOptions.from_options({"endpoint": URL, "circuit_breaker": {"open_seconds": 5}})
+    assert again.circuit_breaker == CircuitBreakerPolicy(open_seconds=5)
 
 
-def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
-    """A misspelt option names what was probably meant, and all that there is."""
-    with pytest.raises(
-        ConfigurationError, match=r"Tank has no option 'pump' \(did you mean 'pumps'\?\)"
-    ) as e:
-        Tank.from_options({"volume": 1, "pump": 1})
-    assert "its options: volume, pumps" in str(e.value)
-
-
-def test_a_key_that_is_no_name_is_refused() -> None:
-    """A dict from elsewhere may have keys that are not strings."""
-    with pytest.raises(ConfigurationError, match="Tank has no option 3; its options"):
-        Tank.from_options({3: 1})  # type: ignore[dict-item]  # what YAML may hand over
-
-
-@pytest.mark.parametrize("value", [None, {}])
-def test_a_missing_option_is_named(value: dict[str, object] | None) -> None:
-    """An option without a default has to be given."""
-    with pytest.raises(ConfigurationError, match="Tank needs the option 'volume'"):
-        Tank.from_options(value)
-
-
-def test_another_type_is_refused_without_its_value() -> None:
-    """What is neither options nor a dict is named by type alone: it may be a secret in the wrong place."""
-    with pytest.raises(ConfigurationError, match="expected a Tank or a dict of its options, got str") as e:
-        Tank.from_options("hunter2")  # type: ignore[arg-type]  # the mistake under test
-    assert "hunter2" not in str(e.value)
-
-
-def test_a_rule_names_class_field_and_value() -> None:
-    """The message says where to look and what was found."""
-    with pytest.raises(ConfigurationError, match=r"^Tank\.volume must be a number above 0, got -1$"):
-        Tank(volume=-1)
-
-
-def test_options_hash_and_pickle() -> None:
-    """Options are dictionary keys on the worker, after a journey there."""
-    tank = Tank(volume=1.5, pumps=2)
-    assert {pickle.loads(pickle.dumps(tank)): 1}[tank] == 1
-
-
-NAN, INF, HUGE = math.nan, math.inf, 10**400
+def test_a_model_of_plain_dicts() -> None:
+    """A model's description may be plain, too: lists and dicts all the way down."""
+    x = {"name": "x", "datatype": "FP32", "shape": [3]}
+    made = options(model_spec={"name": "m", "inputs": [x], "outputs": [x], "max_batch_size": 8})
+    tensor = TensorSpec("x", "FP32", (3,))
+    assert made.model_spec == ModelSpec("m", inputs=(tensor,), outputs=(tensor,), max_batch_size=8)
 
 
 @pytest.mark.parametrize(
-    ("rule", "accepted", "refused"),
+    ("given", "says"),
     [
-        (positive, [1, 0.5, np.float32(2), Fraction(1, 3)], [0, -1, NAN, INF, HUGE, "1", True, None, 1j]),
-        (not_negative, [0, 0.0, 3], [-0.1, NAN, INF, -HUGE, "0", False, None]),
-        (fraction, [1, 1.0, 0.001], [0, 1.1, NAN, True, "0.5", None]),
-        (positive_integer, [1, 7, np.int64(3)], [0, -1, 1.0, 1.5, True, "1", None]),
-        (not_negative_integer, [0, 7, np.int64(3)], [-1, 0.0, False, "0", None]),
-        (boolean, [True, False], [0, 1, None, "true"]),
-        (one_of((None, "gzip")), [None, "gzip"], ["GZIP", "", 0]),
-        (one_of((0, 1)), [0, 1], [False, True, 1.0]),
+        ({"timeout_seconds": 0}, ["timeout_seconds", "0"]),
+        ({"timeout_seconds": "30"}, ["timeout_seconds", "'30'"]),
+        ({"max_concurrent_requests": 0}, ["max_concurrent_requests", "0"]),
+        ({"max_concurrent_requests": 1.5}, ["max_concurrent_requests", "1.5"]),
+        ({"max_response_bytes": -1}, ["max_response_bytes", "-1"]),
+        ({"pool": {"max_totl": 5}}, ["max_totl", "max_total"]),
+        ({"pool": 5}, ["ConnectionPoolConfig", "int"]),
+        ({"retry": RetryPolicy(), "batching": RetryPolicy()}, ["BatchingPolicy", "RetryPolicy"]),
+        ({"circuit_breaker": {"when_open": "panic"}}, ["when_open", "panic"]),
+        ({"model_version": "latest"}, ["latest"]),
+        ({"outputs": []}, ["outputs", "[]"]),
+        ({"outputs": [1]}, ["outputs", "[1]"]),
+        ({"outputs": ["y", "y"]}, ["y", "twice"]),
+        ({"classification": {"y": 0}}, ["classification", "'y'", "0"]),
+        ({"outputs": ["y"], "classification": {"z": 1}}, ["classification", "'z'", "y"]),
+        ({"model_spec": {"nam": "m"}}, ["ModelSpec", "'nam'", "'name'"]),
+        ({"model_spec": {"name": "m", "inputs": [{"name": "x"}]}}, ["TensorSpec", "datatype"]),
+        ({"model_spec": 5}, ["ModelSpec", "int"]),
+        ({"compression": "br"}, ["br"]),
+        ({"response_compression": "zip"}, ["zip"]),
+        ({"request_parameters": {"triton_x": 1}}, ["triton_x"]),
+        ({"request_parameters": {"x": object()}}, ["x"]),
+        ({"outputs": "probabilities"}, ["outputs", "probabilities"]),
+        ({"endpoint": []}, ["endpoint"]),
+        ({"endpoint": None}, ["endpoint"]),
+        ({"endpoint": b"http://triton:8000"}, ["endpoint"]),
+        ({"endpoint": [URL, 5]}, ["endpoint", "int"]),
+        ({"endpoint": {URL}}, ["endpoint", "set"]),
+        ({"endpoint": [URL, "http://triton:8000/v2"]}, ["twice", "triton:8000"]),
+        ({"headers": ["X-A"]}, ["headers"]),
+        ({"headers": {"X A": "b"}}, ["X A"]),
+        ({"headers": {"X-A": "b\r\nX-B: c"}}, ["X-A"]),
+        ({"headers": {"X-A": 5}}, ["X-A"]),
+        ({"headers": {"Content-Length": "5"}}, ["Content-Length"]),
+        ({"headers": {"authorization": "x"}, "auth_token": "y"}, ["auth_token", "Authorization"]),
+        ({"auth_token": ""}, ["auth_token"]),
+        ({"auth_token": "env:"}, ["auth_token"]),
+        ({"auth_token": 5}, ["auth_token", "int"]),
     ],
 )
-def test_rules(rule: Rule, accepted: list[object], refused: list[object]) -> None:
-    """Each rule accepts its numbers and refuses bools, strings, NaN and whatever is out of range."""
-    for value in accepted:
-        rule("field", value)
-    for value in refused:
-        with pytest.raises(ConfigurationError, match=r"^field must be "):
-            rule("field", value)
+def test_what_is_refused(given: dict[str, Any], says: list[str]) -> None:
+    """Each wrong option is refused at construction, by name and value."""
+    with pytest.raises(ConfigurationError) as caught:
+        options(**given)
+    assert all(part in str(caught.value) for part in says), str(caught.value)
 
 
-def test_a_long_value_is_cut_in_the_message() -> None:
-    """A value of any length gives a message of one line."""
-    with pytest.raises(ConfigurationError) as e:
-        positive("field", "x" * 10_000)
-    assert len(str(e.value)) < 200
+def test_a_pool_that_nobody_gave_fits_the_other_options() -> None:
+    """Only what a user writes can contradict what the user writes."""
+    options = InferenceOptions(endpoint="http://triton:8000", timeout_seconds=5, max_concurrent_requests=200)
+    pool = options.pool
+    assert (pool.connect_timeout_seconds, pool.max_total, pool.max_idle) == (2.5, 200, 200)
+    few = InferenceOptions(endpoint="http://triton:8000", max_concurrent_requests=4)
+    assert few.pool == ConnectionPoolConfig()
+
+
+@pytest.mark.parametrize(
+    ("given", "both"),
+    [
+        (
+            {"pool": {"max_total": 20}, "max_concurrent_requests": 21},
+            ["max_total=20", "max_concurrent_requests=21"],
+        ),
+        ({"timeout_seconds": 10.0, "pool": {}}, ["connect_timeout_seconds=10", "timeout_seconds=10"]),
+        (
+            {"timeout_seconds": 5, "pool": {"connect_timeout_seconds": 7.5}},
+            ["connect_timeout_seconds=7.5", "timeout_seconds=5"],
+        ),
+    ],
+)
+def test_two_limits_that_contradict(given: dict[str, Any], both: list[str]) -> None:
+    """Both values are in the message."""
+    with pytest.raises(ConfigurationError) as caught:
+        options(**given)
+    assert all(part in str(caught.value) for part in both), str(caught.value)
+
+
+def test_unknown_options() -> None:
+    """A misspelt option is refused with the one that was probably meant."""
+    with pytest.raises(ConfigurationError, match=r"timeout_second.*did you mean 'timeout_seconds'"):
+        InferenceOptions.from_options({"endpoint": URL, "timeout_second": 5})
+
+
+def test_priority_is_a_parameter() -> None:
+    """``priority`` travels with the request parameters; one given there is not overwritten."""
+    assert options(priority=1, request_parameters={"a": "b"}).parameters == {"a": "b", "priority": 1}
+    assert options(priority=1, request_parameters={"priority": 2}).parameters == {"priority": 2}
+
+
+def test_secrets_are_read_when_they_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """References and callables are looked up at use, so that a rotated secret is taken up."""
+    monkeypatch.delenv("TRITON_TOKEN", raising=False)
+    key = tmp_path / "key"
+    made = options(auth_token="env:TRITON_TOKEN", headers={"X-Key": f"file:{key}", "X-Now": lambda: "now"})
+    with pytest.raises(ConfigurationError):
+        made.header_values()
+    monkeypatch.setenv("TRITON_TOKEN", "first")
+    key.write_text("k1\n")
+    assert made.header_values() == {"Authorization": "Bearer first", "X-Key": "k1", "X-Now": "now"}
+    monkeypatch.setenv("TRITON_TOKEN", "second")
+    key.write_text("k2\n")
+    assert made.header_values()["Authorization"] == "Bearer second" and made.header_values()["X-Key"] == "k2"
+    monkeypatch.setenv("TRITON_TOKEN", "third\nX-Evil: 1")
+    with pytest.raises(ConfigurationError, match="auth_token") as caught:
+        made.header_values()
+    assert "Evil" not in str(caught.value)
+
+
+def test_nothing_secret_is_shown() -> None:
+    """Neither repr nor display data tell a token, a header's value or a URL's password."""
+    made = options(
+        endpoint=["http://user:s3cret@one:8000", "http://two:8000?token".removesuffix("?token")],
+        auth_token="s3cret",
+        headers={"X-Key": "s3cret", "X-Call": lambda: "s3cret"},
+    )
+    shown = made.shown()
+    assert "s3cret" not in repr(made) + repr(shown) + str(made)
+    assert "one:8000" in shown["endpoint"] and "two:8000" in shown["endpoint"]
+    assert "X-Key" in shown["headers"]
+
+
+@pytest.mark.parametrize("kind", [set, dict.fromkeys, frozenset, iter])
+@pytest.mark.parametrize("url", ["http://user:s3cret@one:8000", b"http://user:s3cret@one:8000"])
+def test_no_password_in_the_refusal_of_an_endpoint(kind: Callable[[Any], Any], url: str | bytes) -> None:
+    """What is no list of URLs may hold one with a password: it is named by its type."""
+    wrong = [kind([url]), [url.encode() if isinstance(url, str) else url], [[url]]]
+    for endpoint in wrong if isinstance(url, str) else [*wrong, url]:
+        with pytest.raises(ConfigurationError, match="endpoint") as caught:
+            options(endpoint=endpoint)
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value)), endpoint
+
+
+def test_only_what_differs_is_shown() -> None:
+    """Display data hold the endpoint and whatever is not the default."""
+    assert options().shown() == {"endpoint": URL}
+    assert options(timeout_seconds=20.0).shown() == {"endpoint": URL, "timeout_seconds": "20.0"}
+
+
+@pytest.mark.parametrize("value", [np.array([0.5, 0.5]), {"y": np.zeros((2, 2))}, 0.0, [], "none"])
+def test_any_default_value_is_shown(value: Any) -> None:
+    """An array among them, whose comparison has no single answer, and values that are false."""
+    assert options(default_value=value).shown() == {"endpoint": URL, "default_value": str(value)}

@@ -12,7 +12,7 @@ import pytest
 
 import beam_triton
 from beam_triton import errors
-from beam_triton import local_server as local_server_module
+from beam_triton import testing as testing_module
 
 # What pipelines and benchmarks of other people count on.
 _PROMISED = {
@@ -30,7 +30,7 @@ _PROMISED = {
 
 _PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (beam_triton, local_server_module)
+    for module in (beam_triton, testing_module)
     for name in module.__all__
 }
 

@@ -10,7 +10,7 @@ import pytest
 
 from beam_triton import ConfigurationError, ModelSpec, TensorSpec
 from beam_triton.cli.zeros import describe_zeros, zeros_request
-from beam_triton.inference_options import InferenceOptions
+from beam_triton.options import InferenceOptions
 from beam_triton.protocol import DATATYPES
 from beam_triton.remote_model import RemoteModel
 

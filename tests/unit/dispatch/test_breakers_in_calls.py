@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from beam_triton.dispatch import request as request_module
+from beam_triton.dispatch import request_head as request_module
 from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.errors import CircuitOpenError, ConfigurationError, ServerUnavailableError

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from beam_triton import ConfigurationError
-from beam_triton.files import ServedModel
 from beam_triton.protocol import ModelSpec, TensorSpec
+from beam_triton.score import ServedModel
 from pipelines.launch_checks import check_job, check_outputs, find_files
 from pipelines.score_options import ScoreJob, parse_options
 

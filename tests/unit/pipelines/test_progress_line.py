@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 
-from beam_triton.files import PROGRESS
+from beam_triton.score import PROGRESS
 from pipelines.progress_line import ProgressLine
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from beam_triton import ConfigurationError, ConnectionPoolConfig
-from beam_triton.files import InputColumns
+from beam_triton.score import InputColumns
 from pipelines.score_options import ScoreJob, ScoreOptions, counts_here, parse_options, runs_here
 
 

@@ -6,7 +6,7 @@ import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 from apache_beam.testing.test_pipeline import TestPipeline
 
-from beam_triton.policy.latency_histogram import counter_name, index_of
+from beam_triton.transforms.latency_histogram import counter_name, index_of
 from pipelines.summary import Summary
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from beam_triton.policy.concurrency import ConcurrencyLimit
+from beam_triton.policy.concurrency_limit import ConcurrencyLimit
 from tests.support.clock import FakeClock
 
 REJECTION_SECONDS = 0.001

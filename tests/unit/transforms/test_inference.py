@@ -26,7 +26,7 @@ from beam_triton import (
     TritonInference,
     TritonInferenceDoFn,
 )
-from beam_triton.transport.sessions import SESSIONS
+from beam_triton.transport.session import SESSIONS
 from tests.support import faults
 
 ENDPOINT = "http://user:pa55word@triton:8000"

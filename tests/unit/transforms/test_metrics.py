@@ -7,7 +7,7 @@ from collections.abc import Callable
 import apache_beam as beam
 
 from beam_triton.dispatch.call_options import CallRecord
-from beam_triton.policy.latency_histogram import counter_name, index_of
+from beam_triton.transforms.latency_histogram import counter_name, index_of
 from beam_triton.transforms.metrics import InferenceMetrics
 from tests.support.pipelines import Run, run
 

@@ -1,0 +1,188 @@
+"""One element, checked and turned into buffers, while its author's code is still on the stack.
+
+This runs for every element of a pipeline. What was accepted once (an input's shape) is looked up the next
+time, an array that already is what the wire wants is passed on as it is, and everything else takes the
+general way through ``to_array``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from beam_triton.protocol.byte_strings import encode_byte_strings
+from beam_triton.protocol.bytes_casting import byte_string_values
+from beam_triton.protocol.casting import fit_shape, to_array
+from beam_triton.protocol.datatypes import BF16, DATATYPES, Array
+from beam_triton.protocol.inputs import match_inputs
+from beam_triton.protocol.json_tensors import json_items
+from beam_triton.protocol.model import ModelSpec, TensorSpec
+from beam_triton.protocol.packing import packer_of
+from beam_triton.protocol.tensors import wire_bytes
+
+Buffer: TypeAlias = bytes | memoryview | Array
+Shape: TypeAlias = tuple[int, ...]
+Signature: TypeAlias = tuple[Any, ...]
+"""For each input of the model its shape without the batch dimension, None where an optional one is absent.
+
+Where the server does not name the inputs: (name, datatype, shape) of each that the element has.
+"""
+
+# Ragged elements could fill the caches of a long job without end.
+MAX_CACHED_SHAPES = 4096
+
+
+class PreparedElement(NamedTuple):
+    """One checked element: ready to share a request with others of an equal ``signature``.
+
+    ``buffers`` holds one object with the buffer interface for each input that the element has, in the
+    model's order; arrays among them may be the element's own, not copies, and must not change before the
+    request has been sent. ``nbytes`` is their size in bytes.
+    """
+
+    signature: Signature
+    buffers: tuple[Buffer, ...]
+    nbytes: int
+
+
+class ElementPreparer:
+    """Prepares elements of one model; ``binary=False`` makes JSON values instead of raw tensors."""
+
+    __slots__ = ("_binary", "_inputs", "_model", "_only")
+
+    def __init__(self, model: ModelSpec, binary: bool) -> None:
+        self._model = model
+        self._binary = binary
+        self._inputs = [_Input(spec, binary) for spec in model.inputs]
+        self._only = self._inputs[0] if len(self._inputs) == 1 else None
+
+    def prepare(self, inputs: Any) -> PreparedElement:
+        """Check one element (no batch dimension) and make its buffers.
+
+        ``inputs`` maps input names to values, or is the value itself where the model has one input. An
+        optional input may be absent or None. Raises LocalProtocolError, naming the input, what it takes and
+        what came.
+        """
+        only = self._only
+        if only is None:
+            return self._prepare_several(inputs)
+        if type(inputs) is np.ndarray:
+            accepted = only.accepted.get(inputs.shape)
+            if accepted is not None and inputs.dtype == only.dtype and inputs.flags.c_contiguous:
+                return tuple.__new__(PreparedElement, (accepted[0], (inputs,), accepted[1]))
+            value: Any = inputs
+        elif type(inputs) is dict or isinstance(inputs, Mapping):
+            value = inputs.get(only.name)
+            if value is None or len(inputs) != 1:
+                ((_, value),) = match_inputs(self._model, inputs)
+        else:
+            value = inputs
+        shape, buffer, nbytes = only.take(value)
+        return tuple.__new__(PreparedElement, ((shape,), (buffer,), nbytes))
+
+    def _prepare_several(self, inputs: Any) -> PreparedElement:
+        if not self._inputs:
+            return self._prepare_unnamed(inputs)
+        if not isinstance(inputs, Mapping):
+            match_inputs(self._model, inputs)
+        signature: list[Shape | None] = []
+        buffers: list[Buffer] = []
+        total = 0
+        for entry in self._inputs:
+            value = inputs.get(entry.name)
+            if value is None:
+                signature.append(None)
+                continue
+            shape, buffer, nbytes = entry.take(value)
+            signature.append(shape)
+            buffers.append(buffer)
+            total += nbytes
+        if len(buffers) != len(self._inputs) or len(inputs) != len(buffers):
+            # Raises unless what is absent is optional, and nothing is unknown.
+            match_inputs(self._model, inputs)
+        return PreparedElement(tuple(signature), tuple(buffers), total)
+
+    def _prepare_unnamed(self, inputs: Any) -> PreparedElement:
+        signature = []
+        buffers = []
+        for spec, value in match_inputs(self._model, inputs):
+            shape, buffer = to_buffer(value, spec, binary=self._binary)
+            signature.append((spec.name, spec.datatype, shape))
+            buffers.append(buffer)
+        return PreparedElement(tuple(signature), tuple(buffers), sum(map(len, buffers)))
+
+
+def to_buffer(
+    value: Any, spec: TensorSpec, *, binary: bool, batched: bool = False
+) -> tuple[Shape, bytes | memoryview]:
+    """The shape of ``value`` and what it adds to a request's body, 1-D and of bytes.
+
+    ``value`` and ``batched`` are as for ``to_array``, and so are the errors.
+    """
+    if binary and DATATYPES[spec.datatype].is_bytes:
+        # Straight from the values: an object array in between would double the cost.
+        values, shape = byte_string_values(value, spec)
+        return fit_shape(shape, spec, batched), encode_byte_strings(values, spec.name)
+    array = to_array(value, spec, batched=batched)
+    if binary:
+        return array.shape, wire_bytes(array, spec.datatype, spec.name)
+    return array.shape, json_items(array, spec.datatype, spec.name)
+
+
+class _Input:
+    """One input of the model: how its values were taken before, and how they are taken in general."""
+
+    __slots__ = ("_binary", "_pack_one", "_passes_arrays", "_single", "_spec", "accepted", "dtype", "name")
+
+    def __init__(self, spec: TensorSpec, binary: bool) -> None:
+        datatype = DATATYPES[spec.datatype]
+        packer = packer_of(spec.datatype)
+        self.name = spec.name
+        self.dtype = datatype.wire_dtype
+        # Shape → (signature of a one-input element, bytes), of arrays that go as they are.
+        self.accepted: dict[Shape, tuple[Signature, int]] = {}
+        self._spec = spec
+        self._binary = binary
+        self._passes_arrays = binary and not datatype.is_bytes and datatype is not BF16
+        # The shape of a single value, where the input takes one.
+        self._single = (1,) * len(spec.shape) if all(dim in (1, -1) for dim in spec.shape) else None
+        if not binary or self._single is None:
+            self._pack_one = None
+        elif datatype.is_bytes:
+            self._pack_one = self._pack_byte_string
+        else:
+            self._pack_one = packer.pack_one if packer is not None else None
+
+    def take(self, value: Any) -> tuple[Shape, Buffer, int]:
+        """The shape, buffer and size in bytes of one element's value. Raises LocalProtocolError."""
+        if type(value) is np.ndarray:
+            shape = value.shape
+            accepted = self.accepted.get(shape)
+            if accepted is not None and value.dtype == self.dtype and value.flags.c_contiguous:
+                return shape, value, accepted[1]
+        elif self._pack_one is not None:
+            packed = self._pack_one(value)
+            if packed is not None:
+                assert self._single is not None
+                return self._single, packed, len(packed)
+        if not self._passes_arrays:
+            shape, buffer = to_buffer(value, self._spec, binary=self._binary)
+            return shape, buffer, len(buffer)
+        array = to_array(value, self._spec)
+        if len(self.accepted) >= MAX_CACHED_SHAPES:
+            self.accepted.clear()
+        self.accepted[array.shape] = ((array.shape,), array.nbytes)
+        return array.shape, array, array.nbytes
+
+    def _pack_byte_string(self, value: Any) -> bytes | None:
+        kind = type(value)
+        if kind is str:
+            try:
+                value = value.encode()
+            except UnicodeEncodeError:
+                return None
+        elif kind is not bytes:
+            return None
+        return encode_byte_strings((value,), self.name)

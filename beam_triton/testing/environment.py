@@ -1,0 +1,226 @@
+"""The environment that the server runs in: a virtual environment with the server's wheel and NumPy 1.
+
+It is kept apart from the library's own environment because the Python backend needs ``numpy<2``: with
+NumPy 2 in the interpreter that its stub loads, the server starts, answers 200, and every output tensor is
+silently empty.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from beam_triton.errors import ConfigurationError
+from beam_triton.testing.platform_check import (
+    ADVICE,
+    PythonInterpreter,
+    check_platform,
+    examine,
+    find_python,
+)
+
+_LOGGER = logging.getLogger("beam_triton.testing")
+
+SERVER_ENVIRONMENT_VARIABLE = "BEAM_TRITON_SERVER_ENVIRONMENT"
+
+# The wheel's other requirements serve pytriton's own Python classes; the server and its stubs need none.
+REQUIREMENTS = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")
+
+_INSTALLED_PROBE = """
+import importlib.metadata, json, sysconfig
+def version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+print(json.dumps({
+    "site_packages": sysconfig.get_path("purelib"),
+    "numpy": version("numpy"),
+    "nvidia-pytriton": version("nvidia-pytriton"),
+}))
+"""
+
+
+@dataclass(frozen=True)
+class ServerEnvironment:
+    """A virtual environment that holds the server, checked.
+
+    ``folder`` is the environment's root, ``interpreter`` its Python, and ``site_packages`` where the wheel
+    is installed.
+    """
+
+    folder: Path
+    interpreter: PythonInterpreter
+    site_packages: Path
+
+    @property
+    def tritonserver(self) -> Path:
+        """The server's binary."""
+        return self.site_packages / "pytriton" / "tritonserver" / "bin" / "tritonserver"
+
+    @property
+    def python_backend(self) -> Path:
+        """The folder of the Python backend, without its stub."""
+        return self.site_packages / "pytriton" / "tritonserver" / "backends" / "python"
+
+    @property
+    def python_backend_stub(self) -> Path:
+        """The process that runs a ``model.py``, built for this environment's Python."""
+        stubs = self.site_packages / "pytriton" / "tritonserver" / "python_backend_stubs"
+        return stubs / self.interpreter.version / "triton_python_backend_stub"
+
+    @property
+    def library_path(self) -> str:
+        """``LD_LIBRARY_PATH`` of the server.
+
+        Without the interpreter's own library folder the stub links the system's libpython against this
+        environment's standard library, and fails in odd ways.
+        """
+        return os.pathsep.join(
+            [str(self.site_packages / "nvidia_pytriton.libs"), str(self.interpreter.library_folder)]
+        )
+
+
+def find_or_make_server_environment(folder: str | os.PathLike[str] | None = None) -> ServerEnvironment:
+    """The environment in ``folder``, made there if the folder does not exist.
+
+    Without ``folder`` the variable ``BEAM_TRITON_SERVER_ENVIRONMENT`` names it, and without that it is in
+    the user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``), shared by all that need the same versions.
+    Making it downloads about 75 MB, once. A folder given by name is never changed if it exists.
+
+    Raises `ConfigurationError` where the server cannot run, the environment cannot be made, or the given
+    folder holds something else.
+    """
+    check_platform()
+    given = folder or os.environ.get(SERVER_ENVIRONMENT_VARIABLE)
+    if given:
+        path = Path(given).expanduser().absolute()
+        if not path.exists():
+            _make(path)
+        return _read(path)
+    path = _default_folder()
+    if path.exists():
+        try:
+            return _read(path)
+        except ConfigurationError as error:
+            # The interpreter that it was made of may be gone: upgraded or uninstalled.
+            _LOGGER.warning("The server environment %s is made again: %s", path, error)
+            _make(path, replace=True)
+            return _read(path)
+    _make(path)
+    return _read(path)
+
+
+def _default_folder() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    name = "server-" + "-".join(requirement.replace("==", "-") for requirement in REQUIREMENTS)
+    return Path(cache).absolute() / "beam_triton" / name
+
+
+def _read(folder: Path) -> ServerEnvironment:
+    """Checks that ``folder`` is an environment that the server runs in."""
+    python = folder / "bin" / "python3"
+    if not python.exists():
+        raise ConfigurationError(f"{folder} is no server environment: it has no bin/python3.")
+    interpreter = examine(python)
+    if not isinstance(interpreter, PythonInterpreter):
+        raise ConfigurationError(f"{folder} is no server environment: its Python {interpreter}.")
+    ran = subprocess.run(
+        [str(python), "-E", "-c", _INSTALLED_PROBE], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    if ran.returncode != 0:
+        raise ConfigurationError(f"{folder} is no server environment: its Python does not run.")
+    facts = json.loads(ran.stdout)
+    if facts["nvidia-pytriton"] is None:
+        raise ConfigurationError(f"{folder} is no server environment: it has no nvidia-pytriton.")
+    if facts["numpy"] is None or int(facts["numpy"].split(".")[0]) >= 2:
+        raise ConfigurationError(
+            f"{folder} cannot serve: its NumPy is {facts['numpy']}, and the server needs numpy<2 "
+            f"(with NumPy 2 every output tensor would silently be empty)."
+        )
+    environment = ServerEnvironment(folder, interpreter, Path(facts["site_packages"]))
+    for file in (environment.tritonserver, environment.python_backend_stub):
+        if not os.access(file, os.X_OK):
+            raise ConfigurationError(f"{folder} is no server environment: {file} is missing.")
+    return environment
+
+
+def _make(folder: Path, *, replace: bool = False) -> None:
+    """Makes the environment beside ``folder`` and renames it: a half-made one is never seen."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one_process(folder.with_name(folder.name + ".lock"), folder):
+            if folder.exists():
+                if not replace or _is_usable(folder):
+                    return
+                shutil.rmtree(folder)
+            for leftover in folder.parent.glob(folder.name + ".partial-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            interpreter = find_python()
+            _LOGGER.warning(
+                "Making the environment of the local Triton server in %s with Python %s (%s): "
+                "about 75 MB to download, once.",
+                folder,
+                interpreter.version,
+                ", ".join(REQUIREMENTS),
+            )
+            partial = Path(tempfile.mkdtemp(prefix=folder.name + ".partial-", dir=folder.parent))
+            try:
+                _install(interpreter, partial)
+                _read(partial)
+                partial.chmod(0o755)
+                partial.rename(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the environment of the local Triton server cannot be made in {folder}: {error}. Name a folder "
+            f"that can be written in {SERVER_ENVIRONMENT_VARIABLE}, or {ADVICE}."
+        ) from error
+
+
+def _is_usable(folder: Path) -> bool:
+    try:
+        _read(folder)
+    except ConfigurationError:
+        return False
+    return True
+
+
+def _install(interpreter: PythonInterpreter, folder: Path) -> None:
+    _run([str(interpreter.executable), "-E", "-m", "venv", str(folder)])
+    pip = [str(folder / "bin" / "python3"), "-E", "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    _run([*pip, "install", "--quiet", "--no-deps", "--only-binary=:all:", *REQUIREMENTS])
+
+
+def _run(command: list[str]) -> None:
+    ran = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if ran.returncode != 0:
+        tail = "\n".join(ran.stdout.strip().splitlines()[-15:])
+        raise ConfigurationError(
+            f"the environment of the local Triton server could not be made: `{' '.join(command)}` failed. "
+            f"Mend the cause, or {ADVICE}. Its last lines:\n{tail}"
+        )
+
+
+@contextmanager
+def _only_one_process(lock: Path, folder: Path) -> Iterator[None]:
+    import fcntl  # not on Windows, where `check_platform` has already said so
+
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _LOGGER.warning("Waiting for another process that makes the server environment %s.", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,339 @@
+"""LocalTriton: a context manager around a real tritonserver."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import get_args
+
+from beam_triton.errors import ConfigurationError
+from beam_triton.testing import launch, ports, repository
+from beam_triton.testing.environment import ServerEnvironment, find_or_make_server_environment
+from beam_triton.testing.launch import ModelsControl
+from beam_triton.testing.process import ServerProcess
+
+_LOG_TAIL_LINES = 40
+_LOG_TAIL_BYTES = 256 * 1024
+_ATTEMPTS_TO_BIND = 3
+_BIND_FAILURES = ("address already in use", "failed to start http service", "failed to start grpc service")
+
+
+class LocalTriton:
+    """A Triton server on 127.0.0.1 that serves the models of one folder.
+
+    ::
+
+        with LocalTriton("model_repository") as triton:
+            TritonInference(triton.endpoint, "digits")
+
+    Args:
+      model_repository: a Triton model repository: a folder with one folder a model.
+      http_port: the port; None takes a free one and keeps it for the life of this object.
+      grpc: also serve gRPC, at `grpc_endpoint`.
+      metrics: also serve Prometheus metrics, at `metrics_endpoint`.
+      models_control: "none" loads every model at start; "explicit" loads ``load_models`` and then what
+        `load_model` asks for; "poll" follows changes of the folder.
+      load_models: the models to load at start under "explicit".
+      extra_args: further arguments of tritonserver, for example ``["--http-thread-count=4"]``.
+      server_environment: the folder of the server's own virtual environment. By default the one that
+        ``BEAM_TRITON_SERVER_ENVIRONMENT`` names, or one in the user's cache folder; it is made if it
+        does not exist (75 MB to download, once).
+      environment_variables: added to the server's environment, for models that read them.
+        ``PYTHONPATH`` is not inherited: it could put NumPy 2 before the server's own.
+      startup_timeout_seconds: how long the server may take until all its models are ready.
+      stop_timeout_seconds: how long `stop` waits for requests in flight before it kills.
+      log_path: where the server's log goes, appended; by default a temporary file, see `log_tail`.
+
+    The server ends with this process, however it ends. Raises `ConfigurationError` for wrong arguments and,
+    when started, where the server cannot run on this machine or does not become ready (the message ends
+    with the log's last lines). Thread-safe.
+    """
+
+    def __init__(
+        self,
+        model_repository: str | os.PathLike[str],
+        *,
+        http_port: int | None = None,
+        grpc: bool = False,
+        metrics: bool = False,
+        models_control: ModelsControl = "none",
+        load_models: Sequence[str] = (),
+        extra_args: Sequence[str] = (),
+        server_environment: str | os.PathLike[str] | None = None,
+        environment_variables: Mapping[str, str] | None = None,
+        startup_timeout_seconds: float = 120.0,
+        stop_timeout_seconds: float = 30.0,
+        log_path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._model_repository = Path(model_repository).absolute()
+        if not self._model_repository.is_dir():
+            raise ConfigurationError(f"model_repository {os.fspath(model_repository)!r} is not a folder")
+        if models_control not in get_args(ModelsControl):
+            raise ConfigurationError(
+                f"models_control must be one of {get_args(ModelsControl)}, and is {models_control!r}"
+            )
+        if load_models and models_control != "explicit":
+            raise ConfigurationError(
+                f"load_models needs models_control='explicit'; with {models_control!r} every model is loaded"
+            )
+        if http_port is not None and not 0 < http_port < 65536:
+            raise ConfigurationError(f"http_port is {http_port}, and must be between 1 and 65535")
+        for name, value in (("startup", startup_timeout_seconds), ("stop", stop_timeout_seconds)):
+            if not value > 0:
+                raise ConfigurationError(f"{name}_timeout_seconds is {value}, and must be positive")
+        self._given_port = http_port
+        self._http_port = http_port
+        self._grpc = grpc
+        self._grpc_port: int | None = None
+        self._metrics = metrics
+        self._metrics_port: int | None = None
+        self._models_control = models_control
+        self._load_models = tuple(load_models)
+        self._extra_args = tuple(extra_args)
+        self._server_environment = server_environment
+        self._environment_variables = dict(environment_variables or {})
+        self._startup_timeout_seconds = startup_timeout_seconds
+        self._stop_timeout_seconds = stop_timeout_seconds
+        self._given_log_path = None if log_path is None else Path(log_path).absolute()
+        self._lock = threading.RLock()
+        self._folder: Path | None = None
+        self._process: ServerProcess | None = None
+        self._log_start_bytes = 0
+        self._last_log = ""
+
+    @property
+    def endpoint(self) -> str:
+        """``http://127.0.0.1:PORT``; the same after every restart."""
+        return f"http://127.0.0.1:{self._port('http', self._http_port)}"
+
+    @property
+    def grpc_endpoint(self) -> str:
+        """``127.0.0.1:PORT``, as gRPC clients take it; only with ``grpc=True``."""
+        return f"127.0.0.1:{self._port('grpc', self._grpc_port)}"
+
+    @property
+    def metrics_endpoint(self) -> str:
+        """``http://127.0.0.1:PORT/metrics``; only with ``metrics=True``."""
+        return f"http://127.0.0.1:{self._port('metrics', self._metrics_port)}/metrics"
+
+    def _port(self, name: str, port: int | None) -> int:
+        if port is None:
+            hint = "it has not been started" if name == "http" else f"give {name}=True, and start it"
+            raise ConfigurationError(f"this LocalTriton serves no {name}: {hint}")
+        return port
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of tritonserver, which leads its stubs' process group; None when not running."""
+        with self._lock:
+            return self._process.pid if self._process is not None and self.is_alive else None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the server process runs; it may not be ready yet."""
+        process = self._process
+        return process is not None and process.exit_code is None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the server answers, and all its models can serve."""
+        return self.is_alive and self._http_port is not None and repository.is_ready(self._http_port)
+
+    def __enter__(self) -> LocalTriton:
+        return self.start()
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> LocalTriton:
+        """Starts the server and waits until all its models are ready; does nothing if it runs."""
+        with self._lock:
+            if self.is_alive:
+                return self
+            environment = find_or_make_server_environment(self._server_environment)
+            for attempt in range(1, _ATTEMPTS_TO_BIND + 1):
+                try:
+                    self._start_once(environment)
+                    break
+                except _PortTaken:
+                    # Somebody took the free port between choosing and binding it. A port that clients
+                    # already know is never changed.
+                    if self._http_port is not None or attempt == _ATTEMPTS_TO_BIND:
+                        raise
+            _started[self] = os.getpid()
+            return self
+
+    def _start_once(self, environment: ServerEnvironment) -> None:
+        self._end_process(kill=True)
+        http_port = self._http_port or ports.free_port()
+        if not ports.is_free(http_port):
+            raise _PortTaken(f"http_port {http_port} of 127.0.0.1 is in use by another process")
+        if self._grpc and self._grpc_port is None:
+            self._grpc_port = ports.free_port()
+        if self._metrics and self._metrics_port is None:
+            self._metrics_port = ports.free_port()
+        shared_memory_prefix = f"beam_triton_{os.getpid()}_{uuid.uuid4().hex[:12]}_"
+        try:
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="beam_triton_"))
+                launch.lay_out_backends(environment, self._folder / "backends")
+            log_path = self._log_path()
+            self._log_start_bytes = log_path.stat().st_size if log_path.exists() else 0
+            self._process = ServerProcess(
+                launch.command(
+                    environment,
+                    model_repository=self._model_repository,
+                    backends=self._folder / "backends",
+                    shared_memory_prefix=shared_memory_prefix,
+                    port_numbers={"http": http_port, "grpc": self._grpc_port, "metrics": self._metrics_port},
+                    models_control=self._models_control,
+                    load_models=self._load_models,
+                    exit_timeout_seconds=self._stop_timeout_seconds,
+                    extra_args=self._extra_args,
+                ),
+                environment=launch.variables(environment, self._environment_variables),
+                log_path=log_path,
+                shared_memory_prefix=shared_memory_prefix,
+                folder=self._folder,
+            )
+            self._wait_until_ready(http_port)
+        except BaseException:
+            self._end_process(kill=True)
+            self._remove_folder()
+            raise
+        self._http_port = http_port
+
+    def _wait_until_ready(self, http_port: int) -> None:
+        process = self._process
+        assert process is not None
+        deadline = time.monotonic() + self._startup_timeout_seconds
+        # Metrics are bound last, after the server has called itself ready.
+        others = [port for port in (self._grpc_port, self._metrics_port) if port is not None]
+        while not (repository.is_ready(http_port) and all(map(ports.accepts, others))):
+            if process.exit_code is not None:
+                log = self._startup_log()
+                port_taken = any(text in log.lower() for text in _BIND_FAILURES)
+                raise (_PortTaken if port_taken else ConfigurationError)(
+                    f"tritonserver ended with exit code {process.exit_code} while it started; its log:\n{log}"
+                )
+            if time.monotonic() > deadline:
+                raise ConfigurationError(
+                    f"tritonserver was not ready within startup_timeout_seconds="
+                    f"{self._startup_timeout_seconds}; the last lines of its log:\n{self.log_tail()}"
+                )
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stops the server; requests in flight may end, for ``stop_timeout_seconds``."""
+        with self._lock:
+            self._end_process(kill=False)
+            self._remove_folder()
+            _started.pop(self, None)
+
+    def kill(self) -> None:
+        """Kills the server and its stubs with SIGKILL in the midst of their work; `start` brings it back."""
+        with self._lock:
+            self._end_process(kill=True)
+
+    def restart(self) -> None:
+        """Stops the server if it runs, and starts it on the same port."""
+        with self._lock:
+            self._end_process(kill=False)
+            self.start()
+
+    def _end_process(self, *, kill: bool) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if kill:
+            process.kill()
+        else:
+            process.stop(self._stop_timeout_seconds)
+
+    def _remove_folder(self) -> None:
+        self._last_log = self.log_tail()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _log_path(self) -> Path:
+        assert self._folder is not None
+        return self._given_log_path or self._folder / "server.log"
+
+    def log_tail(self, lines: int = _LOG_TAIL_LINES) -> str:
+        """The last lines that the server logged since it was started: warnings, errors, models' prints.
+
+        Still there after `stop`.
+        """
+        if self._folder is None:
+            return "\n".join(self._last_log.splitlines()[-lines:])
+        try:
+            with self._log_path().open("rb") as log:
+                end = log.seek(0, os.SEEK_END)
+                log.seek(max(self._log_start_bytes, end - _LOG_TAIL_BYTES))
+                text = log.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def _startup_log(self) -> str:
+        """The log's first and last lines: for a wrong argument the first one says what is wrong."""
+        lines = self.log_tail(lines=10_000).splitlines()
+        if len(lines) > 2 * _LOG_TAIL_LINES:
+            lines = [*lines[:5], "…", *lines[-_LOG_TAIL_LINES:]]
+        return "\n".join(lines)
+
+    def load_model(self, model_name: str, *, timeout_seconds: float = 60.0) -> None:
+        """Loads, or reloads, a model of the repository; needs ``models_control="explicit"``.
+
+        Raises `InferenceError` with the server's reason if the model cannot be loaded.
+        """
+        repository.load_model(self._controlled_port(), model_name, timeout_seconds=timeout_seconds)
+
+    def unload_model(self, model_name: str, *, timeout_seconds: float = 60.0) -> None:
+        """Unloads a model and waits until it is gone; needs ``models_control="explicit"``.
+
+        Raises `InferenceError` with the server's reason, and `DeadlineExceededError` if requests keep it.
+        """
+        repository.unload_model(self._controlled_port(), model_name, timeout_seconds=timeout_seconds)
+
+    def _controlled_port(self) -> int:
+        if self._models_control != "explicit":
+            raise ConfigurationError(
+                f"models are loaded and unloaded under models_control='explicit' only, and this server has "
+                f"{self._models_control!r}"
+            )
+        return self._port("http", self._http_port)
+
+    def __repr__(self) -> str:
+        state = "running" if self.is_alive else "not running"
+        return f"<LocalTriton {self._model_repository} {state} port={self._http_port}>"
+
+
+class _PortTaken(ConfigurationError):
+    """The port was free when it was chosen, and is not any more."""
+
+
+# The servers to stop when the interpreter ends, and the process that started each: a fork that runs its exit
+# handlers must leave its parent's servers alone.
+_started: dict[LocalTriton, int] = {}
+
+
+@atexit.register
+def _stop_all() -> None:
+    for triton, owner in list(_started.items()):
+        if owner == os.getpid():
+            triton.stop()

@@ -1,0 +1,48 @@
+"""``python -m beam_triton.testing.serve [MODEL_REPOSITORY]``: serve a folder of models until interrupted.
+
+Without a folder it only makes the server's environment, and prints where that is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from types import FrameType
+
+from beam_triton.errors import ConfigurationError
+from beam_triton.testing import LocalTriton, find_or_make_server_environment
+
+
+def main() -> int:
+    """Exit codes: 0 when interrupted or done, 1 when the server ended by itself, 2 where it cannot run."""
+    parser = argparse.ArgumentParser(prog="python -m beam_triton.testing.serve", description=__doc__)
+    parser.add_argument("model_repository", nargs="?", help="a Triton model repository")
+    parser.add_argument("--http_port", type=int, help="the port; a free one by default")
+    options = parser.parse_args()
+    # SIGTERM would end this process without its exit handlers.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if options.model_repository is None:
+            print(find_or_make_server_environment().folder)
+            return 0
+        with LocalTriton(options.model_repository, http_port=options.http_port) as triton:
+            print(f"serving {options.model_repository} at {triton.endpoint}", flush=True)
+            while triton.is_alive:
+                time.sleep(0.2)
+            print(f"tritonserver ended by itself; its log:\n{triton.log_tail()}", file=sys.stderr)
+            return 1
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

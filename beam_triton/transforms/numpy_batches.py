@@ -1,0 +1,235 @@
+"""NumPy batches in, NumPy batches out: the model behind Beam's batched DoFns.
+
+Where elements come as arrays of many rows there is nothing to pay for a single one: a batch is sent
+as it is, without a copy, and its results leave in one array.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.transforms.display import DisplayDataItem
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows
+from apache_beam.typehints.batch import N, NumpyArray
+from apache_beam.utils.windowed_value import WindowedValue
+
+from beam_triton.client import TritonClient
+from beam_triton.errors import ConfigurationError
+from beam_triton.options import InferenceOptions
+from beam_triton.protocol import DATATYPES, ModelSpec, TensorSpec
+from beam_triton.transforms.metrics import InferenceMetrics
+from beam_triton.transforms.model_dofn import ModelDoFn
+from beam_triton.transforms.opened_model import check_can_be_scored
+from beam_triton.transforms.results import DefaultValue
+from beam_triton.transforms.row_scoring import RowScorer, ScoredBatch
+
+# Making one takes a microsecond.
+_GLOBAL = (GlobalWindow(),)
+
+
+class TritonBatchInferenceDoFn(ModelDoFn):
+    """Scores NumPy batches on a model with one input; gives arrays of results, an element each.
+
+    Use it through `TritonBatchInference`, which finds the types and makes the arrays batches again.
+    They are elements in between because Beam (2.77, ``Operation.finish``) flushes batches downstream
+    before it calls ``finish_bundle``, and loses what comes out of there for a batched consumer.
+
+    Args:
+        output: the output to give.
+        overlaps_batches: requests of one batch stay in flight while the next is taken, which needs
+            globally windowed input; otherwise all of a batch's requests are waited for, and only
+            these overlap.
+    """
+
+    def __init__(
+        self, options: InferenceOptions, model_name: str, output: TensorSpec, *, overlaps_batches: bool
+    ) -> None:
+        super().__init__(options, model_name)
+        self._output = output
+        self._overlaps_batches = overlaps_batches
+        self._scorer: RowScorer | None = None
+
+    def display_data(self) -> dict[str, Any]:
+        shown = {"model_name": self._model_name, "output": self._output.name, **self._options.shown()}
+        return {name: DisplayDataItem(text, label=name.replace("_", " ")) for name, text in shown.items()}
+
+    def get_input_batch_type(self, input_element_type: Any) -> Any:
+        """Batches of the element type, along a new first dimension."""
+        return _batch_type(input_element_type)
+
+    def infer_output_type(self, input_element_type: Any) -> Any:
+        return np.ndarray
+
+    def start_bundle(self) -> None:
+        """Begin with nothing in flight."""
+        assert self._model is not None, "setup has not been called"
+        self._cancel()
+        self._scorer = RowScorer(
+            self._model,
+            self._output,
+            self._options.batching,
+            InferenceMetrics(self._model.channel.pool),
+            self._default,
+        )
+
+    @beam.DoFn.yields_elements  # type: ignore[untyped-decorator]  # Beam's own is
+    def process_batch(
+        self,
+        batch: np.ndarray,
+        timestamp: Any = beam.DoFn.TimestampParam,
+        pane_info: Any = beam.DoFn.PaneInfoParam,
+    ) -> Iterator[Any]:
+        """Score a batch of rows; gives one array of results for each batch that has become ready, in its
+        rows' order.
+
+        Raises:
+            TritonError: rows failed and there is no ``default_value``; the message names the row.
+        """
+        assert self._scorer is not None
+        try:
+            ready = self._scorer.add(batch, (timestamp, pane_info))
+            if self._overlaps_batches:
+                yield from map(_with_own_time, ready)
+            else:
+                for scored in ready + self._scorer.finish():
+                    yield scored.results
+        except BaseException:
+            self._cancel()
+            raise
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        """Wait until nothing is in flight any more, and give the remaining results."""
+        assert self._scorer is not None
+        try:
+            yield from map(_with_own_time, self._scorer.finish())
+        finally:
+            self._cancel()
+
+
+class _ArraysAsBatches(beam.DoFn):
+    """Takes arrays of rows, an element each, for batches of rows."""
+
+    def __init__(self, output: TensorSpec) -> None:
+        self._output = output
+
+    @beam.DoFn.yields_batches  # type: ignore[untyped-decorator]  # as above
+    def process(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        yield rows
+
+    def get_output_batch_type(self, input_element_type: Any) -> Any:
+        """Batches of the output, along a new first dimension."""
+        return _batch_type(element_type_of(self._output))
+
+    def infer_output_type(self, input_element_type: Any) -> Any:
+        return element_type_of(self._output)
+
+
+def _with_own_time(scored: ScoredBatch) -> WindowedValue:
+    timestamp, pane_info = scored.context
+    return WindowedValue(scored.results, timestamp, _GLOBAL, pane_info)
+
+
+class TritonBatchInference(beam.PTransform[Any, Any]):
+    """Scores a PCollection of arrays that Beam carries in NumPy batches; gives one output the same way.
+
+    ::
+
+        embeddings = (
+            rows.with_output_types(NumpyArray[np.float32, (128,)])
+            | TritonBatchInference("http://triton:8000", "embed")
+        )
+
+    The element type of the input has to be a ``NumpyArray`` of numbers (or a NumPy scalar type); batches come
+    from a producer whose ``process_batch`` yields arrays, or are made by Beam out of elements. A
+    batch larger than the model's limit is sent in parts, a smaller one as it is. A batch of results has
+    the rows' order and timestamp, windows and pane of its batch; results carry no example or key: use
+    `TritonInference` where they are needed.
+
+    Args:
+        output: the model's output to give; may be left out where it has one.
+        options: the keyword arguments that `InferenceOptions` describes. ``default_value``, one
+            value of the output's shape, stands in for rows that fail; otherwise a failed row fails
+            its bundle. Without ``model_spec`` the server is asked for the model here, as Beam needs
+            the output's type while the pipeline is built.
+
+    Raises:
+        ConfigurationError: an option cannot work, or the model has another number of inputs than
+            one, no batch dimension, or an output without a fixed shape or NumPy dtype.
+    """
+
+    def __init__(
+        self, endpoint: str | Sequence[str], model_name: str, *, output: str | None = None, **options: Any
+    ) -> None:
+        super().__init__()
+        given = InferenceOptions.from_options({"endpoint": endpoint, **options})
+        for name in ("outputs", "classification"):
+            if getattr(given, name) is not None:
+                raise ConfigurationError(
+                    f"{name}: TritonBatchInference gives one output as the model computes it; "
+                    f"name it by output="
+                )
+        self._model_name = model_name
+        with TritonClient.from_inference_options(given) as client:
+            spec = client.model_spec(model_name)
+        self._output = _chosen_output(spec, output)
+        self._options = dataclasses.replace(given, outputs=(self._output.name,))
+        if self._options.default_value is not None:
+            DefaultValue(self._options.default_value, spec, (self._output,))
+
+    def default_label(self) -> str:
+        """The step's name where the user gives none."""
+        return f"TritonBatchInference({self._model_name})"
+
+    def expand(self, pcoll: Any) -> Any:
+        """The output's batches."""
+        dofn = TritonBatchInferenceDoFn(
+            self._options,
+            self._model_name,
+            self._output,
+            overlaps_batches=isinstance(pcoll.windowing.windowfn, GlobalWindows),
+        )
+        return (
+            pcoll
+            | "Score" >> beam.ParDo(dofn).with_output_types(np.ndarray)
+            | "Batches"
+            >> beam.ParDo(_ArraysAsBatches(self._output)).with_output_types(element_type_of(self._output))
+        )
+
+
+def element_type_of(spec: TensorSpec) -> Any:
+    """Beam's type of one element of a tensor: ``NumpyArray[dtype, shape]``."""
+    return NumpyArray[DATATYPES[spec.datatype].array_dtype, spec.shape]
+
+
+def _batch_type(element_type: Any) -> Any:
+    shape = getattr(element_type, "shape", ())
+    try:
+        dtype = np.dtype(getattr(element_type, "dtype", element_type))
+    except TypeError:
+        dtype = np.dtype(object)
+    if dtype.kind in "OSU":
+        raise ConfigurationError(
+            f"TritonBatchInference takes elements of a numeric NumPy type, not {element_type!r}: declare "
+            f"them by .with_output_types(NumpyArray[np.float32, (128,)]), or use TritonInference"
+        )
+    return NumpyArray[dtype, (N, *shape)]
+
+
+def _chosen_output(spec: ModelSpec, name: str | None) -> TensorSpec:
+    check_can_be_scored(spec)
+    if len(spec.inputs) != 1 or not spec.has_batch_dimension:
+        raise ConfigurationError(
+            f"TritonBatchInference needs a model with one input and a batch dimension; {spec.name!r}: "
+            f"{spec.describe()}"
+        )
+    outputs = {output.name: output for output in spec.outputs}
+    if name is None and len(outputs) == 1:
+        (name,) = outputs
+    if name not in outputs:
+        raise ConfigurationError(f"output {name!r}: choose one of model {spec.name!r}: {', '.join(outputs)}")
+    output = outputs[name]
+    if -1 in output.shape or DATATYPES[output.datatype].is_bytes:
+        raise ConfigurationError(f"output {output.describe()} has no fixed NumPy shape and dtype")
+    return output

@@ -1,0 +1,225 @@
+"""`TritonModelHandler`: the model behind Beam's ``RunInference``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
+
+from beam_triton.errors import ConfigurationError, TritonError, with_message
+from beam_triton.options import InferenceOptions
+from beam_triton.policy.batching import Batcher, BatchingPolicy
+from beam_triton.protocol import EncodedRequest, InferResponse, PreparedElement, checked_parameters
+from beam_triton.remote_model import RemoteModel
+from beam_triton.transforms.bisection import BatchesInFlight
+from beam_triton.transforms.elements import model_inputs
+from beam_triton.transforms.metrics import NAMESPACE, InferenceMetrics
+from beam_triton.transforms.opened_model import close_with, default_of, open_model
+from beam_triton.transforms.results import DefaultValue, prediction_result, rows_of
+
+# An element's number within Beam's batch, and its tensors.
+_Item: TypeAlias = tuple[int, PreparedElement]
+
+
+class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
+    """Scores the elements of Beam's ``RunInference`` on a model of a Triton Inference Server.
+
+    ::
+
+        handler = TritonModelHandler("http://triton:8000", "digits", batching={"max_batch_size": 64})
+        scored = images | RunInference(handler)
+
+    An element is what `TritonInference` takes, without a key; for keyed ones Beam has
+    ``KeyedModelHandler(handler)``. A result is ``PredictionResult(example, inference, model_id)``.
+
+    `TritonInference` is faster and loses less: here no request of one batch is in flight while the
+    next batch is collected, and with ``RunInference.with_exception_handling()`` one failed element
+    makes its whole batch a dead letter (the message names the element). ``default_value`` avoids that:
+    the failed elements alone yield it.
+
+    Batches are Beam's, and larger than a request: ``max_concurrent_requests`` requests of
+    ``batching.max_batch_size`` elements, so that they are in flight together. Where neither that nor
+    ``model_spec`` tells the size of a request, Beam finds the size of its batches by itself, between 1
+    and 10,000. With ``batching.linger_seconds`` Beam collects batches across bundles for so long, in
+    its state (``max_batch_duration_secs``).
+
+    ``RunInference(handler, inference_args={…})`` sends request parameters, over those of
+    ``request_parameters``. The metrics of `TritonInference` and those of ``RunInference`` are both of
+    the namespace ``beam_triton``.
+
+    Args:
+        endpoint: URL of the server, or a list of them for fail-over.
+        model_name: the model.
+        options: the keyword arguments that `InferenceOptions` describes.
+
+    Raises:
+        ConfigurationError: an option cannot work. Nothing is sent here.
+    """
+
+    def __init__(self, endpoint: str | Sequence[str], model_name: str, **options: Any) -> None:
+        super().__init__()
+        self._options = InferenceOptions.from_options({"endpoint": endpoint, **options})
+        if not isinstance(model_name, str) or not model_name:
+            raise ConfigurationError(f"model_name must be the model's name, not {model_name!r}")
+        self._model_name = model_name
+
+    def __repr__(self) -> str:
+        return f"TritonModelHandler({', '.join(map(str, self._options.urls))}, {self._model_name!r})"
+
+    def load_model(self) -> RemoteModel:
+        """Ask for the model and take a reference to the shared session.
+
+        Beam never says that it needs a model no more: the reference is given back when the model is
+        garbage. Beam keeps the last model of a process alive; its idle connections end by themselves.
+        """
+        model = open_model(self._options, self._model_name).model
+        close_with(model, model)
+        return model
+
+    def run_inference(
+        self,
+        batch: Sequence[Any],
+        model: RemoteModel,
+        inference_args: dict[str, Any] | None = None,
+    ) -> Iterable[PredictionResult]:
+        """The results of a batch, in its order.
+
+        Elements of one tensor signature share requests, of the model's size at the most.
+
+        Raises:
+            TritonError: an element failed for good and there is no ``default_value``.
+        """
+        scorer = _BatchScorer(
+            batch, model, self._options.batching, default_of(self._options, model), inference_args
+        )
+        try:
+            return scorer.results()
+        finally:
+            scorer.cancel()
+
+    def batch_elements_kwargs(self) -> Mapping[str, Any]:
+        """Arguments for Beam's ``BatchElements``."""
+        arguments: dict[str, Any] = {}
+        batching, model = self._options.batching, self._options.model_spec
+        size = batching.max_batch_size or 0
+        if model is not None:
+            limit = max(1, model.max_batch_size)
+            size = min(size or limit, limit)
+        if size:
+            size *= self._options.max_concurrent_requests
+            # Beam's estimator would otherwise try other sizes, to measure what cannot be measured here.
+            arguments |= {"min_batch_size": size, "max_batch_size": size}
+        if batching.linger_seconds:
+            arguments["max_batch_duration_secs"] = batching.linger_seconds
+        return arguments
+
+    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
+        """Refuse what cannot be request parameters.
+
+        Raises:
+            ConfigurationError: a name is reserved, or a value of another type than str, int, float, bool.
+        """
+        checked_parameters(inference_args)
+
+    def get_num_bytes(self, batch: Sequence[Any]) -> int:
+        """Bytes of the elements' own values; Beam would pickle the whole batch to find them."""
+        return sum(map(_nbytes, batch))
+
+    def get_metrics_namespace(self) -> str:
+        return NAMESPACE
+
+
+class _BatchScorer:
+    """Scores one of Beam's batches."""
+
+    def __init__(
+        self,
+        batch: Sequence[Any],
+        model: RemoteModel,
+        batching: BatchingPolicy,
+        default: DefaultValue | None,
+        parameters: Mapping[str, Any] | None,
+    ) -> None:
+        self._batch = batch
+        self._model = model
+        self._default = default
+        self._parameters = parameters
+        self._metrics = InferenceMetrics(model.channel.pool)
+        self._batcher: Batcher[_Item] = Batcher(batching, model.spec.max_batch_size, time.monotonic)
+        self._in_flight: BatchesInFlight[list[_Item]] = BatchesInFlight(
+            model, self._metrics, encode=self._encode, on_answer=self._succeed, on_failure=self._fail_all
+        )
+        self._results: list[PredictionResult | None] = [None] * len(batch)
+
+    def results(self) -> list[PredictionResult]:
+        prepare = self._model.encoder.prepare
+        for number, element in enumerate(self._batch):
+            try:
+                prepared = prepare(model_inputs(element))
+            except TritonError as error:
+                self._fail(number, error)
+                continue
+            request = self._batcher.add(prepared.signature, (number, prepared), prepared.nbytes)
+            if request is not None:
+                self._in_flight.send(request)
+                self._in_flight.take_ended()
+        for request in self._batcher.drain():
+            self._in_flight.send(request)
+        self._in_flight.finish()
+        self._metrics.flush()
+        results = [result for result in self._results if result is not None]
+        if len(results) != len(self._batch):
+            raise AssertionError(
+                f"beam_triton lost count: {len(self._batch)} elements came in, {len(results)} went out. "
+                f"The bundle fails so that the runner repeats it; please report this."
+            )
+        return results
+
+    def cancel(self) -> None:
+        self._in_flight.cancel()
+
+    def _encode(self, items: list[_Item]) -> EncodedRequest:
+        return self._model.encoder.encode_batch(
+            [prepared for _, prepared in items], parameters=self._parameters
+        )
+
+    def _succeed(self, items: list[_Item], response: InferResponse) -> None:
+        rows = rows_of(response, self._model.spec, len(items))
+        model_id = f"{response.model_name}:{response.model_version}"
+        for (number, _), row in zip(items, rows, strict=True):
+            self._results[number] = prediction_result((self._batch[number], row, model_id))
+        self._metrics.count("elements", len(items))
+
+    def _fail_all(self, items: list[_Item], error: TritonError) -> None:
+        for number, _ in items:
+            self._fail(number, error)
+
+    def _fail(self, number: int, error: TritonError) -> None:
+        if isinstance(error, ConfigurationError):
+            raise error
+        self._metrics.count("elements")
+        if self._default is None:
+            self._metrics.count("failures")
+            self._metrics.flush()
+            raise with_message(error, f"element {number} of its batch: {error.message}") from error
+        self._metrics.count("default_values")
+        self._results[number] = self._default.result(self._batch[number])
+
+
+def _nbytes(value: Any) -> int:
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    inputs = model_inputs(value)
+    if isinstance(inputs, Mapping):
+        return sum(map(_nbytes, inputs.values()))
+    nbytes = getattr(inputs, "nbytes", None)
+    if isinstance(nbytes, int):
+        return nbytes
+    try:
+        return np.asarray(inputs).nbytes
+    except ValueError:
+        # No array can be made of it: such an element has failed, and nothing was sent for it.
+        return 0

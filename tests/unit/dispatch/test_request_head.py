@@ -1,0 +1,115 @@
+"""Request heads: what is kept of them, when secrets are read again, and what if they cannot be."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from beam_triton.dispatch import request_head as module
+from beam_triton.dispatch.request_head import HeadWriter, HttpRequest
+from beam_triton.errors import ConfigurationError
+from beam_triton.options import InferenceOptions
+from beam_triton.transport.origin import EndpointUrl
+
+URL = EndpointUrl.parse("http://triton:8000")
+INFER = HttpRequest("POST", "/v2/models/m/infer", (("Content-Type", "a/b"),), (b"body",), 4)
+READY = HttpRequest("GET", "/v2/health/ready")
+
+
+def reading(path: Path) -> Callable[[], Mapping[str, str]]:
+    """The headers of a user whose token is in a file."""
+    return InferenceOptions(endpoint="http://triton:8000", auth_token=f"file:{path}").header_values
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text("old")
+    return path
+
+
+def sent_token(writer: HeadWriter, request: HttpRequest = INFER) -> str:
+    head = bytes(writer.parts(URL, request)[0]).decode("latin-1")
+    return head.partition("Authorization: Bearer ")[2].partition("\r\n")[0]
+
+
+def test_a_head_is_kept_and_renewed(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a second a rotated secret is not seen; after it, it is."""
+    writer = HeadWriter(reading(token), keep_alive=True)
+    assert sent_token(writer) == "old"
+    token.write_text("new")
+    assert sent_token(writer) == "old"
+    monkeypatch.setattr(module, "_HEADERS_FRESH_SECONDS", 0.05)
+    writer = HeadWriter(reading(token), keep_alive=True)
+    assert sent_token(writer) == "new"
+    token.write_text("newer")
+    time.sleep(0.06)
+    assert sent_token(writer) == "newer"
+
+
+def test_heads_forgotten_are_made_anew(token: Path) -> None:
+    """``forget`` has the secret read at the next request, for every kind of request."""
+    writer = HeadWriter(reading(token), keep_alive=True)
+    assert (sent_token(writer), sent_token(writer, READY)) == ("old", "old")
+    token.write_text("new")
+    writer.forget()
+    assert (sent_token(writer), sent_token(writer, READY)) == ("new", "new")
+
+
+@pytest.mark.parametrize("request_", [INFER, READY])
+def test_a_head_with_a_rotated_secret_is_outdated(token: Path, request_: HttpRequest) -> None:
+    """It is so at once, and however often it is asked; one made of the secret as it is now is not."""
+    writer = HeadWriter(reading(token), keep_alive=True)
+    old = writer.parts(URL, request_)[0]
+    assert not writer.is_outdated(URL, request_, old)
+    token.write_text("new")
+    assert writer.is_outdated(URL, request_, old) and writer.is_outdated(URL, request_, old)
+    assert sent_token(writer, request_) == "new"
+    assert not writer.is_outdated(URL, request_, writer.parts(URL, request_)[0])
+
+
+def test_a_head_without_secrets_is_never_outdated() -> None:
+    """A server's refusal of it is final."""
+    writer = HeadWriter(dict, keep_alive=True)
+    assert not writer.is_outdated(URL, INFER, writer.parts(URL, INFER)[0])
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text("")])
+def test_a_secret_that_is_away_for_a_moment(
+    token: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], object]
+) -> None:
+    """Requests go on with what was read before, the log says so once, and the new secret is taken up."""
+    writer = HeadWriter(reading(token), keep_alive=True)
+    old = writer.parts(URL, INFER)[0]
+    spoil(token)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            writer.forget()
+            assert sent_token(writer) == "old" and not writer.is_outdated(URL, INFER, old)
+    assert len(caplog.records) == 1
+    assert all("auth_token" in record.getMessage() for record in caplog.records)
+    assert "old" not in caplog.text
+    token.write_text("new")
+    assert writer.is_outdated(URL, INFER, old) and sent_token(writer) == "new"
+
+
+def test_grace_has_an_end(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret that stays away is an error in the end, and one that was never there at once."""
+    monkeypatch.setattr(module, "HEADERS_GRACE_SECONDS", 0.1)
+    writer = HeadWriter(reading(token), keep_alive=True)
+    old = writer.parts(URL, INFER)[0]
+    token.unlink()
+    writer.forget()
+    assert sent_token(writer) == "old"
+    time.sleep(0.12)
+    writer.forget()
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="auth_token"):
+            writer.parts(URL, INFER)
+    assert not writer.is_outdated(URL, INFER, old)
+    with pytest.raises(ConfigurationError, match="auth_token"):
+        HeadWriter(reading(token), keep_alive=True).parts(URL, INFER)

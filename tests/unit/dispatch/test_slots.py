@@ -1,0 +1,74 @@
+"""Turns: given in order, used or passed on, never lost."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+
+from beam_triton.dispatch.slots import Waiter, WaitingLine
+from beam_triton.transport.reactor import Reactor
+
+
+def test_the_longest_waiting_is_called_first() -> None:
+    """Each call reaches one, in order; nobody in line is no error."""
+    line = WaitingLine()
+    called: list[int] = []
+    for number in range(3):
+        line.join(partial(called.append, number))
+    for _ in range(4):
+        line.call_next()
+    assert called == [0, 1, 2]
+
+
+def test_leaving() -> None:
+    """Who leaves is not called, and learns whether he was before."""
+    line, called = WaitingLine(), []
+
+    def wake() -> None:
+        called.append("woken")
+
+    line.join(wake)
+    assert line.leave(wake)
+    line.call_next()
+    assert called == [] and not line.leave(wake)
+
+
+def test_a_turn_reaches_its_thread() -> None:
+    """A turn given on another thread is taken in the waiter's own step."""
+    line, reactor, turns = WaitingLine(), Reactor(), []
+    waiter = Waiter(line, reactor, lambda: turns.append(threading.get_ident()))
+    assert waiter.wait() and not waiter.wait()
+    threading.Thread(target=line.call_next).start()
+    reactor.step(float("inf"))
+    assert turns == [threading.get_ident()]
+    assert waiter.wait(), "after its turn it may get in line again"
+
+
+def test_a_turn_that_is_not_needed_is_passed_on() -> None:
+    """Who stops after he was called, and before he looked, gives his turn to the next at that moment."""
+    line, idle, busy = WaitingLine(), Reactor(), Reactor()
+    turns: list[str] = []
+    first = Waiter(line, idle, lambda: turns.append("first"))
+    second = Waiter(line, busy, lambda: turns.append("second"))
+    first.wait()
+    second.wait()
+    line.call_next()
+    first.stop()
+    busy.step(0.0)
+    idle.step(0.0)
+    assert turns == ["second"]
+
+
+def test_an_old_turn_does_not_count_for_a_new_wait() -> None:
+    """A turn that was passed on is gone, also for the one who gets in line once more."""
+    line, reactor, turns = WaitingLine(), Reactor(), []
+    waiter = Waiter(line, reactor, lambda: turns.append("turn"))
+    waiter.wait()
+    line.call_next()
+    waiter.stop()
+    waiter.wait()
+    reactor.step(0.0)
+    assert turns == []
+    line.call_next()
+    reactor.step(0.0)
+    assert turns == ["turn"]

@@ -1,0 +1,73 @@
+"""Counting within a sliding window, against a list of every event."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beam_triton.policy.sliding_count import SlidingCount
+
+STEPS = st.lists(st.tuples(st.floats(min_value=0.0, max_value=7.0), st.booleans()), min_size=1, max_size=80)
+
+
+@pytest.mark.parametrize("over_count", [False, True])
+@given(steps=STEPS)
+def test_a_total_is_the_number_of_recent_events(over_count: bool, steps: list[tuple[float, bool]]) -> None:
+    """Within a bucket's width, a total counts the events of the window: none older, or none missing."""
+    window_seconds = 10.0
+    bucket_seconds = window_seconds / 10
+    count = SlidingCount(window_seconds, over_count=over_count)
+    now, events = 1000.0, list[float]()
+    for pause_seconds, happens in steps:
+        now += pause_seconds
+        if happens:
+            count.add(now)
+            events.append(now)
+        else:
+            count.advance(now)
+        shortest = window_seconds - (0.0 if over_count else bucket_seconds)
+        longest = shortest + bucket_seconds
+        # The bucket's edge is rounded, so an event a hair's breadth from it may be on either side.
+        assert sum(now - event < shortest - 1e-6 for event in events) <= count.total
+        assert count.total <= sum(now - event < longest + 1e-6 for event in events)
+
+
+@given(steps=STEPS)
+def test_expiries_foretell_every_total(steps: list[tuple[float, bool]]) -> None:
+    """What expires, and when, adds up to the total and comes true as time goes on."""
+    count = SlidingCount(10.0)
+    now = 1000.0
+    for pause_seconds, _ in steps:
+        now += pause_seconds
+        count.add(now)
+    expiries = count.expiries()
+    assert expiries == sorted(expiries)
+    assert sum(leaving for _, leaving in expiries) == count.total
+    left = count.total
+    for when, leaving in expiries:
+        assert when > now
+        left -= leaving
+        count.advance(when + 1e-6)
+        assert count.total == left
+
+
+def test_a_long_pause_forgets_everything() -> None:
+    """After more than a window without events nothing is left over in any bucket."""
+    count = SlidingCount(1.0)
+    for tenth in range(10):
+        count.add(5.0 + tenth / 10)
+    count.advance(1e6)
+    assert count.total == 0
+    count.add(1e6)
+    assert count.total == 1
+
+
+def test_clear_forgets_at_once() -> None:
+    """A cleared count starts anew within the same bucket."""
+    count = SlidingCount(1.0)
+    count.add(5.0)
+    count.clear()
+    assert (count.total, count.expiries()) == (0, [])
+    count.add(5.0)
+    assert count.total == 1

@@ -1,0 +1,149 @@
+"""The transform from files to elements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow
+import pyarrow.parquet
+import pytest
+from apache_beam.metrics.metric import MetricsFilter
+from apache_beam.testing.test_pipeline import TestPipeline
+from apache_beam.testing.util import assert_that, equal_to
+
+from beam_triton.errors import ConfigurationError
+from beam_triton.protocol import ModelSpec, TensorSpec
+from beam_triton.score import (
+    Failure,
+    FileSource,
+    InputColumns,
+    LimitFailures,
+    ReadElements,
+    RowSelection,
+    ServedModel,
+    TooManyFailuresError,
+)
+from beam_triton.score.reading import ELEMENTS, FAILURES, match_files
+
+MODEL = ServedModel(
+    endpoint=("http://nowhere.invalid:8000",),
+    name="m",
+    spec=ModelSpec("m", "1", (TensorSpec("x", "INT64", (1,)),), (), 8),
+)
+
+
+def read(
+    patterns: list[str], selection: RowSelection, elements: Any, failures: Any, model: ServedModel = MODEL
+) -> Any:
+    pipeline = TestPipeline("FnApiRunner")
+    found = pipeline | ReadElements(patterns, FileSource(piece_bytes=50), selection, model)
+    numbers = found[ELEMENTS] | beam.MapTuple(
+        lambda row, array: (
+            Path(row.file).name,
+            row.number,
+            array.tolist() if array.size > 1 else array.item(),
+        )
+    )
+    places = found[FAILURES] | beam.Map(lambda failure: (Path(failure.file).name, failure.number))
+    assert_that(numbers, equal_to(elements), label="elements")
+    assert_that(places, equal_to(failures), label="failures")
+    result = pipeline.run()
+    result.wait_until_finish()
+    counters = result.metrics().query(MetricsFilter().with_namespace("beam_triton_files"))["counters"]
+    return {counter.key.metric.name: counter.committed for counter in counters}
+
+
+def test_every_row_is_an_element_or_a_failure(tmp_path: Path) -> None:
+    """Files of all kinds, matched twice over, cut into pieces: each row once, and counted."""
+    (tmp_path / "a.csv").write_text("x\n" + "".join(f"{number}\n" for number in range(1, 200)) + "no\n")
+    (tmp_path / "b.jsonl").write_text('{"x": 5}\n{"y": 5}\n')
+    counters = read(
+        [str(tmp_path / "*"), str(tmp_path / "a.csv")],
+        RowSelection(),
+        [*(("a.csv", number, number) for number in range(1, 200)), ("b.jsonl", 1, 5)],
+        [("a.csv", 200), ("b.jsonl", 2)],
+    )
+    assert counters == {"rows_read": 202, "rows_failed": 2}
+
+
+def test_rows_may_be_passed_over(tmp_path: Path) -> None:
+    """``where`` takes the rows that hold a text; the others are neither elements nor failures."""
+    (tmp_path / "a.csv").write_text("x,split\n1,train\n2,test\nno,train\n")
+    (tmp_path / "b.jsonl").write_text('{"x": 5, "split": "test"}\n{"x": 6}\n')
+    counters = read(
+        [str(tmp_path / "*")],
+        RowSelection(where=(("split", "test"),)),
+        [("a.csv", 2, 2), ("b.jsonl", 1, 5)],
+        [],
+    )
+    assert counters["rows_read"] == 2
+
+
+def test_a_file_without_a_kept_column_fails_row_by_row(tmp_path: Path) -> None:
+    """Another file of the job may have other columns: that ends nothing."""
+    (tmp_path / "a.csv").write_text("id,x\n1,2\n")
+    (tmp_path / "b.csv").write_text("x\n2\n3\n")
+    read(
+        [str(tmp_path / "*.csv")],
+        RowSelection(keep=("id",)),
+        [("a.csv", 1, 2)],
+        [("b.csv", 1), ("b.csv", 2)],
+    )
+
+
+def test_damaged_files_and_files_that_do_not_fit_stop_nothing(tmp_path: Path) -> None:
+    """A damaged file is one failure, one that lacks a range of columns a failure a row; others are read."""
+    (tmp_path / "a.parquet").write_bytes(b"no Parquet")
+    (tmp_path / "b.parquet").write_bytes(b"no Parquet either, and larger than what is read in one piece")
+    (tmp_path / "c.csv").write_bytes(b"\xff\xfe" * 100)
+    pyarrow.parquet.write_table(pyarrow.table({"id": [1, 2]}), tmp_path / "d.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"from": [3], "to": [4]}), tmp_path / "e.parquet")
+    model = ServedModel(
+        endpoint=MODEL.endpoint,
+        name="m",
+        spec=ModelSpec("m", "1", (TensorSpec("x", "INT64", (2,)),), (), 8),
+    )
+    counters = read(
+        [str(tmp_path / "*")],
+        RowSelection(inputs=(InputColumns.parse("x=from:to"),)),
+        [("e.parquet", 1, [3, 4])],
+        [("a.parquet", None), ("b.parquet", None), ("c.csv", None), ("d.parquet", 1), ("d.parquet", 2)],
+        model,
+    )
+    assert counters == {"rows_read": 6, "rows_failed": 5}
+
+
+def test_a_pattern_without_a_file_is_an_error(tmp_path: Path) -> None:
+    """A typing error must not look like an empty job."""
+    with pytest.raises(ConfigurationError, match=r"there is no file .*missing\.csv"):
+        match_files([str(tmp_path / "missing.csv")])
+
+
+@pytest.mark.parametrize("name", ["a [1].csv", "a?.csv", "a*.csv"])
+def test_a_name_may_hold_glob_characters(tmp_path: Path, name: str) -> None:
+    """Its file is found where the pattern matches nothing, and read."""
+    folder = tmp_path / "folder [x]"
+    folder.mkdir()
+    path = folder / name
+    path.write_text("x\n1\n")
+    assert match_files([str(path)]) == [(str(path), 4)]
+    read([str(path)], RowSelection(), [(name, 1, 1)], [])
+
+
+def test_a_pattern_that_matches_nothing_is_told_to_be_one(tmp_path: Path) -> None:
+    """Who meant a name sees why it was not taken for one."""
+    with pytest.raises(
+        ConfigurationError, match=r"a\[1\]\.csv \(the characters \[ \* \? make it a pattern\)"
+    ):
+        match_files([str(tmp_path / "a[1].csv")])
+
+
+def test_failures_are_limited() -> None:
+    """The error names the limit and the failure that passed it."""
+    limit = LimitFailures(2)
+    failures = [Failure("f.csv", number, "RowError", "no number", None) for number in range(1, 4)]
+    assert [list(limit.process(failure)) for failure in failures[:2]] == [[failures[0]], [failures[1]]]
+    with pytest.raises(TooManyFailuresError, match=r"more than 2 .* f\.csv, row 3: RowError: no number"):
+        list(limit.process(failures[2]))

@@ -1,0 +1,213 @@
+"""One attempt: how it ends, in how long, and what it leaves behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from beam_triton.errors import (
+    ConnectError,
+    ConnectionLostError,
+    ConnectTimeoutError,
+    DeadlineExceededError,
+    PoolTimeoutError,
+)
+from beam_triton.transport.attempt import Attempt, ConnectionUse
+from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
+from beam_triton.transport.connector import Connector
+from beam_triton.transport.origin import Origin
+from beam_triton.transport.pool import ConnectionPool
+from beam_triton.transport.reactor import Reactor
+from tests.support import faults, sockets
+from tests.support.fault_server import FaultServer, serve
+from tests.support.origins import Answer, always
+
+OK = always(Answer(200, b"answer"))
+HEAD = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n"
+
+
+class Bench:
+    """A pool, a reactor, and attempts that note down their ends."""
+
+    def __init__(self, **limits: object) -> None:
+        self.reactor = Reactor()
+        config = ConnectionPoolConfig.from_options(limits)
+        self.pool = ConnectionPool(config, Connector(TlsConfig()).open, time.monotonic)
+        self.ended: list[Attempt] = []
+
+    def start(self, port: int, timeout_seconds: float = 5.0) -> Attempt:
+        attempt = Attempt(
+            self.reactor,
+            self.pool,
+            Origin("http", "127.0.0.1", port),
+            [HEAD, b"body"],
+            deadline=time.monotonic() + timeout_seconds,
+            timeout_seconds=timeout_seconds,
+            max_response_bytes=1 << 20,
+            on_end=self.ended.append,
+        )
+        attempt.start()
+        return attempt
+
+    def finish(self, attempt: Attempt) -> Attempt:
+        patience = time.monotonic() + 10
+        while attempt not in self.ended:
+            assert time.monotonic() < patience
+            self.reactor.step(patience)
+        return attempt
+
+    def step_until(self, condition: Callable[[], bool]) -> None:
+        patience = time.monotonic() + 5
+        while not condition():
+            assert time.monotonic() < patience
+            self.reactor.step(time.monotonic() + 0.01)
+
+    @property
+    def in_use(self) -> int:
+        return self.pool.statistics().active
+
+
+@contextmanager
+def bench(**limits: object) -> Iterator[Bench]:
+    """Whatever happened: after the test no place of the pool is in use."""
+    made = Bench(**limits)
+    yield made
+    assert sockets.settles(lambda: made.in_use, 0) == 0
+    made.pool.close()
+
+
+def test_an_answer() -> None:
+    """The first attempt opens a connection, the second uses it again."""
+    with FaultServer(OK) as server, bench() as b:
+        first = b.finish(b.start(server.port))
+        second = b.finish(b.start(server.port))
+        assert first.exchange is not None and bytes(first.exchange.body) == b"answer"
+        assert (first.connection_use, second.connection_use) == (ConnectionUse.OPENED, ConnectionUse.REUSED)
+        assert first.error is second.error is None
+        assert server.opened == 1
+
+
+def test_a_connection_that_is_told_to_close() -> None:
+    """An answer that ends its connection leaves nothing in the pool."""
+    closing = always(Answer(200, b"answer", (("Connection", "close"),)))
+    with FaultServer(closing) as server, bench() as b:
+        b.finish(b.start(server.port))
+        assert b.pool.statistics().idle == 0
+
+
+@pytest.mark.parametrize("fault", [faults.closed_without_answer, faults.reset_after_reading])
+def test_a_stale_connection_says_so(fault: Callable[..., None]) -> None:
+    """A used connection that ends without a byte was stale; a fresh one that does is lost."""
+    with FaultServer(OK, [serve, fault, fault]) as server, bench() as b:
+        b.finish(b.start(server.port))
+        stale = b.finish(b.start(server.port))
+        assert isinstance(stale.error, ConnectionLostError) and stale.was_stale
+        fresh = b.finish(b.start(server.port))
+        assert isinstance(fresh.error, ConnectionLostError) and not fresh.was_stale
+
+
+def test_a_cut_answer_is_not_a_stale_connection() -> None:
+    """A connection that ends within the answer was not stale: the request has run."""
+    with FaultServer(OK, [serve, faults.truncated(10)]) as server, bench() as b:
+        b.finish(b.start(server.port))
+        cut = b.finish(b.start(server.port))
+        assert isinstance(cut.error, ConnectionLostError) and not cut.was_stale
+
+
+def test_the_deadline_of_a_silent_server() -> None:
+    """Silence ends at the deadline, and the connection with it."""
+    with FaultServer(OK, faults.silence) as server, bench() as b:
+        started = time.monotonic()
+        attempt = b.finish(b.start(server.port, 0.3))
+        assert 0.3 <= time.monotonic() - started < 0.8
+        assert isinstance(attempt.error, DeadlineExceededError)
+        assert sockets.settles(lambda: server.open_now, 0) == 0
+
+
+def test_the_deadline_in_the_pools_queue() -> None:
+    """Waiting for a connection ends at the deadline and tells the limits."""
+    with FaultServer(OK, faults.silence) as server, bench(max_total=1, max_idle=1) as b:
+        holding = b.start(server.port, 1.0)
+        waiting = b.finish(b.start(server.port, 0.2))
+        assert isinstance(waiting.error, PoolTimeoutError) and waiting.waited
+        assert "max_total=1" in waiting.error.message
+        b.finish(holding)
+
+
+def test_connecting_ends_at_its_bound() -> None:
+    """A host that never answers a connection request fails after ``connect_timeout_seconds``."""
+    with faults.unanswering_port() as port, bench(connect_timeout_seconds=0.3) as b:
+        started = time.monotonic()
+        attempt = b.finish(b.start(port))
+        assert 0.3 <= time.monotonic() - started < 0.8
+        assert isinstance(attempt.error, ConnectTimeoutError)
+
+
+def test_connecting_ends_at_the_deadline() -> None:
+    """A deadline that is shorter than ``connect_timeout_seconds`` bounds the connecting."""
+    with faults.unanswering_port() as port, bench() as b:
+        started = time.monotonic()
+        attempt = b.finish(b.start(port, 0.3))
+        assert time.monotonic() - started < 0.8
+        assert isinstance(attempt.error, ConnectTimeoutError)
+
+
+def test_a_refused_connection() -> None:
+    """A port that refuses fails at once, with host and port in the message."""
+    with faults.refusing_port() as port, bench() as b:
+        attempt = b.finish(b.start(port))
+        assert isinstance(attempt.error, ConnectError)
+        assert f"127.0.0.1:{port}" in attempt.error.message
+        assert attempt.connection_use is ConnectionUse.NONE
+
+
+def test_a_closed_pool() -> None:
+    """An attempt on a closed pool ends with an error, as every attempt does."""
+    with bench() as b:
+        b.pool.close()
+        assert isinstance(b.finish(b.start(1)).error, ConnectError)
+
+
+def test_cancelled_while_connecting() -> None:
+    """Giving up while the connection is being opened calls nobody."""
+    with faults.unanswering_port() as port, bench(connect_timeout_seconds=0.3) as b:
+        b.start(port).cancel()
+        b.step_until(lambda: b.in_use == 0)
+        assert b.ended == []
+
+
+def test_cancelled_while_waiting() -> None:
+    """Giving up in the pool's queue lets the next one pass."""
+    with FaultServer(OK, [faults.late(0.2)]) as server, bench(max_total=1, max_idle=1) as b:
+        first, given_up, last = b.start(server.port), b.start(server.port), b.start(server.port)
+        given_up.cancel()
+        b.finish(first)
+        assert b.finish(last).error is None
+        assert given_up not in b.ended
+
+
+def test_cancelled_within_the_exchange() -> None:
+    """Giving up on an answer closes its connection, which ends the work on the server."""
+    with FaultServer(OK, faults.silence) as server, bench() as b:
+        attempt = b.start(server.port)
+        b.step_until(lambda: attempt.connection_use is ConnectionUse.OPENED)
+        attempt.cancel()
+        attempt.cancel()
+        assert sockets.settles(lambda: server.open_now, 0) == 0
+        assert b.ended == []
+
+
+def test_cancelled_before_the_connection_is_taken_up() -> None:
+    """A connection that is ready, and not yet taken up by the reactor, goes back unused."""
+    with FaultServer(OK) as server, bench() as b:
+        attempt = b.start(server.port)
+        assert sockets.settles(lambda: b.pool.statistics().opened, 1) == 1
+        # Where connecting took no time at all, the attempt was sending before `start` returned.
+        kept = int(attempt.connection_use is ConnectionUse.NONE)
+        attempt.cancel()
+        b.reactor.step(0.0)
+        assert sockets.settles(lambda: b.pool.statistics().idle, kept) == kept
+        assert b.ended == []

@@ -1,0 +1,237 @@
+"""A requests session over the pool: what its users know of requests holds."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+
+from beam_triton.errors import (
+    ConfigurationError,
+    ConnectError,
+    ConnectionLostError,
+    DeadlineExceededError,
+    PoolTimeoutError,
+    RemoteProtocolError,
+)
+from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
+from beam_triton.transport.reference_counts import Lease
+from beam_triton.transport.session import SESSIONS, SessionKey, acquire_session, session_pool
+from tests.support import faults, sockets
+from tests.support.fault_server import FaultServer, serve
+from tests.support.origins import Answer, Request
+
+
+def origin(request: Request) -> Answer:
+    """Tells what came, or does what the path says."""
+    if request.target == "/redirect":
+        return Answer(302, b"", (("Location", "/echo"),))
+    if request.target == "/gzip":
+        return Answer(200, gzip.compress(b"inflated"), (("Content-Encoding", "gzip"),))
+    if request.target == "/json":
+        return Answer(200, b'{"a": 1}', (("Content-Type", "application/json"), ("X-A", "1"), ("X-A", "2")))
+    if request.target == "/missing":
+        return Answer(404, b"no such thing", reason="Not Here")
+    return Answer(200, request.method.encode() + b" " + request.body)
+
+
+@pytest.fixture
+def lease() -> Iterator[Lease[requests.Session]]:
+    lease = acquire_session(ConnectionPoolConfig(max_total=4, max_idle=4), TlsConfig())
+    yield lease
+    lease.release()
+
+
+@pytest.fixture
+def session(lease: Lease[requests.Session]) -> requests.Session:
+    return lease.value
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer(origin) as running:
+        yield running
+
+
+def test_requests_of_all_kinds(session: requests.Session, server: FaultServer) -> None:
+    """GET, POST with each kind of body, parameters, headers and JSON travel on one connection."""
+    url = server.endpoint
+    assert session.get(url + "/echo?a=b c").content == b"GET "
+    assert session.post(url, data=b"bytes").content == b"POST bytes"
+    array: Any = bytearray(b"array")
+    assert session.post(url, data=array).content == b"POST array"
+    assert session.post(url, data="t\u00e9xt").content == "POST t\u00e9xt".encode()
+    assert session.post(url, data={"a": "b"}).content == b"POST a=b"
+    assert session.post(url, data=iter([b"in ", b"parts"])).content == b"POST in parts"
+    assert session.post(url).content == b"POST "
+    assert session.put(url, json={"a": 1}).content == b'PUT {"a": 1}'
+    answer = session.get(url + "/json", headers={"X-Mine": "yes"})
+    assert answer.json() == {"a": 1} and answer.headers["x-a"] == "1, 2"
+    assert server.opened == 1
+    assert server.requests[0].target == "/echo?a=b%20c"
+    last = server.requests[-1]
+    assert (last.header("X-Mine"), last.header("Accept-Encoding")) == ("yes", "identity")
+    assert last.header("Host") == f"127.0.0.1:{server.port}"
+
+
+def test_head(session: requests.Session, server: FaultServer) -> None:
+    """An answer to HEAD has its length and no body, and the connection goes on."""
+    server.play([faults.raw_answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", close=False), serve])
+    answer = session.head(server.endpoint, timeout=5)
+    assert answer.content == b"" and answer.headers["Content-Length"] == "5"
+    assert session.get(server.endpoint).content == b"GET "
+    assert server.opened == 1
+
+
+def test_statuses(session: requests.Session, server: FaultServer) -> None:
+    """An error status is an answer; ``raise_for_status`` makes requests' own error of it."""
+    answer = session.get(server.endpoint + "/missing")
+    assert (answer.status_code, answer.reason, answer.ok) == (404, "Not Here", False)
+    with pytest.raises(requests.HTTPError):
+        answer.raise_for_status()
+
+
+def test_redirects(session: requests.Session, server: FaultServer) -> None:
+    """Redirects are followed as requests follows them, and not where the caller says so."""
+    assert session.get(server.endpoint + "/redirect", allow_redirects=False).status_code == 302
+    answer = session.get(server.endpoint + "/redirect")
+    assert answer.content == b"GET " and len(answer.history) == 1
+
+
+def test_gzip(session: requests.Session, server: FaultServer) -> None:
+    """A compressed answer is inflated by requests as usual, whole and in pieces."""
+    assert session.get(server.endpoint + "/gzip").text == "inflated"
+    streamed = session.get(server.endpoint + "/gzip", stream=True)
+    assert b"".join(streamed.iter_content(3)) == b"inflated"
+
+
+def test_the_headers_of_a_compressed_answer(session: requests.Session, server: FaultServer) -> None:
+    """They are told as they were sent, and the headers of HEAD, too."""
+    answer = session.get(server.endpoint + "/gzip")
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert int(answer.headers["Content-Length"]) == len(gzip.compress(b"inflated"))
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\n"
+    server.play([faults.raw_answer(head, close=False)])
+    answer = session.head(server.endpoint)
+    assert answer.content == b"" and answer.headers["Content-Encoding"] == "gzip"
+
+
+def test_a_bomb_is_not_inflated(session: requests.Session, server: FaultServer) -> None:
+    """A compressed answer costs no more than what an answer may be, whatever it would inflate to."""
+    server.play(faults.gzip_bomb(1 << 30))
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteProtocolError, match="inflates beyond"):
+            session.get(server.endpoint)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 100 << 20
+    assert session_pool(session).statistics().active == 0
+
+
+@pytest.mark.parametrize("encoding", ["br", "gzip, gzip", "zstd", "deflate"])
+def test_an_encoding_that_cannot_be_undone(
+    session: requests.Session, server: FaultServer, encoding: str
+) -> None:
+    """Unknown, in layers, or another than what it is called: told as that, not handed on."""
+    body = gzip.compress(b"inflated")
+    server.play(faults.answered(Answer(200, body, (("Content-Encoding", encoding),))))
+    with pytest.raises(RemoteProtocolError, match=encoding):
+        session.get(server.endpoint)
+
+
+@pytest.mark.parametrize("timeout", [0.3, (0.1, 0.3), (None, 0.3)])
+def test_the_timeout_bounds_everything(
+    session: requests.Session, server: FaultServer, timeout: float | tuple[float | None, float]
+) -> None:
+    """A server that trickles for ever is given up at the timeout, and its connection closed."""
+    server.play(faults.trickle(0.05))
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceededError):
+        session.get(server.endpoint, timeout=timeout)
+    assert 0.3 <= time.monotonic() - started < 0.8
+    assert sockets.settles(lambda: server.open_now, 0) == 0
+
+
+def test_a_stale_connection_is_replaced(session: requests.Session, server: FaultServer) -> None:
+    """A connection that ends before a byte of the answer is replaced; a fresh one that does is an error."""
+    server.play([serve, faults.closed_without_answer, serve, faults.truncated(10)])
+    assert session.get(server.endpoint).content == b"GET "
+    assert session.get(server.endpoint).content == b"GET "
+    with pytest.raises(ConnectionLostError):
+        session.get(server.endpoint)
+
+
+def test_what_is_no_http(session: requests.Session, server: FaultServer) -> None:
+    """Bytes that are no HTTP are told as that."""
+    server.play(faults.garbage_status_line)
+    with pytest.raises(RemoteProtocolError, match="SSH"):
+        session.get(server.endpoint)
+
+
+def test_the_limit_holds_for_the_session_too(lease: Lease[requests.Session], server: FaultServer) -> None:
+    """Eight threads on four connections: no more are opened, and everybody is answered."""
+    server.play(faults.late(0.05))
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: lease.value.get(server.endpoint).status_code, range(16)))
+    assert answers == [200] * 16
+    assert server.most_open <= 4
+
+
+def test_waiting_for_a_connection_has_an_end(server: FaultServer) -> None:
+    """Who gets no connection within the timeout is told the limit."""
+    server.play(faults.late(1.0))
+    lease = acquire_session(ConnectionPoolConfig(max_total=1, max_idle=1), TlsConfig())
+    thread = threading.Thread(target=lambda: lease.value.get(server.endpoint))
+    thread.start()
+    assert sockets.settles(lambda: len(server.requests), 1) == 1
+    started = time.monotonic()
+    with pytest.raises(PoolTimeoutError, match="max_total=1"):
+        lease.value.get(server.endpoint, timeout=0.2)
+    assert time.monotonic() - started < 0.7
+    thread.join()
+    lease.release()
+
+
+def test_an_interrupted_wait_leaves_nothing(server: FaultServer) -> None:
+    """Failed and refused requests leave no connection in use."""
+    lease = acquire_session(ConnectionPoolConfig(connect_timeout_seconds=0.2), TlsConfig())
+    with faults.unanswering_port() as silent, faults.refusing_port() as refusing:
+        for port in (silent, refusing):
+            with pytest.raises(ConnectError):
+                lease.value.get(f"http://127.0.0.1:{port}", timeout=1)
+    assert sockets.settles(lambda: session_pool(lease.value).statistics().active, 0) == 0
+    lease.release()
+
+
+def test_the_last_release_ends_everything(server: FaultServer) -> None:
+    """The last reference takes the sockets and the background thread with it."""
+    config, threads = ConnectionPoolConfig(max_total=50), sockets.threads()
+    first, second = acquire_session(config, TlsConfig()), acquire_session(config, TlsConfig())
+    session = first.value
+    assert session is second.value
+    session.get(server.endpoint)
+    first.release()
+    assert session.get(server.endpoint).ok and server.open_now == 1
+    second.release()
+    assert SESSIONS.reference_count(SessionKey(config, TlsConfig())) == 0
+    assert sockets.settles(lambda: server.open_now, 0) == 0
+    assert "beam_triton-pool" not in set(sockets.threads()) - set(threads)
+    with pytest.raises(ConnectError, match="closed"):
+        session.get(server.endpoint)
+
+
+def test_a_proxy_is_refused(session: requests.Session, server: FaultServer) -> None:
+    """It would be passed by without a word; the environment's are not looked at, and other schemes' do not
+    matter."""
+    with pytest.raises(ConfigurationError, match="proxy"):
+        session.get(server.endpoint, proxies={"http": "http://127.0.0.1:9"})
+    assert session.get(server.endpoint, proxies={"https": "http://127.0.0.1:9"}).status_code == 200
