@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from beam_triton.cli import arguments, check, tune
 from beam_triton.errors import ConfigurationError, TritonError
 
-EXIT_WELL = 0
-EXIT_UNWELL = 1
+EXIT_OK = 0
+EXIT_PROBLEM = 1
 EXIT_WRONG_USE = 2
 
 
@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_WRONG_USE
     except TritonError as error:
         print(arguments.explained(error), file=sys.stderr)
-        return EXIT_UNWELL
+        return EXIT_PROBLEM
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return EXIT_UNWELL
-    return EXIT_WELL if well else EXIT_UNWELL
+        return EXIT_PROBLEM
+    return EXIT_OK if well else EXIT_PROBLEM

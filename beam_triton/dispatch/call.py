@@ -27,10 +27,10 @@ from typing import Any, Generic, TypeVar
 from beam_triton.dispatch.call_context import CallContext
 from beam_triton.dispatch.call_options import CallKind, CallRecord
 from beam_triton.dispatch.endpoints import Admission, Endpoint, Refusal
-from beam_triton.dispatch.health import check_those_out
-from beam_triton.dispatch.kept_back import circuit_open, no_place
+from beam_triton.dispatch.health import start_health_checks
+from beam_triton.dispatch.kept_back import circuit_open, at_capacity
 from beam_triton.dispatch.request_head import HttpRequest
-from beam_triton.dispatch.slots import Waiter
+from beam_triton.dispatch.slots import QueueEntry
 from beam_triton.errors import (
     ConnectError,
     DeadlineExceededError,
@@ -48,12 +48,12 @@ from beam_triton.transport.exchange import Exchange
 _logger = logging.getLogger(__name__)
 
 # A wake-up lost to a bug must not hang a pipeline: whoever waits for others looks again after this.
-_LOOK_AGAIN_SECONDS = 0.25
+_POLL_AGAIN_SECONDS = 0.25
 
 _REFUSES_CREDENTIALS = (401, 403)
 
 # So many times the usual latency is more than any queue makes of it: who has not answered by then will not.
-_PLENTY = 10
+_HUNG_AFTER_LATENCIES = 10
 
 T = TypeVar("T")
 
@@ -87,10 +87,10 @@ class Call(Generic[T]):
     _give_up_at = math.inf
     _budget_is_due = False
     _is_counted = False
-    _has_looked_again = False
+    _has_reread_credentials = False
     _pauses = 0
     # Made when it is needed and dropped after: it refers back to this call.
-    _waiter: Waiter | None = None
+    _waiter: QueueEntry | None = None
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class Call(Generic[T]):
         elif self._errors:
             self._conclude(self._errors[-1])
         else:
-            self._finish_with(no_place(self._context.endpoints, self._context.options.timeout_seconds))
+            self._finish_with(at_capacity(self._context.endpoints, self._context.options.timeout_seconds))
 
     def _admit(self) -> None:
         admission = self._context.endpoints.admit(self._tried)
@@ -164,34 +164,36 @@ class Call(Generic[T]):
     def _wait_for_admission(self, refusal: Refusal) -> None:
         now = time.monotonic()
         self.is_throttled = True
-        patience = self._context.options.patience_seconds
+        patience = self._context.options.max_hold_seconds
         if refusal.open_seconds is None and not patience:
             if self._deadline == math.inf:
                 self._deadline = now + self._context.options.timeout_seconds
-            self.wake_at = min(now + _LOOK_AGAIN_SECONDS, self._deadline)
+            self.wake_at = min(now + _POLL_AGAIN_SECONDS, self._deadline)
             return
         if self._give_up_at == math.inf:
             self._give_up_at = now + patience
         if now >= self._give_up_at:
             endpoints = self._context.endpoints
             self._finish_with(
-                no_place(endpoints, patience)
+                at_capacity(endpoints, patience)
                 if refusal.open_seconds is None
                 else circuit_open(endpoints, refusal.open_seconds, patience)
             )
             return
-        wait = _LOOK_AGAIN_SECONDS
+        wait = _POLL_AGAIN_SECONDS
         if refusal.open_seconds is not None:
             # Not counted against the deadline: nothing has been sent that could be late.
             self._begin_afresh()
-            check_those_out(self._context)
+            start_health_checks(self._context)
             wait = min(max(refusal.open_seconds, 0.01), wait)
         self.wake_at = min(now + wait, self._give_up_at, self._deadline)
 
     def _get_in_line(self) -> bool:
         if self._waiter is None:
             context = self._context
-            self._waiter = Waiter(context.endpoints.waiting_for_place, context.reactor, self._on_turn)
+            self._waiter = QueueEntry(
+                context.endpoints.waiting_for_admission, context.reactor, self._on_woken_up
+            )
         return self._waiter.wait()
 
     def _stop_waiting(self) -> None:
@@ -199,7 +201,7 @@ class Call(Generic[T]):
         if waiter is not None:
             waiter.stop()
 
-    def _on_turn(self) -> None:
+    def _on_woken_up(self) -> None:
         self.wake_at = 0.0
 
     def _send(self, now: float) -> None:
@@ -244,11 +246,11 @@ class Call(Generic[T]):
             return timeout_seconds
         half = (self._deadline - now) / 2
         usual = endpoints.usual_latency_seconds
-        return half if usual is not None and usual * _PLENTY <= half else timeout_seconds
+        return half if usual is not None and usual * _HUNG_AFTER_LATENCIES <= half else timeout_seconds
 
     def _elsewhere(self, but: Collection[Endpoint]) -> list[Endpoint]:
         """The endpoints that are well, but for these."""
-        return [other for other in self._context.endpoints.endpoints if other.is_closed and other not in but]
+        return [other for other in self._context.endpoints.endpoints if other.is_healthy and other not in but]
 
     def _on_attempt_end(self, attempt: Attempt) -> None:
         self._attempt = None
@@ -283,9 +285,9 @@ class Call(Generic[T]):
         at each reading."""
         if not isinstance(error, InferenceError) or error.status not in _REFUSES_CREDENTIALS:
             return False
-        if self._has_looked_again or self._admission is None:
+        if self._has_reread_credentials or self._admission is None:
             return False
-        self._has_looked_again = True
+        self._has_reread_credentials = True
         url = self._admission.endpoint.url
         return self._context.head_writer.is_outdated(url, self._request, attempt.head)
 
@@ -327,14 +329,14 @@ class Call(Generic[T]):
             remaining_seconds=self._deadline - now,
             random=random.random,
         )
-        if self._kind is CallKind.SPLITTABLE_PART and isinstance(error, ModelExecutionError):
+        if self._kind is CallKind.HALF and isinstance(error, ModelExecutionError):
             delay = None
         endpoints = self._context.endpoints.endpoints
         elsewhere = self._elsewhere(self._tried)
         if isinstance(error, TlsError) and elsewhere and len(self._errors) <= retry.max_retries:
             # No attempt mends a certificate, but each server has its own.
             delay = 0.0
-        usable = endpoint.is_closed or not error.counts_as_failure or bool(elsewhere)
+        usable = endpoint.is_healthy or not error.counts_as_failure or bool(elsewhere)
         if delay is None or not usable:
             self._conclude(error)
             return
@@ -358,7 +360,7 @@ class Call(Generic[T]):
         Overload says so, and so does a ``Retry-After`` that the deadline does not leave.
         """
         options = self._context.options
-        if not (options.patience_seconds and options.retry.max_retries and error.retryable):
+        if not (options.max_hold_seconds and options.retry.max_retries and error.retryable):
             return False
         asked_for = asked_for_seconds(error)
         if not error.is_overload and (not asked_for or asked_for < self._deadline - now):
@@ -367,7 +369,7 @@ class Call(Generic[T]):
         # Not longer than what the server has been too busy for everybody: who is refused more often than
         # others would be left behind.
         pauses = min(self._pauses, max(1, endpoint.limit.overloads_in_a_row))
-        self._give_up_at = min(self._give_up_at, now + options.patience_seconds)
+        self._give_up_at = min(self._give_up_at, now + options.max_hold_seconds)
         wake_at = now + pause_seconds(options.retry, error, pauses, random.random)
         if wake_at >= self._give_up_at:
             return False
@@ -392,14 +394,14 @@ class Call(Generic[T]):
 
     def _may_wait(self, error: TritonError) -> bool:
         """Whether the request is kept for when the server is well again, instead of failing."""
-        if not self._context.options.patience_seconds:
+        if not self._context.options.max_hold_seconds:
             return False
         # A model that raises may go on raising for this element: that is for the batch to be split.
         if not (error.counts_as_failure and error.retryable) or error.splits_batch:
             return False
         if self._is_sequence and error.may_have_run:
             return False
-        is_known_sick = any(not endpoint.is_closed for endpoint in self._tried)
+        is_known_sick = any(not endpoint.is_healthy for endpoint in self._tried)
         return is_known_sick and time.monotonic() < self._give_up_at
 
     def _tell(self, endpoint: Endpoint, error: TritonError) -> None:
@@ -408,10 +410,10 @@ class Call(Generic[T]):
         At once, not when the last retry has failed: a server that is away has everybody in backoff, and
         only an open breaker asks after its health and stops the deadlines.
         """
-        if not error.counts_as_failure or (endpoint in self._told and endpoint.is_closed):
+        if not error.counts_as_failure or (endpoint in self._told and endpoint.is_healthy):
             return
         model_fails = isinstance(error, ModelExecutionError)
-        if model_fails and self._kind is not CallKind.WHOLE:
+        if model_fails and self._kind is not CallKind.SINGLE:
             return
         self._told += (endpoint,)
         # A deadline that passed may be the element's doing: a model can hang on it.
@@ -425,7 +427,7 @@ class Call(Generic[T]):
             return True
         admission.settle(None)
         self._context.reactor.add(self)
-        wait = min(budget.seconds_until_token(), _LOOK_AGAIN_SECONDS)
+        wait = min(budget.seconds_until_token(), _POLL_AGAIN_SECONDS)
         self.wake_at = min(now + max(wait, 0.001), self._deadline)
         return False
 

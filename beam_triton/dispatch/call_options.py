@@ -25,7 +25,7 @@ class CallOptions:
     health_paths: tuple[str, ...] = ()
 
     @property
-    def patience_seconds(self) -> float:
+    def max_hold_seconds(self) -> float:
         """How long a request may be kept back, outside its deadline, for a server that is away or busy."""
         breaker = self.circuit_breaker
         return breaker.max_wait_seconds if breaker is not None and breaker.when_open == "wait" else 0.0
@@ -34,14 +34,14 @@ class CallOptions:
 class CallKind(Enum):
     """What a failure of a request would be followed by, and so what it says.
 
-    A batch that is at fault is split (`SPLITTABLE`, and so are its larger parts, `SPLITTABLE_PART`)
+    A batch that is at fault is split (`BATCH`, and so are its larger parts, `HALF`)
     until single elements stand alone. Only what cannot be split any further says that the model
     itself fails, and only the first whole batch is repeated after a plain 500 before it is split.
     """
 
-    WHOLE = "whole"
-    SPLITTABLE = "splittable"
-    SPLITTABLE_PART = "splittable part"
+    SINGLE = "single"
+    BATCH = "batch"
+    HALF = "half"
 
 
 @dataclass

@@ -13,7 +13,7 @@ from beam_triton.policy.retry import RetryPolicy
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.origin import EndpointUrl
 from beam_triton.transport.pool import ConnectionPool
-from beam_triton.transport.reference_counts import SharedRegistry
+from beam_triton.transport.reference_counts import SharedObjects
 from beam_triton.transport.session import acquire_session, session_pool
 
 
@@ -27,7 +27,7 @@ class EndpointSetKey(NamedTuple):
     circuit_breaker: CircuitBreakerPolicy | None
 
 
-ENDPOINT_SETS: SharedRegistry[EndpointSetKey, EndpointSet] = SharedRegistry(
+ENDPOINT_SETS: SharedObjects[EndpointSetKey, EndpointSet] = SharedObjects(
     "endpoint state",
     lambda key: EndpointSet(key.urls, key.max_concurrent_requests, key.retry, key.circuit_breaker),
     lambda endpoints: None,

@@ -12,13 +12,13 @@ from beam_triton.dispatch.call import Call
 from beam_triton.dispatch.call_context import CallContext
 from beam_triton.dispatch.call_options import CallKind
 from beam_triton.dispatch.channel import Channel
-from beam_triton.dispatch.health import check_those_out
+from beam_triton.dispatch.health import start_health_checks
 from beam_triton.dispatch.request_head import HttpRequest
-from beam_triton.dispatch.slots import Waiter
+from beam_triton.dispatch.slots import QueueEntry
 from beam_triton.transport.exchange import Exchange
 from beam_triton.transport.reactor import Reactor, current_reactor
 
-_LOOK_AGAIN_SECONDS = 0.25
+_POLL_AGAIN_SECONDS = 0.25
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class Dispatcher(Generic[T]):
         request: HttpRequest,
         read: Callable[[Exchange], Any],
         *,
-        kind: CallKind = CallKind.WHOLE,
+        kind: CallKind = CallKind.SINGLE,
         is_sequence: bool = False,
     ) -> None:
         """Send a request; waits while the process has ``max_concurrent_requests`` in flight.
@@ -68,9 +68,9 @@ class Dispatcher(Generic[T]):
         One of several times ``slot_bytes`` counts for as many.
         """
         slots = max(1, request.content_length // self._context.options.slot_bytes)
-        if self._endpoints.some_are_out:
+        if self._endpoints.any_breaker_open:
             # Where nobody waits for them (others are well, or requests fail at once), nobody else would ask.
-            check_those_out(self._context)
+            start_health_checks(self._context)
         self._take_slots(slots)
         call: Call[Any] = Call(self._context, token, request, read, self._on_done, kind, is_sequence, slots)
         self._calls.add(call)
@@ -108,7 +108,7 @@ class Dispatcher(Generic[T]):
         endpoints = self._endpoints
         if endpoints.try_take_slots(count):
             return
-        waiter = Waiter(endpoints.waiting_for_slot, self._reactor, _look_again)
+        waiter = QueueEntry(endpoints.waiting_for_slot, self._reactor, _poll_again)
         self._waits_for_slot = True
         try:
             while not endpoints.try_take_slots(count):
@@ -121,10 +121,10 @@ class Dispatcher(Generic[T]):
     def _wait_once(self) -> None:
         throttled = any(call.is_throttled for call in self._calls)
         started = time.monotonic()
-        self._reactor.step(started + _LOOK_AGAIN_SECONDS if self._waits_for_slot else math.inf)
+        self._reactor.step(started + _POLL_AGAIN_SECONDS if self._waits_for_slot else math.inf)
         if throttled:
             self.throttled_seconds += time.monotonic() - started
 
 
-def _look_again() -> None:
+def _poll_again() -> None:
     """The wake-up itself has ended the wait."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from beam_triton.dispatch.slots import WaitingLine
+from beam_triton.dispatch.slots import WaitQueue
 from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, Permit, State
 from beam_triton.policy.concurrency_limit import ConcurrencyLimit
 from beam_triton.policy.retry import RetryBudget, RetryPolicy
@@ -48,7 +48,7 @@ class Endpoint:
         )
 
     @property
-    def is_closed(self) -> bool:
+    def is_healthy(self) -> bool:
         """The breaker, where there is one, lets everything pass."""
         return self.breaker is None or self.breaker.state is State.CLOSED
 
@@ -99,7 +99,7 @@ class EndpointSet:
         urls: the servers; requests go to the healthy one with the fewest in flight.
         max_concurrent_requests: requests in flight, all endpoints together, waiting ones included.
 
-    ``waiting_for_slot`` and ``waiting_for_place`` are called as a slot, or a place at an endpoint, has
+    ``waiting_for_slot`` and ``waiting_for_admission`` are called as a slot, or a place at an endpoint, has
     become free.
     """
 
@@ -113,15 +113,15 @@ class EndpointSet:
         self.endpoints = tuple(Endpoint(url, max_concurrent_requests, retry, circuit_breaker) for url in urls)
         self._lock = threading.Lock()
         self._free_slots = max_concurrent_requests
-        self.waiting_for_slot = WaitingLine()
-        self.waiting_for_place = WaitingLine()
+        self.waiting_for_slot = WaitQueue()
+        self.waiting_for_admission = WaitQueue()
 
     @property
-    def some_are_out(self) -> bool:
+    def any_breaker_open(self) -> bool:
         """Whether there is an endpoint that is kept out."""
         # Asked for each request: a generator would cost more than the question.
         for endpoint in self.endpoints:  # noqa: SIM110
-            if not endpoint.is_closed:
+            if not endpoint.is_healthy:
                 return True
         return False
 
@@ -165,7 +165,7 @@ class EndpointSet:
     def leave(self, endpoint: Endpoint) -> None:
         with self._lock:
             endpoint.in_flight -= 1
-        self.waiting_for_place.call_next()
+        self.waiting_for_admission.call_next()
 
     def _enter(self, endpoint: Endpoint) -> Admission | None:
         with self._lock:
@@ -185,14 +185,14 @@ class EndpointSet:
         waits = [
             endpoint.breaker.seconds_until_probe()
             for endpoint in self.endpoints
-            if endpoint.breaker is not None and not endpoint.is_closed
+            if endpoint.breaker is not None and not endpoint.is_healthy
         ]
         return min(waits) if len(waits) == len(self.endpoints) else None
 
 
 def _preference(endpoint: Endpoint) -> tuple[int, float]:
     load = endpoint.in_flight / endpoint.limit.limit
-    if endpoint.breaker is None or endpoint.is_closed:
+    if endpoint.breaker is None or endpoint.is_healthy:
         return 1, load
     # A probe that is due comes first: while the others have room, this one would never get a request.
     return 2 if endpoint.breaker.seconds_until_probe() > 0 else 0, load

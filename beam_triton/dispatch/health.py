@@ -24,7 +24,7 @@ _LONGEST_CHECK_SECONDS = 5.0
 _MAX_ANSWER_BYTES = 1_048_576
 
 
-def check_those_out(context: CallContext) -> None:
+def start_health_checks(context: CallContext) -> None:
     """Check each endpoint whose breaker is open and lets this caller be the one to check.
 
     The breakers see to it that a process makes few checks in all.

@@ -16,7 +16,7 @@ def circuit_open(endpoints: EndpointSet, open_seconds: float, waited_seconds: fl
     )
 
 
-def no_place(endpoints: EndpointSet, waited_seconds: float) -> PoolTimeoutError:
+def at_capacity(endpoints: EndpointSet, waited_seconds: float) -> PoolTimeoutError:
     """The servers are given as many requests as they cope with, and others came first."""
     limits = "+".join(str(endpoint.limit.limit) for endpoint in endpoints.endpoints)
     return PoolTimeoutError(

@@ -14,7 +14,7 @@ from functools import partial
 from beam_triton.transport.reactor import Reactor
 
 
-class WaitingLine:
+class WaitQueue:
     """Callbacks in the order of their arrival; thread-safe. Each is called once, or taken out before."""
 
     def __init__(self) -> None:
@@ -44,16 +44,16 @@ class WaitingLine:
             wake()
 
 
-class Waiter:
+class QueueEntry:
     """One party of a reactor's thread, and its place in a line.
 
-    ``on_turn`` is called on the reactor's thread.
+    ``on_wake`` is called on the reactor's thread.
     """
 
-    def __init__(self, line: WaitingLine, reactor: Reactor, on_turn: Callable[[], None]) -> None:
+    def __init__(self, line: WaitQueue, reactor: Reactor, on_wake: Callable[[], None]) -> None:
         self._line = line
         self._reactor = reactor
-        self._on_turn = on_turn
+        self._on_woken_up = on_wake
         self._wake: Callable[[], None] | None = None
         self._turn = 0
 
@@ -79,4 +79,4 @@ class Waiter:
     def _on_woken(self, turn: int) -> None:
         if self._wake is not None and turn == self._turn:
             self._wake = None
-            self._on_turn()
+            self._on_woken_up()

@@ -66,7 +66,7 @@ class ConcurrencyLimit:
         self._round_trip_seconds = _FIRST_ROUND_TRIP_SECONDS
         self._has_answered = False
         self.overloads_in_a_row = 0
-        self._window = _Window(clock())
+        self._window = _Sample(clock())
         self._baseline = _Baseline(clock())
         self._trial: _Trial | None = None
         self._next_trial_at = -math.inf
@@ -110,8 +110,8 @@ class ConcurrencyLimit:
                 self._trial = None
                 self._decrease(_OVERLOAD_FACTOR, now)
 
-    def _judge(self, window: _Window, now: float) -> None:
-        self._window = _Window(now)
+    def _judge(self, window: _Sample, now: float) -> None:
+        self._window = _Sample(now)
         trial, self._trial = self._trial, None
         if trial is not None:
             if window.successes_per_second(now) < trial.needed_per_second:
@@ -122,7 +122,7 @@ class ConcurrencyLimit:
             self._decrease(_TRIAL_FACTOR, now)
         self._baseline.add(window.smallest_seconds, now)
 
-    def _has_standing_queue(self, window: _Window, now: float) -> bool:
+    def _has_standing_queue(self, window: _Sample, now: float) -> bool:
         return (
             self._limit >= 2
             and now >= self._next_trial_at
@@ -134,7 +134,7 @@ class ConcurrencyLimit:
         self._limit = max(1.0, self._limit * factor)
         self._decreased_at = now
         # What was sent under the larger limit still comes back for a round trip.
-        self._window = _Window(now + self._round_trip_seconds)
+        self._window = _Sample(now + self._round_trip_seconds)
 
 
 class _Trial(NamedTuple):
@@ -144,7 +144,7 @@ class _Trial(NamedTuple):
     needed_per_second: float
 
 
-class _Window:
+class _Sample:
     """The successes since a moment, which may be still to come."""
 
     __slots__ = ("_opens_at", "_total_seconds", "count", "smallest_seconds")

@@ -26,7 +26,7 @@ class _Divisible(Protocol):
 Batch = TypeVar("Batch", bound=_Divisible)
 
 
-class BatchesInFlight(Generic[Batch]):
+class BisectingSender(Generic[Batch]):
     """Sends batches, many at a time, and tells how each of them ended: exactly once for each element.
 
     When a batch fails in a way that one of its elements may be guilty of, its halves are sent in its
@@ -107,9 +107,9 @@ class BatchesInFlight(Generic[Batch]):
         except TritonError as error:
             self._fail(batch, error)
             return
-        kind = CallKind.WHOLE
+        kind = CallKind.SINGLE
         if len(batch) > 1:
-            kind = CallKind.SPLITTABLE_PART if is_part else CallKind.SPLITTABLE
+            kind = CallKind.HALF if is_part else CallKind.BATCH
         self._dispatcher.submit(batch, request, self._model.read_response, kind=kind)
 
     def _fail(self, batch: Batch, error: TritonError) -> None:

@@ -18,12 +18,12 @@ from beam_triton.errors import ConfigurationError, TritonError, with_message
 from beam_triton.policy.batching import Batcher, BatchingPolicy
 from beam_triton.protocol import EncodedRequest, InferResponse, PreparedElement
 from beam_triton.remote_model import RemoteModel
-from beam_triton.transforms.bisection import BatchesInFlight
+from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.element_batch import ElementBatch
 from beam_triton.transforms.elements import model_inputs, split_key
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.results import DefaultValue, failure_of, prediction_result, rows_of
-from beam_triton.transforms.uniform_batch import UniformBatch
+from beam_triton.transforms.uniform_batch import ArrayBatch
 
 FAILURES_TAG = "failures"
 
@@ -61,11 +61,11 @@ class BundleScorer:
         self._default = default
         self._batcher: Batcher[_Item] = Batcher(batching, model.spec.max_batch_size, time.monotonic)
         self._lingers = batching.linger_seconds > 0
-        self._in_flight: BatchesInFlight[ElementBatch] = BatchesInFlight(
+        self._in_flight: BisectingSender[ElementBatch] = BisectingSender(
             model, metrics, encode=self._encode, on_answer=self._succeed, on_failure=self._fail_all
         )
         self._ended = self._in_flight.ended
-        self._uniform = UniformBatch(batching, model.spec.max_batch_size)
+        self._uniform = ArrayBatch(batching, model.spec.max_batch_size)
         self._taken = 0
         self._given = 0
         self._outputs: list[Iterable[Any]] = []

@@ -76,7 +76,7 @@ class InferenceMetrics:
         if whole_seconds:
             self._throttling.signal_throttled(whole_seconds)
         if self._pool is not None:
-            self._counts["connections_opened"] += self._pool.take_opened_aside()
+            self._counts["connections_opened"] += self._pool.take_uncounted_opened()
         for name, value in self._counts.items():
             if value:
                 Metrics.counter(NAMESPACE, name).inc(value)

@@ -68,12 +68,12 @@ def close_with(owner: Owner, model: RemoteModel) -> weakref.finalize[[Channel], 
     closes the model earlier calls ``detach`` on the returned object.
     """
     # Not model.close: that would hold the model, and so keep it from ever becoming garbage.
-    closing = weakref.finalize(owner, _close_aside, model.channel)
+    closing = weakref.finalize(owner, _close_on_a_thread, model.channel)
     closing.atexit = False
     return closing
 
 
-def _close_aside(channel: Channel) -> None:
+def _close_on_a_thread(channel: Channel) -> None:
     # The garbage collector runs on any thread at any time, also on one that holds a lock of the very
     # pool that is to be closed.
     threading.Thread(target=channel.close, name="beam_triton-close", daemon=True).start()

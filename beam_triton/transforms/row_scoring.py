@@ -15,7 +15,7 @@ from beam_triton.errors import ConfigurationError, RemoteProtocolError, TritonEr
 from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.protocol import DATATYPES, EncodedRequest, InferResponse, TensorSpec
 from beam_triton.remote_model import RemoteModel
-from beam_triton.transforms.bisection import BatchesInFlight
+from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.results import DefaultValue
 
@@ -71,7 +71,7 @@ class RowScorer:
         self._batching = batching
         self._metrics = metrics
         self._default = default
-        self._in_flight: BatchesInFlight[_Slice] = BatchesInFlight(
+        self._in_flight: BisectingSender[_Slice] = BisectingSender(
             model, metrics, encode=self._encode, on_answer=self._succeed, on_failure=self._fail
         )
         self._result_dtype = DATATYPES[output.datatype].array_dtype

@@ -14,7 +14,7 @@ from beam_triton.options import InferenceOptions
 from beam_triton.policy.batching import Batcher, BatchingPolicy
 from beam_triton.protocol import EncodedRequest, InferResponse, PreparedElement, checked_parameters
 from beam_triton.remote_model import RemoteModel
-from beam_triton.transforms.bisection import BatchesInFlight
+from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.elements import model_inputs
 from beam_triton.transforms.metrics import NAMESPACE, InferenceMetrics
 from beam_triton.transforms.opened_model import close_with, default_of, open_model
@@ -149,7 +149,7 @@ class _BatchScorer:
         self._parameters = parameters
         self._metrics = InferenceMetrics(model.channel.pool)
         self._batcher: Batcher[_Item] = Batcher(batching, model.spec.max_batch_size, time.monotonic)
-        self._in_flight: BatchesInFlight[list[_Item]] = BatchesInFlight(
+        self._in_flight: BisectingSender[list[_Item]] = BisectingSender(
             model, self._metrics, encode=self._encode, on_answer=self._succeed, on_failure=self._fail_all
         )
         self._results: list[PredictionResult | None] = [None] * len(batch)

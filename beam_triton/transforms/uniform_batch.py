@@ -16,7 +16,7 @@ from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.transforms.element_batch import ElementBatch
 
 
-class UniformBatch:
+class ArrayBatch:
     """Collects a batch until it is of ``size``; the caller compares ``dtype`` and ``shape``, and appends to
     the columns of an `ElementBatch`.
 

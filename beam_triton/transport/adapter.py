@@ -23,7 +23,7 @@ from beam_triton.errors import ConfigurationError
 from beam_triton.transport.blocking import exchange_within
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.connector import Connector
-from beam_triton.transport.idle_eviction import PoolMaintenance
+from beam_triton.transport.idle_eviction import IdleConnectionEvictor
 from beam_triton.transport.origin import EndpointUrl
 from beam_triton.transport.pool import ConnectionPool
 
@@ -42,7 +42,7 @@ class PooledAdapter(HTTPAdapter):
     def __init__(self, config: ConnectionPoolConfig, tls: TlsConfig) -> None:
         super().__init__(max_retries=0)
         self.pool = ConnectionPool(config, Connector(tls).open, time.monotonic)
-        self._maintenance = PoolMaintenance(self.pool, time.monotonic)
+        self._maintenance = IdleConnectionEvictor(self.pool, time.monotonic)
         self._maintenance.start()
 
     def send(

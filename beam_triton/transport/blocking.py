@@ -41,7 +41,7 @@ def exchange_within(
     while True:
         connection = _acquire(pool, origin, deadline, timeout_seconds)
         if not connection.served:
-            pool.count_opened_aside()
+            pool.add_uncounted_opened()
         begun_at = time.monotonic()
         exchange = Exchange(
             connection.sock, parts, max_response_bytes=max_response_bytes, expects_body=expects_body

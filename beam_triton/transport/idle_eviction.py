@@ -10,7 +10,7 @@ from beam_triton.transport.pool import Clock, ConnectionPool, PoolStatistics
 _logger = logging.getLogger(__name__)
 
 
-class PoolMaintenance:
+class IdleConnectionEvictor:
     """Runs from `start` to `stop`.
 
     It is not told of every release: a connection that becomes idle while the thread sleeps is due

@@ -131,7 +131,7 @@ class ConnectionPool:
         self._total = 0
         self._waiting: deque[Acquisition] = deque()
         self._opened = self._reused = self._waited = self._expired = 0
-        self._opened_aside = 0
+        self._uncounted_opened = 0
         self._closed = False
 
     @property
@@ -259,15 +259,15 @@ class ConnectionPool:
         for acquisition in waiting:
             acquisition.wake()
 
-    def count_opened_aside(self) -> None:
+    def add_uncounted_opened(self) -> None:
         """Note that a connection was opened for something that keeps no record of its own."""
         with self._lock:
-            self._opened_aside += 1
+            self._uncounted_opened += 1
 
-    def take_opened_aside(self) -> int:
+    def take_uncounted_opened(self) -> int:
         """How many were noted since the last call: whoever asks is to count them."""
         with self._lock:
-            count, self._opened_aside = self._opened_aside, 0
+            count, self._uncounted_opened = self._uncounted_opened, 0
             return count
 
     def statistics(self) -> PoolStatistics:

@@ -31,19 +31,19 @@ class Lease(Generic[V]):
     the parent's sockets are not for two processes.
     """
 
-    def __init__(self, registry: SharedRegistry[Any, V], key: Any) -> None:
+    def __init__(self, registry: SharedObjects[Any, V], key: Any) -> None:
         self._registry = registry
         self._key = key
         self._is_released = False
         self._entry: _Entry[V] | None = None
-        registry._refer(self)
+        registry._acquire(self)
 
     @property
     def value(self) -> V:
         """What is shared. After `release` it may have been closed."""
         entry = self._entry
         if entry is None or (entry.pid != os.getpid() and not self._is_released):
-            entry = self._registry._refer(self)
+            entry = self._registry._acquire(self)
         return entry.value
 
     def release(self) -> None:
@@ -60,7 +60,7 @@ class _Entry(Generic[V]):
         self.pid = os.getpid()
 
 
-class SharedRegistry(Generic[K, V]):
+class SharedObjects(Generic[K, V]):
     """A table of shared values by key, with a reference count each.
 
     A forked child starts with an empty table. The values it inherited are dropped without being closed
@@ -99,13 +99,13 @@ class SharedRegistry(Generic[K, V]):
         with self._lock:
             entry = self._entries.get(key)
             count = entry.count if entry else 0
-        self._settle()
+        self._process_releases()
         return count
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _refer(self, lease: Lease[V]) -> _Entry[V]:
+    def _acquire(self, lease: Lease[V]) -> _Entry[V]:
         try:
             with self._lock:
                 if lease._entry is not None and lease._entry.pid == os.getpid():
@@ -118,15 +118,15 @@ class SharedRegistry(Generic[K, V]):
                 count = entry.count
                 lease._entry = entry
         finally:
-            self._settle()
+            self._process_releases()
         self._log("acquired", entry, count, count == 1)
         return entry
 
     def _give_back(self, lease: Lease[V]) -> None:
         self._given_back.append(lease)
-        self._settle()
+        self._process_releases()
 
-    def _settle(self) -> None:
+    def _process_releases(self) -> None:
         # Looked at again after each release of the lock: who was refused the lock relies on it.
         while self._given_back and self._lock.acquire(blocking=False):
             try:

@@ -10,7 +10,7 @@ import requests
 from beam_triton.transport.adapter import PooledAdapter
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.pool import ConnectionPool
-from beam_triton.transport.reference_counts import Lease, SharedRegistry
+from beam_triton.transport.reference_counts import Lease, SharedObjects
 
 
 class SessionKey(NamedTuple):
@@ -33,7 +33,7 @@ def _make_session(key: SessionKey) -> requests.Session:
     return session
 
 
-SESSIONS: SharedRegistry[SessionKey, requests.Session] = SharedRegistry(
+SESSIONS: SharedObjects[SessionKey, requests.Session] = SharedObjects(
     "session", _make_session, requests.Session.close, first_and_last_level=logging.INFO
 )
 

@@ -74,7 +74,7 @@ def ask(
     channel: Channel,
     request: HttpRequest | None = None,
     *,
-    kind: CallKind = CallKind.WHOLE,
+    kind: CallKind = CallKind.SINGLE,
     is_sequence: bool = False,
     reads: Callable[[Exchange], Any] = read,
 ) -> Call[Any]:

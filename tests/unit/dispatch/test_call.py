@@ -134,7 +134,7 @@ def test_a_model_that_raises_is_asked_once_more() -> None:
     ):
         assert isinstance(ask(channel).error, ModelExecutionError)
         assert len(server.requests) == 2
-        assert isinstance(ask(channel, kind=CallKind.SPLITTABLE_PART).error, ModelExecutionError)
+        assert isinstance(ask(channel, kind=CallKind.HALF).error, ModelExecutionError)
         assert len(server.requests) == 3
         server.play(status(400))
         assert isinstance(ask(channel).error, InvalidRequestError)
@@ -248,7 +248,7 @@ def test_a_sick_endpoints_budget_is_its_own() -> None:
     with FaultServer(OK, status(503)) as sick, FaultServer(OK) as well:
         channel = open_channel([sick.endpoint, well.endpoint], retry=policy, circuit_breaker=breaker)
         with closing(channel):
-            while channel.endpoints.endpoints[0].is_closed:
+            while channel.endpoints.endpoints[0].is_healthy:
                 ask(channel)
             for _ in range(20):
                 assert ask(channel).result == b"answer"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from functools import partial
 
-from beam_triton.dispatch.slots import Waiter, WaitingLine
+from beam_triton.dispatch.slots import QueueEntry, WaitQueue
 from beam_triton.transport.reactor import Reactor
 
 
 def test_the_longest_waiting_is_called_first() -> None:
     """Each call reaches one, in order; nobody in line is no error."""
-    line = WaitingLine()
+    line = WaitQueue()
     called: list[int] = []
     for number in range(3):
         line.join(partial(called.append, number))
@@ -22,7 +22,7 @@ def test_the_longest_waiting_is_called_first() -> None:
 
 def test_leaving() -> None:
     """Who leaves is not called, and learns whether he was before."""
-    line, called = WaitingLine(), []
+    line, called = WaitQueue(), []
 
     def wake() -> None:
         called.append("woken")
@@ -35,8 +35,8 @@ def test_leaving() -> None:
 
 def test_a_turn_reaches_its_thread() -> None:
     """A turn given on another thread is taken in the waiter's own step."""
-    line, reactor, turns = WaitingLine(), Reactor(), []
-    waiter = Waiter(line, reactor, lambda: turns.append(threading.get_ident()))
+    line, reactor, turns = WaitQueue(), Reactor(), []
+    waiter = QueueEntry(line, reactor, lambda: turns.append(threading.get_ident()))
     assert waiter.wait() and not waiter.wait()
     threading.Thread(target=line.call_next).start()
     reactor.step(float("inf"))
@@ -46,10 +46,10 @@ def test_a_turn_reaches_its_thread() -> None:
 
 def test_a_turn_that_is_not_needed_is_passed_on() -> None:
     """Who stops after he was called, and before he looked, gives his turn to the next at that moment."""
-    line, idle, busy = WaitingLine(), Reactor(), Reactor()
+    line, idle, busy = WaitQueue(), Reactor(), Reactor()
     turns: list[str] = []
-    first = Waiter(line, idle, lambda: turns.append("first"))
-    second = Waiter(line, busy, lambda: turns.append("second"))
+    first = QueueEntry(line, idle, lambda: turns.append("first"))
+    second = QueueEntry(line, busy, lambda: turns.append("second"))
     first.wait()
     second.wait()
     line.call_next()
@@ -61,8 +61,8 @@ def test_a_turn_that_is_not_needed_is_passed_on() -> None:
 
 def test_an_old_turn_does_not_count_for_a_new_wait() -> None:
     """A turn that was passed on is gone, also for the one who gets in line once more."""
-    line, reactor, turns = WaitingLine(), Reactor(), []
-    waiter = Waiter(line, reactor, lambda: turns.append("turn"))
+    line, reactor, turns = WaitQueue(), Reactor(), []
+    waiter = QueueEntry(line, reactor, lambda: turns.append("turn"))
     waiter.wait()
     line.call_next()
     waiter.stop()

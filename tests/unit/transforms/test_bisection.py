@@ -14,7 +14,7 @@ from beam_triton import InferResponse, ModelSpec, RemoteProtocolError, TensorSpe
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import EncodedRequest
 from beam_triton.remote_model import RemoteModel
-from beam_triton.transforms.bisection import BatchesInFlight
+from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.metrics import InferenceMetrics
 from tests.support.fault_server import FaultServer
 from tests.support.origins import Answer, Request
@@ -40,7 +40,7 @@ class Owner:
         self.failed: list[Any] = []
         self.refuses_answers = False
         self._model = model
-        self.batches: BatchesInFlight[list[Any]] = BatchesInFlight(
+        self.batches: BisectingSender[list[Any]] = BisectingSender(
             model, InferenceMetrics(), encode=self._encode, on_answer=self._answer, on_failure=self._failure
         )
 

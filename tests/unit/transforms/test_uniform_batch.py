@@ -7,7 +7,7 @@ import pytest
 from apache_beam.transforms.window import GlobalWindows
 
 from beam_triton import BatchingPolicy
-from beam_triton.transforms.uniform_batch import UniformBatch
+from beam_triton.transforms.uniform_batch import ArrayBatch
 
 ARRAY = np.zeros(4, np.float32)
 
@@ -23,7 +23,7 @@ ARRAY = np.zeros(4, np.float32)
 )
 def test_how_many_it_collects(policy: BatchingPolicy, model_limit: int, size: int) -> None:
     """The model's limit, the policy's number and its bytes, whichever is the least."""
-    batch = UniformBatch(policy, model_limit)
+    batch = ArrayBatch(policy, model_limit)
     assert batch.begin(ARRAY)
     assert (batch.size, batch.shape, batch.dtype) == (size, (4,), np.dtype(np.float32))
 
@@ -40,14 +40,14 @@ def test_how_many_it_collects(policy: BatchingPolicy, model_limit: int, size: in
 )
 def test_what_it_leaves_to_others(policy: BatchingPolicy, model_limit: int) -> None:
     """Batches of one, models without batches, and batches that have to leave in time."""
-    batch = UniformBatch(policy, model_limit)
+    batch = ArrayBatch(policy, model_limit)
     assert not batch.begin(ARRAY)
     assert batch.shape is None
 
 
 def test_one_kind_at_a_time() -> None:
     """Another shape may begin only when nothing waits; what is taken is taken once."""
-    batch = UniformBatch(BatchingPolicy(), 32)
+    batch = ArrayBatch(BatchingPolicy(), 32)
     assert batch.begin(ARRAY)
     batch.windowed_values.append(GlobalWindows.windowed_value("first"))
     batch.tensors.append(ARRAY)
@@ -63,6 +63,6 @@ def test_one_kind_at_a_time() -> None:
 
 def test_empty_arrays() -> None:
     """Arrays of no bytes are bounded by number alone."""
-    batch = UniformBatch(BatchingPolicy(max_batch_bytes=100), 32)
+    batch = ArrayBatch(BatchingPolicy(max_batch_bytes=100), 32)
     assert batch.begin(np.zeros(0, np.float32))
     assert batch.size == 32

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from beam_triton.transport.config import ConnectionPoolConfig
-from beam_triton.transport.idle_eviction import PoolMaintenance, pool_report
+from beam_triton.transport.idle_eviction import IdleConnectionEvictor, pool_report
 from beam_triton.transport.origin import Origin
 from beam_triton.transport.pool import ConnectionPool, PoolStatistics
 from tests.support import sockets
@@ -22,7 +22,7 @@ def test_idle_connections_are_closed_in_time() -> None:
     opener = Opener()
     config = ConnectionPoolConfig(keep_alive_seconds=0.3)
     pool = ConnectionPool(config, opener.open, time.monotonic)
-    maintenance = PoolMaintenance(pool, time.monotonic)
+    maintenance = IdleConnectionEvictor(pool, time.monotonic)
     maintenance.start()
     try:
         time.sleep(0.1)
@@ -48,7 +48,7 @@ def test_the_figures_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     opener = Opener()
     config = ConnectionPoolConfig(monitoring_enabled=True, monitoring_interval_seconds=0.1)
     pool = ConnectionPool(config, opener.open, time.monotonic)
-    maintenance = PoolMaintenance(pool, time.monotonic)
+    maintenance = IdleConnectionEvictor(pool, time.monotonic)
     maintenance.start()
     time.sleep(0.35)
     maintenance.stop()
@@ -60,7 +60,7 @@ def test_the_figures_are_logged(caplog: pytest.LogCaptureFixture) -> None:
 def test_stopping_does_not_wait_for_the_next_round() -> None:
     """The thread ends at once, though its next eviction is minutes away; stopping twice is harmless."""
     pool = ConnectionPool(ConnectionPoolConfig(), Opener().open, time.monotonic)
-    maintenance = PoolMaintenance(pool, time.monotonic)
+    maintenance = IdleConnectionEvictor(pool, time.monotonic)
     maintenance.start()
     started = time.monotonic()
     maintenance.stop()

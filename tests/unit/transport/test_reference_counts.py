@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from beam_triton.transport.reference_counts import Lease, SharedRegistry
+from beam_triton.transport.reference_counts import Lease, SharedObjects
 
 
 class Thing:
@@ -26,8 +26,8 @@ class Thing:
         self.closed += 1
 
 
-def make_registry(make: Callable[[str], Thing] = Thing) -> SharedRegistry[str, Thing]:
-    return SharedRegistry("thing", make, Thing.close, first_and_last_level=logging.INFO)
+def make_registry(make: Callable[[str], Thing] = Thing) -> SharedObjects[str, Thing]:
+    return SharedObjects("thing", make, Thing.close, first_and_last_level=logging.INFO)
 
 
 def in_child(work: Callable[[], bool]) -> int:
