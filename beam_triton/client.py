@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 from beam_triton.control_plane import ControlPlane
 from beam_triton.errors import ConfigurationError, TritonError
 from beam_triton.options import InferenceOptions
-from beam_triton.policy.retry import decide
+from beam_triton.policy.retry import Limits, repeat
 from beam_triton.protocol import InferRequestEncoder, InferResponse, ModelSpec
 from beam_triton.protocol.paths import (
     SERVER_LIVE,
@@ -180,32 +181,28 @@ class TritonClient:
         return self._control.model_spec(model_name, self._version(model_version))
 
     def open_model(self, model_name: str, *, wait_seconds: float = 0.0) -> RemoteModel:
-        """The model, ready to be asked; its caller closes it.
+        """The model, ready for requests; its caller closes it.
 
-        Where the server cannot be reached or the model is not ready yet, asks again for
-        ``wait_seconds``: a worker may start while its server restarts.
+        Where the server cannot be reached or the model is not ready yet, tries again for ``wait_seconds``: a
+        worker may start while its server restarts.
         """
         deadline = time.monotonic() + wait_seconds
-        attempts = 0
-        while True:
-            try:
-                return self._opened(model_name, self._options.model_version, self._options)
-            except TritonError as error:
-                attempts += 1
-                delay = decide(
-                    dataclasses.replace(self._options.retry, max_retries=attempts),
-                    error,
-                    attempts,
-                    0,
-                    sequence=False,
-                    remaining_seconds=deadline - time.monotonic(),
-                    random=random.random,
-                )
-                if delay is None:
-                    raise
-                if attempts == 1:
-                    _logger.warning("asking again for %.0f s: %s", wait_seconds, error.message)
-                time.sleep(delay)
+        has_logged = False
+
+        def wait(seconds: float, error: TritonError) -> None:
+            nonlocal has_logged
+            if not has_logged:
+                _logger.warning("trying again for %.0f s: %s", wait_seconds, error.message)
+                has_logged = True
+            time.sleep(seconds)
+
+        return repeat(
+            lambda: self._opened(model_name, self._options.model_version, self._options),
+            self._options.retry,
+            lambda: Limits(deadline - time.monotonic(), max_retries=sys.maxsize),
+            wait,
+            random.random,
+        )
 
     def close(self) -> None:
         """Give the references to the shared session back; a second call does nothing."""

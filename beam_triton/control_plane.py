@@ -1,15 +1,18 @@
-"""What a server says of itself and its models: the requests beside inference.
+"""Metadata, configuration, health and repository index: every request that is not inference.
 
-They go the ordinary way of ``requests``, over the shared session, one endpoint after the other.
+They go through ``requests``, over the shared session, to one endpoint after another.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
+import random
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import requests
@@ -24,6 +27,7 @@ from beam_triton.errors import (
     with_message,
 )
 from beam_triton.options import InferenceOptions
+from beam_triton.policy.retry import EndpointView, Limits, repeat, resend
 from beam_triton.protocol import ModelSpec, error_from_response
 from beam_triton.protocol.paths import REPOSITORY_INDEX, SERVER_METADATA, model_config_path, model_path
 from beam_triton.transport.origin import EndpointUrl
@@ -33,14 +37,14 @@ _logger = logging.getLogger(__name__)
 
 _BINARY_EXTENSION = "binary_tensor_data"
 _CONFIGURATION_EXTENSION = "model_configuration"
-_LEAST_SHARE_SECONDS = 0.05
+_MIN_SHARE_SECONDS = 0.05
 
 
 class ControlPlane:
-    """Asks the endpoints of ``options`` over the leased session; the first that can answer does.
+    """Asks the endpoints of ``options`` over the leased session, until one of them answers.
 
-    All of them have their turn within ``timeout_seconds``, the one that answered last before the others:
-    a server that says nothing costs its share of the time once, not for each request.
+    Each has its turn within ``timeout_seconds``, the one that answered last before the others: a silent
+    server costs its share of the time once, not for each request.
     """
 
     def __init__(self, options: InferenceOptions, session: Lease[requests.Session]) -> None:
@@ -65,11 +69,11 @@ class ControlPlane:
 
         Raises:
             InferenceError, TransportError: the last endpoint's error, those of the others with it.
-            RemoteProtocolError: this is no server of the Open Inference Protocol.
+            RemoteProtocolError: this is not a server of the Open Inference Protocol.
         """
         document = self._ask("GET", path, what, model_name)
         if not isinstance(document, dict):
-            raise RemoteProtocolError(f"{what}: the server answered with JSON that is no object")
+            raise RemoteProtocolError(f"{what}: the server answered with JSON that is not an object")
         return document
 
     def get_of_model(self, path: str, *, what: str, model_name: str) -> dict[str, Any]:
@@ -91,11 +95,11 @@ class ControlPlane:
         return self._has_extension(_BINARY_EXTENSION)
 
     def model_spec(self, model_name: str, model_version: str | int | None) -> ModelSpec:
-        """What the model takes and gives.
+        """The model's inputs, outputs and limits.
 
-        A server without Triton's configuration extension does not tell its batch limit: it is taken
-        from ``batching.max_batch_size`` then, and is 0 (one element a request) where that is not
-        given either; a line in the log says so.
+        A server without Triton's configuration extension does not report its batch limit: it is taken from
+        ``batching.max_batch_size`` then, and is 0 (one element per request) where that is not given either; a
+        line in the log says so.
         """
         metadata = self.get_of_model(
             model_path(model_name, model_version), what="metadata", model_name=model_name
@@ -108,12 +112,12 @@ class ControlPlane:
         spec = ModelSpec.from_server(metadata, config, limit)
         if config is None:
             _logger.warning(
-                "the server of %r does not tell batch limits (no %s extension): %s",
+                "the server of %r does not report batch limits (no %s extension): %s",
                 model_name,
                 _CONFIGURATION_EXTENSION,
                 f"batches hold up to {limit}, as batching.max_batch_size says"
                 if limit
-                else "each element travels alone; give batching.max_batch_size if the model takes batches",
+                else "each element is sent alone; give batching.max_batch_size if the model takes batches",
             )
         if not spec.inputs:
             _logger.warning(
@@ -147,20 +151,31 @@ class ControlPlane:
         return f"the server has: {', '.join(sorted(names)) or 'no models'}"
 
     def _ask(self, method: str, path: str, what: str, model_name: str) -> Any:
-        failures: list[TritonError] = []
-        for url, share_seconds in self._turns():
+        turns = self._turns()
+
+        def ask_next() -> Any:
+            url, share_seconds = next(turns)
             try:
-                document = self._ask_one(method, url, path, what, model_name, share_seconds)
-                self._answered_last = url
-                return document
-            except (TransportError, InferenceError) as error:
-                failures.append(error)
-                if isinstance(error, InferenceError) and not error.retryable:
-                    # A server's refusal holds for all of them; that it cannot be reached does not.
+                document = self._document(
+                    self._send(method, url, path, share_seconds), url, path, what, model_name
+                )
+            except InferenceError as error:
+                if not error.retryable:
+                    # A server's refusal holds for all of them; that a server cannot be reached does not.
                     self._answered_last = url
-                    break
-        failures[-1].attempts = tuple(failures[:-1])
-        raise failures[-1]
+                raise
+            self._answered_last = url
+            return document
+
+        return repeat(
+            ask_next,
+            self._options.retry,
+            # Each endpoint has one turn, within its share of the time.
+            lambda: Limits(math.inf, max_retries=len(self._options.urls) - 1),
+            lambda seconds, error: None,
+            random.random,
+            EndpointView(has_alternative=True),
+        )
 
     def _turns(self) -> Iterator[tuple[EndpointUrl, float]]:
         """The endpoints in the order to ask them, each with its share of the time that is left."""
@@ -171,12 +186,26 @@ class ControlPlane:
             started = time.monotonic()
             yield url, left_seconds / (len(urls) - index)
             # The last ones keep a moment even where the others overran their shares.
-            left_seconds = max(left_seconds - (time.monotonic() - started), _LEAST_SHARE_SECONDS)
+            left_seconds = max(left_seconds - (time.monotonic() - started), _MIN_SHARE_SECONDS)
 
-    def _ask_one(
-        self, method: str, url: EndpointUrl, path: str, what: str, model_name: str, timeout_seconds: float
+    def _send(self, method: str, url: EndpointUrl, path: str, timeout_seconds: float) -> requests.Response:
+        headers = url.authorize(self._options.header_values())
+        send = partial(
+            self._session.value.request,
+            method,
+            f"{url}{path}",
+            headers=headers,
+            timeout=timeout_seconds,
+            allow_redirects=False,
+        )
+        try:
+            return resend(send, random.random)
+        except requests.RequestException as error:
+            raise RemoteProtocolError(f"{url}: the answer cannot be read: {error}") from error
+
+    def _document(
+        self, response: requests.Response, url: EndpointUrl, path: str, what: str, model_name: str
     ) -> Any:
-        response = self._send(method, url, path, timeout_seconds)
         if response.status_code != 200:
             raise error_from_response(
                 response.status_code,
@@ -191,19 +220,6 @@ class ControlPlane:
             return json.loads(response.content)
         except (ValueError, RecursionError):
             raise RemoteProtocolError(
-                f"{url} is no server of the Open Inference Protocol: {path} answered with "
+                f"{url} is not a server of the Open Inference Protocol: {path} answered with "
                 f"{response.content[:60]!r} instead of JSON"
             ) from None
-
-    def _send(self, method: str, url: EndpointUrl, path: str, timeout_seconds: float) -> requests.Response:
-        headers = url.authorize(self._options.header_values())
-        try:
-            return self._session.value.request(
-                method,
-                f"{url}{path}",
-                headers=headers,
-                timeout=timeout_seconds,
-                allow_redirects=False,
-            )
-        except requests.RequestException as error:
-            raise RemoteProtocolError(f"{url}: the answer cannot be read: {error}") from error

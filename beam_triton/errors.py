@@ -31,6 +31,7 @@ What a caller may decide on is an attribute, never a message:
 ``splits_batch``          some element of the batch may be at fault: halving isolates it
 ``counts_as_failure``     says something of the server's health (circuit breaker)
 ``is_overload``           the server asks for less: the number in flight shrinks
+``was_stale``             the server had closed a reused connection while it was idle
 ========================  ================================================================
 
 All of them pickle: the message is the only positional argument, everything else lives in the
@@ -53,6 +54,7 @@ class TritonError(Exception):
     splits_batch: bool = False
     counts_as_failure: bool = False
     is_overload: bool = False
+    was_stale: bool = False
 
     def __init__(self, message: str = "", *, attempts: tuple[TritonError, ...] = ()) -> None:
         super().__init__(message)

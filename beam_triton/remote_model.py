@@ -1,7 +1,7 @@
 """One model on its servers: elements to HTTP requests, answers to tensors.
 
-Here the three lower layers meet: the codec of `protocol`, the calls of `dispatch` over `transport`,
-and the policies. Both `TritonClient` and the Beam transforms are thin users of it.
+The codec of `protocol` meets the calls of `dispatch` here. `TritonClient` and the Beam transforms are thin
+users of it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from functools import lru_cache, partial
 from operator import itemgetter
 from typing import cast
 
-from beam_triton.dispatch.call_options import CallOptions
-from beam_triton.dispatch.channel import ENDPOINT_SETS, Channel, EndpointSetKey
+from beam_triton.dispatch.channel import ENDPOINT_SETS, CallOptions, Channel, EndpointSetKey
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.errors import RemoteProtocolError
@@ -38,11 +37,11 @@ _JSON_LENGTH = "inference-header-content-length"
 
 
 class RemoteModel:
-    """A model that requests can be made to; holds references to the process's shared resources.
+    """A model that takes requests; holds references to the process's shared resources.
 
     Args:
-        spec: what the model takes and gives.
-        options: how it is asked.
+        spec: the model's inputs, outputs and limits.
+        options: how requests are made.
         binary: the server takes tensors in binary; otherwise they travel as JSON.
     """
 
@@ -72,7 +71,7 @@ class RemoteModel:
         ``expected`` are the outputs that the answer must hold, those of the encoder by default.
 
         Raises:
-            TritonError: as the first answer says that failed, or its absence.
+            TritonError: the error of the first part that failed.
         """
         dispatcher: Dispatcher[int] = Dispatcher(self.channel)
         read = self.read_response if expected is None else partial(self.read_response, expected=expected)
@@ -85,7 +84,7 @@ class RemoteModel:
             dispatcher.cancel()
         error = next((call.error for call in calls if call.error is not None), None)
         if error is not None:
-            # This frame becomes part of the error's traceback: what refers to the error has to leave it.
+            # This frame becomes part of the error's traceback: nothing in it may refer to the error.
             del calls
             try:
                 raise error
@@ -108,7 +107,7 @@ class RemoteModel:
 
         Raises:
             InferenceError: the server refused.
-            RemoteProtocolError: it answered what cannot be read.
+            RemoteProtocolError: the answer cannot be read.
         """
         head, body = exchange.head, exchange.body
         assert head is not None
@@ -137,7 +136,7 @@ class RemoteModel:
         )
 
     def close(self) -> None:
-        """Give the shared resources back. A second call does nothing."""
+        """Release the shared resources. A second call does nothing."""
         self.channel.close()
 
 
@@ -154,7 +153,7 @@ def _body_headers(
 
 
 def is_in_use(model_name: str, options: InferenceOptions) -> bool:
-    """Whether somebody in this process holds the model with the same options already."""
+    """Whether the model is open in this process already, with the same options."""
     return ENDPOINT_SETS.reference_count(_endpoint_set_key(model_name, options)) > 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from apache_beam.metrics.metric import MetricsFilter
 
 from beam_triton.score import METRICS_NAMESPACE as FILES_NAMESPACE
-from beam_triton.transforms.latency_histogram import index_of_counter, percentile
+from beam_triton.transforms.metrics import bucket_of_counter, percentile
 
 NAMESPACE = "beam_triton"
 
@@ -37,7 +37,9 @@ class Summary:
         inference = _counters(metrics, NAMESPACE)
         files = _counters(metrics, FILES_NAMESPACE)
         latencies = {
-            index: count for name, count in inference.items() if (index := index_of_counter(name)) is not None
+            index: count
+            for name, count in inference.items()
+            if (index := bucket_of_counter(name)) is not None
         }
         minimum, maximum = _extremes(metrics, "request_latency_milliseconds")
         return cls(

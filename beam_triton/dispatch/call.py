@@ -1,18 +1,20 @@
-"""One logical request: attempts at one endpoint after another until an answer or a final error.
+"""One request in flight: attempts at one endpoint after another until an answer or a final error.
 
 ::
 
-    start ─▶ admission ─▶ attempt ─▶ answer ─────────────────────────▶ done
-               ▲  │ refused: waits     │ error
-               │  ▼                    ├─▶ stale connection, rotated credentials: at once, once more
-               │ throttled             ├─▶ retryable: backoff, budget ─▶ admission
-               │                       ├─▶ overload, breaker open, policy waits ─▶ admission, afresh
-               └───────────────────────┴─▶ final ─────────────────────▶ done
+    NEW ──▶ QUEUED ──▶ SENDING ──▶ answer ────────────▶ DONE
+              ▲ ▲         │ error
+              │ │         ├─ Resend ─▶ SENDING            same admission, no retry counted
+              │ │         ├─ Retry ──▶ BACKING_OFF ─┐     within the deadline
+              │ └─────────│─────────────────────────┘
+              │           ├─ Hold ───▶ HELD ────────┐     outside the deadline
+              └───────────│─────────────────────────┘
+                          └─ Fail ────────────────────▶ DONE
 
-The deadline runs from the first attempt's start. Time in which a request is kept back (for a server that
-restarts, is overloaded, or names a time to come back) is outside it, and bounded by the breaker policy's
-``max_wait_seconds``; where that policy does not wait, it is inside. This is the only place where a request
-is repeated.
+QUEUED is waiting for an admission. `beam_triton.policy.retry.next_step` chooses the step; this file carries
+it out. The deadline runs from the first attempt's start. Time in which a request is held, for an unhealthy or
+overloaded server or one that named a time to come back, is outside it and bounded by ``max_wait_seconds`` of
+the breaker's policy; where that policy does not wait, it is inside.
 """
 
 from __future__ import annotations
@@ -21,239 +23,257 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from beam_triton.dispatch.call_context import CallContext
-from beam_triton.dispatch.call_options import CallKind, CallRecord
+from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.endpoints import Admission, Endpoint, Refusal
 from beam_triton.dispatch.health import start_health_checks
-from beam_triton.dispatch.kept_back import circuit_open, at_capacity
 from beam_triton.dispatch.request_head import HttpRequest
-from beam_triton.dispatch.slots import QueueEntry
+from beam_triton.dispatch.slots import POLL_AGAIN_SECONDS, QueueEntry
 from beam_triton.errors import (
-    ConnectError,
     DeadlineExceededError,
     InferenceError,
     ModelExecutionError,
     RemoteProtocolError,
-    TlsError,
     TritonError,
     without_frames,
 )
-from beam_triton.policy.retry import asked_for_seconds, decide, pause_seconds
+from beam_triton.policy.retry import EndpointView, Fail, History, Hold, Limits, Resend, Retry, next_step
 from beam_triton.transport.attempt import Attempt, ConnectionUse
 from beam_triton.transport.exchange import Exchange
+from beam_triton.transport.reactor import Reactor
 
 _logger = logging.getLogger(__name__)
 
-# A wake-up lost to a bug must not hang a pipeline: whoever waits for others looks again after this.
-_POLL_AGAIN_SECONDS = 0.25
+_STATUSES_OF_BAD_CREDENTIALS = (401, 403)
 
-_REFUSES_CREDENTIALS = (401, 403)
-
-# So many times the usual latency is more than any queue makes of it: who has not answered by then will not.
+# An endpoint that takes ten times its usual latency is treated as hung: no queue explains that.
 _HUNG_AFTER_LATENCIES = 10
 
+_NO_FAILURES = History()
+
 T = TypeVar("T")
+
+
+class Phase(Enum):
+    """Where a call is; the picture above shows how it gets there."""
+
+    NEW = "new"
+    QUEUED = "queued"
+    SENDING = "sending"
+    BACKING_OFF = "backing off"
+    HELD = "held"
+    DONE = "done"
+
+
+@dataclass
+class CallRecord:
+    """What happened to a call, for metrics: plain counts, written on the reactor's thread."""
+
+    request_bytes: int = 0
+    attempts: int = 0
+    retries: int = 0
+    connections_opened: int = 0
+    connections_reused: int = 0
+    connection_waits: int = 0
+    response_bytes: int = 0
+    latency_seconds: float = 0.0
 
 
 class Call(Generic[T]):
     """A request in flight.
 
     Args:
-        token: by which the owner knows this call again.
-        slots: how many the owner has taken for it.
+        channel, reactor: where it goes, and the thread that drives it.
+        token: by which the owner recognises this call.
         read: turns the answer into the result; what it raises is this attempt's error.
         on_done: called on the reactor's thread, exactly once, with ``result`` or ``error`` set.
-        kind: whether a failure leads to a split.
-        is_sequence: the model would see a repeated request twice: nothing that may have run is
-            repeated.
+        slots: how many the owner has taken for it.
+        is_batch: it holds several elements, one of which may have made the model raise: a plain 500 says
+            nothing about the server's health.
+        repeats_server_errors: a plain 500 may be retried, as the policy allows.
+        is_sequence: the model would see a repeated request twice: nothing that may have run is repeated.
     """
 
-    # Most calls succeed at the first attempt: what only the others need is theirs from then on.
+    # Most calls succeed at the first attempt and never assign these.
+    phase = Phase.NEW
     wake_at = math.inf
     result: T | None = None
     error: TritonError | None = None
     is_throttled = False
-    _errors: tuple[TritonError, ...] = ()
-    _earlier: tuple[TritonError, ...] = ()
+    _history = _NO_FAILURES
     _tried: tuple[Endpoint, ...] = ()
-    _told: tuple[Endpoint, ...] = ()
+    _reported: tuple[Endpoint, ...] = ()
     _admission: Admission | None = None
     _attempt: Attempt | None = None
-    _attempt_started = 0.0
+    _sent_at = 0.0
     _deadline = math.inf
-    _give_up_at = math.inf
-    _budget_is_due = False
-    _is_counted = False
+    _hold_until = math.inf
+    _owes_budget = False
     _has_reread_credentials = False
-    _pauses = 0
     # Made when it is needed and dropped after: it refers back to this call.
-    _waiter: QueueEntry | None = None
+    _queue_entry: QueueEntry | None = None
 
     def __init__(
         self,
-        context: CallContext,
+        channel: Channel,
+        reactor: Reactor,
         token: Any,
         request: HttpRequest,
         read: Callable[[Exchange], T],
         on_done: Callable[[Call[T]], None],
-        kind: CallKind,
-        is_sequence: bool,
+        *,
         slots: int,
+        is_batch: bool,
+        repeats_server_errors: bool,
+        is_sequence: bool,
     ) -> None:
         self.token = token
         self.slots = slots
         self.record = CallRecord(request.content_length)
-        self._context = context
+        self._channel = channel
+        self._endpoints = channel.endpoints
+        self._options = channel.options
+        self._reactor = reactor
         self._request = request
         self._read = read
         self._on_done = on_done
-        self._kind = kind
+        self._is_batch = is_batch
+        self._repeats_server_errors = repeats_server_errors
         self._is_sequence = is_sequence
 
     def start(self) -> None:
-        """Ask for admission, and send."""
+        """Ask for an admission, and send."""
         self._admit()
 
     def cancel(self) -> None:
         """Give up without calling ``on_done``: the bundle failed, nobody wants the answer."""
-        self._context.reactor.remove(self)
+        self.phase = Phase.DONE
+        self._reactor.remove(self)
         if self._attempt is not None:
             self._attempt.cancel()
         self.is_throttled = False
-        self._stop_waiting()
-        self._settle(None)
-
-    def on_io(self) -> None:
-        raise AssertionError("a call has no socket of its own")
+        self._leave_queue()
+        self._end_admission(None)
 
     def on_time(self, now: float) -> None:
         self.wake_at = math.inf
         if now < self._deadline:
             self._admit()
-        elif self._errors:
-            self._conclude(self._errors[-1])
+        elif self._history.errors:
+            self._after_failure(self._history.errors[-1], now)
         else:
-            self._finish_with(at_capacity(self._context.endpoints, self._context.options.timeout_seconds))
+            self._finish_with(self._endpoints.at_capacity_error(self._options.timeout_seconds))
 
     def _admit(self) -> None:
-        admission = self._context.endpoints.admit(self._tried)
+        admission = self._endpoints.admit(self._tried)
         if isinstance(admission, Refusal):
-            if self._get_in_line():
-                admission = self._context.endpoints.admit(self._tried)
+            if self._join_queue():
+                admission = self._endpoints.admit(self._tried)
             if isinstance(admission, Refusal):
-                self._context.reactor.add(self)
                 self._wait_for_admission(admission)
                 return
-        if self._waiter is not None:
-            self._stop_waiting()
+        if self._queue_entry is not None:
+            self._leave_queue()
         now = time.monotonic()
-        if self._budget_is_due and not self._spend_budget(admission, now):
+        if self._owes_budget and not self._spend_budget(admission, now):
             return
         self.is_throttled = False
         self._admission = admission
         if self._deadline == math.inf:
-            self._deadline = now + self._context.options.timeout_seconds
-        if not self._is_counted:
-            self._is_counted = True
+            self._deadline = now + self._options.timeout_seconds
+        if not self.record.attempts:
             admission.endpoint.retry_budget.record_request()
-        self._send(now)
+        self._send(admission, now)
 
     def _wait_for_admission(self, refusal: Refusal) -> None:
         now = time.monotonic()
-        self.is_throttled = True
-        patience = self._context.options.max_hold_seconds
-        if refusal.open_seconds is None and not patience:
+        max_hold_seconds = self._options.max_hold_seconds
+        if refusal.open_seconds is None and not max_hold_seconds:
             if self._deadline == math.inf:
-                self._deadline = now + self._context.options.timeout_seconds
-            self.wake_at = min(now + _POLL_AGAIN_SECONDS, self._deadline)
+                self._deadline = now + self._options.timeout_seconds
+            self._wait(Phase.QUEUED, min(now + POLL_AGAIN_SECONDS, self._deadline), throttled=True)
             return
-        if self._give_up_at == math.inf:
-            self._give_up_at = now + patience
-        if now >= self._give_up_at:
-            endpoints = self._context.endpoints
+        if self._hold_until == math.inf:
+            self._hold_until = now + max_hold_seconds
+        if now >= self._hold_until:
             self._finish_with(
-                at_capacity(endpoints, patience)
+                self._endpoints.at_capacity_error(max_hold_seconds)
                 if refusal.open_seconds is None
-                else circuit_open(endpoints, refusal.open_seconds, patience)
+                else self._endpoints.circuit_open_error(refusal.open_seconds, max_hold_seconds)
             )
             return
-        wait = _POLL_AGAIN_SECONDS
+        wait = POLL_AGAIN_SECONDS
         if refusal.open_seconds is not None:
-            # Not counted against the deadline: nothing has been sent that could be late.
-            self._begin_afresh()
-            start_health_checks(self._context)
+            # Outside the deadline: nothing has been sent that could be late.
+            self._start_over(for_overload=False)
+            start_health_checks(self._channel)
             wait = min(max(refusal.open_seconds, 0.01), wait)
-        self.wake_at = min(now + wait, self._give_up_at, self._deadline)
+        self._wait(Phase.QUEUED, min(now + wait, self._hold_until, self._deadline), throttled=True)
 
-    def _get_in_line(self) -> bool:
-        if self._waiter is None:
-            context = self._context
-            self._waiter = QueueEntry(
-                context.endpoints.waiting_for_admission, context.reactor, self._on_woken_up
+    def _join_queue(self) -> bool:
+        if self._queue_entry is None:
+            self._queue_entry = QueueEntry(
+                self._endpoints.waiting_for_admission, self._reactor, self._on_admission_free
             )
-        return self._waiter.wait()
+        return self._queue_entry.join()
 
-    def _stop_waiting(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            waiter.stop()
+    def _leave_queue(self) -> None:
+        entry, self._queue_entry = self._queue_entry, None
+        if entry is not None:
+            entry.leave()
 
-    def _on_woken_up(self) -> None:
+    def _on_admission_free(self) -> None:
         self.wake_at = 0.0
 
-    def _send(self, now: float) -> None:
-        admission = self._admission
-        assert admission is not None
-        self._attempt_started = now
+    def _send(self, admission: Admission, now: float) -> None:
+        self.phase = Phase.SENDING
         self.record.attempts += 1
-        context = self._context
         url = admission.endpoint.url
         timeout_seconds = self._attempt_seconds(now, admission.endpoint)
         try:
-            parts = context.head_writer.parts(url, self._request)
+            parts = self._channel.head_writer.parts(url, self._request)
         except TritonError as error:
             # A secret that cannot be read.
             self._finish_with(error)
             return
+        self._sent_at = now
         self._attempt = attempt = Attempt(
-            context.reactor,
-            context.pool,
+            self._reactor,
+            self._channel.pool,
             url.origin,
             parts,
-            min(self._deadline, now + timeout_seconds),
-            timeout_seconds,
-            context.options.max_response_bytes,
             self._on_attempt_end,
+            deadline=min(self._deadline, now + timeout_seconds),
+            timeout_seconds=timeout_seconds,
+            max_response_bytes=self._options.max_response_bytes,
         )
         attempt.start()
 
     def _attempt_seconds(self, now: float, endpoint: Endpoint) -> float:
         """How long the attempt may take.
 
-        Where another endpoint is well, one that says nothing for half of the time left is given up for it,
-        unless answers usually take so long that half would not be plenty.
+        Where another endpoint is healthy, a silent one is given up after half of the time left, unless
+        answers usually take so long that half would be too little to call it hung.
         """
-        timeout_seconds = self._context.options.timeout_seconds
-        endpoints = self._context.endpoints
+        timeout_seconds = self._options.timeout_seconds
+        endpoints = self._endpoints
         if (
             len(endpoints.endpoints) == 1
             or self._is_sequence
-            or not self._elsewhere((*self._tried, endpoint))
+            or not endpoints.healthy_but((*self._tried, endpoint))
         ):
             return timeout_seconds
         half = (self._deadline - now) / 2
         usual = endpoints.usual_latency_seconds
         return half if usual is not None and usual * _HUNG_AFTER_LATENCIES <= half else timeout_seconds
 
-    def _elsewhere(self, but: Collection[Endpoint]) -> list[Endpoint]:
-        """The endpoints that are well, but for these."""
-        return [other for other in self._context.endpoints.endpoints if other.is_healthy and other not in but]
-
     def _on_attempt_end(self, attempt: Attempt) -> None:
         self._attempt = None
+        now = time.monotonic()
         record = self.record
         if attempt.connection_use is ConnectionUse.REUSED:
             record.connections_reused += 1
@@ -263,200 +283,174 @@ class Call(Generic[T]):
         error = attempt.error
         if error is None:
             assert attempt.exchange is not None
-            record.latency_seconds = time.monotonic() - self._attempt_started
+            record.latency_seconds = now - self._sent_at
             record.response_bytes = len(attempt.exchange.body)
             try:
                 self.result = self._read(attempt.exchange)
             except TritonError as caught:
                 error = caught
             except Exception as caught:
-                # Out of here it would end whatever else this reactor drives, and this call never.
+                # Anything that left this frame would end whatever else this reactor drives, and this call
+                # never.
                 error = RemoteProtocolError(f"the answer cannot be read: {type(caught).__name__}: {caught}")
             else:
                 self._succeed()
                 return
-        if (attempt.was_stale and not self._is_sequence) or self._has_other_credentials(attempt, error):
-            self._send(time.monotonic())
-            return
-        self._on_failure(error)
-
-    def _has_other_credentials(self, attempt: Attempt, error: TritonError) -> bool:
-        """Whether the server refused credentials that have been replaced since: once, for they may change
-        at each reading."""
-        if not isinstance(error, InferenceError) or error.status not in _REFUSES_CREDENTIALS:
-            return False
-        if self._has_reread_credentials or self._admission is None:
-            return False
-        self._has_reread_credentials = True
-        url = self._admission.endpoint.url
-        return self._context.head_writer.is_outdated(url, self._request, attempt.head)
+        self._on_failure(attempt, error, now)
 
     def _succeed(self) -> None:
         admission = self._admission
         assert admission is not None
         admission.endpoint.limit.on_success(self.record.latency_seconds)
-        if self._errors:
+        if self._history.errors:
             _logger.info(
                 "%s answered after %d failed attempt(s), the last one: %s",
                 admission.endpoint.url,
-                len(self._errors),
-                self._errors[-1].message,
+                len(self._history.errors),
+                self._history.errors[-1].message,
             )
         self._admission = None
-        admission.settle(True)
+        admission.end(True)
         self._finish()
 
-    def _on_failure(self, error: TritonError) -> None:
-        admission = self._admission
-        assert admission is not None
-        endpoint = admission.endpoint
-        now = time.monotonic()
-        if error.is_overload or isinstance(error, DeadlineExceededError):
-            endpoint.limit.on_overload(now - self._attempt_started)
+    def _on_failure(self, attempt: Attempt, error: TritonError, now: float) -> None:
+        assert self._admission is not None
+        endpoint = self._admission.endpoint
         without_frames(error)
-        self._errors += (error,)
+        if error.is_overload or isinstance(error, DeadlineExceededError):
+            endpoint.limit.on_overload(now - self._sent_at)
+        self._report_failure(endpoint, error)
+        self._history = self._history.after(error)
         self._tried += (endpoint,)
-        self._tell(endpoint, error)
-        if self._pauses_for(error, endpoint, now):
-            return
-        retry = self._context.options.retry
-        delay = decide(
-            retry,
+        self._after_failure(error, now, has_new_credentials=self._has_new_credentials(attempt, error))
+
+    def _after_failure(self, error: TritonError, now: float, *, has_new_credentials: bool = False) -> None:
+        """Carry out what follows from the last failure: it has just come, or the deadline passed after it."""
+        endpoint = self._tried[-1]
+        alternatives = self._endpoints.healthy_but(self._tried)
+        max_hold_seconds = self._options.max_hold_seconds
+        step = next_step(
+            self._options.retry,
             error,
-            len(self._errors),
-            sum(isinstance(earlier, ModelExecutionError) for earlier in self._errors),
-            sequence=self._is_sequence,
-            remaining_seconds=self._deadline - now,
-            random=random.random,
+            self._history,
+            Limits(
+                remaining_seconds=self._deadline - now,
+                hold_seconds=min(self._hold_until - now, max_hold_seconds),
+                max_server_error_retries=None if self._repeats_server_errors else 0,
+                is_sequence=self._is_sequence,
+            ),
+            EndpointView(
+                is_healthy=endpoint.is_healthy,
+                has_alternative=bool(alternatives),
+                any_tried_unhealthy=any(not tried.is_healthy for tried in self._tried),
+                overload_streak=endpoint.limit.overloads_in_a_row,
+                has_new_credentials=has_new_credentials,
+            ),
+            random.random,
         )
-        if self._kind is CallKind.HALF and isinstance(error, ModelExecutionError):
-            delay = None
-        endpoints = self._context.endpoints.endpoints
-        elsewhere = self._elsewhere(self._tried)
-        if isinstance(error, TlsError) and elsewhere and len(self._errors) <= retry.max_retries:
-            # No attempt mends a certificate, but each server has its own.
-            delay = 0.0
-        usable = endpoint.is_healthy or not error.counts_as_failure or bool(elsewhere)
-        if delay is None or not usable:
-            self._conclude(error)
+        if isinstance(step, Resend):
+            self._history = self._history._replace(errors=self._history.errors[:-1])
+            self._tried = self._tried[:-1]
+            assert self._admission is not None
+            self._send(self._admission, now)
             return
-        self.record.retries += 1
-        # What is in flight to a server that fails must shrink: the place is given back during the wait.
-        self._settle(None)
-        if elsewhere and not error.is_overload:
-            delay = 0.0
-        if len(set(self._tried)) == len(endpoints):
-            self._tried = (endpoint,)
-        self.is_throttled = error.is_overload
-        # A server that refuses connections has no load of this attempt, and for one that is overloaded the
-        # concurrency limit bounds what it gets.
-        self._budget_is_due = type(error) is not ConnectError and not error.is_overload
-        self._context.reactor.add(self)
-        self.wake_at = min(now + delay, self._deadline)
-
-    def _pauses_for(self, error: TritonError, endpoint: Endpoint, now: float) -> bool:
-        """Keep the request back, outside its deadline, where the server asks for time and the policy waits.
-
-        Overload says so, and so does a ``Retry-After`` that the deadline does not leave.
-        """
-        options = self._context.options
-        if not (options.max_hold_seconds and options.retry.max_retries and error.retryable):
-            return False
-        asked_for = asked_for_seconds(error)
-        if not error.is_overload and (not asked_for or asked_for < self._deadline - now):
-            return False
-        self._pauses += 1
-        # Not longer than what the server has been too busy for everybody: who is refused more often than
-        # others would be left behind.
-        pauses = min(self._pauses, max(1, endpoint.limit.overloads_in_a_row))
-        self._give_up_at = min(self._give_up_at, now + options.max_hold_seconds)
-        wake_at = now + pause_seconds(options.retry, error, pauses, random.random)
-        if wake_at >= self._give_up_at:
-            return False
-        self.record.retries += 1
-        self._settle(None)
-        self._begin_afresh()
-        self._tried = (endpoint,)
-        self.is_throttled = True
-        self._context.reactor.add(self)
-        self.wake_at = wake_at
-        return True
-
-    def _conclude(self, error: TritonError) -> None:
-        """No further attempt is due: fail, or wait for a server that is known to be away."""
-        self._settle(None)
-        if self._may_wait(error):
-            self._begin_afresh()
-            self._admit()
-        else:
-            self._errors = self._errors[:-1]
+        # The load of a server that fails must shrink: its admission is given back during the wait.
+        self._end_admission(None)
+        if isinstance(step, Fail):
+            self._history = self._history._replace(errors=self._history.errors[:-1])
             self._finish_with(error)
+        elif isinstance(step, Retry):
+            self.record.retries += 1
+            if len(set(self._tried)) == len(self._endpoints.endpoints):
+                self._tried = (endpoint,)
+            self._owes_budget = step.is_budgeted
+            wake_at = min(now + step.after_seconds, self._deadline)
+            self._wait(Phase.BACKING_OFF, wake_at, throttled=error.is_overload)
+        else:
+            self._hold(step, endpoint, now)
 
-    def _may_wait(self, error: TritonError) -> bool:
-        """Whether the request is kept for when the server is well again, instead of failing."""
-        if not self._context.options.max_hold_seconds:
-            return False
-        # A model that raises may go on raising for this element: that is for the batch to be split.
-        if not (error.counts_as_failure and error.retryable) or error.splits_batch:
-            return False
-        if self._is_sequence and error.may_have_run:
-            return False
-        is_known_sick = any(not endpoint.is_healthy for endpoint in self._tried)
-        return is_known_sick and time.monotonic() < self._give_up_at
+    def _hold(self, step: Hold, endpoint: Endpoint, now: float) -> None:
+        self._start_over(for_overload=step.for_overload)
+        if not step.for_overload:
+            self._admit()
+            return
+        self._hold_until = min(self._hold_until, now + self._options.max_hold_seconds)
+        self.record.retries += 1
+        self._tried = (endpoint,)
+        self._wait(Phase.HELD, now + step.after_seconds, throttled=True)
 
-    def _tell(self, endpoint: Endpoint, error: TritonError) -> None:
-        """Tell the breaker of a failure, at most once for an endpoint, unless this is a probe.
+    def _wait(self, phase: Phase, wake_at: float, *, throttled: bool) -> None:
+        self.phase = phase
+        self.is_throttled = throttled
+        self.wake_at = wake_at
+        self._reactor.add(self)
 
-        At once, not when the last retry has failed: a server that is away has everybody in backoff, and
-        only an open breaker asks after its health and stops the deadlines.
+    def _start_over(self, *, for_overload: bool) -> None:
+        """The next attempt is a first one again, with a deadline of its own."""
+        self._history = self._history.held(for_overload=for_overload)
+        self._tried = self._reported = ()
+        self._deadline = math.inf
+        self._owes_budget = False
+
+    def _has_new_credentials(self, attempt: Attempt, error: TritonError) -> bool:
+        """Whether the server refused credentials that have been replaced since.
+
+        Once per call: credentials may change at each reading.
         """
-        if not error.counts_as_failure or (endpoint in self._told and endpoint.is_healthy):
+        if not isinstance(error, InferenceError) or error.status not in _STATUSES_OF_BAD_CREDENTIALS:
+            return False
+        if self._has_reread_credentials or self._admission is None:
+            return False
+        self._has_reread_credentials = True
+        url = self._admission.endpoint.url
+        return self._channel.head_writer.is_outdated(url, self._request, attempt.head)
+
+    def _report_failure(self, endpoint: Endpoint, error: TritonError) -> None:
+        """Report a failure to the breaker, once per endpoint at most, unless this is a probe.
+
+        At once, not when the last retry has failed: when a server is down all requests back off, and only an
+        open breaker checks its health and stops the deadlines.
+        """
+        if not error.counts_as_failure or (endpoint in self._reported and endpoint.is_healthy):
             return
-        model_fails = isinstance(error, ModelExecutionError)
-        if model_fails and self._kind is not CallKind.SINGLE:
+        model_raised = isinstance(error, ModelExecutionError)
+        if model_raised and self._is_batch:
             return
-        self._told += (endpoint,)
-        # A deadline that passed may be the element's doing: a model can hang on it.
-        self._settle(False, unreachable=not (model_fails or isinstance(error, DeadlineExceededError)))
+        self._reported += (endpoint,)
+        # A passed deadline may be the element's doing: a model can hang on it.
+        self._end_admission(False, unreachable=not (model_raised or isinstance(error, DeadlineExceededError)))
 
     def _spend_budget(self, admission: Admission, now: float) -> bool:
-        """Spend a retry of the admitted endpoint's budget, or give the place back and wait for one."""
+        """Spend a retry of the admitted endpoint's budget, or give the admission back and wait for one."""
         budget = admission.endpoint.retry_budget
         if budget.try_spend():
-            self._budget_is_due = False
+            self._owes_budget = False
             return True
-        admission.settle(None)
-        self._context.reactor.add(self)
-        wait = min(budget.seconds_until_token(), _POLL_AGAIN_SECONDS)
-        self.wake_at = min(now + max(wait, 0.001), self._deadline)
+        admission.end(None)
+        wait = min(budget.seconds_until_token(), POLL_AGAIN_SECONDS)
+        wake_at = min(now + max(wait, 0.001), self._deadline)
+        self._wait(Phase.BACKING_OFF, wake_at, throttled=self.is_throttled)
         return False
 
-    def _begin_afresh(self) -> None:
-        self._earlier = (self._earlier + self._errors)[-8:]
-        self._errors = self._tried = self._told = ()
-        self._deadline = math.inf
-        self._budget_is_due = False
-
-    def _settle(self, healthy: bool | None, *, unreachable: bool = False) -> None:
+    def _end_admission(self, healthy: bool | None, *, unreachable: bool = False) -> None:
         admission, self._admission = self._admission, None
         if admission is not None:
-            admission.settle(healthy, unreachable=unreachable)
+            admission.end(healthy, unreachable=unreachable)
 
     def _finish_with(self, error: TritonError) -> None:
-        error.attempts = self._earlier + self._errors
+        error.attempts = self._history.earlier + self._history.errors
         self.error = error
         self._finish()
 
     def _finish(self) -> None:
-        if self._waiter is not None:
-            self._stop_waiting()
+        assert self.phase is not Phase.DONE, "a call ends once"
+        self.phase = Phase.DONE
+        if self._queue_entry is not None:
+            self._leave_queue()
         if self._admission is not None:
-            self._settle(None)
-        self._context.reactor.remove(self)
-        # Whoever is told holds this call, and would be held by it: a cycle with the answer's bytes in it.
-        on_done, self._on_done = self._on_done, _told
+            self._end_admission(None)
+        self._reactor.remove(self)
+        # The owner holds this call, and would be held by it: a cycle with the answer's bytes in it.
+        on_done = self._on_done
+        del self._on_done
         on_done(self)
-
-
-def _told(call: Call[Any]) -> None:
-    raise AssertionError("a call ends once")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from beam_triton.dispatch.call_options import CallOptions
 from beam_triton.dispatch.endpoints import EndpointSet
 from beam_triton.dispatch.request_head import HeadWriter
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
@@ -18,7 +18,7 @@ from beam_triton.transport.session import acquire_session, session_pool
 
 
 class EndpointSetKey(NamedTuple):
-    """Who agrees on these shares breakers, limits, budgets and slots."""
+    """Users that agree on these share breakers, limits, budgets and slots."""
 
     urls: tuple[EndpointUrl, ...]
     model_name: str
@@ -34,12 +34,34 @@ ENDPOINT_SETS: SharedObjects[EndpointSetKey, EndpointSet] = SharedObjects(
 )
 
 
+@dataclass(frozen=True)
+class CallOptions:
+    """What all requests of one user have in common.
+
+    ``slot_bytes`` is the size of a request that takes one slot: a request of three times that takes three, so
+    that slots bound bytes, too.
+    """
+
+    timeout_seconds: float
+    max_response_bytes: int
+    slot_bytes: int
+    retry: RetryPolicy
+    circuit_breaker: CircuitBreakerPolicy | None
+    health_paths: tuple[str, ...] = ()
+
+    @property
+    def max_hold_seconds(self) -> float:
+        """How long a request may be held, outside its deadline, for an unhealthy or overloaded server."""
+        breaker = self.circuit_breaker
+        return breaker.max_wait_seconds if breaker is not None and breaker.when_open == "wait" else 0.0
+
+
 class Channel:
     """References to the shared session and endpoint state, and what all calls over them have in common.
 
     Args:
-        key: whom the endpoint state is shared with.
-        pool, tls: whom the session is shared with.
+        key: users with an equal key share the endpoint state.
+        pool, tls: users with equal ones share the session.
         options: of every call made here.
         headers: gives the user's own header fields, credentials resolved.
     """
@@ -66,6 +88,6 @@ class Channel:
         return self._endpoints_lease.value
 
     def close(self) -> None:
-        """Give both references back; the last user's ends the connections. Never raises twice."""
+        """Release both references; the last user's release closes the connections."""
         self._endpoints_lease.release()
         self._session_lease.release()

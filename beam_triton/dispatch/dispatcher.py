@@ -9,46 +9,35 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from beam_triton.dispatch.call import Call
-from beam_triton.dispatch.call_context import CallContext
-from beam_triton.dispatch.call_options import CallKind
 from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.health import start_health_checks
 from beam_triton.dispatch.request_head import HttpRequest
-from beam_triton.dispatch.slots import QueueEntry
+from beam_triton.dispatch.slots import POLL_AGAIN_SECONDS
 from beam_triton.transport.exchange import Exchange
 from beam_triton.transport.reactor import Reactor, current_reactor
-
-_POLL_AGAIN_SECONDS = 0.25
 
 T = TypeVar("T")
 
 
 class Dispatcher(Generic[T]):
-    """Keeps requests in flight; each has a ``token`` by which its owner knows it again.
+    """Keeps requests in flight; each has a ``token`` by which its owner recognises it.
 
-    Made and used on one thread, for one bundle. Nothing moves but in `submit`, `step` and `drain`.
+    Made and used on one thread, for one bundle. Nothing moves but in `submit`, `step`, `wait` and `drain`.
 
     Attributes:
-        completed: calls that have ended, with their tokens, in order of their ends; the owner
-            takes them out.
-        throttled_seconds: time spent waiting while some call was held back by an overloaded or
-            sick server.
+        completed: calls that have ended, with their tokens, in the order of their ends; the owner removes
+            them.
+        throttled_seconds: time spent waiting while some call was held by an overloaded or unhealthy server.
     """
 
     def __init__(self, channel: Channel) -> None:
         self.completed: deque[tuple[T, Call[Any]]] = deque()
         self.throttled_seconds = 0.0
+        self._channel = channel
         self._endpoints = channel.endpoints
+        self._slot_bytes = channel.options.slot_bytes
         self._reactor: Reactor = current_reactor()
-        self._context = CallContext(
-            self._reactor,
-            channel.pool,
-            channel.endpoints,
-            channel.head_writer,
-            channel.options,
-        )
         self._calls: set[Call[Any]] = set()
-        self._waits_for_slot = False
 
     @property
     def in_flight(self) -> int:
@@ -60,71 +49,70 @@ class Dispatcher(Generic[T]):
         request: HttpRequest,
         read: Callable[[Exchange], Any],
         *,
-        kind: CallKind = CallKind.SINGLE,
+        is_batch: bool = False,
+        repeats_server_errors: bool = True,
         is_sequence: bool = False,
     ) -> None:
         """Send a request; waits while the process has ``max_concurrent_requests`` in flight.
 
-        One of several times ``slot_bytes`` counts for as many.
+        A request of several times ``slot_bytes`` counts for as many. The arguments are those of `Call`.
         """
-        slots = max(1, request.content_length // self._context.options.slot_bytes)
-        if self._endpoints.any_breaker_open:
-            # Where nobody waits for them (others are well, or requests fail at once), nobody else would ask.
-            start_health_checks(self._context)
-        self._take_slots(slots)
-        call: Call[Any] = Call(self._context, token, request, read, self._on_done, kind, is_sequence, slots)
+        slots = max(1, request.content_length // self._slot_bytes)
+        endpoints = self._endpoints
+        if endpoints.any_breaker_open:
+            # Where no request waits for them (others are healthy, or requests fail at once), nobody else
+            # checks.
+            start_health_checks(self._channel)
+        if not endpoints.slots.try_take(slots):
+            endpoints.slots.take(slots, self._reactor, self._wait_for_slot)
+        call: Call[Any] = Call(
+            self._channel,
+            self._reactor,
+            token,
+            request,
+            read,
+            self._on_done,
+            slots=slots,
+            is_batch=is_batch,
+            repeats_server_errors=repeats_server_errors,
+            is_sequence=is_sequence,
+        )
         self._calls.add(call)
         call.start()
 
     def step(self) -> None:
-        """Move what can be moved without waiting."""
+        """Do what can be done without waiting."""
         if self._calls:
             self._reactor.step(0.0)
 
     def wait(self) -> None:
-        """Move, and wait until something of this reactor happens."""
-        self._wait_once()
+        """Do what can be done, and wait until something happens on this reactor."""
+        self._wait_until(math.inf)
 
     def drain(self) -> None:
         """Wait until nothing is in flight."""
         while self._calls:
-            self._wait_once()
+            self._wait_until(math.inf)
 
     def cancel(self) -> None:
-        """Let go of everything in flight: connections are closed, slots given back. A second call does
-        nothing."""
+        """Abandon everything in flight: close its connections, release its slots. May be called twice."""
         for call in list(self._calls):
             call.cancel()
-            self._endpoints.give_slots_back(call.slots)
+            self._endpoints.slots.release(call.slots)
         self._calls.clear()
         self.completed.clear()
 
     def _on_done(self, call: Call[Any]) -> None:
         self._calls.discard(call)
-        self._endpoints.give_slots_back(call.slots)
+        self._endpoints.slots.release(call.slots)
         self.completed.append((call.token, call))
 
-    def _take_slots(self, count: int) -> None:
-        endpoints = self._endpoints
-        if endpoints.try_take_slots(count):
-            return
-        waiter = QueueEntry(endpoints.waiting_for_slot, self._reactor, _poll_again)
-        self._waits_for_slot = True
-        try:
-            while not endpoints.try_take_slots(count):
-                if not waiter.wait():
-                    self._wait_once()
-        finally:
-            self._waits_for_slot = False
-            waiter.stop()
+    def _wait_for_slot(self) -> None:
+        self._wait_until(time.monotonic() + POLL_AGAIN_SECONDS)
 
-    def _wait_once(self) -> None:
+    def _wait_until(self, latest: float) -> None:
         throttled = any(call.is_throttled for call in self._calls)
         started = time.monotonic()
-        self._reactor.step(started + _POLL_AGAIN_SECONDS if self._waits_for_slot else math.inf)
+        self._reactor.step(latest)
         if throttled:
             self.throttled_seconds += time.monotonic() - started
-
-
-def _poll_again() -> None:
-    """The wake-up itself has ended the wait."""

@@ -1,8 +1,7 @@
-"""The state of the servers that one model is asked on, shared by all DoFn instances of a process.
+"""The state of the servers that one model is scored on, shared by all DoFn instances of a process.
 
-Who wants to send takes a *slot* first (``max_concurrent_requests`` of them in the process: that
-bounds memory), and for each attempt an *admission* to an endpoint, which its circuit breaker and its
-concurrency limit grant.
+A request takes a *slot* first, and for each attempt an *admission* to an endpoint, which the endpoint's
+circuit breaker and its adaptive concurrency limit grant.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from beam_triton.dispatch.slots import WaitQueue
-from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, Permit, State
+from beam_triton.dispatch.slots import Slots, WaitQueue
+from beam_triton.errors import CircuitOpenError, PoolTimeoutError
+from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State
 from beam_triton.policy.concurrency_limit import ConcurrencyLimit
 from beam_triton.policy.retry import RetryBudget, RetryPolicy
 from beam_triton.transport.origin import EndpointUrl
@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Endpoint:
-    """One server: how it does, and how much it is given."""
+    """One server: its health, and how many requests it gets at a time."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Endpoint:
 
     @property
     def is_healthy(self) -> bool:
-        """The breaker, where there is one, lets everything pass."""
+        """The breaker, where there is one, is closed."""
         return self.breaker is None or self.breaker.state is State.CLOSED
 
     def _log_change(self, old: State, new: State) -> None:
@@ -58,36 +58,29 @@ class Endpoint:
 
 
 class Admission:
-    """Leave to send attempts to ``endpoint``. `settle` ends it; a second call does nothing."""
+    """Permission to send one request to ``endpoint``. `end` gives it back; a second call does nothing."""
 
     __slots__ = ("_endpoints", "_permit", "endpoint")
 
-    def __init__(self, endpoints: EndpointSet, endpoint: Endpoint, permit: Permit | None) -> None:
+    def __init__(self, endpoints: EndpointSet, endpoint: Endpoint, permit: int | None) -> None:
         self._endpoints: EndpointSet | None = endpoints
         self._permit = permit
         self.endpoint = endpoint
 
-    def settle(self, healthy: bool | None, *, unreachable: bool = False) -> None:
-        """Say what it showed of the endpoint's health: ``None`` for nothing.
-
-        ``unreachable`` failures are those that found nobody there, rather than a model that fails.
-        """
+    def end(self, healthy: bool | None, *, unreachable: bool = False) -> None:
+        """Report what the request showed of the endpoint's health, as `CircuitBreaker.record` takes it."""
         endpoints, self._endpoints = self._endpoints, None
         if endpoints is None:
             return
         if self._permit is not None:
-            if healthy is None:
-                self._permit.release()
-            elif healthy:
-                self._permit.success()
-            else:
-                self._permit.failure(unreachable=unreachable)
+            assert self.endpoint.breaker is not None
+            self.endpoint.breaker.record(self._permit, healthy, unreachable=unreachable)
         endpoints.leave(self.endpoint)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """No endpoint may be sent to now. ``open_seconds`` is set where breakers are the reason."""
+    """No endpoint may be sent to now. ``open_seconds`` is set where circuit breakers are the reason."""
 
     open_seconds: float | None
 
@@ -99,8 +92,7 @@ class EndpointSet:
         urls: the servers; requests go to the healthy one with the fewest in flight.
         max_concurrent_requests: requests in flight, all endpoints together, waiting ones included.
 
-    ``waiting_for_slot`` and ``waiting_for_admission`` are called as a slot, or a place at an endpoint, has
-    become free.
+    ``waiting_for_admission`` is woken when a request to an endpoint has ended.
     """
 
     def __init__(
@@ -111,15 +103,14 @@ class EndpointSet:
         circuit_breaker: CircuitBreakerPolicy | None,
     ) -> None:
         self.endpoints = tuple(Endpoint(url, max_concurrent_requests, retry, circuit_breaker) for url in urls)
-        self._lock = threading.Lock()
-        self._free_slots = max_concurrent_requests
-        self.waiting_for_slot = WaitQueue()
+        self.slots = Slots(max_concurrent_requests)
         self.waiting_for_admission = WaitQueue()
+        self._lock = threading.Lock()
 
     @property
     def any_breaker_open(self) -> bool:
-        """Whether there is an endpoint that is kept out."""
-        # Asked for each request: a generator would cost more than the question.
+        """Whether some endpoint is unhealthy."""
+        # Evaluated for each request: a generator would cost more than the question.
         for endpoint in self.endpoints:  # noqa: SIM110
             if not endpoint.is_healthy:
                 return True
@@ -131,33 +122,18 @@ class EndpointSet:
         known = [endpoint.limit.usual_latency_seconds for endpoint in self.endpoints]
         return max((latency for latency in known if latency is not None), default=None)
 
-    def try_take_slots(self, count: int) -> bool:
-        """Take ``count`` slots if there is one left.
-
-        Who wants several need not wait until as many are free, which might be never; who comes next waits
-        for them to be given back instead.
-        """
-        with self._lock:
-            if self._free_slots < 1:
-                return False
-            self._free_slots -= count
-            return True
-
-    def give_slots_back(self, count: int) -> None:
-        with self._lock:
-            self._free_slots += count
-            free = self._free_slots
-        for _ in range(min(count, free)):
-            self.waiting_for_slot.call_next()
+    def healthy_but(self, tried: Collection[Endpoint]) -> list[Endpoint]:
+        """The healthy endpoints that are not among ``tried``."""
+        return [endpoint for endpoint in self.endpoints if endpoint.is_healthy and endpoint not in tried]
 
     def admit(self, avoid: Collection[Endpoint]) -> Admission | Refusal:
-        """Leave to send to one endpoint, not one of ``avoid`` unless there is no other."""
+        """Permission to send to one endpoint, not one of ``avoid`` unless there is no other."""
         if len(self.endpoints) == 1:
-            return self._enter(self.endpoints[0]) or Refusal(self._open_seconds())
+            return self._try_enter(self.endpoints[0]) or Refusal(self._open_seconds())
         preferred = [endpoint for endpoint in self.endpoints if endpoint not in avoid]
         for candidates in (preferred, self.endpoints if avoid else ()):
             for endpoint in sorted(candidates, key=_preference):
-                admission = self._enter(endpoint)
+                admission = self._try_enter(endpoint)
                 if admission is not None:
                     return admission
         return Refusal(self._open_seconds())
@@ -165,9 +141,29 @@ class EndpointSet:
     def leave(self, endpoint: Endpoint) -> None:
         with self._lock:
             endpoint.in_flight -= 1
-        self.waiting_for_admission.call_next()
+        self.waiting_for_admission.wake_next()
 
-    def _enter(self, endpoint: Endpoint) -> Admission | None:
+    def circuit_open_error(self, open_seconds: float, held_seconds: float) -> CircuitOpenError:
+        """The error of a request that was not sent because every endpoint stayed unhealthy."""
+        held = f" after {held_seconds:g} s of waiting" if held_seconds else ""
+        return CircuitOpenError(
+            f"the circuit breaker of {self} is open{held}: the request was not sent; "
+            f"next probe in {open_seconds:.1f} s",
+            open_seconds_left=open_seconds,
+        )
+
+    def at_capacity_error(self, waited_seconds: float) -> PoolTimeoutError:
+        """The error of a request that was not sent because the endpoints stayed at their adaptive limits."""
+        limits = "+".join(str(endpoint.limit.limit) for endpoint in self.endpoints)
+        return PoolTimeoutError(
+            f"not sent within {waited_seconds:g} s: {self} is at its adaptive limit of {limits} requests "
+            f"at a time, and others were queued first"
+        )
+
+    def __str__(self) -> str:
+        return ", ".join(str(endpoint.url) for endpoint in self.endpoints)
+
+    def _try_enter(self, endpoint: Endpoint) -> Admission | None:
         with self._lock:
             if endpoint.in_flight >= endpoint.limit.limit:
                 return None
@@ -194,14 +190,14 @@ def _preference(endpoint: Endpoint) -> tuple[int, float]:
     load = endpoint.in_flight / endpoint.limit.limit
     if endpoint.breaker is None or endpoint.is_healthy:
         return 1, load
-    # A probe that is due comes first: while the others have room, this one would never get a request.
+    # A probe that is due comes first: while the others have room, this endpoint would never get a request.
     return 2 if endpoint.breaker.seconds_until_probe() > 0 else 0, load
 
 
 def _unreachable_limit(policy: CircuitBreakerPolicy, max_concurrent_requests: int) -> int:
-    """How many requests in a row have to find the server away.
+    """How many requests in a row that find the server unreachable open the breaker.
 
-    Where requests wait for it, all that are in flight are enough: fewer may never come together.
+    Where requests wait for the server, all that are in flight are enough: more may never fail together.
     """
     if policy.when_open == "wait":
         return min(policy.minimum_requests, max_concurrent_requests)

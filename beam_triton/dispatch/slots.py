@@ -1,7 +1,8 @@
-"""Those who wait for something that becomes free now and then, on whatever thread, in their order.
+"""``max_concurrent_requests``: the slots of a process, and the queues of those that wait for something to be
+free.
 
-Who is called either makes use of the turn or passes it on: a turn that goes to somebody who has got what
-he wanted in another way, and who may not look at his messages for long, would leave the next one waiting.
+A woken queue entry must use what became free or wake the next one; otherwise the wake-up is lost to everybody
+behind it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from functools import partial
 
 from beam_triton.transport.reactor import Reactor
 
+# A wake-up lost to a bug must not hang a pipeline: whatever waits for others looks again after this.
+POLL_AGAIN_SECONDS = 0.25
+
 
 class WaitQueue:
-    """Callbacks in the order of their arrival; thread-safe. Each is called once, or taken out before."""
+    """Callbacks in the order of their arrival; thread-safe. Each is called once, or removed before."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -26,17 +30,17 @@ class WaitQueue:
             self._wakes.append(wake)
 
     def leave(self, wake: Callable[[], None]) -> bool:
-        """Take ``wake`` out; False if it has been called already."""
+        """Remove ``wake``; False if it has been called already."""
         with self._lock:
             if wake not in self._wakes:
                 return False
             self._wakes.remove(wake)
             return True
 
-    def call_next(self) -> None:
-        """Call the one that has waited longest, if somebody waits."""
+    def wake_next(self) -> None:
+        """Call the entry that has waited longest, if there is one."""
         if not self._wakes:
-            # Who joins now has yet to look once more, and will find what became free.
+            # An entry that joins now looks once more, and finds what became free.
             return
         with self._lock:
             wake = self._wakes.popleft() if self._wakes else None
@@ -45,38 +49,79 @@ class WaitQueue:
 
 
 class QueueEntry:
-    """One party of a reactor's thread, and its place in a line.
+    """The place of one reactor's thread in a `WaitQueue`. ``on_wake`` is called on that thread."""
 
-    ``on_wake`` is called on the reactor's thread.
-    """
-
-    def __init__(self, line: WaitQueue, reactor: Reactor, on_wake: Callable[[], None]) -> None:
-        self._line = line
+    def __init__(self, queue: WaitQueue, reactor: Reactor, on_wake: Callable[[], None]) -> None:
+        self._queue = queue
         self._reactor = reactor
-        self._on_woken_up = on_wake
+        self._on_wake = on_wake
         self._wake: Callable[[], None] | None = None
-        self._turn = 0
+        self._round = 0
 
-    def wait(self) -> bool:
-        """Get in line; False if it stands there already.
+    def join(self) -> bool:
+        """Join the queue; False if the entry is in it already.
 
-        What became free before has called nobody: look once more after getting in line.
+        What became free earlier has woken nobody: look once more after joining.
         """
         if self._wake is not None:
             return False
-        self._turn += 1
-        # Nothing here refers to itself once the turn has come: who waits may hold megabytes.
-        self._wake = self._reactor.waker(partial(self._on_woken, self._turn))
-        self._line.join(self._wake)
+        self._round += 1
+        # Nothing here refers to itself once the entry was woken: its owner may hold megabytes.
+        self._wake = self._reactor.waker(partial(self._on_woken, self._round))
+        self._queue.join(self._wake)
         return True
 
-    def stop(self) -> None:
-        """Get out of the line, or pass on the turn that has come meanwhile."""
+    def leave(self) -> None:
+        """Leave the queue, or pass a wake-up on that has come meanwhile."""
         wake, self._wake = self._wake, None
-        if wake is not None and not self._line.leave(wake):
-            self._line.call_next()
+        if wake is not None and not self._queue.leave(wake):
+            self._queue.wake_next()
 
-    def _on_woken(self, turn: int) -> None:
-        if self._wake is not None and turn == self._turn:
+    def _on_woken(self, round_number: int) -> None:
+        if self._wake is not None and round_number == self._round:
             self._wake = None
-            self._on_woken_up()
+            self._on_wake()
+
+
+class Slots:
+    """Bounds the requests of a process, waiting ones included, and so its memory. Thread-safe."""
+
+    def __init__(self, count: int) -> None:
+        self._lock = threading.Lock()
+        self._free = count
+        self._queue = WaitQueue()
+
+    def try_take(self, count: int) -> bool:
+        """Take ``count`` slots if there is one left.
+
+        A request for several need not wait until as many are free, which might be never; the next one waits
+        until they have been released instead.
+        """
+        with self._lock:
+            if self._free < 1:
+                return False
+            self._free -= count
+            return True
+
+    def take(self, count: int, reactor: Reactor, wait: Callable[[], None]) -> None:
+        """Take ``count`` slots; call ``wait``, which drives the reactor, until there is one left."""
+        if self.try_take(count):
+            return
+        entry = QueueEntry(self._queue, reactor, _nothing)
+        try:
+            while not self.try_take(count):
+                if not entry.join():
+                    wait()
+        finally:
+            entry.leave()
+
+    def release(self, count: int) -> None:
+        with self._lock:
+            self._free += count
+            free = self._free
+        for _ in range(min(count, free)):
+            self._queue.wake_next()
+
+
+def _nothing() -> None:
+    """The wake-up itself has ended the wait."""

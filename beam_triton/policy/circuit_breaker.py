@@ -1,18 +1,17 @@
-"""The circuit breaker: keeps requests back from a server that fails, and lets a few probe it.
+"""The circuit breaker: stops sending requests to a server that fails, and lets a few probe it.
 
 ::
 
-               share of failures reaches the threshold, or so many in a row found nobody there
+               the share of failures reaches the threshold, or too many in a row found it unreachable
     closed ────────────────────────────────────────────▶ open ◀──────────┐
        ▲                                                  │ open_seconds, │
        │                                                  │ or a health   │ a probe failed
        │        half_open_requests probes succeeded       ▼ check passed  │
        └────────────────────────────────────────────── half_open ─────────┘
 
-Each logical request holds one `Permit` and reports one outcome, however many attempts it takes; its caller
-may report a failure at the first attempt that fails, and take a new permit for the retry. A
-request that says nothing of the server's health (the element's fault, cancelled) releases its permit
-without an outcome; in half-open that frees the probe's place for the next request.
+A request is let through with a permit, the number of the breaker's epoch, and reports one outcome with it. A
+request that shows nothing of the server's health (the element's fault, cancelled) reports None; in half-open
+that lets the next request be the probe.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from threading import Lock
-from types import TracebackType
 from typing import Literal
 
 from beam_triton.policy.sliding_count import SlidingCount
@@ -33,22 +31,22 @@ _PROBES_OUT_WAIT_SECONDS = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class CircuitBreakerPolicy(Options):
-    """When a server counts as sick, and what happens to requests meanwhile.
+    """When a server counts as unhealthy, and what happens to requests meanwhile.
 
     Attributes:
-        failure_threshold: the share of failures, above 0 and at most 1, at which the breaker opens...
-        minimum_requests: ...once so many outcomes came...
-        window_seconds: ...within the last so many seconds. What is older does not count, so a long
-            good time cannot hide a bad minute.
+        failure_threshold: the share of failures, above 0 and at most 1, at which the breaker opens.
+        minimum_requests: how many outcomes it takes to judge by.
+        window_seconds: how long an outcome counts. Older ones do not, so a long good time cannot hide a bad
+            minute.
         open_seconds: how long nothing is sent before the server is probed.
         half_open_requests: how many requests probe at a time; so many successes close the breaker,
             one failure opens it again.
-        when_open: ``"wait"`` holds requests back until the server is well again, and outside their
-            deadlines also those that it is too busy for; ``"fail"`` fails them at once with
-            ``CircuitOpenError``, and lets overload count against the deadline.
-        max_wait_seconds: how long a request is held back at most, before it fails.
-        health_check_interval_seconds: while open, how often the server's readiness is asked for; a
-            good answer starts the probes early. ``None``: never asked.
+        when_open: ``"wait"`` holds requests until the server is healthy again, and also, outside their
+            deadlines, those that it is too busy for; ``"fail"`` fails them at once with ``CircuitOpenError``,
+            and lets overload count against the deadline.
+        max_wait_seconds: how long a request is held at most, before it fails.
+        health_check_interval_seconds: while open, how often the server's readiness is checked; a good answer
+            starts the probes early. ``None``: never.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -80,52 +78,15 @@ class State(Enum):
     HALF_OPEN = "half_open"
 
 
-class Permit:
-    """Leave to send one logical request. The first call of `success`, `failure` or `release` counts.
-
-    As a context manager it is released at the end, whatever happened in between.
-    """
-
-    __slots__ = ("_breaker", "_epoch", "_used")
-
-    def __init__(self, breaker: CircuitBreaker, epoch: int) -> None:
-        self._breaker = breaker
-        self._epoch = epoch
-        self._used = False
-
-    def success(self) -> None:
-        """The server answered as a healthy one does."""
-        self._breaker._settle(self, failed=False)
-
-    def failure(self, *, unreachable: bool = False) -> None:
-        """The request failed in a way that ``counts_as_failure``; ``unreachable``: it found nobody there."""
-        self._breaker._settle(self, failed=True, unreachable=unreachable)
-
-    def release(self) -> None:
-        """Give the permit back without an outcome."""
-        self._breaker._settle(self, failed=None)
-
-    def __enter__(self) -> Permit:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
-
-
 class CircuitBreaker:
     """The state of one endpoint, shared by the threads of a process.
 
-    ``clock`` gives monotonic seconds. ``unreachable_limit`` is how many requests in a row have to find the
-    server away for the breaker to open whatever the window holds: the successes of a busy moment ago would
-    outvote them. None takes ``minimum_requests``.
+    ``clock`` gives monotonic seconds. ``unreachable_limit`` requests in a row that cannot reach the server
+    open the breaker whatever the window holds: the successes of a busy moment ago would outvote them. None
+    takes ``minimum_requests``.
 
-    ``on_change(old, new)`` is called after each change of state, on the thread that caused it and outside
-    the lock: changes that follow each other closely on several threads may be told out of order.
+    ``on_change(old, new)`` is called after each change of state, on the thread that caused it and outside the
+    lock: close changes on several threads may be reported out of order.
     """
 
     def __init__(
@@ -141,8 +102,7 @@ class CircuitBreaker:
         self._on_change = on_change
         self._lock = Lock()
         self._state = State.CLOSED
-        # Counts the changes of state. A permit of an earlier epoch is stale: its outcome tells of a
-        # time that has been judged already.
+        # Counts the changes of state. The outcome of an earlier epoch belongs to a time that has been judged.
         self._epoch = 0
         self._successes = SlidingCount(policy.window_seconds)
         self._failures = SlidingCount(policy.window_seconds)
@@ -158,21 +118,21 @@ class CircuitBreaker:
         """The state as of the last call; an open breaker turns half-open when a permit is asked for."""
         return self._state
 
-    def try_acquire(self) -> Permit | None:
-        """A permit, or None while the request has to be kept back."""
+    def try_acquire(self) -> int | None:
+        """A permit to send one request, to be handed to `record`; None while the request has to wait."""
         with self._lock:
             old = self._state
             if old is State.CLOSED:
-                return Permit(self, self._epoch)
+                return self._epoch
             if old is State.OPEN and self._clock() >= self._opened_at + self._policy.open_seconds:
                 self._enter(State.HALF_OPEN)
             new = self._state
             permit = self._take_permit()
-        self._tell(old, new)
+        self._notify(old, new)
         return permit
 
     def seconds_until_probe(self) -> float:
-        """How long to wait before `try_acquire` is worth calling: 0 when a permit is to be had at once."""
+        """How long to wait before `try_acquire` is worth calling: 0 when a permit is available."""
         with self._lock:
             if self._state is State.OPEN:
                 return max(0.0, self._opened_at + self._policy.open_seconds - self._clock())
@@ -181,10 +141,10 @@ class CircuitBreaker:
             return 0.0
 
     def claim_health_check(self) -> bool:
-        """True if the caller is the one to ask the server for its readiness.
+        """True if the caller is to check the server's readiness.
 
-        At most one caller of a process gets True in each ``health_check_interval_seconds``, only while
-        the breaker is open, and the first one an interval after it opened.
+        One caller of a process at most gets True in each ``health_check_interval_seconds``, only while the
+        breaker is open, and the first one an interval after it opened.
         """
         interval = self._policy.health_check_interval_seconds
         with self._lock:
@@ -206,44 +166,50 @@ class CircuitBreaker:
             if old is State.OPEN:
                 self._enter(State.HALF_OPEN)
             new = self._state
-        self._tell(old, new)
+        self._notify(old, new)
 
-    def _take_permit(self) -> Permit | None:
+    def record(self, permit: int, healthy: bool | None, *, unreachable: bool = False) -> None:
+        """Report the outcome of the request that ``permit`` let through; the caller does so once.
+
+        Args:
+            healthy: the server answered as a healthy one does; False for an error that ``counts_as_failure``;
+                None for an outcome that shows nothing of its health.
+            unreachable: the failure found no server, rather than a model that fails.
+        """
+        with self._lock:
+            old = self._state
+            if permit == self._epoch:
+                if old is State.HALF_OPEN:
+                    self._record_probe(healthy)
+                elif healthy is not None:
+                    self._count(healthy, unreachable)
+            new = self._state
+        self._notify(old, new)
+
+    def _take_permit(self) -> int | None:
         if self._state is State.OPEN:
             return None
         if self._state is State.HALF_OPEN:
             if not self._has_probe_left():
                 return None
             self._probes_out += 1
-        return Permit(self, self._epoch)
+        return self._epoch
 
     def _has_probe_left(self) -> bool:
         return self._probes_out + self._probes_succeeded < self._policy.half_open_requests
 
-    def _settle(self, permit: Permit, *, failed: bool | None, unreachable: bool = False) -> None:
-        with self._lock:
-            old = self._state
-            if not permit._used and permit._epoch == self._epoch:
-                if old is State.HALF_OPEN:
-                    self._settle_probe(failed)
-                elif failed is not None:
-                    self._count(failed, unreachable)
-            permit._used = True
-            new = self._state
-        self._tell(old, new)
-
-    def _settle_probe(self, failed: bool | None) -> None:
+    def _record_probe(self, healthy: bool | None) -> None:
         self._probes_out -= 1
-        if failed:
+        if healthy is False:
             self._enter(State.OPEN)
-        elif failed is False:
+        elif healthy:
             self._probes_succeeded += 1
             if self._probes_succeeded == self._policy.half_open_requests:
                 self._enter(State.CLOSED)
 
-    def _count(self, failed: bool, unreachable: bool) -> None:
+    def _count(self, healthy: bool, unreachable: bool) -> None:
         now = self._clock()
-        if not failed:
+        if healthy:
             self._unreachable_in_a_row = 0
             self._successes.add(now)
             if not self._failures.total:
@@ -275,6 +241,6 @@ class CircuitBreaker:
             self._opened_at = self._clock()
             self._next_health_check = self._opened_at + (self._policy.health_check_interval_seconds or 0.0)
 
-    def _tell(self, old: State, new: State) -> None:
+    def _notify(self, old: State, new: State) -> None:
         if self._on_change is not None and old is not new:
             self._on_change(old, new)

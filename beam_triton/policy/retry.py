@@ -1,6 +1,7 @@
-"""When an attempt is made again, after how long, and how many retries a server may be given in all.
+"""What happens after a failure: the one place that decides whether, when and where a request is sent again.
 
-This is the only owner of retries: nothing below repeats a request by itself.
+`next_step` is a pure function. `beam_triton.dispatch.call` carries out its steps for requests in flight,
+`repeat` for callers that wait; nothing else repeats a request.
 """
 
 from __future__ import annotations
@@ -9,8 +10,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
+from typing import NamedTuple, TypeAlias, TypeVar
 
-from beam_triton.errors import CircuitOpenError, InferenceError, ModelExecutionError, TritonError
+from beam_triton.errors import (
+    CircuitOpenError,
+    ConnectError,
+    InferenceError,
+    ModelExecutionError,
+    TlsError,
+    TritonError,
+)
 from beam_triton.policy.sliding_count import SlidingCount
 from beam_triton.validation import Options, check, not_negative, not_negative_integer, positive
 
@@ -21,6 +30,11 @@ _MOST_DOUBLINGS = 64
 
 # The edge of a bucket of time is not exact in floating point: a wait of nothing could end before it.
 _SHORTEST_WAIT_SECONDS = 0.001
+
+# Errors from before a request was held are kept for its user, this many at most.
+_MAX_EARLIER_ERRORS = 8
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +49,8 @@ class RetryPolicy(Options):
         max_server_error_retries: of ``max_retries``, how many may follow a plain 500, where the model
             itself raised: repeating a bad element would only delay its being found.
         budget_ratio: over 10 seconds, an endpoint gets at most ``budget_ratio`` x requests +
-            ``budget_min_per_second`` x 10 retries, so that a sick server is not given much more work
-            than a healthy one. Refused connections and refusals for being busy are not in it.
+            ``budget_min_per_second`` x 10 retries, so that a failing server is not given much more work
+            than a healthy one. Refused connections and overload are not counted.
         budget_min_per_second: the second term, which lets a quiet job retry at all.
 
     Raises:
@@ -55,65 +69,231 @@ class RetryPolicy(Options):
         check(self, positive, "initial_backoff_seconds", "max_backoff_seconds")
         check(self, not_negative, "budget_ratio", "budget_min_per_second")
 
-    def backoff_seconds(self, retry_number: int, random: Callable[[], float]) -> float:
-        """The wait before retry ``retry_number`` (1 is the first one); ``random`` gives numbers in [0, 1)."""
-        half = self._half_backoff_seconds(retry_number)
-        return half + half * random()
 
-    def _half_backoff_seconds(self, retry_number: int) -> float:
-        doublings = min(retry_number - 1, _MOST_DOUBLINGS)
-        return min(self.initial_backoff_seconds * 2.0**doublings, self.max_backoff_seconds) / 2
+class History(NamedTuple):
+    """The failures of one request so far.
+
+    ``errors`` are those since it was last held (or since its start), the latest one last; ``earlier`` the
+    last ones before that; ``holds`` counts how often a server asked for time.
+    """
+
+    errors: tuple[TritonError, ...] = ()
+    earlier: tuple[TritonError, ...] = ()
+    holds: int = 0
+
+    def after(self, error: TritonError) -> History:
+        """The history with one more failure."""
+        return self._replace(errors=(*self.errors, error))
+
+    def held(self, *, for_overload: bool) -> History:
+        """The history of a request that starts over once its server has time for it, or is healthy."""
+        earlier = (self.earlier + self.errors)[-_MAX_EARLIER_ERRORS:]
+        return History((), earlier, self.holds + for_overload)
 
 
-def decide(
+class Limits(NamedTuple):
+    """How far repeating may go.
+
+    Attributes:
+        remaining_seconds: what is left until the request's deadline.
+        hold_seconds: how long the request may still be held outside its deadline; 0 for not at all.
+        max_retries: instead of the policy's.
+        max_server_error_retries: instead of the policy's.
+        is_sequence: the request belongs to a sequence, whose model would see a repeated request twice:
+            nothing that may have run is repeated.
+    """
+
+    remaining_seconds: float
+    hold_seconds: float = 0.0
+    max_retries: int | None = None
+    max_server_error_retries: int | None = None
+    is_sequence: bool = False
+
+
+class EndpointView(NamedTuple):
+    """What matters of the endpoint that failed, and of the others.
+
+    Attributes:
+        is_healthy: its circuit breaker is closed.
+        has_alternative: another endpoint is healthy, and has not failed this request yet.
+        any_tried_unhealthy: an endpoint that failed this request is known to be unhealthy.
+        overload_streak: round trips in a row in which this endpoint was overloaded for everybody.
+        has_new_credentials: it refused credentials that have been replaced since.
+    """
+
+    is_healthy: bool = True
+    has_alternative: bool = False
+    any_tried_unhealthy: bool = False
+    overload_streak: int = 0
+    has_new_credentials: bool = False
+
+
+class Resend(NamedTuple):
+    """Send the request again at once, to the same endpoint: the failure is not the request's."""
+
+
+class Retry(NamedTuple):
+    """Send the request again after a backoff, within its deadline.
+
+    ``is_budgeted``: the retry is spent from the endpoint's retry budget.
+    """
+
+    after_seconds: float
+    is_budgeted: bool
+
+
+class Hold(NamedTuple):
+    """Wait outside the deadline, then start over: for an overloaded server ``after_seconds``, for an
+    unhealthy one (``for_overload`` is false) until an endpoint admits requests again."""
+
+    after_seconds: float
+    for_overload: bool
+
+
+class Fail(NamedTuple):
+    """Give up: ``error`` is the request's outcome."""
+
+    error: TritonError
+
+
+Step: TypeAlias = Resend | Retry | Hold | Fail
+
+
+def next_step(
     policy: RetryPolicy,
     error: TritonError,
-    attempts_made: int,
-    server_error_attempts: int,
-    *,
-    sequence: bool,
-    remaining_seconds: float,
+    history: History,
+    limits: Limits,
+    endpoint: EndpointView,
     random: Callable[[], float],
+) -> Step:
+    """Decide what happens to a request that failed with ``error``, the last one of ``history``.
+
+    In this order:
+
+    1. A reused connection that the server had closed while it was idle, or credentials that were replaced
+       meanwhile: resend. No retry is counted.
+    2. An overloaded server, or a ``Retry-After`` that ends after the deadline: hold, if that is allowed.
+    3. A retryable error, within the limits of the policy: retry. Another healthy endpoint is tried at once. A
+       TLS error is final for one endpoint, not for another that has a certificate of its own.
+    4. An endpoint known to be unhealthy: hold until it is healthy again. Not for an error that bisects the
+       batch: a model that raises may go on raising for the same element.
+    5. Fail.
+
+    ``random`` gives numbers in [0, 1).
+    """
+    if endpoint.has_new_credentials or (error.was_stale and not limits.is_sequence):
+        return Resend()
+    # Waiting for the circuit breaker is CircuitBreakerPolicy's decision, and it has been taken.
+    is_repeatable = (
+        error.retryable
+        and not (limits.is_sequence and error.may_have_run)
+        and not isinstance(error, CircuitOpenError)
+    )
+    max_retries = policy.max_retries if limits.max_retries is None else limits.max_retries
+    if limits.remaining_seconds > 0:
+        if is_repeatable and limits.hold_seconds > 0 and max_retries and _asks_for_time(error, limits):
+            # The backoff of a request that was refused more often than others grows with the server's
+            # overload only, or it would starve.
+            holds = min(history.holds + 1, max(1, endpoint.overload_streak))
+            after_seconds = _pause_seconds(policy, error, holds, random)
+            if after_seconds < limits.hold_seconds:
+                return Hold(after_seconds, for_overload=True)
+        if len(history.errors) <= max_retries:
+            delay = _retry_delay(policy, error, history, limits, random) if is_repeatable else None
+            if isinstance(error, TlsError) and endpoint.has_alternative:
+                delay = 0.0
+            is_usable = endpoint.is_healthy or not error.counts_as_failure or endpoint.has_alternative
+            if delay is not None and is_usable:
+                if endpoint.has_alternative and not error.is_overload:
+                    delay = 0.0
+                # A refused connection costs the server nothing; the concurrency limit bounds what an
+                # overloaded one gets.
+                return Retry(delay, is_budgeted=type(error) is not ConnectError and not error.is_overload)
+    if (
+        is_repeatable
+        and limits.hold_seconds > 0
+        and endpoint.any_tried_unhealthy
+        and error.counts_as_failure
+        and not error.splits_batch
+    ):
+        return Hold(0.0, for_overload=False)
+    return Fail(error)
+
+
+def repeat(
+    operation: Callable[[], T],
+    policy: RetryPolicy,
+    limits: Callable[[], Limits],
+    wait: Callable[[float, TritonError], None],
+    random: Callable[[], float],
+    endpoint: EndpointView | None = None,
+) -> T:
+    """Call ``operation`` until it succeeds or `next_step` gives up; for callers that may block.
+
+    ``limits`` is evaluated after each failure; ``wait(seconds, error)`` waits before a retry. Raises the last
+    error, with those before it as its ``attempts``.
+    """
+    history = History()
+    while True:
+        try:
+            return operation()
+        except TritonError as error:
+            step = next_step(
+                policy, error, history.after(error), limits(), endpoint or EndpointView(), random
+            )
+            if isinstance(step, Fail | Hold):
+                error.attempts = (*history.errors[-_MAX_EARLIER_ERRORS:], *error.attempts)
+                raise
+            if isinstance(step, Retry):
+                history = history.after(error)
+                wait(step.after_seconds, error)
+
+
+def resend(operation: Callable[[], T], random: Callable[[], float]) -> T:
+    """Call ``operation`` again only after a stale connection; every other error is raised."""
+    return repeat(operation, RetryPolicy(), lambda: Limits(0.0), lambda seconds, error: None, random)
+
+
+def _asks_for_time(error: TritonError, limits: Limits) -> bool:
+    asked_for = _retry_after_seconds(error)
+    return error.is_overload or (asked_for > 0 and asked_for >= limits.remaining_seconds)
+
+
+def _retry_delay(
+    policy: RetryPolicy, error: TritonError, history: History, limits: Limits, random: Callable[[], float]
 ) -> float | None:
-    """Seconds to wait before the next attempt, or None when ``error`` is final.
+    """The backoff before a retry; None where the error has used up its retries, or the deadline is too near.
 
-    ``attempts_made`` counts the attempts so far, the failed one included; ``server_error_attempts``
-    those of them that ended in `ModelExecutionError`. ``sequence`` says that the request belongs to a
-    sequence, whose model would see it twice. ``remaining_seconds`` is what is left until the deadline.
-
-    A wait that would use up the deadline is cut to half of what is left, so that a server that comes back in
-    time is found; what a ``Retry-After`` asks for beyond it can only be had outside the deadline.
+    A backoff that would use up the deadline is cut to half of what is left, so that a server that comes back
+    in time is found.
     """
-    if not error.retryable or attempts_made > policy.max_retries:
-        return None
-    if isinstance(error, CircuitOpenError):
-        # Waiting for the breaker is CircuitBreakerPolicy's decision, and it has been taken.
-        return None
-    if isinstance(error, ModelExecutionError) and server_error_attempts > policy.max_server_error_retries:
-        return None
-    if sequence and error.may_have_run:
-        return None
-    delay = pause_seconds(policy, error, attempts_made, random)
-    if delay < remaining_seconds:
+    if isinstance(error, ModelExecutionError):
+        server_errors = sum(isinstance(earlier, ModelExecutionError) for earlier in history.errors)
+        allowed = limits.max_server_error_retries
+        if server_errors > (policy.max_server_error_retries if allowed is None else allowed):
+            return None
+    delay = _pause_seconds(policy, error, len(history.errors), random)
+    if delay < limits.remaining_seconds:
         return delay
-    cut = max(policy.initial_backoff_seconds, remaining_seconds) / 2
-    return cut if cut < remaining_seconds else None
+    cut = max(policy.initial_backoff_seconds, limits.remaining_seconds) / 2
+    return cut if cut < limits.remaining_seconds else None
 
 
-def pause_seconds(
-    policy: RetryPolicy, error: TritonError, attempts_made: int, random: Callable[[], float]
+def _pause_seconds(
+    policy: RetryPolicy, error: TritonError, attempts: int, random: Callable[[], float]
 ) -> float:
-    """How long to let the server be after ``error``.
+    """Exponential backoff after ``attempts`` failures: half of it fixed, half of it random (equal jitter).
 
-    A ``Retry-After`` takes the place of the backoff's fixed half where it is longer; the random half
-    stays, so that clients who were told the same second do not all come back in it.
+    A ``Retry-After`` takes the place of the fixed half where it is longer; the random half stays, so that
+    clients that were given the same second do not all come back in it.
     """
-    half = policy._half_backoff_seconds(attempts_made)
-    return max(half, asked_for_seconds(error)) + half * random()
+    doublings = min(attempts - 1, _MOST_DOUBLINGS)
+    half = min(policy.initial_backoff_seconds * 2.0**doublings, policy.max_backoff_seconds) / 2
+    return max(half, _retry_after_seconds(error)) + half * random()
 
 
-def asked_for_seconds(error: TritonError) -> float:
-    """The server's ``Retry-After``, 0 without one."""
+def _retry_after_seconds(error: TritonError) -> float:
     return (error.retry_after_seconds or 0.0) if isinstance(error, InferenceError) else 0.0
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from beam_triton.client import TritonClient
 from beam_triton.credentials import Secret
 from beam_triton.protocol import ModelSpec
-from beam_triton.transforms.opened_model import check_can_be_scored
+from beam_triton.transforms.model_dofn import check_can_be_scored
 from beam_triton.transport.config import ConnectionPoolConfig
 
 

@@ -1,7 +1,7 @@
-"""Batches on their way to the model and back; one that is at fault is halved.
+"""Batches in flight; a failed one that holds a bad element is bisected until that element stands alone.
 
-The same for elements of a pipeline, rows of NumPy batches and the batches of ``RunInference``: what a
-batch consists of is its owner's affair, as long as it has a length and can be sliced.
+The same for the elements of a pipeline, the rows of NumPy batches and the batches of ``RunInference``: a
+batch is anything that has a length and can be sliced.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from beam_triton.dispatch.call_options import CallKind
 from beam_triton.dispatch.dispatcher import Dispatcher
-from beam_triton.errors import TritonError
+from beam_triton.errors import ConfigurationError, TritonError
 from beam_triton.protocol import EncodedRequest, InferResponse
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.metrics import InferenceMetrics
@@ -27,21 +26,22 @@ Batch = TypeVar("Batch", bound=_Divisible)
 
 
 class BisectingSender(Generic[Batch]):
-    """Sends batches, many at a time, and tells how each of them ended: exactly once for each element.
+    """Sends batches, many at a time, and reports the outcome of each element exactly once.
 
-    When a batch fails in a way that one of its elements may be guilty of, its halves are sent in its
-    place, and so on until the guilty ones stand alone. Made and used on one thread.
+    When a batch fails and one of its elements may be the cause (``splits_batch``), its halves are sent in its
+    place, and so on until the bad elements stand alone. Made and used on one thread.
 
     Args:
-        model: where to.
-        metrics: told of every request that ends.
+        model: the model to send to.
+        metrics: gets every request that ends, and counts elements, failures and default values.
         encode: makes a request of a batch.
         on_answer: takes a batch and its answer. A `TritonError` that it raises is the batch's own: the
             answer does not account for it.
         on_failure: takes a batch that failed for good and its error; what it raises goes through.
+        has_default: failed elements yield a default value, and are counted as such.
 
     Attributes:
-        ended: holds something if `take_ended` has something to do; for a look that costs nothing.
+        ended: not empty when `take_ended` has something to do; looking at it costs no call.
     """
 
     def __init__(
@@ -52,27 +52,30 @@ class BisectingSender(Generic[Batch]):
         encode: Callable[[Batch], EncodedRequest],
         on_answer: Callable[[Batch, InferResponse], None],
         on_failure: Callable[[Batch, TritonError], None],
+        has_default: bool,
     ) -> None:
         self._model = model
         self._metrics = metrics
         self._encode = encode
         self._on_answer = on_answer
         self._on_failure = on_failure
+        self._failure_counter = "default_values" if has_default else "failures"
         self._dispatcher: Dispatcher[Batch] = Dispatcher(model.channel)
         self._throttled_seconds = 0.0
+        self._finished_elements = 0
         self.ended: Sequence[Any] = self._dispatcher.completed
 
     def send(self, batch: Batch) -> None:
         """Send a batch; waits while the process has ``max_concurrent_requests`` in flight."""
-        self._send(batch, is_part=False)
+        self._send(batch, is_half=False)
         self._dispatcher.step()
 
     def step(self) -> None:
-        """Move what can be moved without waiting."""
+        """Do what can be done without waiting."""
         self._dispatcher.step()
 
     def take_ended(self) -> None:
-        """Tell of every batch that has ended, or send its halves."""
+        """Report every batch that has ended, or send its halves."""
         completed = self._dispatcher.completed
         if completed:
             self._count_throttling()
@@ -84,43 +87,78 @@ class BisectingSender(Generic[Batch]):
                 assert isinstance(call.result, InferResponse)
                 try:
                     self._on_answer(batch, call.result)
-                    continue
                 except TritonError as caught:
                     error = caught
-            self._fail(batch, error)
+                else:
+                    self._count(batch)
+                    continue
+            self._bisect_or_fail(batch, error)
 
-    def finish(self) -> None:
-        """Wait until nothing is in flight, and tell of everything."""
+    def fail(self, batch: Batch, error: TritonError) -> None:
+        """Report a batch that failed for good, whether it was sent or not.
+
+        Raises:
+            ConfigurationError: ``error`` is one, such as a secret that this worker cannot read. No element is
+                at fault: the bundle fails, and the runner tries it again.
+        """
+        if isinstance(error, ConfigurationError):
+            raise error
+        self._count(batch)
+        self._metrics.count(self._failure_counter, len(batch))
+        self._on_failure(batch, error)
+
+    def finish(self, expected_elements: int) -> None:
+        """Wait until nothing is in flight, and report everything.
+
+        Raises:
+            AssertionError: other than ``expected_elements`` have been reported since this object was made: an
+                element was lost, or came out twice.
+        """
         while self._dispatcher.in_flight or self._dispatcher.completed:
             if not self._dispatcher.completed:
                 self._dispatcher.wait()
             self.take_ended()
         self._count_throttling()
+        self._metrics.flush()
+        if self._finished_elements != expected_elements:
+            raise AssertionError(
+                f"beam_triton lost count: {expected_elements} elements came in, {self._finished_elements} "
+                f"went out. The bundle fails so that the runner repeats it; please report this."
+            )
 
     def cancel(self) -> None:
-        """Let go of everything: connections are closed, slots given back. A second call does nothing."""
+        """Abandon everything: connections are closed, slots released. A second call does nothing."""
         self._dispatcher.cancel()
 
-    def _send(self, batch: Batch, *, is_part: bool) -> None:
+    def _send(self, batch: Batch, *, is_half: bool) -> None:
         try:
             request = self._model.http_request(self._encode(batch))
         except TritonError as error:
-            self._fail(batch, error)
+            self._bisect_or_fail(batch, error)
             return
-        kind = CallKind.SINGLE
-        if len(batch) > 1:
-            kind = CallKind.HALF if is_part else CallKind.BATCH
-        self._dispatcher.submit(batch, request, self._model.read_response, kind=kind)
+        self._dispatcher.submit(
+            batch,
+            request,
+            self._model.read_response,
+            # One bad element may have made the model raise: that says nothing about the server.
+            is_batch=len(batch) > 1,
+            # A whole batch gets another chance after a plain 500; its halves narrow the cause down at once.
+            repeats_server_errors=not is_half or len(batch) == 1,
+        )
 
-    def _fail(self, batch: Batch, error: TritonError) -> None:
+    def _bisect_or_fail(self, batch: Batch, error: TritonError) -> None:
         if not error.splits_batch or len(batch) == 1:
-            self._on_failure(batch, error)
+            self.fail(batch, error)
             return
         self._metrics.count("split_batches")
         middle = len(batch) // 2
         halves: tuple[Any, Any] = batch[:middle], batch[middle:]
         for half in halves:
-            self._send(half, is_part=True)
+            self._send(half, is_half=True)
+
+    def _count(self, batch: Batch) -> None:
+        self._finished_elements += len(batch)
+        self._metrics.count("elements", len(batch))
 
     def _count_throttling(self) -> None:
         seconds = self._dispatcher.throttled_seconds

@@ -1,19 +1,23 @@
-"""What the DoFns that score have in common: a model from setup to teardown, and a scorer for each bundle."""
+"""A model on a worker, from setup to teardown: opened, checked, held by a DoFn, and closed with its owner."""
 
 import logging
+import threading
 import weakref
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import apache_beam as beam
 
+from beam_triton.client import TritonClient
 from beam_triton.dispatch.channel import Channel
 from beam_triton.errors import ConfigurationError
 from beam_triton.options import InferenceOptions
-from beam_triton.remote_model import RemoteModel
-from beam_triton.transforms.opened_model import close_with, open_model
+from beam_triton.protocol import ModelSpec
+from beam_triton.remote_model import RemoteModel, is_in_use
 from beam_triton.transforms.results import DefaultValue
 
 _logger = logging.getLogger(__name__)
+
+Owner = TypeVar("Owner")
 
 
 class Scorer(Protocol):
@@ -39,7 +43,7 @@ class ModelDoFn(beam.DoFn):
         self._model: RemoteModel | None = None
         self._default: DefaultValue | None = None
         self._scorer: Scorer | None = None
-        self._release: weakref.finalize[[Channel], ModelDoFn] | None = None
+        self._release: "weakref.finalize[[Channel], ModelDoFn] | None" = None
 
     def setup(self) -> None:
         """Ask for the model and take a reference to the shared session."""
@@ -63,3 +67,82 @@ class ModelDoFn(beam.DoFn):
         scorer, self._scorer = self._scorer, None
         if scorer is not None:
             scorer.cancel()
+
+
+class OpenedModel(NamedTuple):
+    """A model, and what its elements yield that fail for good (None: nothing)."""
+
+    model: RemoteModel
+    default: DefaultValue | None
+
+
+def open_model(options: InferenceOptions, model_name: str) -> OpenedModel:
+    """Ask for the model, for ``timeout_seconds`` where it cannot be reached at once.
+
+    For as long as requests would wait for the server to come back (``max_wait_seconds`` of the circuit
+    breaker) where others in this process use the model already: then it is known to exist, and what
+    keeps it away is a restart.
+
+    Raises:
+        ConfigurationError: the model cannot be sent batches of unrelated elements, or
+            ``default_value`` does not fit its outputs.
+        TritonError: the model is not there, or no server is.
+    """
+    wait_seconds = options.timeout_seconds
+    breaker = options.circuit_breaker
+    if breaker is not None and breaker.when_open == "wait" and is_in_use(model_name, options):
+        wait_seconds = max(wait_seconds, breaker.max_wait_seconds)
+    with TritonClient.from_inference_options(options) as client:
+        model = client.open_model(model_name, wait_seconds=wait_seconds)
+    try:
+        check_can_be_scored(model.spec)
+        return OpenedModel(model, default_of(options, model))
+    except BaseException:
+        model.close()
+        raise
+
+
+def default_of(options: InferenceOptions, model: RemoteModel) -> DefaultValue | None:
+    """``default_value``, made to fit the outputs that are asked for.
+
+    Raises:
+        ConfigurationError: it does not fit.
+    """
+    if options.default_value is None:
+        return None
+    return DefaultValue(options.default_value, model.spec, tuple(model.encoder.expected_outputs))
+
+
+def close_with(owner: Owner, model: RemoteModel) -> "weakref.finalize[[Channel], Owner]":
+    """Has the model closed once its owner, which may be itself, is garbage.
+
+    Beam tears down no DoFn whose sibling's setup failed, and no model of ``RunInference`` at all. Who
+    closes the model earlier calls ``detach`` on the returned object.
+    """
+    # Not model.close: that would hold the model, and so keep it from ever becoming garbage.
+    closing = weakref.finalize(owner, _close_on_a_thread, model.channel)
+    closing.atexit = False
+    return closing
+
+
+def _close_on_a_thread(channel: Channel) -> None:
+    # The garbage collector runs on any thread at any time, also on one that holds a lock of the very
+    # pool that is to be closed.
+    threading.Thread(target=channel.close, name="beam_triton-close", daemon=True).start()
+
+
+def check_can_be_scored(spec: ModelSpec) -> None:
+    """Refuse models that a batch of unrelated elements cannot be sent to.
+
+    Raises:
+        ConfigurationError: the model is decoupled, or wants sequences.
+    """
+    if spec.decoupled:
+        raise ConfigurationError(
+            f"model {spec.name!r} is decoupled (any number of answers to a request), which /infer refuses"
+        )
+    if spec.sequence_batching:
+        raise ConfigurationError(
+            f"model {spec.name!r} batches sequences, whose requests depend on each other; a Beam bundle "
+            f"has no order. Use TritonClient.infer with sequence_id, sequence_start and sequence_end"
+        )

@@ -20,8 +20,7 @@ from beam_triton.errors import ConfigurationError
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import DATATYPES, ModelSpec, TensorSpec
 from beam_triton.transforms.metrics import InferenceMetrics
-from beam_triton.transforms.model_dofn import ModelDoFn
-from beam_triton.transforms.opened_model import check_can_be_scored
+from beam_triton.transforms.model_dofn import ModelDoFn, check_can_be_scored
 from beam_triton.transforms.results import DefaultValue
 from beam_triton.transforms.row_scoring import RowScorer, ScoredBatch
 

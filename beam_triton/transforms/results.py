@@ -1,4 +1,4 @@
-"""What leaves the transform: results, defaults in their place, and failures."""
+"""An element on its way in (key and inputs) and out (result, default value or failure)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 from apache_beam.ml.inference.base import PredictionResult
@@ -17,6 +18,8 @@ from beam_triton.protocol import InferResponse, ModelSpec, TensorSpec, to_array
 Failure = tuple[Any, tuple[type[BaseException], str, list[str]]]
 """``(element, (exception type, message, traceback lines))``, as Beam's own dead letters are."""
 
+FAILURES_TAG = "failures"
+
 DEFAULT_MODEL_ID = "default"
 
 prediction_result: Callable[[Iterable[Any]], PredictionResult] = partial(tuple.__new__, PredictionResult)
@@ -24,6 +27,25 @@ prediction_result: Callable[[Iterable[Any]], PredictionResult] = partial(tuple._
 
 Its own constructor is Python code, five times as slow as the tuple's.
 """
+
+
+def split_key(element: Any) -> tuple[bool, Any, Any]:
+    """Whether the element is keyed, its key, and what remains.
+
+    A plain tuple of two is ``(key, element)``; a NamedTuple is a row, whatever its length.
+    """
+    if type(element) is tuple and len(element) == 2:
+        return True, element[0], element[1]
+    return False, None, element
+
+
+def model_inputs(element: Any) -> Any:
+    """What the request encoder takes: a mapping for a row, everything else as it is."""
+    if isinstance(element, beam.Row):
+        return element.as_dict()
+    if isinstance(element, tuple) and hasattr(element, "_asdict"):
+        return element._asdict()
+    return element
 
 
 def rows_of(response: InferResponse, model: ModelSpec, count: int) -> Iterator[dict[str, Any]]:

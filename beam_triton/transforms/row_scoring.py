@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from beam_triton.errors import ConfigurationError, RemoteProtocolError, TritonError, with_message
+from beam_triton.errors import RemoteProtocolError, TritonError, with_message
 from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.protocol import DATATYPES, EncodedRequest, InferResponse, TensorSpec
 from beam_triton.remote_model import RemoteModel
@@ -69,14 +69,17 @@ class RowScorer:
         self._model = model
         self._output = output
         self._batching = batching
-        self._metrics = metrics
         self._default = default
-        self._in_flight: BisectingSender[_Slice] = BisectingSender(
-            model, metrics, encode=self._encode, on_answer=self._succeed, on_failure=self._fail
+        self._sender: BisectingSender[_Slice] = BisectingSender(
+            model,
+            metrics,
+            encode=self._encode,
+            on_answer=self._on_answer,
+            on_failure=self._on_failure,
+            has_default=default is not None,
         )
         self._result_dtype = DATATYPES[output.datatype].array_dtype
         self._taken = 0
-        self._given = 0
         self._ready: list[ScoredBatch] = []
 
     def add(self, rows: Array, context: Any = None) -> list[ScoredBatch]:
@@ -90,8 +93,8 @@ class RowScorer:
         batch = ScoredBatch(rows, results, context)
         size = self._request_size(rows)
         for start in range(0, len(rows), size):
-            self._in_flight.send(_Slice(batch, range(start, min(start + size, len(rows)))))
-            self._in_flight.take_ended()
+            self._sender.send(_Slice(batch, range(start, min(start + size, len(rows)))))
+            self._sender.take_ended()
         if not len(rows):
             self._ready.append(batch)
         return self._take_ready()
@@ -103,18 +106,12 @@ class RowScorer:
             TritonError: a row failed for good and there is no default.
             AssertionError: a row was lost or came out twice.
         """
-        self._in_flight.finish()
-        self._metrics.flush()
-        if self._given != self._taken:
-            raise AssertionError(
-                f"beam_triton lost count: {self._taken} rows came in, {self._given} went out. "
-                f"The bundle fails so that the runner repeats it; please report this."
-            )
+        self._sender.finish(self._taken)
         return self._take_ready()
 
     def cancel(self) -> None:
         """Let go of everything in flight. A second call does nothing."""
-        self._in_flight.cancel()
+        self._sender.cancel()
 
     def _take_ready(self) -> list[ScoredBatch]:
         ready, self._ready = self._ready, []
@@ -123,7 +120,7 @@ class RowScorer:
     def _encode(self, rows: _Slice) -> EncodedRequest:
         return self._model.encoder.encode(rows.batch.rows[rows.numbers.start : rows.numbers.stop])
 
-    def _succeed(self, rows: _Slice, response: InferResponse) -> None:
+    def _on_answer(self, rows: _Slice, response: InferResponse) -> None:
         result = response.outputs[self._output.name]
         expected = (len(rows), *self._output.shape)
         if result.shape != expected:
@@ -133,13 +130,9 @@ class RowScorer:
             )
         self._put(rows, result)
 
-    def _fail(self, rows: _Slice, error: TritonError) -> None:
-        if isinstance(error, ConfigurationError):
-            raise error
+    def _on_failure(self, rows: _Slice, error: TritonError) -> None:
         if self._default is None:
-            self._metrics.count("failures", len(rows))
             raise with_message(error, f"row {rows.numbers.start} of its batch: {error.message}") from error
-        self._metrics.count("default_values", len(rows))
         self._put(rows, self._default.rows(self._output.name, len(rows)))
 
     def _put(self, rows: _Slice, result: Array) -> None:
@@ -148,8 +141,6 @@ class RowScorer:
         batch.rows_left -= count
         if not batch.rows_left:
             self._ready.append(batch)
-        self._given += count
-        self._metrics.count("elements", count)
 
     def _request_size(self, rows: Array) -> int:
         """As many rows as the model, the policy's number and its bytes allow, and at least one."""

@@ -15,13 +15,14 @@ from beam_triton.policy.batching import Batcher, BatchingPolicy
 from beam_triton.protocol import EncodedRequest, InferResponse, PreparedElement, checked_parameters
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bisection import BisectingSender
-from beam_triton.transforms.elements import model_inputs
 from beam_triton.transforms.metrics import NAMESPACE, InferenceMetrics
-from beam_triton.transforms.opened_model import close_with, default_of, open_model
-from beam_triton.transforms.results import DefaultValue, prediction_result, rows_of
+from beam_triton.transforms.model_dofn import close_with, default_of, open_model
+from beam_triton.transforms.results import DefaultValue, model_inputs, prediction_result, rows_of
 
-# An element's number within Beam's batch, and its tensors.
+# An element's index within Beam's batch, and its tensors.
 _Item: TypeAlias = tuple[int, PreparedElement]
+
+_NOT_PREPARED = PreparedElement((), (), 0)
 
 
 class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
@@ -149,64 +150,53 @@ class _BatchScorer:
         self._parameters = parameters
         self._metrics = InferenceMetrics(model.channel.pool)
         self._batcher: Batcher[_Item] = Batcher(batching, model.spec.max_batch_size, time.monotonic)
-        self._in_flight: BisectingSender[list[_Item]] = BisectingSender(
-            model, self._metrics, encode=self._encode, on_answer=self._succeed, on_failure=self._fail_all
+        self._sender: BisectingSender[list[_Item]] = BisectingSender(
+            model,
+            self._metrics,
+            encode=self._encode,
+            on_answer=self._on_answer,
+            on_failure=self._on_failure,
+            has_default=default is not None,
         )
-        self._results: list[PredictionResult | None] = [None] * len(batch)
+        self._results: list[Any] = [None] * len(batch)
 
     def results(self) -> list[PredictionResult]:
         prepare = self._model.encoder.prepare
-        for number, element in enumerate(self._batch):
+        for index, element in enumerate(self._batch):
             try:
                 prepared = prepare(model_inputs(element))
             except TritonError as error:
-                self._fail(number, error)
+                self._sender.fail([(index, _NOT_PREPARED)], error)
                 continue
-            request = self._batcher.add(prepared.signature, (number, prepared), prepared.nbytes)
+            request = self._batcher.add(prepared.signature, (index, prepared), prepared.nbytes)
             if request is not None:
-                self._in_flight.send(request)
-                self._in_flight.take_ended()
+                self._sender.send(request)
+                self._sender.take_ended()
         for request in self._batcher.drain():
-            self._in_flight.send(request)
-        self._in_flight.finish()
-        self._metrics.flush()
-        results = [result for result in self._results if result is not None]
-        if len(results) != len(self._batch):
-            raise AssertionError(
-                f"beam_triton lost count: {len(self._batch)} elements came in, {len(results)} went out. "
-                f"The bundle fails so that the runner repeats it; please report this."
-            )
-        return results
+            self._sender.send(request)
+        self._sender.finish(len(self._batch))
+        return self._results
 
     def cancel(self) -> None:
-        self._in_flight.cancel()
+        self._sender.cancel()
 
     def _encode(self, items: list[_Item]) -> EncodedRequest:
         return self._model.encoder.encode_batch(
             [prepared for _, prepared in items], parameters=self._parameters
         )
 
-    def _succeed(self, items: list[_Item], response: InferResponse) -> None:
+    def _on_answer(self, items: list[_Item], response: InferResponse) -> None:
         rows = rows_of(response, self._model.spec, len(items))
         model_id = f"{response.model_name}:{response.model_version}"
-        for (number, _), row in zip(items, rows, strict=True):
-            self._results[number] = prediction_result((self._batch[number], row, model_id))
-        self._metrics.count("elements", len(items))
+        for (index, _), row in zip(items, rows, strict=True):
+            self._results[index] = prediction_result((self._batch[index], row, model_id))
 
-    def _fail_all(self, items: list[_Item], error: TritonError) -> None:
-        for number, _ in items:
-            self._fail(number, error)
-
-    def _fail(self, number: int, error: TritonError) -> None:
-        if isinstance(error, ConfigurationError):
-            raise error
-        self._metrics.count("elements")
-        if self._default is None:
-            self._metrics.count("failures")
-            self._metrics.flush()
-            raise with_message(error, f"element {number} of its batch: {error.message}") from error
-        self._metrics.count("default_values")
-        self._results[number] = self._default.result(self._batch[number])
+    def _on_failure(self, items: list[_Item], error: TritonError) -> None:
+        for index, _ in items:
+            if self._default is None:
+                self._metrics.flush()
+                raise with_message(error, f"element {index} of its batch: {error.message}") from error
+            self._results[index] = self._default.result(self._batch[index])
 
 
 def _nbytes(value: Any) -> int:

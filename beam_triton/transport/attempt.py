@@ -1,4 +1,8 @@
-"""One attempt of a request at one endpoint: a connection acquired, an exchange, within a deadline."""
+"""One attempt of a request at one server: a connection acquired, an exchange on it, both within a deadline.
+
+`Attempt` runs on a reactor, beside many others; `exchange_within` runs one and waits for it. Neither repeats
+anything: `beam_triton.policy.retry` decides about that.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,24 @@ from enum import Enum
 
 from beam_triton.errors import (
     ConnectionLostError,
+    ConnectTimeoutError,
     DeadlineExceededError,
     PoolTimeoutError,
     TritonError,
 )
 from beam_triton.transport.exchange import Buffer, Exchange
 from beam_triton.transport.origin import Origin
-from beam_triton.transport.pool import (
-    STALE_WITHIN_SECONDS,
-    Acquisition,
-    AcquisitionState,
-    ConnectionPool,
-    PooledConnection,
-    connect_overrun,
-)
+from beam_triton.transport.pool import Acquisition, AcquisitionState, ConnectionPool, PooledConnection
 from beam_triton.transport.reactor import Reactor
+
+_STALE_WITHIN_SECONDS = 0.25
+"""A reused connection that ends this soon after a request was sent, without a byte of an answer, had been
+closed by the server before: the news takes a round trip. A connection that ends later may have carried a
+request that ran."""
 
 
 class ConnectionUse(Enum):
-    """How an attempt came by its connection."""
+    """How an attempt got its connection."""
 
     NONE = "none"
     REUSED = "reused"
@@ -37,13 +40,18 @@ class ConnectionUse(Enum):
 class Attempt:
     """Runs from `start` until it calls ``on_end(attempt)``, on the reactor's thread, exactly once.
 
+    Args:
+        parts: the request, head first.
+        deadline: when the attempt ends at the latest, in monotonic seconds.
+        timeout_seconds: the same as a duration, for messages.
+        max_response_bytes: a larger answer is refused.
+        expects_body: False for a HEAD request.
+
     Attributes, once it has ended:
         exchange: holds the answer, where ``error`` is ``None``.
-        error: why there is no answer.
-        connection_use, waited: how the connection was come by.
-        was_stale: a reused connection ended before a byte of an answer, and too soon for the request to be
-            why: the server closed it while it was idle, and the same request on another connection is
-            due, not a retry.
+        error: why there is no answer. ``was_stale`` is set on the error of a reused connection that the
+            server had closed while it was idle: the same request on another connection is due, and no retry.
+        connection_use, waited: how it got its connection, and whether the pool's limits made it queue.
     """
 
     wake_at = math.inf
@@ -51,8 +59,7 @@ class Attempt:
     error: TritonError | None = None
     connection_use = ConnectionUse.NONE
     waited = False
-    was_stale = False
-    _begun_at = 0.0
+    _sent_at = 0.0
     _acquisition: Acquisition | None = None
     _connection: PooledConnection | None = None
 
@@ -62,19 +69,22 @@ class Attempt:
         pool: ConnectionPool,
         origin: Origin,
         parts: Sequence[Buffer],
+        on_end: Callable[[Attempt], None],
+        *,
         deadline: float,
         timeout_seconds: float,
         max_response_bytes: int,
-        on_end: Callable[[Attempt], None],
+        expects_body: bool = True,
     ) -> None:
         self._reactor = reactor
         self._pool = pool
         self._origin = origin
         self._parts = parts
+        self._on_end = on_end
         self._deadline = deadline
         self._timeout_seconds = timeout_seconds
         self._max_response_bytes = max_response_bytes
-        self._on_end = on_end
+        self._expects_body = expects_body
 
     @property
     def head(self) -> Buffer:
@@ -84,7 +94,7 @@ class Attempt:
     def start(self) -> None:
         connection = self._pool.take_idle(self._origin)
         if connection is not None:
-            self._begin(connection)
+            self._send_on(connection)
             return
         self._reactor.add(self)
         remaining = self._deadline - time.monotonic()
@@ -99,15 +109,24 @@ class Attempt:
             self._on_acquired()
         else:
             connect_bound = time.monotonic() + self._pool.config.connect_timeout_seconds
+            # A queued request connects later; the pool applies the connect timeout then.
             self.wake_at = self._deadline if self.waited else min(self._deadline, connect_bound)
 
     def cancel(self) -> None:
         """Give up without calling ``on_end``."""
-        self._let_go()
+        self._reactor.remove(self)
+        acquisition, self._acquisition = self._acquisition, None
+        if acquisition is not None:
+            self._pool.cancel(acquisition)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # A connection with an interrupted exchange never goes back to the pool; closing it cancels the
+            # work on the server.
+            self._reactor.unwatch(connection.sock.fileno())
+            self._pool.abort(connection)
 
     def on_time(self, now: float) -> None:
         acquisition = self._acquisition
-        bound = self._pool.config.connect_timeout_seconds
         if acquisition is None:
             received = self.exchange.bytes_received if self.exchange else 0
             self._fail(
@@ -117,18 +136,47 @@ class Attempt:
                 )
             )
         elif acquisition.state is AcquisitionState.CONNECTING and not self.waited:
-            self._fail(connect_overrun(acquisition, min(bound, self._timeout_seconds)))
+            bound = min(self._pool.config.connect_timeout_seconds, self._timeout_seconds)
+            self._fail(ConnectTimeoutError(f"{self._origin} did not accept a connection within {bound:g} s"))
         elif acquisition.state in (AcquisitionState.WAITING, AcquisitionState.CONNECTING):
-            # Who queued until there was no time left to connect in can blame no server.
+            # A request that spent its deadline in the pool's queue says nothing about the server.
+            config = self._pool.config
             self._fail(
                 PoolTimeoutError(
-                    f"no connection became free within {self._timeout_seconds:g} s: all that "
-                    f"max_total={self._pool.config.max_total} and "
-                    f"max_per_host={self._pool.config.max_per_host} allow are in use"
+                    f"no connection became free within {self._timeout_seconds:g} s: all that max_total="
+                    f"{config.max_total} and max_per_host={config.max_per_host} allow are in use"
                 )
             )
         else:
             self._on_acquired()
+
+    def on_io(self) -> None:
+        exchange, connection = self.exchange, self._connection
+        assert exchange is not None and connection is not None
+        try:
+            events = exchange.advance()
+        except TritonError as error:
+            if (
+                isinstance(error, ConnectionLostError)
+                and connection.served > 0
+                and exchange.bytes_received == 0
+                and time.monotonic() - self._sent_at < _STALE_WITHIN_SECONDS
+            ):
+                error.was_stale = True
+                error.counts_as_failure = False
+            self._fail(error)
+            return
+        if events:
+            self._reactor.watch(connection.sock.fileno(), events, self)
+            return
+        self._reactor.unwatch(connection.sock.fileno())
+        self._connection = None
+        connection.served += 1
+        if exchange.reusable:
+            self._pool.release(connection)
+        else:
+            self._pool.discard(connection)
+        self._on_end(self)
 
     def _on_acquired(self) -> None:
         acquisition = self._acquisition
@@ -142,60 +190,70 @@ class Attempt:
             self._acquisition = None
             self._reactor.remove(self)
             assert acquisition.connection is not None
-            self._begin(acquisition.connection)
+            self._send_on(acquisition.connection)
 
-    def _begin(self, connection: PooledConnection) -> None:
+    def _send_on(self, connection: PooledConnection) -> None:
         self._connection = connection
         self.connection_use = ConnectionUse.REUSED if connection.served else ConnectionUse.OPENED
         self.wake_at = self._deadline
-        self._begun_at = time.monotonic()
-        self.exchange = Exchange(connection.sock, self._parts, max_response_bytes=self._max_response_bytes)
+        self._sent_at = time.monotonic()
+        self.exchange = Exchange(
+            connection.sock,
+            self._parts,
+            max_response_bytes=self._max_response_bytes,
+            expects_body=self._expects_body,
+        )
         self.on_io()
-
-    def on_io(self) -> None:
-        exchange, connection = self.exchange, self._connection
-        assert exchange is not None and connection is not None
-        try:
-            events = exchange.advance()
-        except TritonError as error:
-            self.was_stale = (
-                isinstance(error, ConnectionLostError)
-                and connection.served > 0
-                and exchange.bytes_received == 0
-                and time.monotonic() - self._begun_at < STALE_WITHIN_SECONDS
-            )
-            self._fail(error)
-            return
-        if events:
-            self._reactor.watch(connection.sock.fileno(), events, self)
-            return
-        self._end()
-
-    def _end(self) -> None:
-        exchange, connection = self.exchange, self._connection
-        assert exchange is not None and connection is not None
-        self._reactor.unwatch(connection.sock.fileno())
-        self._connection = None
-        connection.served += 1
-        if exchange.reusable:
-            self._pool.release(connection)
-        else:
-            self._pool.discard(connection)
-        self._on_end(self)
 
     def _fail(self, error: TritonError) -> None:
         self.error = error
-        self._let_go()
+        self.cancel()
         self._on_end(self)
 
-    def _let_go(self) -> None:
-        self._reactor.remove(self)
-        acquisition, self._acquisition = self._acquisition, None
-        if acquisition is not None:
-            self._pool.cancel(acquisition)
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            # A connection with an exchange cut short never goes back; closing it cancels the work on
-            # the server.
-            self._reactor.unwatch(connection.sock.fileno())
-            self._pool.abort(connection)
+
+def exchange_within(
+    pool: ConnectionPool,
+    origin: Origin,
+    parts: Sequence[Buffer],
+    *,
+    timeout_seconds: float,
+    max_response_bytes: int,
+    expects_body: bool = True,
+) -> Exchange:
+    """Send ``parts`` (the request, head first) to ``origin`` and wait for the whole answer.
+
+    Raises:
+        TransportError: no answer within ``timeout_seconds``, or none at all.
+        RemoteProtocolError: an answer that is not HTTP/1.1.
+    """
+    reactor = Reactor()
+    ended: list[Attempt] = []
+    attempt = Attempt(
+        reactor,
+        pool,
+        origin,
+        parts,
+        ended.append,
+        deadline=time.monotonic() + timeout_seconds,
+        timeout_seconds=timeout_seconds,
+        max_response_bytes=max_response_bytes,
+        expects_body=expects_body,
+    )
+    try:
+        attempt.start()
+        while not ended:
+            reactor.step(math.inf)
+    except BaseException:
+        attempt.cancel()
+        raise
+    finally:
+        # The attempt refers to the list: together they would keep the answer until the garbage collector
+        # runs.
+        ended.clear()
+        reactor.close()
+    if attempt.connection_use is ConnectionUse.OPENED:
+        pool.add_uncounted_opened()
+    if attempt.error is not None:
+        raise attempt.error
+    assert attempt.exchange is not None
+    return attempt.exchange

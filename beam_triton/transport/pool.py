@@ -22,16 +22,12 @@ from enum import Enum
 
 from urllib3.connection import HTTPConnection
 
-from beam_triton.errors import ConnectError, ConnectTimeoutError, TritonError
+from beam_triton.errors import ConnectError, TritonError
 from beam_triton.transport.config import ConnectionPoolConfig
 from beam_triton.transport.connector import ConnectionOpener
 from beam_triton.transport.origin import Origin
 
 Clock = Callable[[], float]
-
-STALE_WITHIN_SECONDS = 0.25
-"""A reused connection that ends this soon after a request was sent, without a byte of an answer, had been
-closed by the server before: it takes a round trip to learn of it. What ends later may have run it."""
 
 # struct linger: on, for no time.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -397,10 +393,3 @@ class ConnectionPool:
             self.release(connection)
         if not was_cancelled:
             acquisition.wake()
-
-
-def connect_overrun(acquisition: Acquisition, timeout_seconds: float) -> ConnectTimeoutError:
-    """The error of somebody who stopped waiting for ``acquisition`` to connect."""
-    return ConnectTimeoutError(
-        f"{acquisition.origin} did not accept a connection within {timeout_seconds:g} s"
-    )

@@ -1,11 +1,11 @@
-"""One thread's waiting for many things: sockets, points in time, and word from other threads.
+"""The reactor: one thread waits for many sockets, points in time, and wake-ups from other threads.
 
-A bundle's thread drives its requests itself, between two elements and at the bundle's end. That
-costs no hand-over of the GIL, which with a thread a request takes more time than the request
-(docs/performance.md), and leaves no thread behind after teardown.
+A bundle's thread drives its requests itself, between two elements and at the bundle's end. That costs no
+hand-over of the GIL, which with a thread per request takes longer than the request (docs/performance.md), and
+leaves no thread behind after teardown.
 
-There is one reactor a thread, not one a DoFn: where two DoFns are fused, the second one waiting for
-a free slot keeps the first one's requests moving, whose end may be what frees the slot.
+There is one reactor per thread, not one per DoFn: where two DoFns are fused, the second one waiting for a
+free slot keeps the first one's requests moving, whose end may be what frees the slot.
 """
 
 from __future__ import annotations
@@ -22,48 +22,52 @@ from typing import Protocol
 
 # A poll's timeout has to fit 32 bits of milliseconds.
 _LONGEST_POLL_SECONDS = 60.0
-# A thread that has elements to take in between steps without waiting, thousands of times a second: looking
-# at every task's time each time would cost more than what there is to be late for.
-_LOOK_EVERY_SECONDS = 0.002
+# A thread with elements to take steps without waiting, thousands of times a second: checking every timer each
+# time would cost more than a timer's being this late.
+_CHECK_TIMERS_EVERY_SECONDS = 0.002
 
 
-class Task(Protocol):
-    """Something that the reactor drives. ``wake_at`` is a monotonic time, ``math.inf`` for never."""
+class Timer(Protocol):
+    """Something that waits for a point in time: ``wake_at``, in monotonic seconds, ``math.inf`` for never."""
 
     wake_at: float
-
-    def on_io(self) -> None: ...
 
     def on_time(self, now: float) -> None: ...
 
 
+class SocketTask(Timer, Protocol):
+    """A timer that waits for a socket as well."""
+
+    def on_io(self) -> None: ...
+
+
 class Reactor:
-    """Waits for the tasks of one thread. No method but `wake` may be called from another one."""
+    """Waits for the timers and sockets of one thread. Only what `waker` returns is thread-safe."""
 
     def __init__(self) -> None:
         self._poller = select.poll()
-        self._readers: dict[int, Task] = {}
-        self._tasks: set[Task] = set()
+        self._sockets: dict[int, SocketTask] = {}
+        self._timers: set[Timer] = set()
         self._woken: deque[Callable[[], None]] = deque()
         self._wake_sockets: tuple[socket.socket, socket.socket] | None = None
-        self._look_at = 0.0
+        self._check_timers_at = 0.0
         self.pid = os.getpid()
 
-    def add(self, task: Task) -> None:
-        """Have ``task.on_time`` called when its ``wake_at`` has come, until `remove`."""
-        self._tasks.add(task)
+    def add(self, timer: Timer) -> None:
+        """Call ``timer.on_time`` whenever its ``wake_at`` has come, until `remove`."""
+        self._timers.add(timer)
 
-    def remove(self, task: Task) -> None:
-        self._tasks.discard(task)
+    def remove(self, timer: Timer) -> None:
+        self._timers.discard(timer)
 
-    def watch(self, descriptor: int, events: int, task: Task) -> None:
-        """Have ``task.on_io`` called whenever ``descriptor`` is ready for one of ``events``, and
-        ``task.on_time`` as `add` does, until `unwatch`."""
-        self._readers[descriptor] = task
+    def watch(self, descriptor: int, events: int, task: SocketTask) -> None:
+        """Call ``task.on_io`` whenever ``descriptor`` is ready for one of ``events``, and ``task.on_time`` as
+        `add` does, until `unwatch`."""
+        self._sockets[descriptor] = task
         self._poller.register(descriptor, events)
 
     def unwatch(self, descriptor: int) -> None:
-        if self._readers.pop(descriptor, None) is not None:
+        if self._sockets.pop(descriptor, None) is not None:
             self._poller.unregister(descriptor)
 
     def waker(self, callback: Callable[[], None]) -> Callable[[], None]:
@@ -76,7 +80,7 @@ class Reactor:
 
         def wake() -> None:
             self._woken.append(callback)
-            self._ring()
+            self._notify()
 
         return wake
 
@@ -87,43 +91,49 @@ class Reactor:
             wait_until = 0.0
         timeout = 0
         if wait_until:
-            for task in (*self._tasks, *self._readers.values()):
-                wait_until = min(wait_until, task.wake_at)
+            for timer in (*self._timers, *self._sockets.values()):
+                wait_until = min(wait_until, timer.wake_at)
             now = time.monotonic()
-            self._look_at = min(self._look_at, wait_until)
+            self._check_timers_at = min(self._check_timers_at, wait_until)
             if wait_until > now:
                 # poll() counts in whole milliseconds and rounds up here: waking early would only spin.
                 timeout = int(min(wait_until - now, _LONGEST_POLL_SECONDS) * 1000) + 1
         for descriptor, _ in self._poller.poll(timeout):
-            task_or_none = self._readers.get(descriptor)
-            if task_or_none is not None:
-                task_or_none.on_io()
+            task = self._sockets.get(descriptor)
+            if task is not None:
+                task.on_io()
             elif self._wake_sockets is not None and descriptor == self._wake_sockets[0].fileno():
-                self._drain_bell()
+                self._drain_wake_socket()
         if self._woken:
             self._call_woken()
         now = time.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + _LOOK_EVERY_SECONDS
+        if now >= self._check_timers_at:
+            self._check_timers_at = now + _CHECK_TIMERS_EVERY_SECONDS
             self._call_due(now)
 
+    def close(self) -> None:
+        """Close the sockets of `waker`. Wake-ups that come later do nothing."""
+        sockets, self._wake_sockets = self._wake_sockets, None
+        for each in sockets or ():
+            each.close()
+
     def _call_due(self, now: float) -> None:
-        for task in [task for task in self._tasks if task.wake_at <= now]:
-            # One task's end may be the end of another, or put its time off.
-            if task.wake_at <= now and task in self._tasks:
-                task.on_time(now)
-        for descriptor, task in [item for item in self._readers.items() if item[1].wake_at <= now]:
-            if task.wake_at <= now and self._readers.get(descriptor) is task:
+        for timer in [timer for timer in self._timers if timer.wake_at <= now]:
+            # One timer's end may be the end of another, or put its time off.
+            if timer.wake_at <= now and timer in self._timers:
+                timer.on_time(now)
+        for descriptor, task in [item for item in self._sockets.items() if item[1].wake_at <= now]:
+            if task.wake_at <= now and self._sockets.get(descriptor) is task:
                 task.on_time(now)
 
-    def _ring(self) -> None:
+    def _notify(self) -> None:
         sockets = self._wake_sockets
         if sockets is not None:
-            # Where the bell is full, it rings already.
-            with contextlib.suppress(BlockingIOError):
+            # A full buffer wakes the thread already; a closed socket belongs to a reactor that has ended.
+            with contextlib.suppress(OSError):
                 sockets[1].send(b"\0")
 
-    def _drain_bell(self) -> None:
+    def _drain_wake_socket(self) -> None:
         assert self._wake_sockets is not None
         with contextlib.suppress(BlockingIOError):
             while self._wake_sockets[0].recv(4096):

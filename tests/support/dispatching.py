@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from beam_triton.dispatch.call import Call
-from beam_triton.dispatch.call_options import CallKind, CallOptions
-from beam_triton.dispatch.channel import Channel, EndpointSetKey
+from beam_triton.dispatch.channel import CallOptions, Channel, EndpointSetKey
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
@@ -74,14 +73,22 @@ def ask(
     channel: Channel,
     request: HttpRequest | None = None,
     *,
-    kind: CallKind = CallKind.SINGLE,
+    is_batch: bool = False,
+    repeats_server_errors: bool = True,
     is_sequence: bool = False,
     reads: Callable[[Exchange], Any] = read,
 ) -> Call[Any]:
     """One call, made and waited for on this thread."""
     dispatcher: Dispatcher[None] = Dispatcher(channel)
     try:
-        dispatcher.submit(None, request or post(), reads, kind=kind, is_sequence=is_sequence)
+        dispatcher.submit(
+            None,
+            request or post(),
+            reads,
+            is_batch=is_batch,
+            repeats_server_errors=repeats_server_errors,
+            is_sequence=is_sequence,
+        )
         dispatcher.drain()
         ((_, call),) = dispatcher.completed
         return call
@@ -92,7 +99,7 @@ def ask(
 def free_slots(channel: Channel) -> int:
     """Slots that nobody holds: all of them are taken and given back."""
     taken = 0
-    while channel.endpoints.try_take_slots(1):
+    while channel.endpoints.slots.try_take(1):
         taken += 1
-    channel.endpoints.give_slots_back(taken)
+    channel.endpoints.slots.release(taken)
     return taken

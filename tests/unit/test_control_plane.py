@@ -10,7 +10,12 @@ from contextlib import contextmanager
 import pytest
 
 from beam_triton.control_plane import ControlPlane
-from beam_triton.errors import DeadlineExceededError, ModelNotFoundError, TransportError
+from beam_triton.errors import (
+    ConnectionLostError,
+    DeadlineExceededError,
+    ModelNotFoundError,
+    TransportError,
+)
 from beam_triton.options import InferenceOptions
 from beam_triton.transport.session import acquire_session
 from tests.support import faults
@@ -127,3 +132,13 @@ def test_one_server_has_all_of_the_time() -> None:
         pytest.raises(TransportError, match=r"within 0\.3 s"),
     ):
         control.get("/v2", what="server metadata")
+
+
+def test_a_stale_connection_is_replaced(good: FaultServer) -> None:
+    """A connection that ends before a byte of the answer is replaced; one that ends within it fails."""
+    good.play([serve, faults.closed_without_answer, serve, faults.truncated(10)])
+    with control_plane(good, timeout_seconds=2.0) as control:
+        for _ in range(2):
+            assert control.get("/v2", what="server metadata")["name"] == "triton"
+        with pytest.raises(ConnectionLostError):
+            control.get("/v2", what="server metadata")

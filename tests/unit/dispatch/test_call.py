@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from beam_triton.dispatch.call_options import CallKind
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.errors import (
     ConfigurationError,
@@ -134,7 +133,7 @@ def test_a_model_that_raises_is_asked_once_more() -> None:
     ):
         assert isinstance(ask(channel).error, ModelExecutionError)
         assert len(server.requests) == 2
-        assert isinstance(ask(channel, kind=CallKind.HALF).error, ModelExecutionError)
+        assert isinstance(ask(channel, is_batch=True, repeats_server_errors=False).error, ModelExecutionError)
         assert len(server.requests) == 3
         server.play(status(400))
         assert isinstance(ask(channel).error, InvalidRequestError)

@@ -16,7 +16,7 @@ def test_the_longest_waiting_is_called_first() -> None:
     for number in range(3):
         line.join(partial(called.append, number))
     for _ in range(4):
-        line.call_next()
+        line.wake_next()
     assert called == [0, 1, 2]
 
 
@@ -29,7 +29,7 @@ def test_leaving() -> None:
 
     line.join(wake)
     assert line.leave(wake)
-    line.call_next()
+    line.wake_next()
     assert called == [] and not line.leave(wake)
 
 
@@ -37,11 +37,11 @@ def test_a_turn_reaches_its_thread() -> None:
     """A turn given on another thread is taken in the waiter's own step."""
     line, reactor, turns = WaitQueue(), Reactor(), []
     waiter = QueueEntry(line, reactor, lambda: turns.append(threading.get_ident()))
-    assert waiter.wait() and not waiter.wait()
-    threading.Thread(target=line.call_next).start()
+    assert waiter.join() and not waiter.join()
+    threading.Thread(target=line.wake_next).start()
     reactor.step(float("inf"))
     assert turns == [threading.get_ident()]
-    assert waiter.wait(), "after its turn it may get in line again"
+    assert waiter.join(), "after its turn it may get in line again"
 
 
 def test_a_turn_that_is_not_needed_is_passed_on() -> None:
@@ -50,10 +50,10 @@ def test_a_turn_that_is_not_needed_is_passed_on() -> None:
     turns: list[str] = []
     first = QueueEntry(line, idle, lambda: turns.append("first"))
     second = QueueEntry(line, busy, lambda: turns.append("second"))
-    first.wait()
-    second.wait()
-    line.call_next()
-    first.stop()
+    first.join()
+    second.join()
+    line.wake_next()
+    first.leave()
     busy.step(0.0)
     idle.step(0.0)
     assert turns == ["second"]
@@ -63,12 +63,12 @@ def test_an_old_turn_does_not_count_for_a_new_wait() -> None:
     """A turn that was passed on is gone, also for the one who gets in line once more."""
     line, reactor, turns = WaitQueue(), Reactor(), []
     waiter = QueueEntry(line, reactor, lambda: turns.append("turn"))
-    waiter.wait()
-    line.call_next()
-    waiter.stop()
-    waiter.wait()
+    waiter.join()
+    line.wake_next()
+    waiter.leave()
+    waiter.join()
     reactor.step(0.0)
     assert turns == []
-    line.call_next()
+    line.wake_next()
     reactor.step(0.0)
     assert turns == ["turn"]

@@ -6,7 +6,7 @@ import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 from apache_beam.testing.test_pipeline import TestPipeline
 
-from beam_triton.transforms.latency_histogram import counter_name, index_of
+from beam_triton.transforms.metrics import bucket_counter, bucket_of
 from pipelines.summary import Summary
 
 
@@ -16,7 +16,7 @@ def count(_: None) -> None:
     for name, value in counts.items():
         Metrics.counter("beam_triton", name).inc(value)
     for milliseconds in (10, 10, 10, 80):
-        Metrics.counter("beam_triton", counter_name(index_of(milliseconds / 1000))).inc()
+        Metrics.counter("beam_triton", bucket_counter(bucket_of(milliseconds / 1000))).inc()
         Metrics.distribution("beam_triton", "request_latency_milliseconds").update(milliseconds)
     for name, value in (("rows_read", 1003), ("results_written", 1000), ("failures_written", 3)):
         Metrics.counter("beam_triton_files", name).inc(value)
@@ -52,7 +52,7 @@ def test_the_table_shows_what_matters() -> None:
         connections_opened=16,
         connections_reused=7_884,
         seconds=20.0,
-        latencies={index_of(0.012): 7_900},
+        latencies={bucket_of(0.012): 7_900},
         minimum_latency_seconds=0.012,
         maximum_latency_seconds=0.012,
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from beam_triton.errors import ConfigurationError
-from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, Permit, State
+from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State
 from tests.support.clock import FakeClock
 
 POLICY = CircuitBreakerPolicy(
@@ -24,10 +24,38 @@ def state_of(breaker: CircuitBreaker) -> State:
     return breaker.state
 
 
-def acquire(breaker: CircuitBreaker) -> Permit:
+class Sent:
+    """A request that the breaker let through; reports its outcome once, as `Admission` does."""
+
+    def __init__(self, breaker: CircuitBreaker, permit: int) -> None:
+        self._breaker = breaker
+        self._permit = permit
+        self._has_ended = False
+
+    def success(self) -> None:
+        self._end(True)
+
+    def failure(self, *, unreachable: bool = False) -> None:
+        self._end(False, unreachable=unreachable)
+
+    def release(self) -> None:
+        self._end(None)
+
+    def _end(self, healthy: bool | None, *, unreachable: bool = False) -> None:
+        if not self._has_ended:
+            self._has_ended = True
+            self._breaker.record(self._permit, healthy, unreachable=unreachable)
+
+
+def try_send(breaker: CircuitBreaker) -> Sent | None:
     permit = breaker.try_acquire()
-    assert permit is not None
-    return permit
+    return None if permit is None else Sent(breaker, permit)
+
+
+def acquire(breaker: CircuitBreaker) -> Sent:
+    sent = try_send(breaker)
+    assert sent is not None
+    return sent
 
 
 def report(breaker: CircuitBreaker, *, successes: int = 0, failures: int = 0) -> None:
@@ -186,32 +214,6 @@ def test_a_released_probe_frees_its_place() -> None:
     assert state_of(breaker) is State.CLOSED
 
 
-def test_a_permit_is_released_when_its_block_is_left() -> None:
-    """An exception on the way, of whatever kind, does not keep a probe's place."""
-    breaker = half_opened(FakeClock())
-    for _ in range(10):
-        with pytest.raises(KeyboardInterrupt), acquire(breaker):
-            raise KeyboardInterrupt
-    with acquire(breaker) as permit:
-        permit.success()
-    report(breaker, successes=2)
-    assert state_of(breaker) is State.CLOSED
-
-
-def test_the_first_outcome_of_a_permit_counts() -> None:
-    """A request is counted once, however often it is reported."""
-    breaker = CircuitBreaker(POLICY, FakeClock())
-    for _ in range(3):
-        permit = acquire(breaker)
-        for _ in range(10):
-            permit.failure()
-            permit.success()
-            permit.release()
-    assert state_of(breaker) is State.CLOSED
-    report(breaker, failures=1)
-    assert state_of(breaker) is State.OPEN
-
-
 def test_a_stale_permit_changes_nothing() -> None:
     """Outcomes of requests sent before a change of state do not judge the state after it."""
     clock = FakeClock()
@@ -294,7 +296,7 @@ def test_every_change_is_told_outside_the_lock() -> None:
 def test_threads_never_have_more_probes_out_than_allowed() -> None:
     """Many threads asking at once get the half-open places and not one more."""
     breaker = half_opened(FakeClock())
-    permits: list[Permit | None] = []
+    permits: list[int | None] = []
     start = threading.Barrier(8)
 
     def ask() -> None:
@@ -348,8 +350,8 @@ class BreakerHistory(RuleBasedStateMachine):
         self.changed_at = 0.0
         self.outcomes: list[tuple[float, bool]] = []
         self.probes_succeeded = 0
-        self.out: list[Permit] = []
-        self.stale: list[Permit] = []
+        self.out: list[Sent] = []
+        self.stale: list[Sent] = []
 
     def enter(self, state: State) -> None:
         self.state, self.changed_at = state, self.clock()
@@ -371,7 +373,7 @@ class BreakerHistory(RuleBasedStateMachine):
             State.HALF_OPEN: self.POLICY.half_open_requests - self.probes_succeeded - len(self.out),
         }[self.state]
         waits = self.breaker.seconds_until_probe()
-        permit = self.breaker.try_acquire()
+        permit = try_send(self.breaker)
         assert (permit is not None) == (places > 0) == (waits == 0)
         if permit is not None:
             self.out.append(permit)

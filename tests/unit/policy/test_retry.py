@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +18,9 @@ from beam_triton.errors import (
     ConfigurationError,
     ConnectError,
     ConnectionLostError,
+    ConnectTimeoutError,
+    DeadlineExceededError,
+    InferenceError,
     InvalidRequestError,
     LocalProtocolError,
     ModelExecutionError,
@@ -23,7 +29,21 @@ from beam_triton.errors import (
     TlsError,
     TritonError,
 )
-from beam_triton.policy.retry import BUDGET_WINDOW_SECONDS, RetryBudget, RetryPolicy, decide
+from beam_triton.policy.retry import (
+    BUDGET_WINDOW_SECONDS,
+    EndpointView,
+    Fail,
+    History,
+    Hold,
+    Limits,
+    Resend,
+    Retry,
+    RetryBudget,
+    RetryPolicy,
+    Step,
+    next_step,
+    repeat,
+)
 from tests.support.clock import FakeClock
 
 POLICY = RetryPolicy(max_retries=4, initial_backoff_seconds=1.0, max_backoff_seconds=6.0)
@@ -37,6 +57,27 @@ def highest() -> float:
     return math.nextafter(1.0, 0.0)
 
 
+def step(
+    error: TritonError,
+    attempts_made: int = 1,
+    server_error_attempts: int = 0,
+    *,
+    policy: RetryPolicy = POLICY,
+    remaining_seconds: float = 1000.0,
+    hold_seconds: float = 0.0,
+    sequence: bool = False,
+    endpoint: EndpointView = EndpointView(),  # noqa: B008 # immutable
+    holds: int = 0,
+    random: Callable[[], float] = lowest,
+) -> Step:
+    """The decision after so many attempts, so many of which ended in a plain 500."""
+    others = attempts_made - server_error_attempts
+    errors = [*[ConnectError("refused")] * others, *[ModelExecutionError("raised")] * server_error_attempts]
+    history = History((*errors[: attempts_made - 1], error), holds=holds)
+    limits = Limits(remaining_seconds, hold_seconds, is_sequence=sequence)
+    return next_step(policy, error, history, limits, endpoint, random)
+
+
 def wait(
     error: TritonError,
     attempts_made: int = 1,
@@ -45,37 +86,47 @@ def wait(
     policy: RetryPolicy = POLICY,
     sequence: bool = False,
     remaining_seconds: float = 1000.0,
+    random: Callable[[], float] = lowest,
 ) -> float | None:
-    """The decision when the random half of the backoff comes out as nothing."""
-    return decide(
-        policy,
+    """The backoff before the retry, where it has no random part; None where the error is final."""
+    decision = step(
         error,
         attempts_made,
         server_error_attempts,
+        policy=policy,
         sequence=sequence,
         remaining_seconds=remaining_seconds,
-        random=lowest,
+        random=random,
     )
+    assert isinstance(decision, Retry | Fail)
+    return decision.after_seconds if isinstance(decision, Retry) else None
+
+
+def backoff_seconds(retry_number: int, random: Callable[[], float]) -> float:
+    policy = dataclasses.replace(POLICY, max_retries=retry_number)
+    seconds = wait(ConnectError("refused"), retry_number, policy=policy, random=random)
+    assert seconds is not None
+    return seconds
 
 
 @pytest.mark.parametrize(("retry_number", "full"), [(1, 1.0), (2, 2.0), (3, 4.0), (4, 6.0), (5, 6.0)])
 def test_backoff_doubles_up_to_the_maximum_with_equal_jitter(retry_number: int, full: float) -> None:
     """Half of the backoff is fixed, the other half random."""
-    assert POLICY.backoff_seconds(retry_number, lowest) == full / 2
-    assert POLICY.backoff_seconds(retry_number, highest) == pytest.approx(full)
+    assert backoff_seconds(retry_number, lowest) == full / 2
+    assert backoff_seconds(retry_number, highest) == pytest.approx(full)
 
 
-@given(st.integers(min_value=1), st.floats(min_value=0, max_value=1, exclude_max=True))
+@given(st.integers(1, 200), st.floats(min_value=0, max_value=1, exclude_max=True))
 def test_backoff_never_overflows(retry_number: int, chance: float) -> None:
     """However many retries were made, the wait is a number within the policy's bounds."""
-    seconds = POLICY.backoff_seconds(retry_number, lambda: chance)
+    seconds = backoff_seconds(retry_number, lambda: chance)
     assert 0.5 <= seconds <= 6.0
 
 
 def test_jitter_spreads_clients_evenly() -> None:
     """Clients that failed together come back spread over the random half."""
     generator = random.Random(7)
-    waits = [POLICY.backoff_seconds(3, generator.random) for _ in range(4000)]
+    waits = [backoff_seconds(3, generator.random) for _ in range(4000)]
     per_quarter = [sum(2 + n / 2 <= wait < 2.5 + n / 2 for wait in waits) for n in range(4)]
     assert sum(per_quarter) == 4000
     assert all(900 < count < 1100 for count in per_quarter)
@@ -129,7 +180,7 @@ def test_retry_after_is_waited_for() -> None:
     """The server's wish replaces a shorter fixed half, and jitter stays on top of it."""
     error = ServerOverloadedError("busy", status=429, retry_after_seconds=5.0)
     assert wait(error) == 5.0
-    late = decide(POLICY, error, 1, 0, sequence=False, remaining_seconds=99.0, random=highest)
+    late = wait(error, remaining_seconds=99.0, random=highest)
     assert late == pytest.approx(5.5)
 
 
@@ -155,6 +206,128 @@ def test_a_backoff_is_cut_to_what_the_deadline_leaves() -> None:
     assert wait(error, 4) == 3.0
     assert wait(error, 4, remaining_seconds=2.0) == 1.0
     assert wait(error, 4, remaining_seconds=0.01) is None
+
+
+STALE = ConnectionLostError("closed while idle")
+STALE.was_stale = True
+UNHEALTHY = EndpointView(is_healthy=False, any_tried_unhealthy=True)
+BUSY = ServerOverloadedError("queue full", status=503)
+DOWN = ServerUnavailableError("down", status=503)
+LATER = ServerUnavailableError("down", status=503, retry_after_seconds=20.0)
+RAISED = ModelExecutionError("raised", status=500)
+LOST = ConnectionLostError("reset")
+
+
+@pytest.mark.parametrize(
+    ("error", "situation", "expected"),
+    [
+        # The failure is not the request's: sent again at once, and not counted.
+        (STALE, {}, Resend()),
+        (STALE, {"remaining_seconds": -1.0}, Resend()),
+        (InferenceError("no", status=401), {"endpoint": EndpointView(has_new_credentials=True)}, Resend()),
+        (InferenceError("no", status=401), {}, Fail),
+        (STALE, {"sequence": True}, Fail),
+        # Backoff within the deadline, out of the endpoint's budget where the server has work of it.
+        (LOST, {}, Retry(0.5, is_budgeted=True)),
+        (DeadlineExceededError("late"), {}, Retry(0.5, is_budgeted=True)),
+        (ConnectError("refused"), {}, Retry(0.5, is_budgeted=False)),
+        (ConnectTimeoutError("silent"), {}, Retry(0.5, is_budgeted=True)),
+        (BUSY, {}, Retry(0.5, is_budgeted=False)),
+        (LOST, {"attempts_made": 5}, Fail),
+        (LOST, {"remaining_seconds": 0.0}, Fail),
+        # Another healthy endpoint is tried at once; an overloaded one is given time all the same.
+        (LOST, {"endpoint": EndpointView(has_alternative=True)}, Retry(0.0, is_budgeted=True)),
+        (BUSY, {"endpoint": EndpointView(has_alternative=True)}, Retry(0.5, is_budgeted=False)),
+        (TlsError("expired"), {"endpoint": EndpointView(has_alternative=True)}, Retry(0.0, is_budgeted=True)),
+        (TlsError("expired"), {}, Fail),
+        (
+            TlsError("expired"),
+            {"endpoint": EndpointView(has_alternative=True), "remaining_seconds": 0.0},
+            Fail,
+        ),
+        # Overload, or a Retry-After beyond the deadline: outside the deadline, where that is allowed.
+        (BUSY, {"hold_seconds": 600.0}, Hold(0.5, for_overload=True)),
+        (LATER, {"hold_seconds": 600.0, "remaining_seconds": 10.0}, Hold(20.0, for_overload=True)),
+        (LATER, {"hold_seconds": 600.0, "remaining_seconds": 30.0}, Retry(20.0, is_budgeted=True)),
+        (LATER, {"hold_seconds": 15.0, "remaining_seconds": 10.0}, Retry(5.0, is_budgeted=True)),
+        (LATER, {"remaining_seconds": 10.0}, Retry(5.0, is_budgeted=True)),
+        (BUSY, {"hold_seconds": 600.0, "policy": RetryPolicy(max_retries=0)}, Fail),
+        # The backoff of a hold grows with the server's overload, not with one request's bad luck.
+        (BUSY, {"hold_seconds": 600.0, "holds": 3}, Hold(0.5, for_overload=True)),
+        (
+            BUSY,
+            {"hold_seconds": 600.0, "holds": 2, "endpoint": EndpointView(overload_streak=9)},
+            Hold(2.0, for_overload=True),
+        ),
+        # An unhealthy endpoint: until it is healthy again, where that is allowed.
+        (DOWN, {"endpoint": UNHEALTHY, "hold_seconds": 600.0}, Hold(0.0, for_overload=False)),
+        (DOWN, {"endpoint": UNHEALTHY}, Fail),
+        (DOWN, {"endpoint": UNHEALTHY, "hold_seconds": 600.0, "remaining_seconds": 0.0}, Hold(0.0, False)),
+        (DOWN, {"hold_seconds": 600.0, "remaining_seconds": 0.0}, Fail),
+        (LOST, {"endpoint": UNHEALTHY, "hold_seconds": 600.0, "sequence": True}, Fail),
+        (TlsError("expired"), {"endpoint": UNHEALTHY, "hold_seconds": 600.0}, Fail),
+        # A model that raises may do so for this element only: the batch is bisected instead.
+        (RAISED, {"endpoint": UNHEALTHY, "hold_seconds": 600.0}, Fail),
+        (RAISED, {"server_error_attempts": 1}, Retry(0.5, is_budgeted=True)),
+        # An error that shows nothing of the endpoint's health is retried there even so.
+        (BUSY, {"endpoint": UNHEALTHY}, Retry(0.5, is_budgeted=False)),
+    ],
+)
+def test_the_step_after_a_failure(
+    error: TritonError, situation: dict[str, Any], expected: Step | type[Fail]
+) -> None:
+    """The whole decision as a table: error, situation, step."""
+    assert step(error, **situation) == (Fail(error) if expected is Fail else expected)
+
+
+def test_a_half_of_a_batch_is_not_retried_after_a_plain_500() -> None:
+    """Its own halves narrow the cause down faster than a repetition."""
+    limits = Limits(1000.0, max_server_error_retries=0)
+    decision = next_step(POLICY, RAISED, History((RAISED,)), limits, EndpointView(), lowest)
+    assert decision == Fail(RAISED)
+
+
+def test_the_history_of_a_held_request_starts_over_and_keeps_its_errors() -> None:
+    """What failed before a hold counts towards no limit, and stays for the user: the last eight errors."""
+    history = History()
+    for _ in range(10):
+        history = history.after(LOST).after(BUSY).held(for_overload=True)
+    assert (history.errors, history.holds) == ((), 10)
+    assert history.earlier == (LOST, BUSY) * 4
+    assert history.after(LOST).held(for_overload=False).holds == 10
+
+
+def test_repeat_runs_until_it_succeeds_and_waits_in_between() -> None:
+    """Each retry is preceded by its backoff, and stale connections by none."""
+    outcomes: list[Any] = [ConnectError("refused"), STALE, LOST, "answer"]
+    waits: list[tuple[float, TritonError]] = []
+
+    def operation() -> Any:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, TritonError):
+            raise outcome
+        return outcome
+
+    def wait_for(seconds: float, error: TritonError) -> None:
+        waits.append((seconds, error))
+
+    assert repeat(operation, POLICY, lambda: Limits(1000.0), wait_for, lowest) == "answer"
+    assert [(seconds, type(error)) for seconds, error in waits] == [
+        (0.5, ConnectError),
+        (1.0, ConnectionLostError),
+    ]
+
+
+def test_repeat_raises_the_last_error_with_the_earlier_ones() -> None:
+    """The user sees every attempt."""
+    errors = [ConnectError("one"), ConnectionLostError("two"), InvalidRequestError("three", status=400)]
+
+    def operation() -> None:
+        raise errors.pop(0)
+
+    with pytest.raises(InvalidRequestError, match="three") as caught:
+        repeat(operation, POLICY, lambda: Limits(1000.0), lambda seconds, error: None, lowest)
+    assert [error.message for error in caught.value.attempts] == ["one", "two"]
 
 
 @pytest.mark.parametrize(

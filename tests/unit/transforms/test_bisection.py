@@ -41,7 +41,12 @@ class Owner:
         self.refuses_answers = False
         self._model = model
         self.batches: BisectingSender[list[Any]] = BisectingSender(
-            model, InferenceMetrics(), encode=self._encode, on_answer=self._answer, on_failure=self._failure
+            model,
+            InferenceMetrics(),
+            encode=self._encode,
+            on_answer=self._answer,
+            on_failure=self._failure,
+            has_default=False,
         )
 
     def _encode(self, batch: list[Any]) -> EncodedRequest:
@@ -80,7 +85,7 @@ def test_each_element_ends_once(size: int, guilty: tuple[int, ...]) -> None:
     bad = [n for n in numbers if n < 0]
     with owner() as (one, server):
         one.batches.send(numbers)
-        one.batches.finish()
+        one.batches.finish(size)
         assert sorted(one.failed) == sorted(bad)
         assert sorted(one.scored) == sorted(n for n in numbers if n >= 0)
         assert len(server.requests) - 1 <= 2 * math.ceil(math.log2(max(size, 2))) * len(bad)
@@ -92,7 +97,7 @@ def test_many_batches_some_of_them_bad() -> None:
         for first in range(0, 200, 10):
             one.batches.send([n if n % 17 else -n - 1 for n in range(first, first + 10)])
             one.batches.take_ended()
-        one.batches.finish()
+        one.batches.finish(200)
         assert sorted(one.scored + [-n - 1 for n in one.failed]) == list(range(200))
         assert sorted(-n - 1 for n in one.failed) == list(range(0, 200, 17))
 
@@ -101,7 +106,7 @@ def test_a_model_that_raises_is_halved_too() -> None:
     """A plain 500 may be one element's doing."""
     with owner() as (one, _):
         one.batches.send([1, 2, -1000, 4])
-        one.batches.finish()
+        one.batches.finish(4)
         assert (sorted(one.scored), one.failed) == ([1, 2, 4], [-1000])
 
 
@@ -109,7 +114,7 @@ def test_what_cannot_be_encoded_is_halved_without_a_request() -> None:
     """An element that makes no tensor is found before anything is sent for it."""
     with owner() as (one, server):
         one.batches.send([1, 2, "text", 4])
-        one.batches.finish()
+        one.batches.finish(4)
         assert (sorted(one.scored), one.failed) == ([1, 2, 4], ["text"])
         assert len(server.requests) == 2
 
@@ -119,9 +124,18 @@ def test_an_answer_that_its_owner_refuses() -> None:
     with owner() as (one, server):
         one.refuses_answers = True
         one.batches.send([1, 2, 3])
-        one.batches.finish()
+        one.batches.finish(3)
         assert (one.scored, one.failed) == ([], [1, 2, 3])
         assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("expected", [2, 4])
+def test_a_lost_or_repeated_element_fails_the_bundle(expected: int) -> None:
+    """The elements that came out are compared with those that came in."""
+    with owner() as (one, _):
+        one.batches.send([1, 2, 3])
+        with pytest.raises(AssertionError, match=f"lost count: {expected} elements came in, 3 went out"):
+            one.batches.finish(expected)
 
 
 def test_cancelling() -> None:
@@ -130,6 +144,6 @@ def test_cancelling() -> None:
         one.batches.send([1, 2])
         one.batches.cancel()
         one.batches.cancel()
-        one.batches.finish()
+        one.batches.finish(0)
         assert (one.scored, one.failed) == ([], [])
         assert server.open_now <= 1

@@ -1,14 +1,21 @@
-"""What reaches Beam's metrics, and in which units."""
+"""What reaches Beam's metrics, in which units, and the buckets that latency percentiles come from."""
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
+from math import inf
 
 import apache_beam as beam
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from beam_triton.dispatch.call_options import CallRecord
-from beam_triton.transforms.latency_histogram import counter_name, index_of
-from beam_triton.transforms.metrics import InferenceMetrics
+from beam_triton.dispatch.call import CallRecord
+from beam_triton.transforms import metrics as histogram
+from beam_triton.transforms.metrics import InferenceMetrics, bucket_counter, bucket_of
 from tests.support.pipelines import Run, run
 
 
@@ -62,7 +69,7 @@ def test_a_record_of_a_request() -> None:
         "connections_opened": 2,
         "connections_reused": 4,
         "connection_waits": 2,
-        counter_name(index_of(0.0256)): 2,
+        bucket_counter(bucket_of(0.0256)): 2,
     }
     assert (found.distributions["batch_size"].sum, found.distributions["batch_size"].max) == (10, 8)
     assert found.distributions["request_bytes"].sum == 2000
@@ -80,3 +87,76 @@ def test_a_request_without_an_answer() -> None:
 def test_nothing_is_written_of_nothing() -> None:
     """Counters that never moved do not appear."""
     assert written_by(lambda metrics: metrics.count("failures", 0)).counters == {}
+
+
+def test_buckets_are_few_and_cover_a_tenth_of_a_millisecond_to_ten_minutes() -> None:
+    """Forty buckets reach from 0.1 ms to 600 s without a gap, each at most 1.52 times as wide as the last."""
+    edges = [histogram.bucket_bounds(index) for index in range(histogram.BUCKETS)]
+    assert edges[0] == (0.0, 0.0001)
+    assert edges[-1] == (600.0, inf)
+    assert all(left[1] == right[0] for left, right in pairwise(edges))
+    assert all(1 < upper / lower < 1.52 for lower, upper in edges[1:-1])
+
+
+@given(st.floats(min_value=0.0, max_value=1e6))
+def test_a_latency_is_counted_between_its_buckets_bounds(seconds: float) -> None:
+    """bucket_of and bounds agree, upper bounds included."""
+    lower, upper = histogram.bucket_bounds(histogram.bucket_of(seconds))
+    assert lower < seconds <= upper or (lower == 0.0 and seconds <= upper)
+
+
+@pytest.mark.parametrize("index", [-1, histogram.BUCKETS])
+def test_an_index_that_is_no_bucket_is_refused(index: int) -> None:
+    """A negative index must not wrap round to the last bucket."""
+    with pytest.raises(IndexError, match=str(index)):
+        histogram.bucket_bounds(index)
+
+
+def test_counter_names_lead_back_to_their_bucket() -> None:
+    """Names and indexes are inverse, and other counters are told apart."""
+    names = [histogram.bucket_counter(index) for index in range(histogram.BUCKETS)]
+    assert len(set(names)) == histogram.BUCKETS
+    assert [histogram.bucket_of_counter(name) for name in names] == list(range(histogram.BUCKETS))
+    for other in ("requests", "request_latency_bucket_", "request_latency_bucket_99", "bucket_01"):
+        assert histogram.bucket_of_counter(other) is None
+
+
+@pytest.mark.parametrize("q", [0.5, 0.95, 0.99])
+@pytest.mark.parametrize("median_seconds", [0.0007, 0.02, 3.0])
+def test_percentiles_are_within_a_quarter_of_the_truth(q: float, median_seconds: float) -> None:
+    """For log-normal latencies the percentile from buckets is within 10 % of the sorted sample's own."""
+    generator = random.Random(7)
+    latencies = sorted(median_seconds * generator.lognormvariate(0, 0.6) for _ in range(20_000))
+    counts = Counter(histogram.bucket_of(latency) for latency in latencies)
+    exact = latencies[int(q * len(latencies)) - 1]
+    found = histogram.percentile(counts, q)
+    assert found is not None
+    assert found == pytest.approx(exact, rel=0.10)
+
+
+def test_known_extremes_keep_the_answer_inside_what_was_seen() -> None:
+    """A single request's percentiles are its own latency when minimum and maximum say so."""
+    counts = {histogram.bucket_of(0.0123): 1}
+    for q in (0.0, 0.5, 0.99, 1.0):
+        assert histogram.percentile(counts, q, minimum_seconds=0.0123, maximum_seconds=0.0123) == 0.0123
+
+
+def test_the_last_bucket_answers_with_what_is_known() -> None:
+    """Beyond 600 s the answer is the lower bound, or lies below the maximum that is known."""
+    counts = {histogram.BUCKETS - 1: 4}
+    assert histogram.percentile(counts, 0.5) == 600.0
+    slow = histogram.percentile(counts, 1.0, maximum_seconds=900.0)
+    assert slow is not None
+    assert slow == pytest.approx(900.0)
+
+
+def test_nothing_counted_has_no_percentile() -> None:
+    """Without a request there is no latency to report."""
+    assert histogram.percentile({}, 0.5) is None
+    assert histogram.percentile({3: 0}, 0.5) is None
+
+
+def test_a_share_outside_0_to_1_is_refused() -> None:
+    """95 instead of 0.95 is a mistake worth a message."""
+    with pytest.raises(ValueError, match="95"):
+        histogram.percentile({1: 1}, 95)

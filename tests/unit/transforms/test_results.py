@@ -1,10 +1,11 @@
-"""Results, defaults and failures as they leave the transforms."""
+"""Keys and rows of elements on their way in; results, defaults and failures on their way out."""
 
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import Any, NamedTuple
 
+import apache_beam as beam
 import numpy as np
 import pytest
 from apache_beam.ml.inference.base import PredictionResult
@@ -18,7 +19,14 @@ from beam_triton import (
     RemoteProtocolError,
     TensorSpec,
 )
-from beam_triton.transforms.results import DefaultValue, failure_of, prediction_result, rows_of
+from beam_triton.transforms.results import (
+    DefaultValue,
+    failure_of,
+    model_inputs,
+    prediction_result,
+    rows_of,
+    split_key,
+)
 
 Y = TensorSpec("y", "FP32", (2,))
 LABEL = TensorSpec("label", "BYTES", (1,))
@@ -105,3 +113,40 @@ def test_a_failure_is_as_beams_own() -> None:
     assert (element, kind, message) == (("key", 1), InvalidRequestError, "refused")
     assert "".join(lines).startswith("Traceback")
     assert pickle.loads(pickle.dumps(failure)) == failure
+
+
+class Pair(NamedTuple):
+    a: int
+    b: int
+
+
+X = np.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("element", "key", "rest"),
+    [((1, X), 1, X), ((None, 2), None, 2), (("k", (1, 2)), "k", (1, 2)), ((X, "v"), X, "v")],
+)
+def test_a_plain_tuple_of_two_is_keyed(element: Any, key: Any, rest: Any) -> None:
+    """Its first half is the key, whatever it is; only the outermost tuple is taken apart."""
+    assert split_key(element) == (True, key, rest)
+
+
+@pytest.mark.parametrize(
+    "element", [X, [1, 2], (1,), (1, 2, 3), (), "ab", b"ab", {"a": 1, "b": 2}, Pair(1, 2)]
+)
+def test_everything_else_is_not(element: Any) -> None:
+    """Lists, NamedTuples and strings of two are elements."""
+    assert split_key(element) == (False, None, element)
+
+
+@pytest.mark.parametrize("row", [Pair(1, 2), beam.Row(a=1, b=2)])
+def test_rows_are_mappings(row: Any) -> None:
+    """A row is what it names."""
+    assert model_inputs(row) == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("element", [X, [1], (1, 2), "text", {"a": 1}, None, 3.5])
+def test_other_elements_go_as_they_are(element: Any) -> None:
+    """Nothing is copied or converted here."""
+    assert model_inputs(element) is element

@@ -161,13 +161,16 @@ def test_the_timeout_bounds_everything(
     assert sockets.settles(lambda: server.open_now, 0) == 0
 
 
-def test_a_stale_connection_is_replaced(session: requests.Session, server: FaultServer) -> None:
-    """A connection that ends before a byte of the answer is replaced; a fresh one that does is an error."""
+def test_a_stale_connection_is_reported_as_stale(session: requests.Session, server: FaultServer) -> None:
+    """A reused connection that ends before a byte of the answer was stale, one that ends later was not."""
     server.play([serve, faults.closed_without_answer, serve, faults.truncated(10)])
     assert session.get(server.endpoint).content == b"GET "
-    assert session.get(server.endpoint).content == b"GET "
-    with pytest.raises(ConnectionLostError):
-        session.get(server.endpoint)
+    for was_stale in (True, False):
+        with pytest.raises(ConnectionLostError) as caught:
+            session.get(server.endpoint)
+        assert caught.value.was_stale is was_stale
+        if was_stale:
+            assert session.get(server.endpoint).content == b"GET "
 
 
 def test_what_is_no_http(session: requests.Session, server: FaultServer) -> None:

@@ -1,15 +1,23 @@
-"""The open batch of arrays that are all alike."""
+"""A bundle's open batch of arrays that are all alike, and outputs that keep their windows."""
 
 from __future__ import annotations
 
+import pickle
+from typing import Any
+
 import numpy as np
 import pytest
-from apache_beam.transforms.window import GlobalWindows
+from apache_beam import coders, pvalue
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows, IntervalWindow, SlidingWindows
+from apache_beam.utils.windowed_value import PaneInfo, PaneInfoTiming, WindowedValue
 
 from beam_triton import BatchingPolicy
-from beam_triton.transforms.uniform_batch import ArrayBatch
+from beam_triton.transforms.bundle import ArrayBatch, with_own_windows
 
 ARRAY = np.zeros(4, np.float32)
+
+PANE = PaneInfo(True, False, PaneInfoTiming.EARLY, 2, -1)
+TWO = (IntervalWindow(0, 10), IntervalWindow(5, 15))
 
 
 @pytest.mark.parametrize(
@@ -51,11 +59,11 @@ def test_one_kind_at_a_time() -> None:
     assert batch.begin(ARRAY)
     batch.windowed_values.append(GlobalWindows.windowed_value("first"))
     batch.tensors.append(ARRAY)
-    batch.numbers.append(7)
+    batch.indices.append(7)
     assert not batch.begin(np.zeros(5, np.float32))
     taken = batch.take()
     assert [value.value for value in taken.windowed_values] == ["first"]
-    assert taken.numbers == [7] and taken.tensors[0] is ARRAY
+    assert taken.indices == [7] and taken.tensors[0] is ARRAY
     assert len(batch.take()) == 0
     assert batch.begin(np.zeros(5, np.float32))
     assert batch.shape == (5,)
@@ -66,3 +74,34 @@ def test_empty_arrays() -> None:
     batch = ArrayBatch(BatchingPolicy(max_batch_bytes=100), 32)
     assert batch.begin(np.zeros(0, np.float32))
     assert batch.size == 32
+
+
+def test_windows_are_not_multiplied() -> None:
+    """Beam repeats the windows of what is yielded while an element has several: not of these."""
+    (output,) = with_own_windows([WindowedValue("a", 7, TWO, PANE)])
+    output.windows *= 3
+    assert list(output.windows) == list(TWO)
+    assert (output.value, output.timestamp, output.pane_info) == ("a", 7, PANE)
+
+
+def test_tagged_outputs_keep_their_tag() -> None:
+    """A failure is wrapped inside of its tag."""
+    (output,) = with_own_windows([pvalue.TaggedOutput("failures", WindowedValue("a", 7, TWO))])
+    output.value.windows *= 2
+    assert (output.tag, list(output.value.windows)) == ("failures", list(TWO))
+
+
+def test_the_given_values_stay_as_they_are() -> None:
+    """Input values may be used elsewhere."""
+    given = WindowedValue("a", 7, (GlobalWindow(),))
+    list(with_own_windows([given]))
+    given.windows *= 2
+    assert len(given.windows) == 2
+
+
+def test_they_are_coded_and_pickled_as_other_windows() -> None:
+    """Runners encode them, and pickle them between processes."""
+    (output,) = with_own_windows([WindowedValue("a", 7, TWO, PANE)])
+    coder: Any = coders.WindowedValueCoder(coders.StrUtf8Coder(), SlidingWindows(10, 5).get_window_coder())
+    assert coder.decode(coder.encode(output)) == WindowedValue("a", 7, TWO, PANE)
+    assert tuple(pickle.loads(pickle.dumps(output)).windows) == TWO
