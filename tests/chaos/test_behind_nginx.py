@@ -19,8 +19,7 @@ from beam_triton.testing import LocalTriton
 from tests.support.certificates import Certificates
 from tests.support.models import write_models
 from tests.support.nginx import Nginx
-from tests.support.strikes import killed_and_restarted, strikes
-from tests.support.tally import MODEL, Progress, run_numbered
+from tests.support.numbered_run import MODEL, Progress, killed_and_restarted, run_numbered, strikes
 
 pytestmark = pytest.mark.nginx
 

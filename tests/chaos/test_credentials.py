@@ -19,9 +19,9 @@ from beam_triton.errors import ConfigurationError, TritonError
 from beam_triton.protocol.model import ModelSpec, TensorSpec
 from beam_triton.testing import LocalTriton
 from tests.support import faults
+from tests.support.answers import Answer, always, forward_to
 from tests.support.fault_server import Fault, FaultServer
-from tests.support.origins import Answer, always, forward_to
-from tests.support.tally import MODEL
+from tests.support.numbered_run import MODEL
 
 USER, PASSWORD = "gateway-user", "pa55w0rd-of-the-url"
 TOKEN = "t0ken-of-the-service"

@@ -36,8 +36,8 @@ from beam_triton.errors import (
 )
 from beam_triton.testing import LocalTriton
 from tests.support import faults, sockets
+from tests.support.answers import Answer, forward_to
 from tests.support.fault_server import Fault, FaultServer, infer_requests, serve
-from tests.support.origins import Answer, forward_to
 
 TIMEOUT_SECONDS = 1.0
 AT_ONCE_SECONDS = 0.5

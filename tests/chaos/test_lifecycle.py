@@ -21,9 +21,9 @@ from beam_triton.errors import TritonError
 from beam_triton.testing import LocalTriton
 from beam_triton.transport.session import SESSIONS
 from tests.support import faults, sockets
+from tests.support.answers import Answer, forward_to
 from tests.support.fault_server import FaultServer, infer_requests, serve
-from tests.support.origins import Answer, forward_to
-from tests.support.tally import MODEL, run_numbered
+from tests.support.numbered_run import MODEL, run_numbered
 
 CYCLES = 10_000
 X = np.arange(6, dtype=np.float32).reshape(2, 3)

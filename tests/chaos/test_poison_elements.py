@@ -13,8 +13,8 @@ from apache_beam.testing.util import assert_that, equal_to
 from beam_triton import TritonInference
 from beam_triton.errors import InvalidRequestError
 from beam_triton.testing import LocalTriton
+from tests.support.answers import forward_to
 from tests.support.fault_server import FaultServer, infer_requests
-from tests.support.origins import forward_to
 
 BATCH = 256
 

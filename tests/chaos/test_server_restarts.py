@@ -15,8 +15,7 @@ import pytest
 from beam_triton import ConnectError, TritonClient, TritonInference, TritonInferenceDoFn
 from beam_triton.testing import LocalTriton
 from tests.support.models import write_models
-from tests.support.strikes import killed_and_restarted, strikes
-from tests.support.tally import MODEL, Progress, run_numbered
+from tests.support.numbered_run import MODEL, Progress, killed_and_restarted, run_numbered, strikes
 
 ELEMENTS = 200_000
 

@@ -35,9 +35,9 @@ from beam_triton.testing import LocalTriton
 from beam_triton.transport.exchange import Exchange
 from beam_triton.transport.session import SESSIONS
 from tests.support import faults, sockets
+from tests.support.answers import Answer, Request
 from tests.support.fault_server import FaultServer
 from tests.support.models import DATATYPES, LABELS
-from tests.support.origins import Answer, Request
 
 IMPATIENT: dict[str, Any] = {
     "timeout_seconds": 2.0,

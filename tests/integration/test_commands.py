@@ -12,9 +12,9 @@ import pytest
 
 from beam_triton.cli.main import main
 from beam_triton.testing import LocalTriton
+from tests.support.answers import Answer, Origin, Request, always, forward_to
 from tests.support.fault_server import FaultServer
 from tests.support.models import write_models
-from tests.support.origins import Answer, Origin, Request, always, forward_to
 
 
 def said(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from beam_triton.errors import ConnectionLostError, RemoteProtocolError, TritonError
-from tests.support.wire import Outcome, outcome_of, play
+from tests.support.socket_pair_exchange import Outcome, outcome_of, play
 
 LIMIT_BYTES = 1 << 20
 

@@ -3,7 +3,7 @@
 ``FaultServer`` runs in threads of the test's process. Each request takes the next *fault* of the script (see
 ``tests.support.faults``): a function of one ``Exchange`` that reads what it likes, sends what it likes and
 ends the connection as it likes. A request without a fault is answered by the *origin* (see
-``tests.support.origins``); with ``forward_to`` as the origin the server is a proxy in front of a real one,
+``tests.support.answers``); with ``forward_to`` as the origin the server is a proxy in front of a real one,
 and the faults then damage real answers.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
-from tests.support.origins import Answer, Origin, Request
+from tests.support.answers import Answer, Origin, Request
 
 _POLL_GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from tests.support.answers import Answer
 from tests.support.fault_server import Exchange, Fault
-from tests.support.origins import Answer
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from beam_triton.errors import (
 from beam_triton.options import InferenceOptions
 from beam_triton.transport.session import acquire_session
 from tests.support import faults
+from tests.support.answers import Answer, Request
 from tests.support.fault_server import FaultServer, serve
-from tests.support.origins import Answer, Request
 
 
 def origin(request: Request) -> Answer:

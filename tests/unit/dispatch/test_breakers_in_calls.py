@@ -15,9 +15,9 @@ from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.errors import CircuitOpenError, ConfigurationError, ServerUnavailableError
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy, State
 from tests.support import faults, sockets
+from tests.support.answers import Answer, always
 from tests.support.dispatching import QUICK_RETRIES, ask, free_slots, open_channel, post, read
 from tests.support.fault_server import Exchange, FaultServer, infer_requests, serve
-from tests.support.origins import Answer, always
 
 OK = always(Answer(200, b"answer"))
 SICK = faults.answered(Answer(503, b'{"error":"stopping"}'))

@@ -29,9 +29,9 @@ from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
 from beam_triton.transport.exchange import Exchange
 from tests.support import faults, sockets
+from tests.support.answers import Answer, always
 from tests.support.dispatching import NO_RETRIES, QUICK_RETRIES, ask, free_slots, open_channel, post, read
 from tests.support.fault_server import Fault, FaultServer, serve
-from tests.support.origins import Answer, always
 
 OK = always(Answer(200, b"answer"))
 OVERRUN_SECONDS = 0.5

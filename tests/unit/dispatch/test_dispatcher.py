@@ -13,9 +13,9 @@ from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.policy.retry import RetryPolicy
 from tests.support import faults
+from tests.support.answers import Answer, Request, always
 from tests.support.dispatching import ask, free_slots, open_channel, post, read
 from tests.support.fault_server import FaultServer
-from tests.support.origins import Answer, Request, always
 
 OK = always(Answer(200, b"answer"))
 

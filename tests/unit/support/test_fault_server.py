@@ -13,8 +13,8 @@ from contextlib import closing, contextmanager
 import pytest
 
 from tests.support import faults, sockets
+from tests.support.answers import Answer, always, forward_to
 from tests.support.fault_server import Fault, FaultServer, infer_requests, serve
-from tests.support.origins import Answer, always, forward_to
 
 BODY = b"0123456789" * 5
 GOOD = Answer(200, BODY, (("Content-Type", "text/plain"),))

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import faults
+from tests.support.answers import Answer, always
 from tests.support.certificates import CertificateFiles, Certificates
 from tests.support.fault_server import FaultServer
 from tests.support.nginx import Nginx
-from tests.support.origins import Answer, always
 
 pytestmark = pytest.mark.nginx
 

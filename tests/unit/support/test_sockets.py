@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 
 from tests.support import sockets
+from tests.support.answers import Answer, always
 from tests.support.fault_server import FaultServer
-from tests.support.origins import Answer, always
 
 
 def test_established_counts_each_connection_once() -> None:

@@ -16,8 +16,8 @@ from beam_triton.protocol import EncodedRequest
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.metrics import InferenceMetrics
+from tests.support.answers import Answer, Request
 from tests.support.fault_server import FaultServer
-from tests.support.origins import Answer, Request
 
 SPEC = ModelSpec("m", "1", (TensorSpec("x", "INT64", (1,)),), (TensorSpec("y", "INT64", (1,)),), 1024)
 

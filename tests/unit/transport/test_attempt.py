@@ -22,8 +22,8 @@ from beam_triton.transport.origin import Origin
 from beam_triton.transport.pool import ConnectionPool
 from beam_triton.transport.reactor import Reactor
 from tests.support import faults, sockets
+from tests.support.answers import Answer, always
 from tests.support.fault_server import FaultServer, serve
-from tests.support.origins import Answer, always
 
 OK = always(Answer(200, b"answer"))
 HEAD = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n"

@@ -20,10 +20,10 @@ from beam_triton.transport.connector import Connector
 from beam_triton.transport.exchange import Exchange
 from beam_triton.transport.origin import Origin
 from tests.support import faults
+from tests.support.answers import Answer
 from tests.support.certificates import CertificateFiles, Certificates
 from tests.support.fault_server import Exchange as ServerSide
 from tests.support.fault_server import FaultServer
-from tests.support.origins import Answer
 
 
 @pytest.fixture(scope="module")

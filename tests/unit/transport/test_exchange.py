@@ -13,7 +13,7 @@ import pytest
 from beam_triton.errors import ConnectionLostError, RemoteProtocolError
 from beam_triton.transport.exchange import WANT_READ, WANT_WRITE
 from beam_triton.transport.response_head import MAX_HEAD_BYTES
-from tests.support.wire import Hangs, Wire, outcome_of, play
+from tests.support.socket_pair_exchange import Hangs, Wire, outcome_of, play
 
 OK = b"HTTP/1.1 200 OK\r\n"
 

@@ -12,7 +12,7 @@ from beam_triton.transport.idle_eviction import IdleConnectionEvictor, pool_repo
 from beam_triton.transport.origin import Origin
 from beam_triton.transport.pool import ConnectionPool, PoolStatistics
 from tests.support import sockets
-from tests.support.openers import Opener
+from tests.support.socket_pair_connections import Opener
 
 A = Origin("http", "a.example", 80)
 

@@ -14,7 +14,7 @@ from beam_triton.transport.config import ConnectionPoolConfig
 from beam_triton.transport.origin import Origin
 from beam_triton.transport.pool import Acquisition, AcquisitionState, ConnectionPool, PooledConnection
 from tests.support.clock import FakeClock
-from tests.support.openers import Opener, PairedConnection
+from tests.support.socket_pair_connections import Opener, PairedConnection
 
 A = Origin("http", "a.example", 80)
 B = Origin("http", "b.example", 80)

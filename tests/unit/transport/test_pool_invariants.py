@@ -14,7 +14,7 @@ from beam_triton.transport.config import ConnectionPoolConfig
 from beam_triton.transport.origin import Origin
 from beam_triton.transport.pool import Acquisition, AcquisitionState, ConnectionPool, PooledConnection
 from tests.support.clock import FakeClock
-from tests.support.openers import Opener
+from tests.support.socket_pair_connections import Opener
 
 ORIGINS = [Origin("http", name, 80) for name in ("a", "b", "c")]
 CONFIG = ConnectionPoolConfig(max_total=4, max_per_host=2, max_idle=3, keep_alive_seconds=10.0)

@@ -25,8 +25,8 @@ from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.reference_counts import Lease
 from beam_triton.transport.session import SESSIONS, SessionKey, acquire_session, session_pool
 from tests.support import faults, sockets
+from tests.support.answers import Answer, Request
 from tests.support.fault_server import FaultServer, serve
-from tests.support.origins import Answer, Request
 
 
 def origin(request: Request) -> Answer:

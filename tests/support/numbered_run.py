@@ -1,4 +1,4 @@
-"""Runs of many numbered elements: how far a run has come, and whether each element came out exactly once."""
+"""Runs of many numbered elements: each must come out exactly once, whatever happens to servers meanwhile."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.ml.inference.base import PredictionResult
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
+
+from beam_triton.testing import LocalTriton
 
 MODEL = "echo_variable"
 _BLOCK = 500
@@ -173,3 +175,24 @@ def counters_of(result: beam.runners.runner.PipelineResult) -> dict[str, int]:
     for counter in result.metrics().query(chosen)["counters"]:
         totals[counter.key.metric.name] = totals.get(counter.key.metric.name, 0) + counter.result
     return totals
+
+
+def strikes(times: int, elements: int, strike: Callable[[], None]) -> Callable[[Progress], None]:
+    """Strikes at even distances within a run; a run that is over too early would prove nothing."""
+
+    def meanwhile(progress: Progress) -> None:
+        for number in range(1, times + 1):
+            reached = progress.reached(number * elements // (times + 1))
+            assert reached, f"the run ended before strike {number}"
+            strike()
+
+    return meanwhile
+
+
+def killed_and_restarted(server: LocalTriton, away_seconds: float = 0.5) -> Callable[[], None]:
+    def strike() -> None:
+        server.kill()
+        time.sleep(away_seconds)
+        server.start()
+
+    return strike
