@@ -241,7 +241,7 @@ def test_waiting_for_a_place_has_an_end(waits: bool) -> None:
 def test_a_sick_endpoints_budget_is_its_own() -> None:
     """A retry is charged to the endpoint that it goes to, not to one that is out and gets nothing."""
     policy = RetryPolicy(
-        initial_backoff_seconds=0.01, max_backoff_seconds=0.02, budget_ratio=0.5, budget_min_per_second=0.1
+        initial_backoff_seconds=0.01, max_backoff_seconds=0.02, budget_ratio=0.5, budget_min_per_second=0.3
     )
     breaker = CircuitBreakerPolicy(minimum_requests=3, open_seconds=60.0, health_check_interval_seconds=None)
     with FaultServer(OK, status(503)) as sick, FaultServer(OK) as well:
