@@ -11,7 +11,9 @@ from pathlib import Path
 from beam_triton.errors import TritonError
 from benchmarks.cases import CASES, NAMED_CASES
 from benchmarks.cases.case import CaseLeftOut
+from benchmarks.cases.throughput import COMPARED_WORK
 from benchmarks.charts import draw
+from benchmarks.compare import ComparisonError, compare
 from benchmarks.isolation import MeasurementError
 from benchmarks.pages import fill
 from benchmarks.report import told, told_figures
@@ -24,12 +26,15 @@ RESULTS, _IMAGES = _ROOT / "benchmarks" / "results", _ROOT / "docs" / "images"
 PAGES = (_ROOT / "docs" / "performance.md", _ROOT / "docs" / "engines.md")
 """They hold tables of these results."""
 _QUICK_OUTPUT = _ROOT / "out" / "benchmarks"
-_CHARTS = "charts"
+_CHARTS, _COMPARE = "charts", "compare"
 _EVERY_CASE = {case.name: case for case in (*CASES, *NAMED_CASES)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, or draw; the exit code is 1 where a case failed, and not where a figure is missed."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == [_COMPARE]:
+        return _compare(arguments[1:])
     parser = _parser()
     given = parser.parse_args(arguments)
     output = given.output or (_QUICK_OUTPUT if given.quick else RESULTS)
@@ -67,6 +72,33 @@ def _measure(names: Sequence[str], rounds: int, scale: Scale, output: Path) -> b
     if len(results) > 1:
         print(told_figures(results))
     return failed
+
+
+def _compare(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks {_COMPARE}",
+        description="Runs this checkout and another one in turns, against one Triton, and prints the ratios.",
+    )
+    parser.add_argument("other", type=Path, metavar="PATH_OF_OTHER_CHECKOUT")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each checkout (default: 5)")
+    parser.add_argument(
+        "--cases", default=",".join(COMPARED_WORK), help="separated by commas (default: %(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="a twentieth of the elements: a first look")
+    given = parser.parse_args(arguments)
+    cases = given.cases.split(",")
+    if unknown := sorted(set(cases) - set(COMPARED_WORK)):
+        parser.error(f"no case {', '.join(unknown)}; there are: {', '.join(COMPARED_WORK)}")
+    scale = QUICK if given.quick else FULL
+    try:
+        with benchmark_server() as server:
+            works = {name: COMPARED_WORK[name](server, scale) for name in cases}
+            for comparison in compare(works, given.other, given.rounds):
+                print(comparison.render())
+    except ComparisonError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 def _draw(output: Path, images: Path) -> int:

@@ -24,19 +24,32 @@ BATCH_SIZE = 64
 _SHORTER = "slow peers score fewer elements than the library, as the column says: their rates do not change"
 
 
-def _remote_like(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
-    """One request at a time waits 20 ms for each 64 elements; requests in flight decide."""
-    work = Workload(
+def _remote_like_work(server: LocalTriton, scale: Scale) -> Workload:
+    return Workload(
         target(server, REMOTE_LIKE),
         scale.count(200_000, least=2_000),
         batch_size=BATCH_SIZE,
         load_connections=16,
         load_seconds=scale.seconds(5),
     )
+
+
+def _echo_work(server: LocalTriton, scale: Scale) -> Workload:
+    return Workload(
+        target(server, ECHO),
+        scale.count(400_000, least=2_000),
+        batch_size=BATCH_SIZE,
+        load_connections=4,
+        load_seconds=scale.seconds(5),
+    )
+
+
+def _remote_like(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
+    """One request at a time waits 20 ms for each 64 elements; requests in flight decide."""
     return _beside_peers(
         REMOTE_LIKE_CASE,
         rounds,
-        work,
+        _remote_like_work(server, scale),
         of_peers=scale.count(50_000, least=500),
         of_one_row_requests=scale.count(500, least=20),
         required=(12, 0.95),
@@ -45,17 +58,10 @@ def _remote_like(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
 
 def _echo(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     """The model costs nothing; what a request and an element cost decides."""
-    work = Workload(
-        target(server, ECHO),
-        scale.count(400_000, least=2_000),
-        batch_size=BATCH_SIZE,
-        load_connections=4,
-        load_seconds=scale.seconds(5),
-    )
     return _beside_peers(
         ECHO_CASE,
         rounds,
-        work,
+        _echo_work(server, scale),
         of_peers=scale.count(400_000, least=2_000),
         of_one_row_requests=scale.count(5_000, least=50),
         required=(2, 0.4),
@@ -143,3 +149,6 @@ REMOTE_LIKE_CASE = Case(
 )
 ECHO_CASE = Case("echo", "A model that costs nothing; 64 x 128 FP32 a request", _echo)
 ECHO_BATCHES_CASE = Case("echo_batches", "The same, NumPy batches of 64 x 128 in and out", _echo_batches)
+
+COMPARED_WORK = {ECHO_CASE.name: _echo_work, REMOTE_LIKE_CASE.name: _remote_like_work}
+"""What two checkouts of the library are compared by."""
