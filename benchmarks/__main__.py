@@ -10,28 +10,26 @@ from pathlib import Path
 
 from beam_triton.errors import TritonError
 from benchmarks.cases import CASES, NAMED_CASES
-from benchmarks.cases.case import CaseLeftOut
+from benchmarks.cases.case import FULL, QUICK, CaseLeftOut, Scale
 from benchmarks.cases.throughput import COMPARED_WORK
 from benchmarks.charts import draw
 from benchmarks.compare import ComparisonError, compare
-from benchmarks.isolation import MeasurementError
-from benchmarks.pages import fill
-from benchmarks.report import told, told_figures
+from benchmarks.process import MeasurementError
 from benchmarks.results import CaseResult, read_results
-from benchmarks.scale import FULL, QUICK, Scale
 from benchmarks.server import benchmark_server
+from benchmarks.tables import fill_page, render_case, render_figures
 
 _ROOT = Path(__file__).resolve().parent.parent
 RESULTS, _IMAGES = _ROOT / "benchmarks" / "results", _ROOT / "docs" / "images"
 PAGES = (_ROOT / "docs" / "performance.md", _ROOT / "docs" / "engines.md")
-"""They hold tables of these results."""
+"""The pages with tables of these results."""
 _QUICK_OUTPUT = _ROOT / "out" / "benchmarks"
 _CHARTS, _COMPARE = "charts", "compare"
 _EVERY_CASE = {case.name: case for case in (*CASES, *NAMED_CASES)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, or draw; the exit code is 1 where a case failed, and not where a figure is missed."""
+    """Measure, draw or compare; the exit code is 1 where a case failed, and 0 where a figure is missed."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == [_COMPARE]:
         return _compare(arguments[1:])
@@ -44,14 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no case {', '.join(unknown)}; there are: {', '.join(_EVERY_CASE)}")
     if given.cases == [_CHARTS]:
         return _draw(output, images)
-    # Beam says at every start what it could do with packages that are not installed.
+    # Beam logs at every start which optional packages are missing.
     logging.getLogger().setLevel(logging.ERROR)
     failed = _measure(given.cases, given.rounds, QUICK if given.quick else FULL, output)
     return _draw(output, images) or (1 if failed else 0)
 
 
 def _measure(names: Sequence[str], rounds: int, scale: Scale, output: Path) -> bool:
-    """Whether a case failed; the others are measured all the same."""
+    """Measure the named cases, or all; True if one failed, which doesn't stop the others."""
     failed = False
     results: list[CaseResult] = []
     with benchmark_server() as server:
@@ -68,9 +66,9 @@ def _measure(names: Sequence[str], rounds: int, scale: Scale, output: Path) -> b
                 continue
             result.write(output)
             results.append(result)
-            print(told(result), flush=True)
+            print(render_case(result), flush=True)
     if len(results) > 1:
-        print(told_figures(results))
+        print(render_figures(results))
     return failed
 
 
@@ -110,14 +108,14 @@ def _draw(output: Path, images: Path) -> int:
         print(path)
     if (output, images) == (RESULTS, _IMAGES):
         for page in PAGES:
-            if fill(page, results):
+            if fill_page(page, results):
                 print(page)
     return 0
 
 
 def results_of(folder: Path) -> list[CaseResult]:
     """A folder's results, in the order of the cases."""
-    order = {name: place for place, name in enumerate(_EVERY_CASE)}
+    order = {name: position for position, name in enumerate(_EVERY_CASE)}
     return sorted(read_results(folder), key=lambda result: order.get(result.case, len(order)))
 
 
@@ -126,23 +124,24 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="Measures the library beside its peers against a real Triton on this machine.",
         epilog=f"cases: {', '.join(case.name for case in CASES)}; "
-        f"only where it is named: {', '.join(case.name for case in NAMED_CASES)} (Java 17, Maven and Go)",
+        f"only when named: {', '.join(case.name for case in NAMED_CASES)} (needs Java 17, Maven and Go). "
+        f"'{_COMPARE} PATH' measures this checkout beside another one: see '{_COMPARE} --help'",
     )
     parser.add_argument(
-        "cases", nargs="*", metavar="case", help=f"all by default; '{_CHARTS}' alone draws what was measured"
+        "cases", nargs="*", metavar="case", help=f"all by default; '{_CHARTS}' alone draws the stored results"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="turns that the peers take (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each peer (default: 5)")
     parser.add_argument("--quick", action="store_true", help="a twentieth of the work: a first look")
     parser.add_argument(
         "--output",
         type=Path,
-        help=f"where JSON goes, and charts without --images (default: {RESULTS.relative_to(_ROOT)}, with "
+        help=f"folder for JSON, and for charts without --images (default: {RESULTS.relative_to(_ROOT)}, with "
         f"--quick {_QUICK_OUTPUT.relative_to(_ROOT)})",
     )
     parser.add_argument(
         "--images",
         type=Path,
-        help=f"where charts go (default: {_IMAGES.relative_to(_ROOT)}, or --output where that is given)",
+        help=f"folder for charts (default: {_IMAGES.relative_to(_ROOT)}, or --output where that is given)",
     )
     return parser
 

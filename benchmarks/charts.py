@@ -1,4 +1,4 @@
-"""Charts of results, as SVG: bars of peers beside each other, and curves of things that grow."""
+"""Charts of results, as SVG: bars for peers, curves for sweeps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _WIDTH_INCHES = 7.5
 
 
 def draw(results: Sequence[CaseResult], folder: Path) -> list[Path]:
-    """Write ``benchmark_<case>.svg`` for bars, ``benchmark_<curves>.svg`` for curves; gives their paths."""
+    """Write ``benchmark_<case>.svg`` for bars, ``benchmark_<curves>.svg`` for curves; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with pyplot.rc_context(_STYLE):  # type: ignore[arg-type]
@@ -55,27 +55,27 @@ def draw(results: Sequence[CaseResult], folder: Path) -> list[Path]:
 
 
 def _bars(result: CaseResult, quantity: str) -> Any:
-    """A bar a peer, from the fastest to the slowest, with the range over the rounds."""
-    rows = [row for row in result.rows if quantity in row.measured]
-    rows.sort(key=lambda row: row.median(quantity))
-    medians = [row.median(quantity) for row in rows]
-    colours = [_OURS if row.name.startswith(BEAM_TRITON.name) else _OTHERS for row in rows]
-    figure, axes = pyplot.subplots(figsize=(_WIDTH_INCHES, 0.9 + 0.42 * len(rows)), layout="constrained")
-    below = [median - min(row.measured[quantity]) for row, median in zip(rows, medians, strict=True)]
-    above = [max(row.measured[quantity]) - median for row, median in zip(rows, medians, strict=True)]
+    """A bar for each peer, the longest on top, with the range over the rounds."""
+    bars = [(row.name, row.measured[quantity]) for row in result.rows if quantity in row.measured]
+    bars.sort(key=lambda bar: bar[1].median)
+    names, summaries = zip(*bars, strict=True)
+    medians = [summary.median for summary in summaries]
+    colours = [_OURS if name.startswith(BEAM_TRITON.name) else _OTHERS for name in names]
+    figure, axes = pyplot.subplots(figsize=(_WIDTH_INCHES, 0.9 + 0.42 * len(bars)), layout="constrained")
+    below = [summary.median - summary.minimum for summary in summaries]
+    above = [summary.maximum - summary.median for summary in summaries]
     axes.barh(
-        [row.name for row in rows],
+        names,
         medians,
         xerr=(below, above),
         color=colours,
         height=0.66,
         error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#24292f"},
     )
-    end = max(max(row.measured[quantity]) for row in rows)
-    for position, row in enumerate(rows):
-        median = medians[position]
+    end = max(summary.maximum for summary in summaries)
+    for position, (median, summary) in enumerate(zip(medians, summaries, strict=True)):
         text = f"{median:.3g}" if median < 100 else f"{median:,.0f}"
-        axes.text(max(row.measured[quantity]) + end * 0.012, position, text, va="center", fontsize=9)
+        axes.text(summary.maximum + end * 0.012, position, text, va="center", fontsize=9)
     axes.set_xlim(0, end * 1.13)
     axes.set_xlabel(quantity)
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
@@ -86,7 +86,7 @@ def _bars(result: CaseResult, quantity: str) -> Any:
 
 
 def _lines(curves: Curves) -> Any:
-    """A line a setting; filled dots are the defaults, rings the best at each place."""
+    """A line for each setting; filled dots mark the defaults, rings the best at each ``x``."""
     figure, axes = pyplot.subplots(figsize=(_WIDTH_INCHES, 4), layout="constrained")
     settings = list(dict.fromkeys(point.setting for point in curves.points))
     for setting, colour in zip(settings, _CURVES * len(settings), strict=False):
@@ -105,8 +105,8 @@ def _lines(curves: Curves) -> Any:
         _mark(axes, _best(curves.points), "o", "best", "none")
     if curves.logarithmic_x:
         axes.set_xscale("log", base=2)
-        places = sorted({point.x for point in curves.points})
-        axes.set_xticks(places, [_place(x, curves.x_label) for x in places])
+        ticks = sorted({point.x for point in curves.points})
+        axes.set_xticks(ticks, [_tick(x, curves.x_label) for x in ticks])
         axes.minorticks_off()
     else:
         axes.xaxis.set_major_formatter(FuncFormatter(_short))
@@ -140,7 +140,7 @@ def _mark(axes: Any, points: Sequence[Point], marker: str, label: str, face: str
 
 
 def _best(points: Sequence[Point]) -> list[Point]:
-    """The best setting at each place, or the best place of each curve where the place is the setting."""
+    """The best setting at each ``x``, or the best ``x`` of each curve where ``x`` is itself the setting."""
     along_curves = len({point.setting for point in points if point.is_default}) > 1
     groups: dict[object, list[Point]] = {}
     for point in points:
@@ -149,7 +149,7 @@ def _best(points: Sequence[Point]) -> list[Point]:
 
 
 def _summary(figures: Sequence[tuple[str, Figure]]) -> Any:
-    """Each figure's distance from what is required, as a factor: right of the line it is reached."""
+    """Each figure's margin over what is required, as a factor: right of the line it is reached."""
     margins = [
         figure.reached / figure.required
         if figure.relation == "at least"
@@ -190,8 +190,8 @@ def _short(value: float, _: object) -> str:
     return f"{value:g}"
 
 
-def _place(x: float, x_label: str) -> str:
-    """A place on a logarithmic axis; bytes in their binary units."""
+def _tick(x: float, x_label: str) -> str:
+    """The label of a tick on a logarithmic axis; bytes in binary units."""
     if not x_label.startswith("bytes"):
         return f"{x:,.0f}"
     for limit, unit in ((1 << 20, "MiB"), (1 << 10, "KiB")):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import beam_triton
 from beam_triton import TritonInference
+from benchmarks.results import Summary, ratios
 from benchmarks.workload import Target, Throughput, Workload, run_pipeline
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -99,10 +100,11 @@ def _run_apart(package: Path, work: Workload) -> Throughput:
 
 
 def _ratios(these: Sequence[float], others: Sequence[float]) -> str:
-    ratios = [this / other for this, other in zip(these, others, strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    lower, median, upper = quartiles
-    return f"this / other {median:.3f} (quartiles {lower:.3f} to {upper:.3f} of {len(ratios)} rounds)"
+    summary = Summary.of(ratios(these, others))
+    return (
+        f"this / other {summary.median:.3f} "
+        f"(quartiles {summary.lower_quartile:.3f} to {summary.upper_quartile:.3f} of {summary.n} rounds)"
+    )
 
 
 def _medians(these: Sequence[float], others: Sequence[float], *, form: str) -> str:

@@ -28,7 +28,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 import benchmarks
 from benchmarks.peers import BEAM_TRITON, TRITONCLIENT_HTTP
 from benchmarks.peers.peer import Client
-from benchmarks.peers.run_inference import run_inference
+from benchmarks.peers.tritonclient_peers import run_inference
 from benchmarks.workload import Array, Check, Target, Workload, counted, expected_count
 from pipelines.train_digits import DATA, read_digits
 
@@ -140,7 +140,7 @@ def main() -> None:
     )
     outcome = pipeline.run()
     outcome.wait_until_finish()
-    found, expected = counted(outcome), expected_count(work, adds_numbers=False)
+    found, expected = counted(outcome), expected_count(work, sums_numbers=False)
     if found != expected:
         sys.exit(f"what came out is {found} instead of {expected}")
     given.summary.write_text(json.dumps({"seconds": seconds_between(outcome)}))

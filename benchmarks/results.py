@@ -6,37 +6,72 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Relation = Literal["at least", "at most"]
 
 _PACKAGES = ("apache-beam", "numpy", "requests", "urllib3", "tritonclient", "geventhttpclient", "grpcio")
+# An object or array of JSON that holds no other.
+_INNERMOST = re.compile(r"\{[^{}\[\]]*\}")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``n`` measurements of one quantity: results hold this instead of every sample."""
+
+    n: int
+    minimum: float
+    lower_quartile: float
+    median: float
+    upper_quartile: float
+    maximum: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Summary:
+        """The summary of at least one value."""
+        lower, median, upper = (
+            statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
+        )
+        return cls(len(values), min(values), lower, median, upper, max(values))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A peer's, or a setting's, measurements: the quantity, with its unit, to one value a round."""
+    """A peer's, or a setting's, measurements: from the quantity, with its unit, to its summary."""
 
     name: str
-    measured: Mapping[str, Sequence[float]]
+    measured: Mapping[str, Summary]
 
-    def median(self, quantity: str) -> float:
-        return statistics.median(self.measured[quantity])
+    @classmethod
+    def of(cls, name: str, values: Mapping[str, Sequence[float]]) -> Row:
+        """Summarise each quantity's values, usually one a round."""
+        return cls(name, {quantity: Summary.of(taken) for quantity, taken in values.items()})
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that is to be reached, and the one that was."""
+    """A required figure and the one reached.
+
+    ``rounds`` summarises the values that ``reached`` is the median of, where it is a median.
+    """
 
     text: str
     relation: Relation
     required: float
     reached: float
+    rounds: Summary | None = None
+
+    @classmethod
+    def of_rounds(cls, text: str, relation: Relation, required: float, values: Sequence[float]) -> Figure:
+        """A figure that is reached by the median of ``values``, such as those of `ratios`."""
+        summary = Summary.of(values)
+        return cls(text, relation, required, summary.median, summary)
 
     @property
     def holds(self) -> bool:
@@ -57,7 +92,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curves:
-    """Measurements as something grows; ``y_start`` None lets the axis begin where the values do."""
+    """Measurements over a growing ``x``; with ``y_start`` None the axis begins at the lowest value."""
 
     name: str
     title: str
@@ -71,7 +106,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What one case measured. ``chosen`` is the quantity that its bar chart shows, None for no such chart."""
+    """What one case measured. ``chosen`` is the quantity of its bar chart; None draws no bar chart."""
 
     case: str
     title: str
@@ -85,7 +120,7 @@ class CaseResult:
 
     @property
     def is_of_defaults(self) -> bool:
-        """Its figures are about the defaults, which its curves mark."""
+        """Its figures compare the library's defaults, marked on its curves, with other settings."""
         return any(point.is_default for curves in self.curves for point in curves.points)
 
     def write(self, folder: Path) -> Path:
@@ -93,6 +128,8 @@ class CaseResult:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.case}.json"
         text = json.dumps(_rounded(asdict(self)), indent=1, ensure_ascii=False)
+        # A line for each summary, figure and point keeps files short and their differences readable.
+        text = _INNERMOST.sub(lambda match: re.sub(r"\n\s*", " ", match[0]), text)
         path.write_text(text + "\n", encoding="utf-8")
         return path
 
@@ -104,8 +141,11 @@ def read_results(folder: Path) -> list[CaseResult]:
 
 def _read(path: Path) -> CaseResult:
     data = json.loads(path.read_text(encoding="utf-8"))
-    data["rows"] = [Row(**row) for row in data["rows"]]
-    data["figures"] = [Figure(**figure) for figure in data["figures"]]
+    data["rows"] = [
+        Row(row["name"], {quantity: Summary(**taken) for quantity, taken in row["measured"].items()})
+        for row in data["rows"]
+    ]
+    data["figures"] = [_figure(figure) for figure in data["figures"]]
     data["curves"] = [
         Curves(**{**curves, "points": [Point(**point) for point in curves["points"]]})
         for curves in data["curves"]
@@ -113,9 +153,14 @@ def _read(path: Path) -> CaseResult:
     return CaseResult(**data)
 
 
-def ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """The median over the rounds of the ratio within each: a machine that slows down slows both."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+def _figure(data: dict[str, Any]) -> Figure:
+    rounds = data.pop("rounds")
+    return Figure(**data, rounds=Summary(**rounds) if rounds else None)
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """The ratio within each round: a machine that slows down slows both."""
+    return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def machine() -> dict[str, str]:

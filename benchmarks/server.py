@@ -1,4 +1,4 @@
-"""The Triton that everything is measured against."""
+"""The Triton server of all measurements."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from benchmarks.workload import Target
 from tests.support.models import write_models
 
 ECHO = "echo"
-"""[128] FP32 to the same, at most 1,024 a batch, as fast as the server can."""
+"""Returns [128] FP32 unchanged, at most 1,024 a batch, as fast as the server can."""
 ECHO_VARIABLE = "echo_variable"
-"""The same for any length."""
+"""Returns FP32 of any length unchanged."""
 REMOTE_LIKE = "remote_like"
-"""[128] FP32 to the same, at most 64 a batch, 20 ms a request, 16 at a time: a busy GPU far away."""
+"""Returns [128] FP32 unchanged, at most 64 a batch, 20 ms a request, 16 at a time: a busy remote GPU."""
 SLOW = "slow"
-"""[1] FP32: sleeps as many seconds as the batch's largest value says, 16 at a time."""
-
+"""Takes [1] FP32 and sleeps for the batch's largest value, in seconds; 16 requests at a time."""
 
 _WARM_UP_THREADS = 32
 _WARM_UP_REQUESTS = 200
@@ -31,7 +30,7 @@ _WARM_UP_REQUESTS = 200
 
 @contextmanager
 def benchmark_server() -> Iterator[LocalTriton]:
-    """A Triton with these four models, over HTTP and gRPC."""
+    """A Triton with these four models, warmed up, over HTTP and gRPC."""
     with tempfile.TemporaryDirectory(prefix="beam_triton_benchmarks_") as folder:
         repository = write_models(Path(folder), [ECHO, ECHO_VARIABLE, REMOTE_LIKE])
         write_models(repository, [SLOW], instances=16)
@@ -41,7 +40,7 @@ def benchmark_server() -> Iterator[LocalTriton]:
 
 
 def _warm_up(server: LocalTriton) -> None:
-    """Have every instance answer: the first request to one takes many times as long as the next."""
+    """Send a request to every instance: an instance's first takes many times as long as its next."""
     shapes = {ECHO: 128, ECHO_VARIABLE: 128, REMOTE_LIKE: 128, SLOW: 1}
     with TritonClient(server.endpoint) as client, ThreadPoolExecutor(_WARM_UP_THREADS) as threads:
         for model_name, width in shapes.items():

@@ -1,4 +1,4 @@
-"""The work that throughput is measured with: elements made in a pipeline, counted and checked at its end."""
+"""The workload of throughput measurements: a pipeline makes elements, then counts and checks the results."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.ml.inference.base import PredictionResult
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from benchmarks.memory import peak_bytes
+from benchmarks.process import peak_bytes
 
 Array = npt.NDArray[np.float32]
 
 _NAMESPACE = "benchmarks"
+_DEFAULT_BATCH_SIZE = 64
 _MAX_BLOCK_ELEMENTS = 500
 _MAX_BLOCK_BYTES = 1 << 20
 _MAX_SHORT_ELEMENTS = 2_000
@@ -28,32 +29,33 @@ _SEED = 20240229
 
 @dataclass(frozen=True)
 class Target:
-    """A model with one FP32 input ``x`` that it answers unchanged as ``y``, and where it is served."""
+    """A model that returns its one FP32 input ``x`` unchanged as ``y``, and the addresses of its server."""
 
     endpoint: str
     grpc_endpoint: str
     model_name: str
 
-    def named(self, model_name: str) -> Target:
-        """Another model of the same server."""
-        return Target(self.endpoint, self.grpc_endpoint, model_name)
+    @property
+    def infer_url(self) -> str:
+        return f"{self.endpoint}/v2/models/{self.model_name}/infer"
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a peer is to score.
+    """The elements that a peer scores.
 
     Attributes:
-        elements: how many, each an FP32 array of ``width`` values.
-        batch_size: elements a request; None leaves it to the peer's own default.
+        elements: their number; each is an FP32 array of ``width`` values.
+        batch_size: elements a request; None takes the library's default, 64 for other peers.
         options: keyword arguments for the library's transform.
-        workers: threads, each with DoFn instances of its own, in one process.
-        constant: the value of all elements; None makes random ones.
+        workers: threads of one process, each with its own DoFn instances.
+        constant: the value of all elements; None makes random elements that start with their own number.
         in_batches: the generator makes arrays of ``batch_size`` elements instead of single ones.
-        check_every: every so many results are compared with what was sent, and all are counted. None
-            compares all of a short workload's, whose numbers are added up as well, and every 100th of a long
-            one's, which is timed.
-        load_connections, load_seconds: how a load generator, which knows no elements, is to work.
+        check_every: one in so many results is compared with what was sent; all are counted. None compares
+            every result of a short workload, and sums the elements' numbers too, and every 100th of a long
+            one, which is timed.
+        load_connections, load_seconds: connections and duration for a load generator, which sends the same
+            batch over and over.
     """
 
     target: Target
@@ -69,18 +71,24 @@ class Workload:
     load_seconds: float = 5.0
 
     @property
+    def request_elements(self) -> int:
+        """Elements a request for peers that have no default of their own."""
+        return self.batch_size or _DEFAULT_BATCH_SIZE
+
+    @property
     def compared_every(self) -> int:
-        """``check_every``, or what the number of elements makes of it."""
+        """``check_every``, or its default for the number of elements."""
         return self.check_every or (1 if self.elements <= _MAX_SHORT_ELEMENTS else 100)
 
     @property
     def is_numbered(self) -> bool:
-        """Elements hold their own numbers, in their first values."""
+        """The first value of each element is its number."""
         return self.constant is None
 
     @property
-    def element_bytes(self) -> int:
-        return 4 * self.width
+    def sums_numbers(self) -> bool:
+        """Every result is looked at, and has a number."""
+        return self.compared_every == 1 and self.is_numbered
 
     @property
     def block_elements(self) -> int:
@@ -88,10 +96,10 @@ class Workload:
         if self.in_batches and self.batch_size is not None:
             return self.batch_size
         if self.workers > 1:
-            # As many blocks as there are workers, or some would have nothing to do; and no larger than a
-            # batch, for an element keeps its whole block in memory, once for each worker.
+            # Enough blocks for every worker. No larger than a batch, because an element keeps its whole
+            # block in memory, once for each worker.
             return max(1, min(self.batch_size or _MAX_BLOCK_ELEMENTS, self.elements // (4 * self.workers)))
-        return max(1, min(_MAX_BLOCK_ELEMENTS, _MAX_BLOCK_BYTES // self.element_bytes))
+        return max(1, min(_MAX_BLOCK_ELEMENTS, _MAX_BLOCK_BYTES // (4 * self.width)))
 
     def blocks(self) -> Sequence[tuple[int, int]]:
         """First number and size of each block."""
@@ -108,7 +116,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Throughput:
-    """What a peer reached. The processor time is the peer's own process's, and 0 where it is not known."""
+    """A peer's run. ``cpu_seconds`` are those of the peer's own process, 0 where they are unknown."""
 
     elements: int
     seconds: float
@@ -121,7 +129,7 @@ class Throughput:
 
 
 class Generate(beam.DoFn):
-    """Numbers of a block to its elements."""
+    """From a block's first number and size to its elements."""
 
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
@@ -135,7 +143,7 @@ class Generate(beam.DoFn):
 
 
 def numbered(pattern: Array, first: int, size: int, is_numbered: bool) -> Array:
-    """A block of fresh rows, which hold their own numbers where their values are free."""
+    """Copies of the first ``size`` rows, which start with their numbers if they are numbered."""
     rows: Array = pattern[:size].copy()
     if is_numbered:
         rows[:, 0] = np.arange(first, first + size)
@@ -144,9 +152,9 @@ def numbered(pattern: Array, first: int, size: int, is_numbered: bool) -> Array:
 
 @dataclass
 class Count:
-    """What came out of a bundle, added up over bundles by Beam's metrics.
+    """The results of a bundle; Beam's metrics add the bundles up.
 
-    ``number_sum`` is the sum of the elements' numbers, where a sink adds them up.
+    ``number_sum`` is the sum of the elements' numbers, where a sink sums them.
     """
 
     elements: int = 0
@@ -154,24 +162,24 @@ class Count:
     number_sum: int = 0
 
     last_report: ClassVar[float] = 0.0
-    """When a sink of this process last reported, on the clock of ``time.perf_counter``."""
+    """When a sink of this process last reported, by ``time.perf_counter``."""
 
     def report(self) -> None:
-        """Hand it over; at the end of a bundle."""
+        """Add it to Beam's metrics, at the end of a bundle."""
         Count.last_report = time.perf_counter()
         for name, value in asdict(self).items():
             Metrics.counter(_NAMESPACE, name).inc(value)
 
 
 class Check(beam.DoFn):
-    """Counts results, compares some with what was sent, and adds the numbers of all up if it compares all."""
+    """Counts results, compares some with what was sent, and sums the numbers if it compares all."""
 
     seen = 0
-    """Results of this process so far, to within ``compared_every``; for who watches from another thread."""
+    """Results of this process so far, to within ``compared_every``; may be read from another thread."""
 
     def __init__(self, workload: Workload) -> None:
         self._every = workload.compared_every
-        self._adds_numbers = numbers_add_up(workload)
+        self._sums_numbers = workload.sums_numbers
 
     def start_bundle(self) -> None:
         self._elements = 0
@@ -192,13 +200,8 @@ class Check(beam.DoFn):
         if isinstance(result, PredictionResult):
             sent = result.example
             self._count.wrong += not _is_echo(result)
-        if self._adds_numbers:
+        if self._sums_numbers:
             self._count.number_sum += int(sent[0])
-
-
-def numbers_add_up(workload: Workload) -> bool:
-    """Whether every result is looked at, and has a number."""
-    return workload.compared_every == 1 and workload.is_numbered
 
 
 def _is_echo(result: PredictionResult) -> bool:
@@ -210,12 +213,12 @@ def _is_echo(result: PredictionResult) -> bool:
 def run_pipeline(transform: beam.PTransform[Any, Any], workload: Workload) -> Throughput:
     """Run elements through ``transform`` on the FnApiRunner, in this process.
 
-    The time runs from the start of the run to the last result: the graph's translation, ``setup`` and
-    connecting are in it. Not in it is that Beam's state sampler, a thread that looks up every 0.2 s, lets
+    The time starts with the run and ends with the last result: it includes the graph's translation, ``setup``
+    and connecting. It excludes the wait for Beam's state sampler, a thread that wakes up every 0.2 s and lets
     a bundle end only then, which would round short runs up by a fifth.
 
     Raises:
-        AssertionError: a result was lost, or was wrong, or one too many came.
+        AssertionError: a result was lost, duplicated or wrong.
     """
     return timed_run(
         lambda pipeline: (
@@ -226,14 +229,14 @@ def run_pipeline(transform: beam.PTransform[Any, Any], workload: Workload) -> Th
             | beam.ParDo(Check(workload))
         ),
         workload,
-        adds_numbers=numbers_add_up(workload),
+        sums_numbers=workload.sums_numbers,
     )
 
 
 def timed_run(
-    build: Callable[[beam.Pipeline], object], workload: Workload, *, adds_numbers: bool
+    build: Callable[[beam.Pipeline], object], workload: Workload, *, sums_numbers: bool
 ) -> Throughput:
-    """Run the pipeline that ``build`` makes, whose sink reports a `Count`, and see that it lost nothing."""
+    """Run the pipeline that ``build`` makes, whose sink reports a `Count`, and check that count."""
     options = ["--direct_running_mode=in_memory"]
     if workload.workers > 1:
         options = ["--direct_running_mode=multi_threading", f"--direct_num_workers={workload.workers}"]
@@ -243,23 +246,23 @@ def timed_run(
     outcome = pipeline.run()
     outcome.wait_until_finish()
     seconds, cpu_seconds = Count.last_report - before, time.process_time() - cpu_before
-    found, expected = counted(outcome), expected_count(workload, adds_numbers=adds_numbers)
+    found, expected = counted(outcome), expected_count(workload, sums_numbers=sums_numbers)
     if found != expected:
-        raise AssertionError(f"what came out is {found} instead of {expected}")
+        raise AssertionError(f"the results are {found} instead of {expected}")
     return Throughput(workload.elements, seconds, cpu_seconds, peak_bytes())
 
 
-def expected_count(workload: Workload, *, adds_numbers: bool) -> Count:
-    """What the sinks report when nothing was lost."""
-    number_sum = workload.elements * (workload.elements - 1) // 2 if adds_numbers else 0
+def expected_count(workload: Workload, *, sums_numbers: bool) -> Count:
+    """The report of the sinks when nothing is lost."""
+    number_sum = workload.elements * (workload.elements - 1) // 2 if sums_numbers else 0
     return Count(workload.elements, number_sum=number_sum)
 
 
 def counted(outcome: Any) -> Count:
-    """What the sinks of a finished pipeline reported."""
+    """The report of the sinks of a finished pipeline."""
     count = Count()
     for counter in outcome.metrics().query(MetricsFilter().with_namespace(_NAMESPACE))["counters"]:
         name = counter.key.metric.name
-        # Where a runner gives no attempted value, as Prism, Beam makes None of a committed 0.
+        # Prism gives no attempted value, and then Beam turns a committed 0 into None.
         setattr(count, name, getattr(count, name) + (counter.result or 0))
     return count

@@ -1,16 +1,16 @@
-"""All cases, in the order of the table of figures; and those that are measured only where they are named."""
+"""All cases, in the order of the table of figures; and those that run only when they are named."""
 
 from __future__ import annotations
 
 from benchmarks.cases import (
     byte_strings,
     engines,
-    growth,
     large_tensor,
     long_run,
     many_instances,
     one_request,
     pooling,
+    sweeps,
 )
 from benchmarks.cases.throughput import ECHO_BATCHES_CASE, ECHO_CASE, REMOTE_LIKE_CASE
 
@@ -24,8 +24,8 @@ CASES = (
     pooling.CASE,
     long_run.CASE,
     many_instances.CASE,
-    *growth.CASES,
+    *sweeps.CASES,
 )
 
-# It needs Java, Maven and Go.
+# The engines need Java, Maven and Go.
 NAMED_CASES = (engines.CASE,)

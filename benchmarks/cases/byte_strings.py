@@ -1,4 +1,4 @@
-"""BYTES tensors of many short strings, to the wire and back."""
+"""BYTES tensors of many short strings, encoded to wire bytes and decoded again."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import numpy as np
 
 from beam_triton.protocol import TensorSpec, from_wire, to_array, wire_bytes
 from beam_triton.testing import LocalTriton
-from benchmarks.cases.case import Case
-from benchmarks.isolation import in_own_process
+from benchmarks.cases.case import Case, Scale
 from benchmarks.peers import BEAM_TRITON
-from benchmarks.results import CaseResult, Figure, Row, ratio
-from benchmarks.scale import Scale
+from benchmarks.process import run_in_fresh_process
+from benchmarks.results import CaseResult, Figure, Row, ratios
 
 _STRING_BYTES = 32
 _PEER = "tritonclient.utils"
@@ -22,14 +21,14 @@ _ENCODE, _DECODE = "encode us", "decode us"
 
 
 def _byte_strings(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
-    """An object array of bytes, encoded and decoded in memory. A first turn is not counted."""
+    """An object array of bytes, encoded and decoded in memory; the first turn doesn't count."""
     count = scale.count(10_000, least=500)
     turns = scale.count(20 * rounds, least=3)
-    times = in_own_process(_measure, count, turns)
-    rows = [Row(name, quantities) for name, quantities in times.items()]
+    times = run_in_fresh_process(_measure, count, turns)
+    rows = [Row.of(name, quantities) for name, quantities in times.items()]
     ours, theirs = times[BEAM_TRITON.name], times[_PEER]
     figures = [
-        Figure(f"time to {what} of tritonclient's", "at most", 0.33, ratio(ours[key], theirs[key]))
+        Figure.of_rounds(f"time to {what} of tritonclient's", "at most", 0.33, ratios(ours[key], theirs[key]))
         for what, key in (("encode", _ENCODE), ("decode", _DECODE))
     ]
     return CaseResult(CASE.name, CASE.title, rows, figures, rounds=rounds)
@@ -49,7 +48,7 @@ def _measure(count: int, turns: int) -> dict[str, dict[str, list[float]]]:
     }
     times: dict[str, dict[str, list[float]]] = {name: {_ENCODE: [], _DECODE: []} for name in codecs}
     for turn in range(1 + turns):
-        # Fresh strings each turn, as in a pipeline: nothing of an earlier one is of use.
+        # Fresh strings each turn, as in a pipeline, so that no earlier turn has warmed a cache for them.
         strings = np.array([generator.bytes(_STRING_BYTES) for _ in range(count)], object)
         wires = set()
         for name, (encode, decode) in codecs.items():
@@ -63,9 +62,9 @@ def _measure(count: int, turns: int) -> dict[str, dict[str, list[float]]]:
                 times[name][_DECODE].append(1e6 * (after - between))
             wires.add(bytes(wire))
             if not np.array_equal(np.asarray(decoded), strings):
-                raise AssertionError(f"{name} decoded other strings than it had encoded")
+                raise AssertionError(f"{name} decoded strings that differ from those it encoded")
         if len(wires) != 1:
-            raise AssertionError("the two encoded the same strings to different bytes")
+            raise AssertionError("the two encoders made different bytes of the same strings")
     return times
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,13 +14,12 @@ from pathlib import Path
 
 from beam_triton import TritonClient
 from beam_triton.testing import LocalTriton
-from benchmarks.cases.case import ELEMENTS, ELEMENTS_PER_SECOND, Case, CaseLeftOut, take_turns
+from benchmarks.cases.case import ELEMENTS, ELEMENTS_PER_SECOND, Case, CaseLeftOut, Scale, rates, take_turns
 from benchmarks.cases.throughput import BATCH_SIZE
-from benchmarks.isolation import MeasurementError
 from benchmarks.peers import BEAM_TRITON, TRITONCLIENT_HTTP, WRK
 from benchmarks.peers.peer import Peer, PeerMissing
-from benchmarks.results import CaseResult, Figure, Row, ratio
-from benchmarks.scale import Scale
+from benchmarks.process import MeasurementError
+from benchmarks.results import CaseResult, Figure, Row, ratios
 from benchmarks.server import REMOTE_LIKE, target
 from benchmarks.workload import Target, Throughput, Workload
 from engines import DirectRunner, FlinkCluster, FlinkJobServer, Prism, install, tools
@@ -76,13 +76,15 @@ def _engines(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     except install.InstallError as error:
         raise MeasurementError(str(error)) from error
     served = target(server, REMOTE_LIKE)
-    rows = []
+    runs: dict[str, list[EngineRun]] = {}
     for place in PLACES:
         elements: dict[Peer, int] = {
             BEAM_TRITON: scale.count(200_000, least=2_000),
             TRITONCLIENT_HTTP: scale.count(20_000 * place.slots, least=1_000),
         }
-        rows += _measured(place, served, rounds, elements)
+        runs |= _measured(place, served, rounds, elements)
+    rows = [_row(name, taken) for name, taken in runs.items()]
+    rates_by_name = {name: rates([run.throughput for run in taken]) for name, taken in runs.items()}
     notes = [
         "digits padded to the model's 128 values; seconds from the first element made to the last result",
         f"{TRITONCLIENT_HTTP.name} scores fewer elements, 20,000 a slot: its rate does not change",
@@ -92,11 +94,11 @@ def _engines(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     )
     try:
         WRK.check_installed()
-        taken = take_turns(rounds, {_WRK: partial(WRK.score, load)})[_WRK]
-        rows.append(Row(_WRK, {ELEMENTS_PER_SECOND: [run.elements_per_second for run in taken]}))
+        rates_by_name[_WRK] = rates(take_turns(rounds, {_WRK: partial(WRK.score, load)})[_WRK])
+        rows.append(Row.of(_WRK, {ELEMENTS_PER_SECOND: rates_by_name[_WRK]}))
     except PeerMissing as missing:
         notes.append(f"left out: {missing}")
-    reached = _reached(rows)
+    reached = _reached(rates_by_name)
     notes += [f"{_CLUSTER}: {times:.2f} of {name}'s" for name, (times, _) in reached.items()]
     figure = Figure(
         f"{_CLUSTER}, elements/s of "
@@ -108,7 +110,9 @@ def _engines(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     return CaseResult(CASE.name, CASE.title, rows, [figure], notes=notes, rounds=rounds)
 
 
-def _measured(place: _Place, served: Target, rounds: int, elements: Mapping[Peer, int]) -> list[Row]:
+def _measured(
+    place: _Place, served: Target, rounds: int, elements: Mapping[Peer, int]
+) -> dict[str, list[EngineRun]]:
     with tempfile.TemporaryDirectory(prefix="beam_triton_engine_") as folder:
         try:
             with place.start(Path(folder)) as engine:
@@ -116,22 +120,22 @@ def _measured(place: _Place, served: Target, rounds: int, elements: Mapping[Peer
                     _row_name(place, peer): partial(score_on, engine, peer, served, count, place.arguments)
                     for peer, count in elements.items()
                 }
-                runs = take_turns(rounds, measures)
+                return take_turns(rounds, measures)
         except EngineError as error:
             raise MeasurementError(f"{place.name}: {error}") from error
-    return [
-        Row(
-            name,
-            {
-                ELEMENTS_PER_SECOND: [run.throughput.elements_per_second for run in taken],
-                ELEMENTS: [float(run.throughput.elements) for run in taken],
-                _REQUESTS: [float(run.requests) for run in taken],
-                _BATCH: [run.throughput.elements / run.requests for run in taken],
-                _CONNECTIONS: [float(run.connections) for run in taken],
-            },
-        )
-        for name, taken in runs.items()
-    ]
+
+
+def _row(name: str, taken: Sequence[EngineRun]) -> Row:
+    return Row.of(
+        name,
+        {
+            ELEMENTS_PER_SECOND: rates([run.throughput for run in taken]),
+            ELEMENTS: [run.throughput.elements for run in taken],
+            _REQUESTS: [run.requests for run in taken],
+            _BATCH: [run.throughput.elements / run.requests for run in taken],
+            _CONNECTIONS: [run.connections for run in taken],
+        },
+    )
 
 
 def _row_name(place: _Place, peer: Peer) -> str:
@@ -166,8 +170,8 @@ def score_on(
 def _requests(served: Target) -> int:
     """How many requests the model has answered so far."""
     with TritonClient(served.endpoint) as client:
-        (statistics,) = client.statistics(served.model_name)["model_stats"]
-    return int(statistics["inference_stats"]["success"]["count"])
+        (model,) = client.statistics(served.model_name)["model_stats"]
+    return int(model["inference_stats"]["success"]["count"])
 
 
 @contextmanager
@@ -191,17 +195,16 @@ def _connections_opened(served: Target) -> Iterator[set[int]]:
         opened |= client_ports(port) - before
 
 
-def _reached(rows: list[Row]) -> dict[str, tuple[float, float]]:
+def _reached(rates_by_name: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
     """The cluster's rate over the peer's there, which has a request in flight per slot, and over wrk's.
 
     Beside each the ratio that is enough where the other is missed.
     """
-    rates = {row.name: row.measured[ELEMENTS_PER_SECOND] for row in rows}
     cluster = next(place for place in PLACES if place.name == _CLUSTER)
-    ours, peers = (rates[_row_name(cluster, peer)] for peer in (BEAM_TRITON, TRITONCLIENT_HTTP))
-    reached = {TRITONCLIENT_HTTP.name_in_pipelines: (ratio(ours, peers), 3.0)}
-    if _WRK in rates:
-        reached[_WRK] = (ratio(ours, rates[_WRK]), 0.8)
+    ours, peers = (rates_by_name[_row_name(cluster, peer)] for peer in (BEAM_TRITON, TRITONCLIENT_HTTP))
+    reached = {TRITONCLIENT_HTTP.name_in_pipelines: (statistics.median(ratios(ours, peers)), 3.0)}
+    if _WRK in rates_by_name:
+        reached[_WRK] = (statistics.median(ratios(ours, rates_by_name[_WRK])), 0.8)
     return reached
 
 

@@ -1,39 +1,40 @@
-"""A request and an answer of 16 MB: how much memory they take beside the tensors themselves."""
+"""A request and an answer of 16 MB: the memory they take in addition to the tensors themselves."""
 
 from __future__ import annotations
 
-import statistics
+from functools import partial
 
 import numpy as np
 
 from beam_triton.testing import LocalTriton
-from benchmarks.cases.case import Case, isolated, take_turns
-from benchmarks.memory import peak_bytes, reset_peak, resident_bytes
+from benchmarks.cases.case import Case, Scale, take_turns
 from benchmarks.peers import BEAM_TRITON, REQUESTS_POST, TRITONCLIENT_GRPC, TRITONCLIENT_HTTP
 from benchmarks.peers.peer import Peer
+from benchmarks.process import peak_bytes, reset_peak, resident_bytes, run_in_fresh_process
 from benchmarks.results import CaseResult, Figure, Row
-from benchmarks.scale import Scale
 from benchmarks.server import ECHO_VARIABLE, target
 from benchmarks.workload import Target, Workload
 
 _ROWS = 64
-_BEYOND = "peak beyond the answer, payloads"
+_EXTRA = "peak beyond the answer, payloads"
 
 
 def _large_tensor(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
-    """Peak resident memory during the first large request of a fresh process, the answer's size taken off."""
+    """Peak resident memory during a fresh process's first large request, less the answer's size."""
     width = scale.count(65_536, least=16_384)
     peers: tuple[Peer, ...] = (BEAM_TRITON, TRITONCLIENT_HTTP, TRITONCLIENT_GRPC, REQUESTS_POST)
     echo = target(server, ECHO_VARIABLE)
-    taken = take_turns(rounds, {peer.name: isolated(_beyond_answer, peer, echo, width) for peer in peers})
-    rows = [Row(name, {_BEYOND: values}) for name, values in taken.items()]
-    reached = statistics.median(taken[BEAM_TRITON.name])
-    figure = Figure("peak extra memory of the payload, beyond the answer", "at most", 0.1, reached)
-    return CaseResult(CASE.name, CASE.title, rows, [figure], rounds=rounds, chosen=_BEYOND)
+    measures = {peer.name: partial(run_in_fresh_process, _extra_memory, peer, echo, width) for peer in peers}
+    taken = take_turns(rounds, measures)
+    rows = [Row.of(name, {_EXTRA: values}) for name, values in taken.items()]
+    figure = Figure.of_rounds(
+        "peak extra memory of the payload, beyond the answer", "at most", 0.1, taken[BEAM_TRITON.name]
+    )
+    return CaseResult(CASE.name, CASE.title, rows, [figure], rounds=rounds, chosen=_EXTRA)
 
 
-def _beyond_answer(peer: Peer, echo: Target, width: int) -> float:
-    """Extra memory at the peak, in payloads."""
+def _extra_memory(peer: Peer, echo: Target, width: int) -> float:
+    """Extra memory at the peak, as a multiple of the payload."""
     batch = Workload(echo, _ROWS, width).pattern(_ROWS)
     client = peer.open_client(echo)
     client.infer(batch[:1, :16])
@@ -42,7 +43,7 @@ def _beyond_answer(peer: Peer, echo: Target, width: int) -> float:
     answer = client.infer(batch)
     extra = peak_bytes() - before - batch.nbytes
     if not np.array_equal(answer, batch):
-        raise AssertionError(f"{peer.name} gave another answer than what it sent")
+        raise AssertionError(f"{peer.name} returned an answer that differs from what it sent")
     return extra / batch.nbytes
 
 

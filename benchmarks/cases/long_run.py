@@ -1,4 +1,4 @@
-"""Five million elements in one bundle: does memory grow, does it slow down?"""
+"""Five million elements in one bundle: does memory grow, does the rate fall?"""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import statistics
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from beam_triton.testing import LocalTriton
-from benchmarks.cases.case import Case, isolated, take_turns
-from benchmarks.memory import resident_bytes
+from benchmarks.cases.case import Case, Scale, take_turns
 from benchmarks.peers import BEAM_TRITON
+from benchmarks.process import resident_bytes, run_in_fresh_process
 from benchmarks.results import CaseResult, Curves, Figure, Point, Row
-from benchmarks.scale import Scale
 from benchmarks.server import ECHO, target
 from benchmarks.workload import Check, Workload
 
@@ -32,10 +32,11 @@ class _Sample(NamedTuple):
 
 
 def _long_run(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
-    """The library with its defaults. One round is enough: the run is compared with itself."""
+    """The library with its defaults, in one round: the run is compared with its own beginning."""
     elements = scale.count(5_000_000, least=20_000)
     work = Workload(target(server, ECHO), elements, batch_size=None, check_every=_CHECK_EVERY)
-    samples = take_turns(1, {BEAM_TRITON.name: isolated(_sampled, work)})[BEAM_TRITON.name][0]
+    measure = partial(run_in_fresh_process, _sampled, work)
+    (samples,) = take_turns(1, {BEAM_TRITON.name: measure})[BEAM_TRITON.name]
     settled = [sample for sample in samples if sample.elements >= elements / 10]
     most = max(sample.resident for sample in settled) / settled[0].resident
     rates = _rates(settled)
@@ -46,7 +47,7 @@ def _long_run(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
         Figure(f"most resident memory of that {tenth}", "at most", 1.1, most),
         Figure(f"elements/s of the last quarter, of the first's, {tenth}", "at least", 0.9, slowing),
     ]
-    row = Row(
+    row = Row.of(
         BEAM_TRITON.name,
         {_RESIDENT: [sample.resident / _MB for sample in settled], _RATE: rates},
     )
@@ -54,7 +55,7 @@ def _long_run(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
 
 
 def _sampled(work: Workload) -> list[_Sample]:
-    """Samples of this process while it scores, spread evenly over the elements."""
+    """Samples of this process while it scores, evenly spaced by elements."""
     samples: list[_Sample] = []
     over = threading.Event()
     step = max(_CHECK_EVERY, work.elements // _SAMPLES)
@@ -79,7 +80,7 @@ def _sampled(work: Workload) -> list[_Sample]:
 
 
 def _rates(samples: Sequence[_Sample]) -> list[float]:
-    """Elements a second over ``_STEPS`` equal parts: single samples jump with every batch."""
+    """Elements a second over ``_STEPS`` equal parts; the rate between single samples is too noisy."""
     marks = [samples[round(index * (len(samples) - 1) / _STEPS)] for index in range(_STEPS + 1)]
     return [
         (after.elements - before.elements) / (after.seconds - before.seconds)

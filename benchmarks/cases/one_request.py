@@ -1,4 +1,4 @@
-"""One request at a time, client only: its time on the clock, and the client's own processor time."""
+"""One request at a time, client only: wall time, and the client's own CPU time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from beam_triton.testing import LocalTriton
-from benchmarks.cases.case import Case
-from benchmarks.isolation import in_own_process
+from benchmarks.cases.case import Case, Scale
 from benchmarks.peers import BEAM_TRITON, REQUESTS_POST, TRITONCLIENT_GRPC, TRITONCLIENT_HTTP, WRK
 from benchmarks.peers.peer import Client, Peer, PeerMissing
 from benchmarks.peers.wrk import post_for
-from benchmarks.results import CaseResult, Figure, Row, ratio
-from benchmarks.scale import Scale
+from benchmarks.process import run_in_fresh_process
+from benchmarks.results import CaseResult, Figure, Row, ratios
 from benchmarks.server import ECHO_VARIABLE, target
 from benchmarks.workload import Array, Target, Workload
 
@@ -28,8 +27,10 @@ _PEERS: tuple[Peer, ...] = (BEAM_TRITON, TRITONCLIENT_HTTP, TRITONCLIENT_GRPC, R
 
 @dataclass(frozen=True)
 class _Size:
-    """``blocks`` turns of ``requests`` each a round; at most ``wall`` (and ``cpu``) of tritonclient.http's
-    time."""
+    """``blocks`` turns of ``requests`` each a round.
+
+    ``wall`` and ``cpu`` are the required shares of tritonclient.http's time.
+    """
 
     rows: int
     width: int
@@ -53,9 +54,9 @@ _SIZES = (
 
 @dataclass
 class _Times:
-    """Median time of a request and the processor's time for each, one value a block; microseconds.
+    """Median wall time and mean CPU time of a request in microseconds, one value a block.
 
-    A load generator has one wall time a round, and no processor's time.
+    A load generator has one wall time a round, and no CPU time.
     """
 
     wall: list[float] = field(default_factory=list)
@@ -63,7 +64,7 @@ class _Times:
 
 
 def _one_request(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
-    """Clients take turns in one process, in blocks of requests, on connections that stay open; then wrk."""
+    """Clients take turns in one process, in blocks of requests on open connections; then wrk runs."""
     echo = target(server, ECHO_VARIABLE)
     measured: dict[str, dict[str, Sequence[float]]] = {}
     figures, notes = [], []
@@ -83,10 +84,12 @@ def _one_request(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
                 own[f"{size.name} {_CPU}"] = times.cpu
         ours, theirs = taken[BEAM_TRITON.name], taken[TRITONCLIENT_HTTP.name]
         of = f"of {TRITONCLIENT_HTTP.name}'s, {size.name} FP32"
-        figures.append(Figure(f"median wall {of}", "at most", size.wall, ratio(ours.wall, theirs.wall)))
+        wall = ratios(ours.wall, theirs.wall)
+        figures.append(Figure.of_rounds(f"median wall {of}", "at most", size.wall, wall))
         if size.cpu is not None:
-            figures.append(Figure(f"client CPU {of}", "at most", size.cpu, ratio(ours.cpu, theirs.cpu)))
-    rows = [Row(name, quantities) for name, quantities in measured.items()]
+            cpu = ratios(ours.cpu, theirs.cpu)
+            figures.append(Figure.of_rounds(f"client CPU {of}", "at most", size.cpu, cpu))
+    rows = [Row.of(name, quantities) for name, quantities in measured.items()]
     return CaseResult(CASE.name, CASE.title, rows, figures, notes=notes, rounds=rounds)
 
 
@@ -100,7 +103,7 @@ def _in_rounds(
             file=sys.stderr,
             flush=True,
         )
-        for name, times in in_own_process(_measure, echo, size, blocks).items():
+        for name, times in run_in_fresh_process(_measure, echo, size, blocks).items():
             own = taken.setdefault(name, _Times())
             own.wall += times.wall
             own.cpu += times.cpu
@@ -115,10 +118,10 @@ def _measure(echo: Target, size: _Size, blocks: int) -> dict[str, _Times]:
     clients = {peer.name: peer.open_client(echo) for peer in _PEERS}
     taken = {name: _Times() for name in clients}
     for client in clients.values():
-        _ask(client, batch, 1)
+        _send(client, batch, 1)
     for _ in range(blocks):
         for name, client in clients.items():
-            wall, cpu = _ask(client, batch, size.requests)
+            wall, cpu = _send(client, batch, size.requests)
             taken[name].wall.append(wall)
             taken[name].cpu.append(cpu)
     for client in clients.values():
@@ -126,8 +129,8 @@ def _measure(echo: Target, size: _Size, blocks: int) -> dict[str, _Times]:
     return taken
 
 
-def _ask(client: Client, batch: Array, requests: int) -> tuple[float, float]:
-    """Median wall and mean processor time of a request, in microseconds."""
+def _send(client: Client, batch: Array, requests: int) -> tuple[float, float]:
+    """Median wall time and mean CPU time of a request, in microseconds."""
     walls = []
     cpu_before = time.process_time()
     for _ in range(requests):
@@ -136,7 +139,7 @@ def _ask(client: Client, batch: Array, requests: int) -> tuple[float, float]:
         walls.append(1e6 * (time.perf_counter() - before))
     cpu = 1e6 * (time.process_time() - cpu_before) / requests
     if not np.array_equal(answer, batch):
-        raise AssertionError(f"{client!r} gave another answer than what it sent")
+        raise AssertionError(f"{client!r} returned an answer that differs from what it sent")
     return statistics.median(walls), cpu
 
 

@@ -1,4 +1,4 @@
-"""What keeping connections is worth, through TLS: the library against itself with ``reuse_enabled=False``."""
+"""The gain of reusing connections, through TLS: the library's defaults beside ``reuse_enabled=False``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import numpy as np
 
 from beam_triton import TritonClient
 from beam_triton.testing import LocalTriton
-from benchmarks.cases.case import Case, CaseLeftOut, isolated, take_turns
+from benchmarks.cases.case import Case, CaseLeftOut, Scale, take_turns
 from benchmarks.peers import BEAM_TRITON
-from benchmarks.results import CaseResult, Figure, Row, ratio
-from benchmarks.scale import Scale
+from benchmarks.process import run_in_fresh_process
+from benchmarks.results import CaseResult, Figure, Row, ratios
 from benchmarks.server import ECHO
 from benchmarks.workload import Target, Workload
 from tests.support.certificates import Certificates
@@ -27,7 +28,7 @@ _POOLED, _FRESH = "pooled", "reuse_enabled=False"
 
 
 def _pooling(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
-    """One row a request: the client alone, one after the other, and a pipeline with many in flight."""
+    """One row a request: from the client alone, one at a time, and from a pipeline with many in flight."""
     if nginx_binary() is None:
         raise CaseLeftOut("nginx is not installed (Debian: apt-get install nginx-light)")
     port = int(server.endpoint.rpartition(":")[2])
@@ -41,17 +42,19 @@ def _pooling(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
                     "tls": {"ca_bundle": str(certificates.ca)},
                     "pool": {"reuse_enabled": name == _POOLED},
                 }
-                measures[name] = isolated(_measure, nginx.endpoint, options, count)
+                measures[name] = partial(run_in_fresh_process, _measure, nginx.endpoint, options, count)
             taken = take_turns(rounds, measures)
-    rows = [
-        Row(name, {quantity: [values[quantity] for values in measured] for quantity in (_LATENCY, _RATE)})
-        for name, measured in taken.items()
-    ]
-    pooled, fresh = (row.measured for row in rows)
+    values = {
+        name: {quantity: [run[quantity] for run in runs] for quantity in (_LATENCY, _RATE)}
+        for name, runs in taken.items()
+    }
+    latency = ratios(values[_POOLED][_LATENCY], values[_FRESH][_LATENCY])
+    rate = ratios(values[_POOLED][_RATE], values[_FRESH][_RATE])
     figures = [
-        Figure(f"p50 of {_FRESH}'s", "at most", 0.5, ratio(pooled[_LATENCY], fresh[_LATENCY])),
-        Figure(f"throughput of {_FRESH}'s", "at least", 3.0, ratio(pooled[_RATE], fresh[_RATE])),
+        Figure.of_rounds(f"p50 of {_FRESH}'s", "at most", 0.5, latency),
+        Figure.of_rounds(f"throughput of {_FRESH}'s", "at least", 3.0, rate),
     ]
+    rows = [Row.of(name, measured) for name, measured in values.items()]
     return CaseResult(CASE.name, CASE.title, rows, figures, rounds=rounds)
 
 
@@ -71,8 +74,8 @@ def _median_latency_seconds(endpoint: str, options: Mapping[str, Any], requests:
             answer = client.infer(ECHO, {"x": x})
             latencies.append(time.perf_counter() - before)
             if not np.array_equal(answer.outputs["y"], x):
-                raise AssertionError("a request was answered with something else than what it sent")
+                raise AssertionError("an answer differs from what the request sent")
     return statistics.median(latencies)
 
 
-CASE = Case("pooling", "Connections kept or made for each request, through TLS", _pooling)
+CASE = Case("pooling", "Connections reused, or opened for each request, through TLS", _pooling)

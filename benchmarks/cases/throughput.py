@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from beam_triton.testing import LocalTriton
-from benchmarks.cases.case import ELEMENTS_PER_SECOND, Case, score_in_turns
+from benchmarks.cases.case import ELEMENTS_PER_SECOND, Case, Scale, rates, score_in_turns, throughput_row
 from benchmarks.peers import (
     BEAM_TRITON,
-    NOTHING,
-    ONE_ROW_ONE_REQUEST,
+    JSON_ROWS,
+    NO_OP,
     REQUESTS_POST,
     TRITONCLIENT_GRPC,
     TRITONCLIENT_HTTP,
     WRK,
 )
-from benchmarks.results import CaseResult, Figure, Row, ratio
-from benchmarks.scale import Scale
+from benchmarks.results import CaseResult, Figure, ratios
 from benchmarks.server import ECHO, REMOTE_LIKE, target
-from benchmarks.workload import Workload
+from benchmarks.workload import Throughput, Workload
 
 BATCH_SIZE = 64
-_SHORTER = "slow peers score fewer elements than the library, as the column says: their rates do not change"
+_FEWER_ELEMENTS = "slow peers score fewer elements (see the column), which does not change their rates"
 
 
 def _remote_like_work(server: LocalTriton, scale: Scale) -> Workload:
@@ -45,25 +45,25 @@ def _echo_work(server: LocalTriton, scale: Scale) -> Workload:
 
 
 def _remote_like(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
-    """One request at a time waits 20 ms for each 64 elements; requests in flight decide."""
+    """One request at a time waits 20 ms for each 64 elements, so requests in flight set the rate."""
     return _beside_peers(
         REMOTE_LIKE_CASE,
         rounds,
         _remote_like_work(server, scale),
-        of_peers=scale.count(50_000, least=500),
-        of_one_row_requests=scale.count(500, least=20),
+        peer_elements=scale.count(50_000, least=500),
+        json_row_elements=scale.count(500, least=20),
         required=(12, 0.95),
     )
 
 
 def _echo(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
-    """The model costs nothing; what a request and an element cost decides."""
+    """The model costs nothing, so the client's cost of a request and an element sets the rate."""
     return _beside_peers(
         ECHO_CASE,
         rounds,
         _echo_work(server, scale),
-        of_peers=scale.count(400_000, least=2_000),
-        of_one_row_requests=scale.count(5_000, least=50),
+        peer_elements=scale.count(400_000, least=2_000),
+        json_row_elements=scale.count(5_000, least=50),
         required=(2, 0.4),
     )
 
@@ -73,47 +73,36 @@ def _beside_peers(
     rounds: int,
     work: Workload,
     *,
-    of_peers: int,
-    of_one_row_requests: int,
+    peer_elements: int,
+    json_row_elements: int,
     required: tuple[float, float],
 ) -> CaseResult:
-    """The library's ``work`` beside fewer elements for those who send one request at a time.
+    """The library scores ``work``; peers that send one request at a time score fewer elements.
 
     ``required`` are the least ratios to ``RunInference`` and to wrk.
     """
-    one_at_a_time = replace(work, elements=of_peers)
-    rows, left_out = score_in_turns(
+    one_at_a_time = replace(work, elements=peer_elements)
+    runs, left_out = score_in_turns(
         rounds,
         {
             BEAM_TRITON: work,
             TRITONCLIENT_HTTP: one_at_a_time,
             TRITONCLIENT_GRPC: one_at_a_time,
             REQUESTS_POST: one_at_a_time,
-            ONE_ROW_ONE_REQUEST: replace(work, elements=of_one_row_requests),
-            NOTHING: work,
+            JSON_ROWS: replace(work, elements=json_row_elements),
+            NO_OP: work,
             WRK: work,
         },
     )
-    rates = {row.name: row.measured[ELEMENTS_PER_SECOND] for row in rows}
-    peer = TRITONCLIENT_HTTP.name_in_pipelines
-    reached = ratio(rates[BEAM_TRITON.name], rates[peer])
     figures = [
-        Figure(f"elements/s of {peer}'s", "at least", required[0], reached),
-        *_figure_of_wrk(rows, required[1], connections=work.load_connections),
+        *_rate_figures(runs, TRITONCLIENT_HTTP.name_in_pipelines, required[0]),
+        *_rate_figures(runs, WRK.name, required[1], f" -c{work.load_connections}"),
     ]
-    return CaseResult(
-        case.name,
-        case.title,
-        rows,
-        figures,
-        notes=[*left_out, _SHORTER],
-        chosen=ELEMENTS_PER_SECOND,
-        rounds=rounds,
-    )
+    return _result(case, rounds, runs, figures, [*left_out, _FEWER_ELEMENTS])
 
 
 def _echo_batches(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
-    """Nothing is paid for single elements: whole arrays travel."""
+    """Whole arrays travel, so no element costs anything by itself."""
     work = Workload(
         target(server, ECHO),
         scale.count(400_000, least=6_400),
@@ -122,26 +111,38 @@ def _echo_batches(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
         load_connections=4,
         load_seconds=scale.seconds(5),
     )
-    peers = (BEAM_TRITON, TRITONCLIENT_HTTP, NOTHING, WRK)
-    rows, notes = score_in_turns(rounds, dict.fromkeys(peers, work))
+    peers = (BEAM_TRITON, TRITONCLIENT_HTTP, NO_OP, WRK)
+    runs, left_out = score_in_turns(rounds, dict.fromkeys(peers, work))
+    figures = _rate_figures(runs, WRK.name, 0.7, f" -c{work.load_connections}")
+    return _result(ECHO_BATCHES_CASE, rounds, runs, figures, left_out)
+
+
+def _rate_figures(
+    runs: Mapping[str, Sequence[Throughput]], peer: str, required: float, suffix: str = ""
+) -> list[Figure]:
+    """The library's elements a second over the peer's, where the peer is installed."""
+    if peer not in runs:
+        return []
+    reached = ratios(rates(runs[BEAM_TRITON.name]), rates(runs[peer]))
+    return [Figure.of_rounds(f"elements/s of {peer}{suffix}'s", "at least", required, reached)]
+
+
+def _result(
+    case: Case,
+    rounds: int,
+    runs: Mapping[str, Sequence[Throughput]],
+    figures: Sequence[Figure],
+    notes: Sequence[str],
+) -> CaseResult:
     return CaseResult(
-        ECHO_BATCHES_CASE.name,
-        ECHO_BATCHES_CASE.title,
-        rows,
-        _figure_of_wrk(rows, 0.7, connections=4),
+        case.name,
+        case.title,
+        [throughput_row(name, taken) for name, taken in runs.items()],
+        figures,
         notes=notes,
         chosen=ELEMENTS_PER_SECOND,
         rounds=rounds,
     )
-
-
-def _figure_of_wrk(rows: list[Row], required: float, *, connections: int) -> list[Figure]:
-    """The library's elements a second over wrk's, where there is a wrk."""
-    rates = {row.name: row.measured[ELEMENTS_PER_SECOND] for row in rows}
-    if WRK.name not in rates:
-        return []
-    reached = ratio(rates[BEAM_TRITON.name], rates[WRK.name])
-    return [Figure(f"elements/s of wrk -c{connections}'s", "at least", required, reached)]
 
 
 REMOTE_LIKE_CASE = Case(
@@ -151,4 +152,4 @@ ECHO_CASE = Case("echo", "A model that costs nothing; 64 x 128 FP32 a request", 
 ECHO_BATCHES_CASE = Case("echo_batches", "The same, NumPy batches of 64 x 128 in and out", _echo_batches)
 
 COMPARED_WORK = {ECHO_CASE.name: _echo_work, REMOTE_LIKE_CASE.name: _remote_like_work}
-"""What two checkouts of the library are compared by."""
+"""The workloads for comparing two checkouts of the library."""

@@ -1,27 +1,25 @@
-"""Those who are compared: the library, what a user would write instead, and the limits above both."""
+"""The peers: the library, what a user would write instead, and two upper limits (`NO_OP`, `WRK`)."""
 
 from __future__ import annotations
 
 from benchmarks.peers.beam_triton_transform import BeamTriton
-from benchmarks.peers.flink_way import OneRowOneRequest
-from benchmarks.peers.nothing import Nothing
-from benchmarks.peers.requests_post import RequestsPost
-from benchmarks.peers.tritonclient_grpc import TritonclientGrpc
-from benchmarks.peers.tritonclient_http import TritonclientHttp
+from benchmarks.peers.no_op import NoOp
+from benchmarks.peers.requests_peers import JsonRows, RequestsPost
+from benchmarks.peers.tritonclient_peers import Tritonclient
 from benchmarks.peers.wrk import Wrk
 
 BEAM_TRITON = BeamTriton()
-TRITONCLIENT_HTTP = TritonclientHttp()
-TRITONCLIENT_GRPC = TritonclientGrpc()
+TRITONCLIENT_HTTP = Tritonclient("http")
+TRITONCLIENT_GRPC = Tritonclient("grpc")
 REQUESTS_POST = RequestsPost()
-ONE_ROW_ONE_REQUEST = OneRowOneRequest()
+JSON_ROWS = JsonRows()
 WRK = Wrk()
-NOTHING = Nothing()
+NO_OP = NoOp()
 
 __all__ = [
     "BEAM_TRITON",
-    "NOTHING",
-    "ONE_ROW_ONE_REQUEST",
+    "JSON_ROWS",
+    "NO_OP",
     "REQUESTS_POST",
     "TRITONCLIENT_GRPC",
     "TRITONCLIENT_HTTP",

@@ -1,4 +1,4 @@
-"""The library itself, with its defaults unless the workload says otherwise."""
+"""The library itself, with its defaults unless the workload sets options."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from beam_triton import TritonClient, TritonInference
-from beam_triton.transforms.numpy_batches import TritonBatchInference
+from beam_triton import TritonBatchInference, TritonClient, TritonInference
 from benchmarks.peers.peer import PipelinePeer
 from benchmarks.workload import Array, Target, Workload
 

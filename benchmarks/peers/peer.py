@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import apache_beam as beam
+import numpy as np
+from apache_beam.ml.inference.base import PredictionResult
 
-from benchmarks.batch_workload import run_batches
+from benchmarks.numpy_workload import run_batches
 from benchmarks.workload import Array, Target, Throughput, Workload, run_pipeline
 
 
@@ -16,23 +19,23 @@ class PeerMissing(Exception):
 
 
 class Client(Protocol):
-    """Asks the model, one request at a time."""
+    """Sends one request at a time to the model."""
 
     def infer(self, batch: Array) -> Array:
         """The model's answer to an array with its batch dimension."""
 
     def close(self) -> None:
-        """Gives everything back."""
+        """Close its connections."""
 
 
 class Peer(ABC):
-    """``name`` is what it is called in tables and charts. Instances are pickled into other processes."""
+    """``name`` stands in tables and charts. Instances are pickled into other processes."""
 
     name: str
 
     @property
     def name_in_pipelines(self) -> str:
-        """Its name where a pipeline is built around it."""
+        """The name in tables of whole pipelines."""
         return self.name
 
     @abstractmethod
@@ -44,14 +47,14 @@ class Peer(ABC):
         """
 
     def score_batches(self, workload: Workload) -> Throughput:
-        """The same with NumPy batches in and out; only some can."""
+        """The same with NumPy batches in and out, where the peer can."""
         raise NotImplementedError(f"{self.name} takes no batches")
 
     def check_installed(self) -> None:  # noqa: B027
         """Raise `PeerMissing` where it is not installed."""
 
     def open_client(self, target: Target) -> Client:
-        """Its client, without Beam; only some have one."""
+        """The peer's client without Beam, where it has one."""
         raise NotImplementedError(f"{self.name} has no client")
 
 
@@ -60,10 +63,10 @@ class PipelinePeer(Peer):
 
     @abstractmethod
     def transform(self, workload: Workload) -> beam.PTransform[Any, Any]:
-        """Elements to results."""
+        """From elements to results."""
 
     def batch_transform(self, workload: Workload) -> beam.PTransform[Any, Any]:
-        """NumPy batches of elements to NumPy batches of results."""
+        """From NumPy batches of elements to NumPy batches of results."""
         raise NotImplementedError(f"{self.name} takes no batches")
 
     def score(self, workload: Workload) -> Throughput:
@@ -71,3 +74,40 @@ class PipelinePeer(Peer):
 
     def score_batches(self, workload: Workload) -> Throughput:
         return run_batches(self.batch_transform(workload), workload)
+
+
+class ClientPerInstance(PipelinePeer):
+    """A DoFn behind ``BatchElements`` in which every instance opens the client of ``peer``."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self.name = f"{peer.name}, a client each"
+
+    def transform(self, workload: Workload) -> beam.PTransform[Any, Any]:
+        return _BatchAndScore(self._peer, workload)
+
+
+class _BatchAndScore(beam.PTransform[Any, Any]):
+    def __init__(self, peer: Peer, workload: Workload) -> None:
+        super().__init__()
+        self._peer = peer
+        self._workload = workload
+
+    def expand(self, elements: Any) -> Any:
+        size = self._workload.request_elements
+        score = beam.ParDo(_ScoreBatch(self._peer, self._workload.target))
+        return elements | beam.BatchElements(size, size) | score
+
+
+class _ScoreBatch(beam.DoFn):
+    def __init__(self, peer: Peer, target: Target) -> None:
+        self._peer = peer
+        self._target = target
+
+    def setup(self) -> None:
+        self._client = self._peer.open_client(self._target)
+
+    def process(self, batch: list[Array]) -> Iterator[PredictionResult]:
+        answers = self._client.infer(np.stack(batch))
+        for example, answer in zip(batch, answers, strict=True):
+            yield PredictionResult(example, answer, self._target.model_name)

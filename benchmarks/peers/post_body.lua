@@ -1,5 +1,5 @@
--- Posts the body of a file again and again. Arguments: the file, the length of the JSON at its start.
--- Without a function request() wrk formats the request once, which matters for large bodies.
+-- Posts a file's content over and over. Arguments: the file, the length of the JSON at its start.
+-- Without a request() function wrk formats the request once, which matters for large bodies.
 
 function init(args)
   local file = assert(io.open(args[1], "rb"))

@@ -1,4 +1,4 @@
-"""wrk, a load generator in C: what the server itself can do with the same request."""
+"""wrk, a load generator in C: the server's own limit for the same request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _THREADS = 2
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk saw; the latency is the median."""
+    """What wrk measured; the latency is the median."""
 
     requests: int
     seconds: float
@@ -36,7 +36,7 @@ class Wrk(Peer):
 
     def score(self, workload: Workload) -> Throughput:
         """Post batches of the workload's elements for ``load_seconds`` over ``load_connections``."""
-        batch_size = workload.batch_size or 64
+        batch_size = workload.request_elements
         load = post_for(
             workload.load_seconds,
             workload.target,
@@ -51,7 +51,7 @@ class Wrk(Peer):
 
 
 def post_for(seconds: float, target: Target, *, batch_size: int, width: int, connections: int) -> Load:
-    """Post one and the same batch again and again.
+    """Post the same batch over and over.
 
     Raises:
         AssertionError: an answer was not 200, or a connection failed.
@@ -68,7 +68,7 @@ def post_for(seconds: float, target: Target, *, batch_size: int, width: int, con
                 f"-d{max(1, round(seconds))}s",
                 "--timeout=30s",
                 f"--script={_SCRIPT}",
-                f"{target.endpoint}/v2/models/{target.model_name}/infer",
+                target.infer_url,
                 "--",
                 file.name,
                 str(header_bytes),
@@ -78,16 +78,16 @@ def post_for(seconds: float, target: Target, *, batch_size: int, width: int, con
             check=True,
         )
     marked = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
-    figures = json.loads(marked[0].removeprefix(_MARK))
-    if figures["errors"] or not figures["requests"]:
-        raise AssertionError(f"wrk met errors: {done.stdout}")
+    reported = json.loads(marked[0].removeprefix(_MARK))
+    if reported["errors"] or not reported["requests"]:
+        raise AssertionError(f"wrk reported errors: {done.stdout}")
     return Load(
-        figures["requests"], figures["duration_microseconds"] / 1e6, figures["latency_microseconds"] / 1e6
+        reported["requests"], reported["duration_microseconds"] / 1e6, reported["latency_microseconds"] / 1e6
     )
 
 
 def _request_body(target: Target, batch_size: int, width: int) -> tuple[bytes, int]:
-    """A request as NVIDIA's client makes it, and the length of its JSON."""
+    """A request's body as NVIDIA's client encodes it, and the length of its JSON."""
     import tritonclient.http as tritonclient
 
     rows = Workload(target, batch_size, width).pattern(batch_size)

@@ -9,10 +9,9 @@ import pytest
 
 from beam_triton.testing import LocalTriton
 from benchmarks.cases import engines
-from benchmarks.cases.case import CaseLeftOut
+from benchmarks.cases.case import SMOKE, CaseLeftOut
 from benchmarks.peers import BEAM_TRITON, TRITONCLIENT_HTTP
 from benchmarks.peers.peer import Peer
-from benchmarks.scale import SMOKE
 from benchmarks.server import REMOTE_LIKE, SLOW, target
 from engines import DirectRunner
 from engines.processes import EngineError

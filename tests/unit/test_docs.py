@@ -10,7 +10,7 @@ import pytest
 from benchmarks.__main__ import PAGES as MEASURED_PAGES
 from benchmarks.__main__ import RESULTS, results_of
 from benchmarks.cases import CASES, NAMED_CASES
-from benchmarks.pages import filled_text
+from benchmarks.tables import filled_text
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

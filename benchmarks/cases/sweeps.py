@@ -1,6 +1,6 @@
-"""Elements a second as one thing grows, under several settings: are the defaults near the best of them?
+"""Sweeps: elements a second as one quantity grows, and whether the defaults are near the best setting.
 
-In three of the charts the thing grows by itself, and at each of its values the defaults run beside other
+In three of the sweeps the quantity is no setting, and at each of its values the defaults run beside other
 settings. In the other two it is a setting, and the defaults are one point of each curve.
 """
 
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from beam_triton.options import DEFAULT_MAX_CONCURRENT_REQUESTS
 from beam_triton.testing import LocalTriton
-from benchmarks.cases.case import ELEMENTS_PER_SECOND, Case, isolated, take_turns, throughput_row
+from benchmarks.cases.case import ELEMENTS_PER_SECOND, Case, Scale, take_turns, throughput_row
 from benchmarks.peers import BEAM_TRITON
+from benchmarks.process import run_in_fresh_process
 from benchmarks.results import CaseResult, Curves, Figure, Point
-from benchmarks.scale import Scale
 from benchmarks.server import ECHO, ECHO_VARIABLE, REMOTE_LIKE, SLOW, target
 from benchmarks.workload import Workload
 
@@ -28,7 +29,7 @@ _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 
 @dataclass(frozen=True)
 class _Run:
-    """A point to be measured: ``work`` is done at ``x`` of a curve."""
+    """A point to measure: ``work`` gives the rate at ``x`` of a curve."""
 
     curve: str
     x: float
@@ -65,7 +66,7 @@ def _element_sizes(server: LocalTriton, scale: Scale) -> list[_Run]:
 def _model_latencies(server: LocalTriton, scale: Scale) -> list[_Run]:
     runs = []
     for milliseconds in scale.points([0, 5, 20, 50, 100, 200]):
-        # About three seconds of what 16 instances can do with batches of 32.
+        # About three seconds of work for 16 instances with batches of 32.
         elements = min(150_000, 3 * 16 * 32 * 1000 // max(milliseconds, 10))
         work = Workload(
             target(server, SLOW),
@@ -130,11 +131,11 @@ def _case(
         rounds = min(rounds, _MAX_ROUNDS)
         runs = plan(server, scale)
         names = [f"{run.curve}, {x_label} {run.x:,.0f}" for run in runs]
-        scores = [isolated(BEAM_TRITON.score, run.work) for run in runs]
+        scores = [partial(run_in_fresh_process, BEAM_TRITON.score, run.work) for run in runs]
         taken = take_turns(rounds, dict(zip(names, scores, strict=True)))
         rows = [throughput_row(name, taken[name]) for name in names]
         points = [
-            Point(run.x, run.curve, row.median(ELEMENTS_PER_SECOND), run.is_default)
+            Point(run.x, run.curve, row.measured[ELEMENTS_PER_SECOND].median, run.is_default)
             for run, row in zip(runs, rows, strict=True)
         ]
         points.sort(key=lambda point: point.x)
@@ -146,7 +147,7 @@ def _case(
 
 
 def _figures(points: Sequence[Point], x_label: str) -> list[Figure]:
-    """The defaults' rate over the best one's: at each ``x``, or along the curve that they are a point of."""
+    """The defaults' rate over the best: at each ``x``, or along the curve that they are a point of."""
     figures = []
     for default in points:
         if not default.is_default:

@@ -1,4 +1,4 @@
-"""A DoFn that does nothing: what Beam itself costs, above which no transform can come."""
+"""A DoFn that does nothing: Beam's own cost, the upper limit of any transform's rate."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from typing import Any
 
 import apache_beam as beam
 
-from benchmarks.batch_workload import BatchDoFn
+from benchmarks.numpy_workload import BatchDoFn
 from benchmarks.peers.peer import PipelinePeer
 from benchmarks.workload import Array, Workload
 
 
-class _PassOn(beam.DoFn):
+class _PassThrough(beam.DoFn):
     def process(self, element: Array) -> list[Array]:
         return [element]
 
 
-class _PassOnBatches(BatchDoFn):
-    def answer(self, batch: Array) -> Array:
+class _PassBatchesThrough(BatchDoFn):
+    def infer(self, batch: Array) -> Array:
         return batch
 
 
-class Nothing(PipelinePeer):
+class NoOp(PipelinePeer):
     name = "a DoFn that does nothing"
 
     def transform(self, workload: Workload) -> beam.PTransform[Any, Any]:
-        return beam.ParDo(_PassOn())  # type: ignore[no-untyped-call]
+        return beam.ParDo(_PassThrough())  # type: ignore[no-untyped-call]
 
     def batch_transform(self, workload: Workload) -> beam.PTransform[Any, Any]:
-        return beam.ParDo(_PassOnBatches(workload))
+        return beam.ParDo(_PassBatchesThrough(workload))

@@ -1,15 +1,17 @@
-"""A measurement in a process of its own: nothing is warm, and its memory is its own.
+"""A fresh process for each measurement, and the memory that a process takes.
 
-Children are forked from a server that has imported the large packages already, which makes a fresh
-process cost milliseconds instead of the seconds that importing Beam takes.
+Children are forked from a server that has already imported the large packages, so a fresh process costs
+milliseconds instead of the seconds that importing Beam takes.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -17,14 +19,17 @@ T = TypeVar("T")
 
 # Imported only: a gRPC channel or a thread made before the fork would not survive it.
 _PRELOADED = ["apache_beam", "apache_beam.ml.inference.base", "numpy", "beam_triton"]
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # proc(5): resets VmHWM to the current size
 
 
 class MeasurementError(Exception):
     """A measurement failed, or its results were wrong; the message ends with the child's traceback."""
 
 
-def in_own_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call ``function`` in a fresh process and give its result; all three have to pickle.
+def run_in_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call ``function`` in a fresh process and return its result; function, arguments and result must pickle.
 
     Raises:
         MeasurementError: it raised, or its process died.
@@ -34,7 +39,7 @@ def in_own_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_call, args=(sender, function, args, kwargs))
     process.start()
-    # The child's end has to be the only one: it is by its closing that a dead child is noticed.
+    # Only the child may hold the sending end: recv() then ends with EOFError if the child dies.
     sender.close()
     try:
         result, failure = receiver.recv()
@@ -43,7 +48,7 @@ def in_own_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
         raise MeasurementError(f"the process of {function!r} died: exit code {process.exitcode}") from None
     finally:
         receiver.close()
-        # What is left of a runner's or a client's threads is of no interest once the result is here.
+        # The result has arrived: threads of a runner or a client that still run don't matter.
         process.join(10)
         if process.is_alive():
             process.kill()
@@ -63,3 +68,25 @@ def _call(
         answer = (None, traceback.format_exc())
     sender.send(answer)
     sender.close()
+
+
+def resident_bytes() -> int:
+    """This process's resident memory now."""
+    return _status_bytes("VmRSS")
+
+
+def peak_bytes() -> int:
+    """This process's highest resident memory since it began, or since `reset_peak`."""
+    return _status_bytes("VmHWM")
+
+
+def reset_peak() -> None:
+    """Start the peak at the current memory, so that the peak of the imports doesn't count."""
+    _CLEAR.write_text(_RESET_PEAK)
+
+
+def _status_bytes(name: str) -> int:
+    match = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    if match is None:
+        raise OSError(f"{_STATUS} has no {name}: memory is measured on Linux only")
+    return int(match.group(1)) * 1024

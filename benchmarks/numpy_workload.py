@@ -1,6 +1,6 @@
-"""The same work in NumPy batches: whole arrays go in and come out, through Beam's batched DoFns."""
+"""The workload as NumPy batches: whole arrays go in and come out, through Beam's batched DoFns."""
 
-# No postponed annotations here: Beam reads the types of batches out of them.
+# No postponed annotations here: Beam reads the types of batches from them.
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from benchmarks.workload import Array, Count, Throughput, Workload, numbered, ti
 
 
 class RowsDoFn(beam.DoFn):
-    """Base of DoFns that give batches of rows as wide as the workload's elements."""
+    """Base of DoFns whose output batches have rows as wide as the workload's elements."""
 
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
@@ -29,10 +29,10 @@ class BatchDoFn(RowsDoFn):
     """Base of DoFns from batches of a workload's elements to batches of its results."""
 
     def process_batch(self, batch: np.ndarray) -> Iterator[np.ndarray]:
-        yield self.answer(batch)
+        yield self.infer(batch)
 
-    def answer(self, batch: Array) -> Array:
-        """What the model says to the batch."""
+    def infer(self, batch: Array) -> Array:
+        """The model's answer to the batch."""
         raise NotImplementedError
 
     def get_input_batch_type(self, input_element_type: Any) -> Any:
@@ -40,7 +40,7 @@ class BatchDoFn(RowsDoFn):
 
 
 class GenerateBatches(RowsDoFn):
-    """Numbers of a block to one array with all of its elements."""
+    """From a block's first number and size to one array of its elements."""
 
     def setup(self) -> None:
         self._pattern = self._workload.pattern(self._workload.block_elements)
@@ -52,7 +52,7 @@ class GenerateBatches(RowsDoFn):
 
 
 class CheckBatches(BatchDoFn):
-    """Counts rows, adds up their numbers, and compares some batches with what was sent."""
+    """Counts rows, sums their numbers, and compares some batches with what was sent."""
 
     def setup(self) -> None:
         self._pattern = self._workload.pattern(self._workload.block_elements)
@@ -77,7 +77,7 @@ def run_batches(transform: beam.PTransform[Any, Any], workload: Workload) -> Thr
     """Run batches of ``batch_size`` through ``transform``; a block is a batch.
 
     Raises:
-        AssertionError: a row was lost, came twice, or was wrong.
+        AssertionError: a row was lost, duplicated or wrong.
     """
     row_type = NumpyArray[np.float32, (workload.width,)]
     return timed_run(
@@ -89,5 +89,5 @@ def run_batches(transform: beam.PTransform[Any, Any], workload: Workload) -> Thr
             | beam.ParDo(CheckBatches(workload))
         ),
         workload,
-        adds_numbers=True,
+        sums_numbers=True,
     )
