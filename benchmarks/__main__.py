@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(arguments)
     output = given.output or (_QUICK_OUTPUT if given.quick else RESULTS)
-    images = given.images or (output if given.output or given.quick else _IMAGES)
+    images = _IMAGES if output == RESULTS else output
     unknown = sorted(set(given.cases) - {*_EVERY_CASE, _CHARTS})
     if unknown:
         parser.error(f"no case {', '.join(unknown)}; there are: {', '.join(_EVERY_CASE)}")
@@ -92,7 +92,7 @@ def _compare(arguments: Sequence[str]) -> int:
         with benchmark_server() as server:
             works = {name: COMPARED_WORK[name](server, scale) for name in cases}
             for comparison in compare(works, given.other, given.rounds):
-                print(comparison.render())
+                print(comparison.render(), flush=True)
     except ComparisonError as error:
         print(error, file=sys.stderr)
         return 1
@@ -106,7 +106,7 @@ def _draw(output: Path, images: Path) -> int:
         return 1
     for path in draw(results, images):
         print(path)
-    if (output, images) == (RESULTS, _IMAGES):
+    if output == RESULTS:
         for page in PAGES:
             if fill_page(page, results):
                 print(page)
@@ -135,13 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output",
         type=Path,
-        help=f"folder for JSON, and for charts without --images (default: {RESULTS.relative_to(_ROOT)}, with "
-        f"--quick {_QUICK_OUTPUT.relative_to(_ROOT)})",
-    )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        help=f"folder for charts (default: {_IMAGES.relative_to(_ROOT)}, or --output where that is given)",
+        help=f"folder for JSON and charts (default: {RESULTS.relative_to(_ROOT)} and "
+        f"{_IMAGES.relative_to(_ROOT)}, with --quick {_QUICK_OUTPUT.relative_to(_ROOT)})",
     )
     return parser
 

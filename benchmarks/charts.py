@@ -100,9 +100,10 @@ def _lines(curves: Curves) -> Any:
             linewidth=2.6 if are_defaults else 1.4,
             marker="" if len(points) > 40 else ".",
         )
-    _mark(axes, [point for point in curves.points if point.is_default], "o", "defaults' own point", "#24292f")
-    if any(point.is_default for point in curves.points):
-        _mark(axes, _best(curves.points), "o", "best", "none")
+    defaults = [point for point in curves.points if point.is_default]
+    if defaults:
+        _mark(axes, defaults, "defaults' own point", face="#24292f", size=30)
+        _mark(axes, _best(curves.points), "best", face="none", size=110)
     if curves.logarithmic_x:
         axes.set_xscale("log", base=2)
         ticks = sorted({point.x for point in curves.points})
@@ -119,24 +120,23 @@ def _lines(curves: Curves) -> Any:
     axes.set_xlabel(curves.x_label)
     axes.set_ylabel(curves.y_label)
     axes.set_title(curves.title, loc="left")
-    if len(settings) > 1 or any(point.is_default for point in curves.points):
+    if len(settings) > 1 or defaults:
         axes.legend(fontsize=9)
     return figure
 
 
-def _mark(axes: Any, points: Sequence[Point], marker: str, label: str, face: str) -> None:
-    if points:
-        axes.scatter(
-            [point.x for point in points],
-            [point.y for point in points],
-            s=30 if face != "none" else 110,
-            marker=marker,
-            facecolors=face,
-            edgecolors="#24292f",
-            linewidths=1.2,
-            zorder=3,
-            label=label,
-        )
+def _mark(axes: Any, points: Sequence[Point], label: str, *, face: str, size: int) -> None:
+    axes.scatter(
+        [point.x for point in points],
+        [point.y for point in points],
+        s=size,
+        marker="o",
+        facecolors=face,
+        edgecolors="#24292f",
+        linewidths=1.2,
+        zorder=3,
+        label=label,
+    )
 
 
 def _best(points: Sequence[Point]) -> list[Point]:

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class ComparisonError(Exception):
 
 @dataclass(frozen=True)
 class Comparison:
-    """One value a round: this checkout's elements/s and CPU seconds divided by the other's."""
+    """The runs of one case on both checkouts, one of each a round."""
 
     case: str
     these: Sequence[Throughput]
@@ -50,13 +50,12 @@ class Comparison:
         )
 
 
-def compare(works: Mapping[str, Workload], other: Path, rounds: int) -> list[Comparison]:
-    """Run every workload on both checkouts ``rounds`` times; which one goes first alternates.
+def compare(works: Mapping[str, Workload], other: Path, rounds: int) -> Iterator[Comparison]:
+    """Run each workload ``rounds`` times on both checkouts; which one goes first alternates.
 
     Raises:
         ComparisonError: ``other`` is no checkout, or a run failed.
     """
-    comparisons = []
     with tempfile.TemporaryDirectory(prefix="beam_triton_compare_") as folder:
         this = _package_folder(Path(folder) / "this", _ROOT)
         that = _package_folder(Path(folder) / "other", other.resolve())
@@ -66,8 +65,7 @@ def compare(works: Mapping[str, Workload], other: Path, rounds: int) -> list[Com
                 print(f"  {case}: round {number}/{rounds}", file=sys.stderr, flush=True)
                 for package in (this, that) if number % 2 else (that, this):
                     runs[package].append(_run_apart(package, work))
-            comparisons.append(Comparison(case, runs[this], runs[that]))
-    return comparisons
+            yield Comparison(case, runs[this], runs[that])
 
 
 def _package_folder(folder: Path, root: Path) -> Path:

@@ -80,10 +80,7 @@ def take_turns(rounds: int, measures: Mapping[str, Callable[[], T]]) -> dict[str
 def score_in_turns(
     rounds: int, peers: Mapping[Peer, Workload]
 ) -> tuple[dict[str, list[Throughput]], list[str]]:
-    """Runs of each peer, each in a fresh process; and notes on peers that are not installed.
-
-    A workload ``in_batches`` is scored in batches.
-    """
+    """Runs of each peer, each in a fresh process; and notes on peers that are not installed."""
     notes = []
     measures: dict[str, Callable[[], Throughput]] = {}
     for peer, workload in peers.items():
@@ -92,10 +89,8 @@ def score_in_turns(
         except PeerMissing as missing:
             notes.append(f"left out: {missing}")
             continue
-        if workload.in_batches:
-            measures[peer.name] = partial(run_in_fresh_process, peer.score_batches, workload)
-        else:
-            measures[peer.name_in_pipelines] = partial(run_in_fresh_process, peer.score, workload)
+        name = peer.name if workload.in_batches else peer.name_in_pipelines
+        measures[name] = partial(run_in_fresh_process, peer.score, workload)
     return take_turns(rounds, measures), notes
 
 

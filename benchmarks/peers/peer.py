@@ -40,15 +40,11 @@ class Peer(ABC):
 
     @abstractmethod
     def score(self, workload: Workload) -> Throughput:
-        """Score all elements, in this process.
+        """Score all elements in this process; NumPy batches if the workload is ``in_batches`` and the peer can.
 
         Raises:
             AssertionError: a result was lost or wrong.
         """
-
-    def score_batches(self, workload: Workload) -> Throughput:
-        """The same with NumPy batches in and out, where the peer can."""
-        raise NotImplementedError(f"{self.name} takes no batches")
 
     def check_installed(self) -> None:  # noqa: B027
         """Raise `PeerMissing` where it is not installed."""
@@ -70,10 +66,9 @@ class PipelinePeer(Peer):
         raise NotImplementedError(f"{self.name} takes no batches")
 
     def score(self, workload: Workload) -> Throughput:
+        if workload.in_batches:
+            return run_batches(self.batch_transform(workload), workload)
         return run_pipeline(self.transform(workload), workload)
-
-    def score_batches(self, workload: Workload) -> Throughput:
-        return run_batches(self.batch_transform(workload), workload)
 
 
 class ClientPerInstance(PipelinePeer):

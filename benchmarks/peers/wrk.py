@@ -46,9 +46,6 @@ class Wrk(Peer):
         )
         return Throughput(load.requests * batch_size, load.seconds)
 
-    def score_batches(self, workload: Workload) -> Throughput:
-        return self.score(workload)
-
 
 def post_for(seconds: float, target: Target, *, batch_size: int, width: int, connections: int) -> Load:
     """Post the same batch over and over.

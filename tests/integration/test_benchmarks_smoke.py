@@ -188,7 +188,7 @@ def test_compare_runs_both_checkouts(triton: LocalTriton, tmp_path: Path) -> Non
     other.mkdir()
     works = {ECHO: COMPARED_WORK[ECHO](triton, SMOKE)}
     with pytest.raises(ComparisonError, match="other is no checkout"):
-        compare(works, other, 1)
+        list(compare(works, other, 1))
     (other / "beam_triton").symlink_to(checkout / "beam_triton")
     (comparison,) = compare(works, other, 2)
     assert [run.elements for run in (*comparison.these, *comparison.others)] == [2_000] * 4
@@ -200,4 +200,4 @@ def test_compare_reports_a_failed_run(triton: LocalTriton, tmp_path: Path) -> No
     (tmp_path / "beam_triton").mkdir()
     (tmp_path / "beam_triton" / "__init__.py").write_text("raise ImportError")
     with pytest.raises(ComparisonError, match=re.escape(str(tmp_path))):
-        compare({ECHO: COMPARED_WORK[ECHO](triton, SMOKE)}, tmp_path, 1)
+        list(compare({ECHO: COMPARED_WORK[ECHO](triton, SMOKE)}, tmp_path, 1))
