@@ -40,7 +40,7 @@ class Peer(ABC):
 
     @abstractmethod
     def score(self, workload: Workload) -> Throughput:
-        """Score all elements in this process; NumPy batches if the workload is ``in_batches`` and the peer can.
+        """Score all elements in this process; as NumPy batches for a workload that is ``in_batches``.
 
         Raises:
             AssertionError: a result was lost or wrong.
