@@ -1,14 +1,14 @@
-"""Trains the classifier of handwritten digits that the demo serves, and says how good it is.
+"""Trains the classifier of handwritten digits that the demo serves, and prints its accuracy.
 
     python pipelines/train_digits.py
 
-Reads ``pipelines/data/digits.csv``, learns from the rows of the split ``train``, measures on the rows of the
+Reads ``pipelines/data/digits.csv``, trains on the rows of the split ``train``, measures on the rows of the
 split ``test``, and writes ``weights.npz`` into the model repository, where the model ``digits`` reads it.
 
-The classifier is regularised least squares on a Gaussian kernel (kernel ridge regression), one score a digit,
-and a softmax over the scores. Its three numbers (the kernel's width, the ridge and the softmax's sharpness)
-are chosen by leave-one-out likelihood on the training rows, which has a closed form: the test rows are looked
-at once, to measure. Nothing is random.
+The classifier is kernel ridge regression with a Gaussian kernel, one score for each digit, and a softmax over
+the scores. Its hyperparameters (the kernel's width, the ridge, the softmax's sharpness) are those with the
+highest leave-one-out likelihood on the training rows, which has a closed form. The test rows only measure the
+result. Training is deterministic.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SHARPNESSES = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 
 @dataclasses.dataclass(frozen=True)
 class Digits:
-    """``images``: uint8 [rows, 64], 0 to 16. ``digits``: int64 [rows], what the writers meant."""
+    """``images``: uint8 [rows, 64], 0 to 16. ``digits``: int64 [rows], the digits that the images show."""
 
     images: NDArray[np.uint8]
     digits: NDArray[np.int64]
@@ -58,7 +58,7 @@ class Classifier:
         return softmax(self.sharpness * (kernel(images, self.landmarks, self.width) @ self.coefficients))
 
     def save(self, path: Path) -> None:
-        """Writes what the served model reads."""
+        """Write the file that the served model reads."""
         np.savez_compressed(
             path,
             landmarks=self.landmarks,
@@ -86,18 +86,18 @@ def kernel(images: NDArray[np.uint8], landmarks: NDArray[np.uint8], width: float
 
 
 def softmax(scores: Floats) -> Floats:
-    """Probabilities of scores, row by row."""
+    """Each row's scores as probabilities."""
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def log_likelihood(scores: Floats, digits: Integers) -> float:
-    """The mean log probability that a softmax over the scores gives to the right digit."""
+    """The mean log probability that a softmax over the scores gives to the correct digit."""
     return float(np.log(softmax(scores)[np.arange(len(digits)), digits]).mean())
 
 
 def train(data: Digits) -> Classifier:
-    """The classifier whose leave-one-out predictions make the training digits likeliest."""
+    """The classifier with the hyperparameters of the highest leave-one-out likelihood."""
     targets = 2.0 * np.eye(10)[data.digits] - 1
     best_likelihood = -np.inf
     for width in _WIDTHS:
@@ -105,7 +105,7 @@ def train(data: Digits) -> Classifier:
         for ridge in _RIDGES:
             inverse = np.linalg.inv(similarities + ridge * np.eye(len(targets)))
             coefficients = inverse @ targets
-            # What the score of each row would be had the row been left out of the training.
+            # The score of each row from a training without that row.
             left_out = targets - coefficients / np.diag(inverse)[:, None]
             for sharpness in _SHARPNESSES:
                 likelihood = log_likelihood(sharpness * left_out, data.digits)
@@ -116,7 +116,7 @@ def train(data: Digits) -> Classifier:
 
 
 def accuracy(classifier: Classifier, data: Digits) -> float:
-    """The share of images whose likeliest digit is the right one."""
+    """The share of images whose most probable digit is correct."""
     return float((classifier.probabilities(data.images).argmax(axis=1) == data.digits).mean())
 
 

@@ -1,4 +1,4 @@
-"""The shipped digits and the classifier that is trained on them."""
+"""The shipped digits and the classifier trained on them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pipelines.train_digits import DATA, WEIGHTS, Classifier, Digits, accuracy, 
 
 @pytest.fixture(scope="module")
 def training() -> Digits:
-    """The rows to learn from."""
+    """The training rows."""
     return read_digits(DATA, "train")
 
 
 @pytest.fixture(scope="module")
 def held_out() -> Digits:
-    """The rows to measure on."""
+    """The test rows."""
     return read_digits(DATA, "test")
 
 
 @pytest.fixture(scope="module")
 def classifier(training: Digits) -> Classifier:
-    """What the training makes of them."""
+    """The classifier trained on the training rows."""
     return train(training)
 
 
-def test_the_data_is_whole(training: Digits, held_out: Digits) -> None:
-    """1,797 images of 64 pixels between 0 and 16, in two halves that share no image."""
+def test_data_is_complete_and_splits_are_disjoint(training: Digits, held_out: Digits) -> None:
+    """1,797 images of 64 pixels between 0 and 16, in two splits that share no image."""
     assert (len(training.digits), len(held_out.digits)) == (899, 898)
     for split in (training, held_out):
         assert split.images.shape == (len(split.digits), 64)
@@ -38,21 +38,21 @@ def test_the_data_is_whole(training: Digits, held_out: Digits) -> None:
     assert not {image.tobytes() for image in training.images} & {image.tobytes() for image in held_out.images}
 
 
-def test_held_out_accuracy(classifier: Classifier, held_out: Digits) -> None:
-    """The classifier is right on more than 96 % of what it has never seen."""
+def test_accuracy_on_held_out_rows(classifier: Classifier, held_out: Digits) -> None:
+    """The classifier is correct on more than 96 % of the rows that it was not trained on."""
     assert accuracy(classifier, held_out) > 0.96
 
 
-def test_probabilities(classifier: Classifier, held_out: Digits) -> None:
-    """Each row of probabilities sums to one, and a confident one is mostly right."""
+def test_probabilities_sum_to_one_and_high_ones_are_correct(classifier: Classifier, held_out: Digits) -> None:
+    """Predictions of more than 90 % confidence are correct in more than 98 % of cases."""
     probabilities = classifier.probabilities(held_out.images)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     confident = probabilities.max(axis=1) > 0.9
     assert (probabilities.argmax(axis=1) == held_out.digits)[confident].mean() > 0.98
 
 
-def test_the_shipped_weights_are_the_trained_ones(classifier: Classifier, tmp_path: Path) -> None:
-    """Whoever runs the training gets the weights that the demo serves."""
+def test_training_reproduces_the_shipped_weights(classifier: Classifier, tmp_path: Path) -> None:
+    """Training gives the weights that the demo serves."""
     classifier.save(tmp_path / "weights.npz")
     with np.load(tmp_path / "weights.npz") as trained, np.load(WEIGHTS) as shipped:
         assert set(trained) == set(shipped)

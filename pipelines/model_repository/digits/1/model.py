@@ -1,6 +1,6 @@
-"""Tells handwritten digits apart: an image of 8 x 8 pixels, 0 (white) to 16 (black), makes ten probabilities.
+"""Classifies handwritten digits: images of 8 x 8 pixels, 0 (white) to 16 (black), to ten probabilities.
 
-``weights.npz`` is written by ``pipelines/train_digits.py``, which describes the classifier.
+``pipelines/train_digits.py`` describes the classifier and writes ``weights.npz``.
 """
 
 import pathlib
@@ -21,14 +21,14 @@ class TritonPythonModel:
 
     def execute(self, requests):
         images = [pb_utils.get_input_tensor_by_name(request, "image").as_numpy() for request in requests]
-        good = [bool(((image >= 0) & (image <= 16)).all()) for image in images]
+        valid = [bool(((image >= 0) & (image <= 16)).all()) for image in images]
         answers = iter(())
-        if any(good):
-            # Triton brings several requests at once: one multiplication serves them all.
-            accepted = [image for image, fits in zip(images, good, strict=True) if fits]
+        if any(valid):
+            # Triton passes several requests at once: one multiplication computes them all.
+            accepted = [image for image, is_valid in zip(images, valid, strict=True) if is_valid]
             ends = np.cumsum([len(image) for image in accepted])[:-1]
             answers = iter(np.split(self.probabilities(np.concatenate(accepted)), ends))
-        return [answer(next(answers)) if fits else refusal() for fits in good]
+        return [response(next(answers)) if is_valid else error() for is_valid in valid]
 
     def probabilities(self, images):
         images = images / 16
@@ -39,13 +39,13 @@ class TritonPythonModel:
         return (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def answer(probabilities):
+def response(probabilities):
     label = probabilities.argmax(axis=1)[:, None].astype(np.int64)
     return pb_utils.InferenceResponse(
         [pb_utils.Tensor("probabilities", probabilities), pb_utils.Tensor("label", label)]
     )
 
 
-def refusal():
+def error():
     message = "a pixel is not between 0 and 16"
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
