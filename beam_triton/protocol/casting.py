@@ -4,21 +4,27 @@ Two kinds of values come in. One has a dtype of its own (arrays, and whatever ``
 tensors, Series, columns): its author chose a precision, so that a cast must keep every value. Python numbers
 and lists of them have none: floats are rounded to the input's precision, as writing ``0.1`` for an FP32
 input means. Neither is ever clipped, wrapped, truncated or parsed from text.
+
+``numpy.can_cast`` decides by dtype where it is right. Where it is too strict (an int64 array of small values
+for INT32) or too lenient (int64 to float64, which rounds beyond 2**53), the values decide.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from beam_triton.errors import LocalProtocolError
+from beam_triton.protocol.bfloat16 import round_to_bfloat16, widen_bfloat16
 from beam_triton.protocol.byte_strings import object_array
-from beam_triton.protocol.bytes_casting import byte_string_values
-from beam_triton.protocol.datatypes import BF16, DATATYPES, Array
-from beam_triton.protocol.mismatch import shape_text
+from beam_triton.protocol.datatypes import BF16, DATATYPES, Array, Datatype, is_bfloat16
 from beam_triton.protocol.model import TensorSpec
-from beam_triton.protocol.number_casting import number_array
+from beam_triton.protocol.packing import packer_of
+from beam_triton.protocol.text import shorten
+
+_NUMBER_KINDS = "biuf"
 
 
 def to_array(value: Any, spec: TensorSpec, *, batched: bool = False) -> Array:
@@ -38,7 +44,7 @@ def to_array(value: Any, spec: TensorSpec, *, batched: bool = False) -> Array:
     if type(value) is np.ndarray and value.dtype == datatype.wire_dtype and datatype is not BF16:
         array = value
     else:
-        array = number_array(value, spec, datatype)
+        array = _number_array(value, spec, datatype)
     shape = fit_shape(array.shape, spec, batched)
     if shape != array.shape or not array.flags.c_contiguous:
         array = np.ascontiguousarray(array).reshape(shape)
@@ -58,7 +64,268 @@ def fit_shape(shape: tuple[int, ...], spec: TensorSpec, batched: bool) -> tuple[
         return shape
     if not shape and not batched and all(want in (1, -1) for want in wanted):
         return (1,) * len(wanted)
-    expected = shape_text(("batch", *wanted) if batched else wanted)
+    expected = _shape_text(("batch", *wanted) if batched else wanted)
     raise LocalProtocolError(
-        f"input {spec.name!r} takes {spec.datatype} of shape {expected}, not shape {shape_text(shape)}"
+        f"input {spec.name!r} takes {spec.datatype} of shape {expected}, not shape {_shape_text(shape)}"
     )
+
+
+def byte_string_values(value: Any, spec: TensorSpec) -> tuple[list[bytes], tuple[int, ...]]:
+    """The values of ``value`` in row-major order, and its shape; ``str`` becomes UTF-8.
+
+    Raises LocalProtocolError for values that are neither text nor bytes, and text that is not Unicode.
+    """
+    if isinstance(value, (str, bytes, bytearray, memoryview)):
+        return [_one_byte_string(value, spec)], ()
+    if isinstance(value, (list, tuple)):
+        if set(map(type, value)).isdisjoint((list, tuple, np.ndarray)):
+            # Values that NumPy would take for sequences (bytearray) must not become a dimension.
+            return _byte_strings(list(value), spec), (len(value),)
+        try:
+            array = np.array(value, dtype=object)
+        except ValueError:
+            raise _refuse(spec, f"lists of unequal lengths {shorten(value)}") from None
+    else:
+        array = _as_array(value, spec)
+    if array.dtype.kind not in "OSUT":
+        raise _refuse(spec, _described(value, array), "BYTES are made of str or bytes")
+    return _byte_strings(array.ravel().tolist(), spec), array.shape
+
+
+def _byte_strings(values: list[Any], spec: TensorSpec) -> list[bytes]:
+    kinds = set(map(type, values))
+    if kinds <= {bytes}:
+        return values
+    if kinds == {str}:
+        try:
+            return list(map(str.encode, values))
+        except UnicodeEncodeError:
+            pass  # Found and named below.
+    return [_one_byte_string(value, spec) for value in values]
+
+
+def _one_byte_string(value: Any, spec: TensorSpec) -> bytes:
+    if isinstance(value, str):
+        try:
+            return value.encode()
+        except UnicodeEncodeError:
+            raise _refuse(
+                spec, f"str {shorten(value)}", "it holds lone surrogates, which UTF-8 cannot"
+            ) from None
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    raise _refuse(spec, f"{type(value).__name__} {shorten(value)}", "BYTES are made of str or bytes")
+
+
+def _number_array(value: Any, spec: TensorSpec, datatype: Datatype) -> Array:
+    """``value`` as an array of the wire dtype of ``datatype``, of whatever shape it has.
+
+    Raises LocalProtocolError for text, objects, and numbers that the datatype cannot hold.
+    """
+    if type(value) in (list, tuple):
+        packer = packer_of(datatype.name)
+        packed = packer.pack_lists(value) if packer is not None else None
+        if packed is not None:
+            wire, shape = packed
+            return np.frombuffer(wire, dtype=datatype.wire_dtype).reshape(shape)
+    dtypeless = isinstance(value, (bool, int, float, list, tuple, np.generic))
+    array = _as_array(value, spec)
+    may_round = dtypeless or array.dtype.kind == "O"
+    if may_round:
+        array = _python_numbers(array, value, spec, datatype)
+    if is_bfloat16(array.dtype):
+        bits = array.view(np.uint16)
+        if datatype is BF16:
+            return bits
+        array = widen_bfloat16(bits)
+    if array.dtype.kind not in _NUMBER_KINDS:
+        raise _refuse(spec, _described(value, array), "text and objects are not converted to numbers")
+    if datatype is BF16:
+        return _to_bfloat16(array, spec)
+    return _cast(array, datatype.wire_dtype, spec, may_round)
+
+
+def _python_numbers(array: Array, value: Any, spec: TensorSpec, datatype: Datatype) -> Array:
+    """Check and settle what ``numpy.asarray`` made of values without a dtype of their own."""
+    kind = array.dtype.kind
+    wants_bool = datatype.wire_dtype.kind == "b"
+    if not wants_bool and (kind == "b" or (kind in "iuf" and _holds_bool(value))):
+        raise _refuse(spec, f"the boolean(s) {shorten(value)}", "write 0 and 1, or convert them first")
+    if kind == "O":
+        return _from_objects(array, spec, datatype)
+    if (
+        kind == "f"
+        and datatype.wire_dtype.kind in "iu"
+        and datatype is not BF16
+        and array.dtype.itemsize == 8
+        and (np.abs(array) >= 2.0**53).any()
+    ):
+        # NumPy makes float64 of [2**63 + 1, 1], and loses the 1: go back to the integers themselves.
+        return _from_objects(np.array(value, dtype=object), spec, datatype)
+    return array
+
+
+def _holds_bool(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        kinds = set(map(type, value))
+        if bool in kinds or np.bool_ in kinds:
+            return True
+        return not kinds.isdisjoint((list, tuple)) and any(map(_holds_bool, value))
+    return isinstance(value, (bool, np.bool_))
+
+
+def _from_objects(array: Array, spec: TensorSpec, datatype: Datatype) -> Array:
+    items = array.ravel().tolist()
+    wants_bool = datatype.wire_dtype.kind == "b"
+    for item in items:
+        if isinstance(item, (bool, np.bool_)):
+            if wants_bool:
+                continue
+        elif isinstance(item, (int, float, np.integer, np.floating)):
+            continue
+        raise _refuse(spec, f"{type(item).__name__} {shorten(item)} among its values")
+    try:
+        if datatype.wire_dtype.kind in "iu" and datatype is not BF16:
+            whole = [item if isinstance(item, int) else _whole(item) for item in items]
+            numbers: Array = np.array(whole, dtype=_integer_dtype(whole, datatype))
+        else:
+            numbers = np.array([float(item) for item in items], dtype=np.float64)
+    except (ValueError, OverflowError):
+        raise _refuse(spec, f"values such as {shorten(items[:3])}", "they do not fit its range") from None
+    shaped: Array = numbers.reshape(array.shape)
+    return shaped
+
+
+def _whole(item: Any) -> int:
+    whole = int(item)
+    if whole != item:
+        raise ValueError(item)
+    return whole
+
+
+def _integer_dtype(items: list[int], datatype: Datatype) -> np.dtype[Any]:
+    info = np.iinfo(datatype.wire_dtype)
+    if items and not (info.min <= min(items) and max(items) <= info.max):
+        raise OverflowError
+    return datatype.wire_dtype
+
+
+def _cast(array: Array, dtype: np.dtype[Any], spec: TensorSpec, may_round: bool) -> Array:
+    source = array.dtype
+    if source == dtype:
+        return array
+    if source.kind == dtype.kind and source.itemsize == dtype.itemsize:
+        return array.astype(dtype)
+    if dtype.kind == "f" and source.kind == "f":
+        return _float_to_float(array, dtype, spec, may_round)
+    if dtype.kind == "f" and source.kind in "iu":
+        return _integer_to_float(array, dtype, spec, may_round)
+    if np.can_cast(source, dtype, "safe"):
+        return array.astype(dtype)
+    if source.kind == "f":
+        return _float_to_integer(array, dtype, spec)
+    if source.kind in "iu":
+        low, high = _integer_range(dtype)
+        if array.size and not (low <= int(array.min()) and int(array.max()) <= high):
+            raise _refuse(
+                spec,
+                f"{source} values from {array.min()} to {array.max()}",
+                f"it holds {low} to {high}",
+            )
+        return array.astype(dtype)
+    raise _refuse(spec, f"an array of dtype {source}")
+
+
+def _integer_range(dtype: np.dtype[Any]) -> tuple[int, int]:
+    if dtype.kind == "b":
+        return 0, 1
+    info = np.iinfo(dtype)
+    return int(info.min), int(info.max)
+
+
+def _float_to_float(array: Array, dtype: np.dtype[Any], spec: TensorSpec, may_round: bool) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = array.astype(dtype)
+    if np.can_cast(array.dtype, dtype, "safe"):
+        return cast
+    if may_round:
+        kept = np.isfinite(cast) | ~np.isfinite(array)
+        advice = f"it does not fit the range of {spec.datatype}"
+    else:
+        kept = cast == array
+        if not kept.all():
+            kept |= np.isnan(array)
+        advice = f"it would be rounded; if that is meant, convert it with .astype(numpy.{dtype.name}) first"
+    _require(kept, array, spec, advice)
+    return cast
+
+
+def _integer_to_float(array: Array, dtype: np.dtype[Any], spec: TensorSpec, may_round: bool) -> Array:
+    exact = 2 ** (np.finfo(dtype).nmant + 1)
+    if array.size and -exact <= int(array.min()) and int(array.max()) <= exact:
+        return array.astype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = array.astype(dtype)
+        if may_round:
+            kept = np.isfinite(cast)
+        else:
+            low, high = _integer_range(array.dtype)
+            # float(high) may round up to high + 1, which the cast back cannot hold: keep strictly below.
+            wide = cast.astype(np.float64)
+            inside = (wide >= float(low)) & (wide < float(high + 1))
+            kept = inside & (np.where(inside, wide, 0.0).astype(array.dtype) == array)
+    _require(kept, array, spec, f"{spec.datatype} cannot hold it exactly")
+    return cast
+
+
+def _float_to_integer(array: Array, dtype: np.dtype[Any], spec: TensorSpec) -> Array:
+    low, high = _integer_range(dtype)
+    wide = array.astype(np.float64) if array.dtype.itemsize < 8 else array
+    with np.errstate(invalid="ignore"):
+        kept = (wide >= float(low)) & (wide < float(high + 1)) & (np.trunc(wide) == wide)
+    _require(kept, array, spec, f"only whole numbers from {low} to {high} fit")
+    return wide.astype(dtype)
+
+
+def _to_bfloat16(array: Array, spec: TensorSpec) -> Array:
+    floats = array if array.dtype.kind == "f" else array.astype(np.float64)
+    bits = round_to_bfloat16(floats)
+    kept = np.isfinite(widen_bfloat16(bits)) | ~np.isfinite(floats)
+    _require(kept, array, spec, "it does not fit the range of BF16")
+    return bits
+
+
+def _require(kept: Any, array: Array, spec: TensorSpec, advice: str) -> None:
+    if kept.all():
+        return
+    first = array[~kept][0] if array.ndim else array[()]
+    shown = float(first) if isinstance(first, np.floating) else first
+    raise _refuse(spec, f"{array.dtype} value {shown!r}" if math.isfinite(shown) else f"{shown!r}", advice)
+
+
+def _shape_text(shape: tuple[int | str, ...]) -> str:
+    return "[" + ", ".join("any" if dim == -1 else str(dim) for dim in shape) + "]"
+
+
+def _refuse(spec: TensorSpec, came: str, advice: str = "") -> LocalProtocolError:
+    return LocalProtocolError(
+        f"input {spec.name!r} takes {spec.datatype} of shape {_shape_text(spec.shape)}, "
+        f"not {came}{f': {advice}' if advice else ''}"
+    )
+
+
+def _as_array(value: Any, spec: TensorSpec) -> Array:
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise _refuse(spec, "a masked array with masked values", "fill them first")
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        # Whatever a foreign __array__ raises (a tensor on a GPU, ragged lists) is the element's fault.
+        reason = shorten(str(error), 160)
+        raise _refuse(spec, f"{type(value).__name__} {shorten(value)}", f"NumPy says {reason}") from error
+
+
+def _described(value: Any, array: Array) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of dtype {array.dtype}"
+    return f"{type(value).__name__} {shorten(value)}"

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from beam_triton.protocol.byte_strings import encode_byte_strings
-from beam_triton.protocol.bytes_casting import byte_string_values
-from beam_triton.protocol.casting import fit_shape, to_array
+from beam_triton.protocol.casting import byte_string_values, fit_shape, to_array
 from beam_triton.protocol.datatypes import BF16, DATATYPES, Array
 from beam_triton.protocol.inputs import match_inputs
 from beam_triton.protocol.json_tensors import json_items
