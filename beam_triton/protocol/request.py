@@ -13,10 +13,16 @@ import numpy as np
 
 from beam_triton.errors import ConfigurationError, LocalProtocolError
 from beam_triton.protocol.datatypes import Array
-from beam_triton.protocol.inputs import match_inputs
 from beam_triton.protocol.model import ModelSpec, TensorSpec
 from beam_triton.protocol.parameters import checked_parameters
-from beam_triton.protocol.prepare import Buffer, ElementPreparer, PreparedElement, Signature, to_buffer
+from beam_triton.protocol.prepare import (
+    Buffer,
+    ElementPreparer,
+    PreparedElement,
+    Signature,
+    match_inputs,
+    to_buffer,
+)
 from beam_triton.protocol.request_header import RequestHeader, RequestHeaders, compact_json
 from beam_triton.protocol.request_options import OutputRequest
 from beam_triton.protocol.tensors import flat_view
