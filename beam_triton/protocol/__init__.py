@@ -8,10 +8,9 @@ from beam_triton.protocol.compression import checked_encoding, compress
 from beam_triton.protocol.datatypes import DATATYPES, Datatype
 from beam_triton.protocol.json_tensors import from_json_data, to_json_data
 from beam_triton.protocol.model import ModelSpec, TensorSpec
-from beam_triton.protocol.parameters import checked_parameters
 from beam_triton.protocol.prepare import PreparedElement
 from beam_triton.protocol.request import EncodedRequest, InferRequestEncoder
-from beam_triton.protocol.request_options import check_output_options
+from beam_triton.protocol.request_options import check_output_options, checked_parameters
 from beam_triton.protocol.response import InferResponse, decode_infer_response, join_responses
 from beam_triton.protocol.status import error_from_response, parse_retry_after
 from beam_triton.protocol.tensors import from_wire, wire_bytes

@@ -14,7 +14,6 @@ import numpy as np
 from beam_triton.errors import ConfigurationError, LocalProtocolError
 from beam_triton.protocol.datatypes import Array
 from beam_triton.protocol.model import ModelSpec, TensorSpec
-from beam_triton.protocol.parameters import checked_parameters
 from beam_triton.protocol.prepare import (
     Buffer,
     ElementPreparer,
@@ -24,7 +23,7 @@ from beam_triton.protocol.prepare import (
     to_buffer,
 )
 from beam_triton.protocol.request_header import RequestHeader, RequestHeaders, compact_json
-from beam_triton.protocol.request_options import OutputRequest
+from beam_triton.protocol.request_options import OutputRequest, checked_parameters
 from beam_triton.protocol.tensors import flat_view
 from beam_triton.protocol.text import shorten
 
