@@ -1,19 +1,32 @@
-"""Whole compressed bodies inflated, never beyond a bound: ``Content-Encoding`` gzip and deflate.
+"""Whole bodies compressed and decompressed: ``Content-Encoding`` gzip and deflate.
 
-``deflate`` means zlib (RFC 9110, 8.4.1.2), which is what Triton reads and writes.
+``deflate`` means zlib (RFC 9110, 8.4.1.2), which is what Triton reads and writes. A header length
+(``Inference-Header-Content-Length``) counts bytes of the decompressed body.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 
 from beam_triton.errors import RemoteProtocolError
 
-WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
+_WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
+ENCODINGS = tuple(_WINDOW_BITS)
+# Tensors hardly compress better at higher levels, and each level costs the sender's only core.
+_LEVEL = 1
 # zlib hands back a copy of the input that it has not used: small steps keep these copies small.
 _STEP_BYTES = 16 * 1024
 # Of an encoding's name, which the server gives.
 _SHOWN_CHARACTERS = 60
+
+
+def compress(parts: Iterable[bytes | memoryview], encoding: str) -> bytes:
+    """The concatenated ``parts`` as one compressed body. ``encoding`` is one of ENCODINGS."""
+    compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[encoding])
+    pieces = [compressor.compress(part) for part in parts]
+    pieces.append(compressor.flush())
+    return b"".join(pieces)
 
 
 def decompress(body: bytes | bytearray | memoryview, encoding: str, *, max_bytes: int) -> bytes:
@@ -23,7 +36,7 @@ def decompress(body: bytes | bytearray | memoryview, encoding: str, *, max_bytes
     encoding, bytes that are not of it, a truncated stream, bytes after its end, and as soon as the body
     would exceed ``max_bytes``.
     """
-    bits = WINDOW_BITS.get(encoding.strip().lower())
+    bits = _WINDOW_BITS.get(encoding.strip().lower())
     if bits is None:
         raise RemoteProtocolError(
             f"the answer has the unknown Content-Encoding {encoding[:_SHOWN_CHARACTERS]!r}"
@@ -36,7 +49,7 @@ def decompress(body: bytes | bytearray | memoryview, encoding: str, *, max_bytes
         step: bytes | memoryview = body[start : start + _STEP_BYTES]
         while step:
             if stream.eof:
-                if bits == WINDOW_BITS["deflate"]:
+                if bits == _WINDOW_BITS["deflate"]:
                     raise RemoteProtocolError(f"bytes follow the end of the answer's {encoding} body")
                 stream = zlib.decompressobj(bits)
             try:

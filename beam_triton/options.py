@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from beam_triton.compression import ENCODINGS
 from beam_triton.credentials import (
     Secret,
     check_header_name,
@@ -20,11 +21,11 @@ from beam_triton.errors import ConfigurationError
 from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
-from beam_triton.protocol import ModelSpec, check_output_options, checked_encoding, checked_parameters
+from beam_triton.protocol import ModelSpec, check_output_options, checked_parameters
 from beam_triton.protocol.paths import checked_version
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.origin import EndpointUrl
-from beam_triton.validation import Options, check, positive, positive_integer
+from beam_triton.validation import Options, check, one_of, positive, positive_integer
 
 DEFAULT_MAX_CONCURRENT_REQUESTS = 32
 DEFAULT_MAX_RESPONSE_BYTES = 1 << 30
@@ -95,6 +96,7 @@ class InferenceOptions(Options):
     def __post_init__(self) -> None:
         check(self, positive, "timeout_seconds")
         check(self, positive_integer, "max_concurrent_requests", "max_response_bytes")
+        check(self, one_of((None, *ENCODINGS)), "compression", "response_compression")
         if self.pool is _POOL_THAT_FITS:
             fitting = ConnectionPoolConfig.for_requests(self.max_concurrent_requests, self.timeout_seconds)
             object.__setattr__(self, "pool", fitting)
@@ -110,8 +112,6 @@ class InferenceOptions(Options):
             object.__setattr__(self, "circuit_breaker", breaker)
         _ = self.urls
         checked_version(self.model_version)
-        checked_encoding(self.compression)
-        checked_encoding(self.response_compression)
         checked_parameters(self.parameters)
         self._check_credentials()
         self._check_limits()

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from operator import itemgetter
 from typing import cast
 
+from beam_triton.compression import compress, decompress
 from beam_triton.dispatch.channel import ENDPOINT_SETS, CallOptions, Channel, EndpointSetKey
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.dispatch.request_head import HttpRequest
@@ -24,9 +25,7 @@ from beam_triton.protocol import (
     InferResponse,
     ModelSpec,
     TensorSpec,
-    compress,
     decode_infer_response,
-    decompress,
     error_from_response,
     join_responses,
 )

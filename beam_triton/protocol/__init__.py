@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from beam_triton.compression import decompress
 from beam_triton.protocol.casting import to_array
-from beam_triton.protocol.compression import checked_encoding, compress
 from beam_triton.protocol.datatypes import DATATYPES, Datatype
 from beam_triton.protocol.json_tensors import from_json_data, to_json_data
 from beam_triton.protocol.model import ModelSpec, TensorSpec
@@ -25,11 +23,8 @@ __all__ = [
     "PreparedElement",
     "TensorSpec",
     "check_output_options",
-    "checked_encoding",
     "checked_parameters",
-    "compress",
     "decode_infer_response",
-    "decompress",
     "error_from_response",
     "from_json_data",
     "from_wire",

@@ -22,8 +22,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from beam_triton.compression import compress, decompress
 from beam_triton.errors import RemoteProtocolError
-from beam_triton.protocol import DATATYPES, compress, decode_infer_response, decompress
+from beam_triton.protocol import DATATYPES, decode_infer_response
 
 MAX_BYTES = 1 << 20
 _PLAIN, _GZIP, _DEFLATE = range(3)
@@ -193,11 +194,12 @@ def _run_atheris() -> None:
     import atheris
 
     # Coverage is counted in code that is imported under its eyes: the codec, not all that Beam brings along.
-    for name in [name for name in sys.modules if name.startswith("beam_triton.protocol")]:
+    fuzzed = ("beam_triton.protocol", "beam_triton.compression")
+    for name in [name for name in sys.modules if name.startswith(fuzzed)]:
         del sys.modules[name]
-    with atheris.instrument_imports(include=["beam_triton.protocol"]):
-        protocol = importlib.import_module("beam_triton.protocol")
-    globals().update(decode_infer_response=protocol.decode_infer_response, decompress=protocol.decompress)
+    with atheris.instrument_imports(include=list(fuzzed)):
+        protocol, compression = map(importlib.import_module, fuzzed)
+    globals().update(decode_infer_response=protocol.decode_infer_response, decompress=compression.decompress)
     with tempfile.TemporaryDirectory() as corpus:
         for number, data in enumerate(valid_inputs()):
             (Path(corpus) / str(number)).write_bytes(data)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_triton.errors import ConfigurationError, RemoteProtocolError
-from beam_triton.protocol import checked_encoding, compress, decompress
+from beam_triton.compression import compress, decompress
+from beam_triton.errors import RemoteProtocolError
 
 BODY = bytes(range(256)) * 400
 COMPRESSED = {"gzip": gzip.compress(BODY), "deflate": zlib.compress(BODY)}
@@ -84,10 +84,3 @@ def test_the_limit_is_the_last_size_allowed() -> None:
     assert len(decompress(COMPRESSED["gzip"], "gzip", max_bytes=len(BODY))) == len(BODY)
     with pytest.raises(RemoteProtocolError, match="max_response_bytes"):
         decompress(COMPRESSED["gzip"], "gzip", max_bytes=len(BODY) - 1)
-
-
-def test_the_option_is_checked() -> None:
-    """None, gzip and deflate pass, anything else is a configuration error."""
-    assert [checked_encoding(value) for value in (None, "gzip", "deflate")] == [None, "gzip", "deflate"]
-    with pytest.raises(ConfigurationError, match="'br'"):
-        checked_encoding("br")

@@ -49,6 +49,13 @@ def test_plain_dicts() -> None:
     assert again.circuit_breaker == CircuitBreakerPolicy(open_seconds=5)
 
 
+@pytest.mark.parametrize("encoding", [None, "gzip", "deflate"])
+def test_compression_is_none_gzip_or_deflate(encoding: str | None) -> None:
+    """Each of them is taken for requests and for responses."""
+    made = options(compression=encoding, response_compression=encoding)
+    assert (made.compression, made.response_compression) == (encoding, encoding)
+
+
 def test_a_model_of_plain_dicts() -> None:
     """A model's description may be plain, too: lists and dicts all the way down."""
     x = {"name": "x", "datatype": "FP32", "shape": [3]}
@@ -78,8 +85,9 @@ def test_a_model_of_plain_dicts() -> None:
         ({"model_spec": {"nam": "m"}}, ["ModelSpec", "'nam'", "'name'"]),
         ({"model_spec": {"name": "m", "inputs": [{"name": "x"}]}}, ["TensorSpec", "datatype"]),
         ({"model_spec": 5}, ["ModelSpec", "int"]),
-        ({"compression": "br"}, ["br"]),
-        ({"response_compression": "zip"}, ["zip"]),
+        ({"compression": "br"}, ["compression", "'gzip', 'deflate'", "'br'"]),
+        ({"compression": "GZIP"}, ["compression", "'GZIP'"]),
+        ({"response_compression": "zip"}, ["response_compression", "'zip'"]),
         ({"request_parameters": {"triton_x": 1}}, ["triton_x"]),
         ({"request_parameters": {"x": object()}}, ["x"]),
         ({"outputs": "probabilities"}, ["outputs", "probabilities"]),
