@@ -41,7 +41,7 @@ from beam_triton.errors import (
     TritonError,
     without_frames,
 )
-from beam_triton.policy.retry import EndpointView, Fail, History, Hold, Limits, Resend, Retry, next_step
+from beam_triton.policy.retry import Fail, History, Limits, Resend, Retry, next_step
 from beam_triton.transport.attempt import Attempt, ConnectionUse
 from beam_triton.transport.exchange import Exchange
 from beam_triton.transport.reactor import Reactor
@@ -49,9 +49,6 @@ from beam_triton.transport.reactor import Reactor
 _logger = logging.getLogger(__name__)
 
 _STATUSES_OF_BAD_CREDENTIALS = (401, 403)
-
-# An endpoint that takes ten times its usual latency is treated as hung: no queue explains that.
-_HUNG_AFTER_LATENCIES = 10
 
 _NO_FAILURES = History()
 
@@ -145,10 +142,6 @@ class Call(Generic[T]):
         self._repeats_server_errors = repeats_server_errors
         self._is_sequence = is_sequence
 
-    def start(self) -> None:
-        """Ask for an admission, and send."""
-        self._admit()
-
     def cancel(self) -> None:
         """Give up without calling ``on_done``: the bundle failed, nobody wants the answer."""
         self.phase = Phase.DONE
@@ -162,13 +155,14 @@ class Call(Generic[T]):
     def on_time(self, now: float) -> None:
         self.wake_at = math.inf
         if now < self._deadline:
-            self._admit()
+            self.start()
         elif self._history.errors:
-            self._after_failure(self._history.errors[-1], now)
+            self._follow(self._history.errors[-1], self._history, self._tried, now)
         else:
             self._finish_with(self._endpoints.at_capacity_error(self._options.timeout_seconds))
 
-    def _admit(self) -> None:
+    def start(self) -> None:
+        """Ask for an admission, and send; called again whenever there may be one."""
         admission = self._endpoints.admit(self._tried)
         if isinstance(admission, Refusal):
             if self._join_queue():
@@ -233,7 +227,10 @@ class Call(Generic[T]):
         self.phase = Phase.SENDING
         self.record.attempts += 1
         url = admission.endpoint.url
-        timeout_seconds = self._attempt_seconds(now, admission.endpoint)
+        timeout_seconds = self._options.timeout_seconds
+        if len(self._endpoints.endpoints) > 1 and not self._is_sequence:
+            tried = (*self._tried, admission.endpoint)
+            timeout_seconds = self._endpoints.attempt_seconds(timeout_seconds, self._deadline - now, tried)
         try:
             parts = self._channel.head_writer.parts(url, self._request)
         except TritonError as error:
@@ -253,34 +250,13 @@ class Call(Generic[T]):
         )
         attempt.start()
 
-    def _attempt_seconds(self, now: float, endpoint: Endpoint) -> float:
-        """How long the attempt may take.
-
-        Where another endpoint is healthy, a silent one is given up after half of the time left, unless
-        answers usually take so long that half would be too little to call it hung.
-        """
-        timeout_seconds = self._options.timeout_seconds
-        endpoints = self._endpoints
-        if (
-            len(endpoints.endpoints) == 1
-            or self._is_sequence
-            or not endpoints.healthy_but((*self._tried, endpoint))
-        ):
-            return timeout_seconds
-        half = (self._deadline - now) / 2
-        usual = endpoints.usual_latency_seconds
-        return half if usual is not None and usual * _HUNG_AFTER_LATENCIES <= half else timeout_seconds
-
     def _on_attempt_end(self, attempt: Attempt) -> None:
         self._attempt = None
         now = time.monotonic()
-        record = self.record
-        if attempt.connection_use is ConnectionUse.REUSED:
-            record.connections_reused += 1
-        elif attempt.connection_use is ConnectionUse.OPENED:
-            record.connections_opened += 1
+        record, error = self.record, attempt.error
+        record.connections_reused += attempt.connection_use is ConnectionUse.REUSED
+        record.connections_opened += attempt.connection_use is ConnectionUse.OPENED
         record.connection_waits += attempt.waited
-        error = attempt.error
         if error is None:
             assert attempt.exchange is not None
             record.latency_seconds = now - self._sent_at
@@ -290,13 +266,12 @@ class Call(Generic[T]):
             except TritonError as caught:
                 error = caught
             except Exception as caught:
-                # Anything that left this frame would end whatever else this reactor drives, and this call
-                # never.
+                # An exception that left this frame would end every other call of this reactor.
                 error = RemoteProtocolError(f"the answer cannot be read: {type(caught).__name__}: {caught}")
             else:
                 self._succeed()
                 return
-        self._on_failure(attempt, error, now)
+        self._fail(attempt, error, now)
 
     def _succeed(self) -> None:
         admission = self._admission
@@ -313,71 +288,63 @@ class Call(Generic[T]):
         admission.end(True)
         self._finish()
 
-    def _on_failure(self, attempt: Attempt, error: TritonError, now: float) -> None:
+    def _fail(self, attempt: Attempt, error: TritonError, now: float) -> None:
         assert self._admission is not None
         endpoint = self._admission.endpoint
         without_frames(error)
         if error.is_overload or isinstance(error, DeadlineExceededError):
             endpoint.limit.on_overload(now - self._sent_at)
         self._report_failure(endpoint, error)
-        self._history = self._history.after(error)
-        self._tried += (endpoint,)
-        self._after_failure(error, now, has_new_credentials=self._has_new_credentials(attempt, error))
+        has_new_credentials = self._has_new_credentials(attempt, error)
+        self._follow(error, self._history.after(error), (*self._tried, endpoint), now, has_new_credentials)
 
-    def _after_failure(self, error: TritonError, now: float, *, has_new_credentials: bool = False) -> None:
-        """Carry out what follows from the last failure: it has just come, or the deadline passed after it."""
-        endpoint = self._tried[-1]
-        alternatives = self._endpoints.healthy_but(self._tried)
-        max_hold_seconds = self._options.max_hold_seconds
+    def _follow(
+        self,
+        error: TritonError,
+        history: History,
+        tried: tuple[Endpoint, ...],
+        now: float,
+        has_new_credentials: bool = False,
+    ) -> None:
+        """Carry out the step that follows the last failure, be it new or one whose deadline passed since."""
         step = next_step(
             self._options.retry,
             error,
-            self._history,
+            history,
             Limits(
                 remaining_seconds=self._deadline - now,
-                hold_seconds=min(self._hold_until - now, max_hold_seconds),
+                hold_seconds=min(self._hold_until - now, self._options.max_hold_seconds),
                 max_server_error_retries=None if self._repeats_server_errors else 0,
                 is_sequence=self._is_sequence,
             ),
-            EndpointView(
-                is_healthy=endpoint.is_healthy,
-                has_alternative=bool(alternatives),
-                any_tried_unhealthy=any(not tried.is_healthy for tried in self._tried),
-                overload_streak=endpoint.limit.overloads_in_a_row,
-                has_new_credentials=has_new_credentials,
-            ),
+            self._endpoints.view(tried, has_new_credentials=has_new_credentials),
             random.random,
         )
         if isinstance(step, Resend):
-            self._history = self._history._replace(errors=self._history.errors[:-1])
-            self._tried = self._tried[:-1]
             assert self._admission is not None
             self._send(self._admission, now)
             return
+        self._history, self._tried = history, tried
         # The load of a server that fails must shrink: its admission is given back during the wait.
         self._end_admission(None)
         if isinstance(step, Fail):
-            self._history = self._history._replace(errors=self._history.errors[:-1])
             self._finish_with(error)
         elif isinstance(step, Retry):
             self.record.retries += 1
-            if len(set(self._tried)) == len(self._endpoints.endpoints):
-                self._tried = (endpoint,)
+            if len(set(tried)) == len(self._endpoints.endpoints):
+                self._tried = tried[-1:]
             self._owes_budget = step.is_budgeted
             wake_at = min(now + step.after_seconds, self._deadline)
             self._wait(Phase.BACKING_OFF, wake_at, throttled=error.is_overload)
+        elif step.for_overload:
+            self._start_over(for_overload=True)
+            self._hold_until = min(self._hold_until, now + self._options.max_hold_seconds)
+            self.record.retries += 1
+            self._tried = tried[-1:]
+            self._wait(Phase.HELD, now + step.after_seconds, throttled=True)
         else:
-            self._hold(step, endpoint, now)
-
-    def _hold(self, step: Hold, endpoint: Endpoint, now: float) -> None:
-        self._start_over(for_overload=step.for_overload)
-        if not step.for_overload:
-            self._admit()
-            return
-        self._hold_until = min(self._hold_until, now + self._options.max_hold_seconds)
-        self.record.retries += 1
-        self._tried = (endpoint,)
-        self._wait(Phase.HELD, now + step.after_seconds, throttled=True)
+            self._start_over(for_overload=False)
+            self.start()
 
     def _wait(self, phase: Phase, wake_at: float, *, throttled: bool) -> None:
         self.phase = phase
@@ -438,7 +405,8 @@ class Call(Generic[T]):
             admission.end(healthy, unreachable=unreachable)
 
     def _finish_with(self, error: TritonError) -> None:
-        error.attempts = self._history.earlier + self._history.errors
+        history = self._history
+        error.attempts = tuple(each for each in history.earlier + history.errors if each is not error)
         self.error = error
         self._finish()
 

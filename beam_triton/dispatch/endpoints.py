@@ -9,17 +9,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from beam_triton.dispatch.slots import Slots, WaitQueue
 from beam_triton.errors import CircuitOpenError, PoolTimeoutError
 from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State
 from beam_triton.policy.concurrency_limit import ConcurrencyLimit
-from beam_triton.policy.retry import RetryBudget, RetryPolicy
+from beam_triton.policy.retry import EndpointView, RetryBudget, RetryPolicy
 from beam_triton.transport.origin import EndpointUrl
 
 _logger = logging.getLogger(__name__)
+
+# An endpoint that takes ten times its usual latency is treated as hung: no queue explains that.
+_HUNG_AFTER_LATENCIES = 10
 
 
 class Endpoint:
@@ -116,15 +119,29 @@ class EndpointSet:
                 return True
         return False
 
-    @property
-    def usual_latency_seconds(self) -> float | None:
-        """What a request takes at the slowest endpoint that has answered; None before one has."""
-        known = [endpoint.limit.usual_latency_seconds for endpoint in self.endpoints]
-        return max((latency for latency in known if latency is not None), default=None)
+    def view(self, tried: Sequence[Endpoint], *, has_new_credentials: bool = False) -> EndpointView:
+        """What `next_step` has to know after a request failed at the last endpoint of ``tried``."""
+        return EndpointView(
+            is_healthy=tried[-1].is_healthy,
+            has_alternative=self._has_healthy_besides(tried),
+            any_tried_unhealthy=any(not endpoint.is_healthy for endpoint in tried),
+            overload_streak=tried[-1].limit.overloads_in_a_row,
+            has_new_credentials=has_new_credentials,
+        )
 
-    def healthy_but(self, tried: Collection[Endpoint]) -> list[Endpoint]:
-        """The healthy endpoints that are not among ``tried``."""
-        return [endpoint for endpoint in self.endpoints if endpoint.is_healthy and endpoint not in tried]
+    def attempt_seconds(
+        self, timeout_seconds: float, remaining_seconds: float, tried: Sequence[Endpoint]
+    ) -> float:
+        """How long an attempt at the last endpoint of ``tried`` may take.
+
+        Where another endpoint is healthy, a silent one is given up after half of the time that remains,
+        unless answers usually take so long that half would be too little to call it hung.
+        """
+        latencies = [endpoint.limit.usual_latency_seconds for endpoint in self.endpoints]
+        slowest = max((latency for latency in latencies if latency is not None), default=None)
+        half = remaining_seconds / 2
+        is_plenty = slowest is not None and slowest * _HUNG_AFTER_LATENCIES <= half
+        return half if is_plenty and self._has_healthy_besides(tried) else timeout_seconds
 
     def admit(self, avoid: Collection[Endpoint]) -> Admission | Refusal:
         """Permission to send to one endpoint, not one of ``avoid`` unless there is no other."""
@@ -162,6 +179,9 @@ class EndpointSet:
 
     def __str__(self) -> str:
         return ", ".join(str(endpoint.url) for endpoint in self.endpoints)
+
+    def _has_healthy_besides(self, tried: Sequence[Endpoint]) -> bool:
+        return any(endpoint.is_healthy and endpoint not in tried for endpoint in self.endpoints)
 
     def _try_enter(self, endpoint: Endpoint) -> Admission | None:
         with self._lock:
