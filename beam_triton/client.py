@@ -37,9 +37,9 @@ Self = TypeVar("Self", bound="TritonClient")
 class TritonClient:
     """A client of one server, or of several that serve the same models.
 
-    Thread-safe. Connections, circuit breakers and limits are shared with everybody in the process
-    who gives the same ``pool`` and ``tls`` (and, for the latter two, endpoints and policies); `close`
-    or the end of a ``with`` block gives the references back.
+    Thread-safe. Connections are shared with every user in the process that gives the same ``pool`` and
+    ``tls``; circuit breakers and limits with those that give the same endpoints and policies as well.
+    `close`, or the end of a ``with`` block, releases the references.
 
     Args:
         endpoint: URL such as ``http://triton:8000``, or a list of them for fail-over.
@@ -66,7 +66,7 @@ class TritonClient:
 
     @classmethod
     def from_inference_options(cls: type[Self], options: InferenceOptions) -> Self:
-        """A client with options that have been checked already."""
+        """A client with options that are checked already."""
         return cls(**{option.name: getattr(options, option.name) for option in dataclasses.fields(options)})
 
     def __repr__(self) -> str:
@@ -94,20 +94,20 @@ class TritonClient:
         classification: Mapping[str, int] | None = None,
         request_id: str = "",
     ) -> InferResponse:
-        """Have a batch inferred, and wait for the answer.
+        """Score a batch, and wait for the answer.
 
-        More rows than the model takes at a time travel as several requests at once.
+        More rows than the model takes at a time are sent as several requests at once.
 
         Args:
             inputs: input name to array-like *with* the batch dimension where the model has one, or
                 the array itself for a model with one input.
-            model_version, outputs, classification: instead of the client's own.
+            model_version, outputs, classification: replace the client's own.
             parameters: request parameters, over the client's own. A request with a ``sequence_id``
                 is not repeated once it may have run.
             request_id: comes back as the response's ``id``.
 
         Raises:
-            LocalProtocolError: the inputs do not fit the model; names, dtypes and shapes are told.
+            LocalProtocolError: the inputs do not fit the model; the message has names, dtypes and shapes.
             InferenceError: the server refused; ModelNotFoundError lists the models that it has.
             TransportError: no answer within ``timeout_seconds``, attempts included.
         """
@@ -142,7 +142,7 @@ class TritonClient:
         return self._control.get(SERVER_METADATA, what="server metadata")
 
     def model_metadata(self, model_name: str, model_version: str | int | None = None) -> dict[str, Any]:
-        """The model's inputs and outputs as the protocol gives them, batch dimension included.
+        """The model's inputs and outputs as the protocol has them, with the batch dimension.
 
         Raises:
             ModelNotFoundError: the message lists the models that the server has.
@@ -167,11 +167,11 @@ class TritonClient:
         return self._control.repository_index()
 
     def model_spec(self, model_name: str, model_version: str | int | None = None) -> ModelSpec:
-        """What the model takes and gives, found by asking the server.
+        """The model's inputs, outputs and limits, as the server reports them.
 
-        A server without Triton's configuration extension does not tell its batch limit: it is taken
-        from ``batching.max_batch_size`` then, and is 0 (one element a request) where that is not
-        given either; a line in the log says so.
+        A server without Triton's configuration extension does not report its batch limit: it is taken from
+        ``batching.max_batch_size`` then, and is 0 (one element per request) where that is not given either; a
+        line in the log says so.
 
         Raises:
             ModelNotFoundError, ModelNotReadyError: with the models that there are, or the reason.
@@ -205,7 +205,7 @@ class TritonClient:
         )
 
     def close(self) -> None:
-        """Give the references to the shared session back; a second call does nothing."""
+        """Release the references to the shared session; a second call does nothing."""
         with self._lock:
             self._is_closed = True
             models, self._models = self._models, {}
@@ -229,19 +229,19 @@ class TritonClient:
             with self._lock:
                 model = opened if self._is_closed else self._models.setdefault(key, opened)
             if model is not opened or self._is_closed:
-                # Another thread was faster, or has closed this client meanwhile.
+                # Another thread was faster, or has closed this client.
                 opened.close()
                 self._check_open()
         return model
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise ConfigurationError(f"{self!r} is closed: make another one, or close it later")
+            raise ConfigurationError(f"{self!r} is closed: create another one, or close it later")
 
     def _opened(
         self, model_name: str, model_version: str | int | None, options: InferenceOptions
     ) -> RemoteModel:
         spec = self.model_spec(model_name, model_version)
-        # A model that is given rather than asked for is taken to be on a Triton.
+        # A model that the user describes is taken to be on a Triton.
         binary = spec is options.model_spec or self._control.takes_binary_tensors()
         return RemoteModel(spec, options, binary=binary)

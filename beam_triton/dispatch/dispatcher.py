@@ -60,7 +60,7 @@ class Dispatcher(Generic[T]):
         slots = max(1, request.content_length // self._slot_bytes)
         endpoints = self._endpoints
         if endpoints.any_breaker_open:
-            # Where no request waits for them (others are healthy, or requests fail at once), nobody else
+            # Where no request waits for them (others are healthy, or requests fail at once), nothing else
             # checks.
             start_health_checks(self._channel)
         if not endpoints.slots.try_take(slots):

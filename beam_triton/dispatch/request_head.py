@@ -1,4 +1,4 @@
-"""A request as bytes: the HTTP head in front of a body that somebody else has encoded."""
+"""The HTTP head of a request: path, host and credentials, in front of a body that is encoded already."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from beam_triton.transport.origin import EndpointUrl
 _logger = logging.getLogger(__name__)
 
 HEADERS_GRACE_SECONDS = 10.0
-"""How long the last headers that could be read serve where secrets cannot be read any more."""
+"""How long the last good headers stay in use when secrets can no longer be read."""
 
-# Secrets are looked up again after this time, so that a rotated token is taken up.
+# Secrets are read again after this time, so that a rotated token is noticed.
 _HEADERS_FRESH_SECONDS = 1.0
-# Bodies of as many kinds as there are sizes would each have a head of their own.
-_MAX_KEPT_HEADS = 256
+# Bodies of many kinds would each have a head of their own.
+_MAX_HEADS = 256
 
 
 class HttpRequest(NamedTuple):
@@ -40,11 +40,11 @@ class _Reading(NamedTuple):
 
 
 class HeadWriter:
-    """Writes request heads. The part that does not change from one request to the next is kept.
+    """Writes request heads, and caches the part that does not change from one request to the next.
 
-    Headers are read anew after a second, at the next request. Where that fails although it went well
-    before, the last good ones serve for another `HEADERS_GRACE_SECONDS`: a file that is being rewritten
-    is missing or empty for a moment, and no request need fail for it.
+    Headers are read again after a second, at the next request. Where that fails although it succeeded before,
+    the last good ones stay in use for another `HEADERS_GRACE_SECONDS`: a file that is being rewritten is
+    missing or empty for a moment, and no request need fail for it.
 
     Args:
         headers: gives the user's own headers, credentials resolved.
@@ -54,40 +54,39 @@ class HeadWriter:
     def __init__(self, headers: Callable[[], Mapping[str, str]], keep_alive: bool) -> None:
         self._headers = headers
         self._keep_alive = keep_alive
-        self._kept: dict[tuple[EndpointUrl, str, str, tuple[tuple[str, str], ...]], bytes] = {}
+        self._heads: dict[tuple[EndpointUrl, str, str, tuple[tuple[str, str], ...]], bytes] = {}
         self._fresh_until = -math.inf
-        # Replaced as a whole: the threads of a client share this object.
+        # Replaced, never changed: the threads of a client share this object.
         self._read: _Reading | None = None
 
     def parts(self, url: EndpointUrl, request: HttpRequest) -> list[Buffer]:
         """The whole request for ``url``, head first.
 
         Raises:
-            ConfigurationError: the headers cannot be read, and have not been for the time of grace.
+            ConfigurationError: the headers cannot be read, and the grace period is over.
         """
         now = time.monotonic()
-        if now >= self._fresh_until or len(self._kept) >= _MAX_KEPT_HEADS:
-            self._kept = {}
+        if now >= self._fresh_until or len(self._heads) >= _MAX_HEADS:
+            self._heads = {}
             self._fresh_until = now + _HEADERS_FRESH_SECONDS
         key = (url, request.method, request.path, request.body_headers)
-        head = self._kept.get(key)
+        head = self._heads.get(key)
         if head is None:
-            head = self._kept[key] = self._head(url, request)
+            head = self._heads[key] = self._head(url, request)
         if request.method == "GET":
             return [head + b"\r\n"]
         return [head + b"Content-Length: %d\r\n\r\n" % request.content_length, *request.body]
 
     def forget(self) -> None:
-        """Drop the heads kept: the next one is made of headers read then."""
+        """Drop the cached heads: the next request reads the headers again."""
         self._fresh_until = -math.inf
 
     def is_outdated(self, url: EndpointUrl, request: HttpRequest, head: Buffer) -> bool:
-        """Whether headers read here and now make another head than ``head``, the first of `parts`.
+        """Whether headers that are read now make another head than ``head``, the first of `parts`.
 
-        For a request that a server refused as not authorized: if its secret was rotated meanwhile, it is
-        worth sending again, with `parts` made anew. Headers that differ at each reading are always
-        outdated, so it is for the caller to bound how often. False where they cannot be read: the
-        server's refusal tells more then.
+        A request that a server refused as not authorized is worth sending again if its secret has been
+        rotated since. Headers that differ at each reading are always outdated, so the caller bounds how often
+        it asks. False where they cannot be read: the server's refusal says more then.
         """
         self.forget()
         try:
@@ -104,7 +103,7 @@ class HeadWriter:
                 raise
             if not last.has_failed_since:
                 _logger.warning(
-                    "%s; going on with what was read before, for up to %g s", error, HEADERS_GRACE_SECONDS
+                    "%s; the headers read before stay in use for up to %g s", error, HEADERS_GRACE_SECONDS
                 )
                 self._read = last._replace(has_failed_since=True)
             return last.values
@@ -116,7 +115,7 @@ class HeadWriter:
         lines = [
             f"{request.method} {url.path_prefix}{request.path} HTTP/1.1",
             f"Host: {url.host_header}",
-            # Without it Triton would compress every answer, ten times slower.
+            # Triton would compress every answer otherwise, which is ten times slower.
             "Accept-Encoding: identity",
         ]
         if not self._keep_alive:

@@ -1,7 +1,7 @@
-"""Which elements travel together: buffers by tensor signature, a batch whenever one is full.
+"""Which elements share a request: buffers by tensor signature, and a batch whenever one is full.
 
-Elements of different signatures (tensor shapes, optional inputs) cannot share a request, so each
-signature fills a batch of its own.
+Elements of different signatures (tensor shapes, optional inputs) cannot share a request, so each signature
+fills a batch of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from beam_triton.validation import Options, check, not_negative, positive_integer
 
-# How many full batches' bytes, and how many signatures, may wait at a time.
+# How many full batches' bytes, and how many signatures, may be buffered at a time.
 _MAX_PENDING_BATCHES = 4
 _MAX_OPEN_SIGNATURES = 1024
 
@@ -21,14 +21,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class BatchingPolicy(Options):
-    """When a batch is full, or has waited for long enough.
+    """When a batch is full, or has waited long enough.
 
     Attributes:
-        max_batch_size: elements a request; ``None`` takes the model's own limit, and a larger value is
-            brought down to it, because Triton refuses a larger batch and never splits one.
-        max_batch_bytes: tensor bytes a request; a larger element travels alone. More than a few MiB gain
-            nothing from 16 KiB to 4 MiB an element (docs/tuning.md) and cost memory in client and server;
-            a model that is much better at larger batches of large elements wants more.
+        max_batch_size: elements per request; ``None`` takes the model's own limit, and a larger value is
+            reduced to it, because Triton refuses a larger batch and never splits one.
+        max_batch_bytes: tensor bytes per request; a larger element is sent alone. More than a few MiB gain
+            nothing for elements of 16 KiB to 4 MiB (docs/tuning.md) and cost memory in client and server;
+            raise it for a model that is much better at larger batches of large elements.
         linger_seconds: how long a batch that is not full waits for more elements of its bundle; 0
             keeps it until it is full or the bundle ends.
 
@@ -53,8 +53,8 @@ class Batcher(Generic[Item]):
     dimension: every item then travels alone. ``clock`` gives monotonic seconds, and is read only where
     the policy lets batches linger.
 
-    What waits is bounded: by four times ``max_batch_bytes``, and by 1,024 signatures. Beyond the first
-    the largest batch leaves before it is full, beyond the second the oldest.
+    Buffers are bounded by four times ``max_batch_bytes`` and by 1,024 signatures. Beyond the first the
+    largest batch leaves before it is full, beyond the second the oldest.
     """
 
     __slots__ = (
@@ -83,7 +83,7 @@ class Batcher(Generic[Item]):
         return sum(len(batch.items) for batch in self._open.values())
 
     def add(self, signature: Hashable, item: Item, nbytes: int) -> list[Item] | None:
-        """Take ``item`` of ``nbytes`` tensor bytes; the batch that has to leave for it, or None.
+        """Add ``item`` of ``nbytes`` tensor bytes; returns the batch that has to leave for it, or None.
 
         The batch that leaves need not hold ``item``, nor be of its signature.
         """
@@ -123,7 +123,7 @@ class Batcher(Generic[Item]):
         return max(0.0, oldest.begun_at + self._linger_seconds - self._clock())
 
     def drain(self) -> list[list[Item]]:
-        """All that waits, the oldest batch first; nothing waits afterwards."""
+        """Everything buffered, the oldest batch first; nothing is buffered afterwards."""
         batches = [batch.items for batch in self._open.values()]
         self._open.clear()
         self.pending_bytes = 0
@@ -144,7 +144,7 @@ class Batcher(Generic[Item]):
         return leaving
 
     def _overflow(self, signature: Hashable, batch: _OpenBatch[Item], item: Item, nbytes: int) -> list[Item]:
-        # The larger part leaves, so that what waits never grows here.
+        # The larger part leaves, so that the buffer never grows here.
         if nbytes >= batch.nbytes:
             return [item]
         leaving = self._remove(signature)

@@ -31,7 +31,7 @@ _PROBES_OUT_WAIT_SECONDS = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class CircuitBreakerPolicy(Options):
-    """When a server counts as unhealthy, and what happens to requests meanwhile.
+    """When a server counts as unhealthy, and what happens to its requests until it is healthy again.
 
     Attributes:
         failure_threshold: the share of failures, above 0 and at most 1, at which the breaker opens.
@@ -115,7 +115,7 @@ class CircuitBreaker:
 
     @property
     def state(self) -> State:
-        """The state as of the last call; an open breaker turns half-open when a permit is asked for."""
+        """The state as of the last call; an open breaker turns half-open at the next `try_acquire`."""
         return self._state
 
     def try_acquire(self) -> int | None:

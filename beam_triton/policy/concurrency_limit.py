@@ -1,20 +1,20 @@
-"""How many requests may be in flight: fewer when the server asks for it, more again when it copes.
+"""The adaptive limit of requests in flight: lower when the server is overloaded, higher again when it copes.
 
 Two signals shrink the limit:
 
-- **Overload** (429, queue full): by three tenths, once a round trip; the requests that were already
-  under way at the last decrease tell nothing new.
+- **Overload** (429, queue full): by three tenths, once per round trip; requests that were in flight at the
+  last decrease carry no new information.
 - **A standing queue**: the smallest latency of a few round trips is more than three times the smallest
-  of the last minute, while the limit is being used. Twice is what a server shows that is used well: 32
-  requests at 16 model instances wait once as long as they run. The smallest latency is compared, not
-  the mean, because a queue delays every request, and a few slow ones delay only themselves.
+  of the last minute, while the limit is being used. A well-used server shows twice: 32 requests at 16 model
+  instances wait once as long as they run. The smallest latency is compared, not the mean, because a queue
+  delays every request, and a few slow ones delay only themselves.
 
-The second is a guess, so it is tried out: the limit goes down by a quarter for a few round trips. If as
-many requests a second succeed, the rest only waited, and the decrease stays. If fewer do, the server
-needs that many in flight (longer inputs, dynamic batching, a slower model), so the limit comes back and
-is left alone for a minute: a slow server that is healthy is not fought.
+The second is a guess, so it is tried: the limit goes down by a quarter for a few round trips. If as many
+requests per second succeed, the others only waited, and the decrease stays. If fewer do, the server needs
+that many in flight (longer inputs, dynamic batching, a slower model), so the limit is restored and left alone
+for a minute: a slow server that is healthy is not fought.
 
-A round trip's successes, and sixteen at least, add one, up to the maximum, where the limit starts.
+The successes of a round trip, sixteen at least, raise the limit by one, up to the maximum, where it starts.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from typing import NamedTuple
 from beam_triton.validation import positive_integer
 
 _OVERLOAD_FACTOR = 0.7
-# A limit of 4 would otherwise be over the mark every few requests: of those sent to two instances with
-# a queue of two, in simulation, 13 % were refused with a step each round trip, 4 % with this.
+# A limit of 4 would otherwise overshoot every few requests: of those sent to two instances with a queue of
+# two, 13 % were refused with a step each round trip, 4 % with this (simulated).
 _MIN_GROWTH_SUCCESSES = 16
 
 _TRIAL_FACTOR = 0.75
-# Half of what would be lost if the requests taken away had all been of use.
+# Half of the throughput that would be lost if every withdrawn request had been useful.
 _TRIAL_KEEPS = (1 + _TRIAL_FACTOR) / 2
 _TRIAL_PAUSE_SECONDS = 60.0
 
@@ -42,7 +42,7 @@ _BASELINE_SECONDS = 30.0
 _WINDOW_ROUND_TRIPS = 4
 _MIN_WINDOW_SUCCESSES = 32
 
-# Until successes have shown what a round trip takes.
+# Assumed until successes have shown what a round trip takes.
 _FIRST_ROUND_TRIP_SECONDS = 0.1
 _ROUND_TRIP_SMOOTHING = 1 / 16
 
@@ -73,7 +73,7 @@ class ConcurrencyLimit:
 
     @property
     def usual_latency_seconds(self) -> float | None:
-        """What a request that ends well takes, as of late; None before one has."""
+        """The recent latency of a successful request; None before the first one."""
         return self._round_trip_seconds if self._has_answered else None
 
     @property
@@ -82,7 +82,7 @@ class ConcurrencyLimit:
         return int(self._limit)
 
     def on_success(self, latency_seconds: float) -> None:
-        """A request ended well, ``latency_seconds`` after it was sent."""
+        """A request succeeded, ``latency_seconds`` after it was sent."""
         with self._lock:
             now = self._clock()
             self._has_answered = True
@@ -97,10 +97,10 @@ class ConcurrencyLimit:
                 self._judge(window, now)
 
     def on_overload(self, latency_seconds: float | None = None) -> None:
-        """The server refused a request for being busy.
+        """The server refused a request because it is overloaded.
 
-        ``latency_seconds`` since the request was sent tell a new refusal from one of a burst that has
-        been answered for already; without it, the usual latency of a success is taken.
+        ``latency_seconds``, the time since the request was sent, tells a new refusal from one of a burst that
+        the limit has shrunk for already; without it, the usual latency is taken.
         """
         with self._lock:
             now = self._clock()
@@ -133,19 +133,19 @@ class ConcurrencyLimit:
     def _decrease(self, factor: float, now: float) -> None:
         self._limit = max(1.0, self._limit * factor)
         self._decreased_at = now
-        # What was sent under the larger limit still comes back for a round trip.
+        # Answers to requests sent under the larger limit still come back for a round trip.
         self._window = _Sample(now + self._round_trip_seconds)
 
 
 class _Trial(NamedTuple):
-    """A decrease that stays if at least so many requests a second go on succeeding."""
+    """A decrease that stays if at least so many requests per second keep succeeding."""
 
     limit_before: float
     needed_per_second: float
 
 
 class _Sample:
-    """The successes since a moment, which may be still to come."""
+    """The successes since ``opens_at``, which may be in the future."""
 
     __slots__ = ("_opens_at", "_total_seconds", "count", "smallest_seconds")
 
@@ -166,7 +166,7 @@ class _Sample:
         return self.count / (now - self._opens_at) if now > self._opens_at else math.inf
 
     def mean_in_flight(self, now: float) -> float:
-        """By Little's law: how many come a second, times how long each one stays."""
+        """By Little's law: arrivals per second times the time that each one stays."""
         return self.successes_per_second(now) * self._total_seconds / self.count
 
 

@@ -171,8 +171,8 @@ def next_step(
 
     In this order:
 
-    1. A reused connection that the server had closed while it was idle, or credentials that were replaced
-       meanwhile: resend. No retry is counted.
+    1. A reused connection that the server had closed while it was idle, or credentials that have been
+       replaced since: resend. No retry is counted.
     2. An overloaded server, or a ``Retry-After`` that ends after the deadline: hold, if that is allowed.
     3. A retryable error, within the limits of the policy: retry. Another healthy endpoint is tried at once. A
        TLS error is final for one endpoint, not for another that has a certificate of its own.

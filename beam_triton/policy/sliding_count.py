@@ -1,6 +1,6 @@
-"""Counts of what happened in the last few seconds, in buckets of time.
+"""Counts of events in the last few seconds, in buckets of time.
 
-Counts leave with their bucket, so what is old cannot dilute what is recent. A total covers the bucket
+Counts leave with their bucket, so old events cannot dilute recent ones. A total covers the bucket
 in progress and the whole buckets before it: between ``(buckets - 1) / buckets`` of the window and all
 of it, never more. Not thread-safe: the owner holds its own lock.
 """
@@ -34,7 +34,7 @@ class SlidingCount:
         self.total += 1
 
     def advance(self, now: float) -> None:
-        """Forget what has left the window at ``now``; afterwards ``total`` is true."""
+        """Drop what has left the window at ``now``; afterwards ``total`` is exact."""
         bucket = int(now // self._bucket_seconds)
         steps = bucket - self._newest
         if steps <= 0:
@@ -51,7 +51,7 @@ class SlidingCount:
         self.total = 0
 
     def expiries(self) -> list[tuple[float, int]]:
-        """When which counts leave: ``(time, count)`` of each bucket that is not empty, soonest first."""
+        """When counts leave: ``(time, count)`` of each bucket that is not empty, soonest first."""
         oldest = self._newest - self._buckets + 1
         return [
             ((bucket + self._buckets) * self._bucket_seconds, self._counts[bucket % self._buckets])

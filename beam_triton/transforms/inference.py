@@ -31,15 +31,15 @@ class TritonInferenceDoFn(ModelDoFn):
         options: the keyword arguments that `InferenceOptions` describes.
 
     An element is an array-like (a model with one input), a mapping or row of input name to
-    array-like, or ``(key, element)``; shapes are without the batch dimension. An output is a
+    array-like, or ``(key, element)``; shapes have no batch dimension. An output is a
     ``PredictionResult(example, inference, model_id)``, keyed as the element was, with the element's
     own timestamp, windows and pane. ``inference`` maps output names to arrays that are views of the
     whole batch's answer: copy what you keep for long.
 
-    ``setup`` asks the server for the model's inputs, outputs and batch limit (for ``timeout_seconds``
-    if it cannot be reached at once, and where the process uses the model already for the breaker's
-    ``max_wait_seconds``) and takes a reference to the shared session; ``teardown`` gives
-    it back, as does the garbage collection of a DoFn that was never torn down.
+    ``setup`` asks the server for the model's inputs, outputs and batch limit, and takes a reference to the
+    shared session. Where the server cannot be reached it keeps trying for ``timeout_seconds``, or for the
+    breaker's ``max_wait_seconds`` where the process uses the model already. ``teardown`` releases the
+    reference, as does the garbage collection of a DoFn that was never torn down.
 
     Raises:
         ConfigurationError: at construction, for options that cannot work.
@@ -58,7 +58,7 @@ class TritonInferenceDoFn(ModelDoFn):
         self._scorer: BundleScorer | None = None
 
     def display_data(self) -> dict[str, Any]:
-        """What a runner's job page shows; endpoints and headers without their secrets."""
+        """What a runner's job page shows; endpoints and headers without secrets."""
         shown = {"model_name": self._model_name, **self._options.shown()}
         return {
             name: DisplayDataItem(text, label=name.replace("_", " ").capitalize())
@@ -66,7 +66,7 @@ class TritonInferenceDoFn(ModelDoFn):
         }
 
     def start_bundle(self) -> None:
-        """Begin with nothing buffered and nothing in flight."""
+        """Start with nothing buffered and nothing in flight."""
         assert self._model is not None, "setup has not been called"
         self._cancel()
         self._scorer = BundleScorer(
@@ -80,7 +80,7 @@ class TritonInferenceDoFn(ModelDoFn):
     def process(
         self, element: Any, windowed_value: Any = beam.DoFn.WindowedValueParam
     ) -> Iterable[Any] | None:
-        """Take one element; gives the results that have become ready, of this and of earlier ones."""
+        """Take one element; yields the results that are ready, of this and earlier elements."""
         assert self._scorer is not None
         try:
             outputs = self._scorer.add(windowed_value)
@@ -92,7 +92,7 @@ class TritonInferenceDoFn(ModelDoFn):
         return outputs
 
     def finish_bundle(self) -> Iterable[Any]:
-        """Wait until nothing is in flight any more, and give the remaining results."""
+        """Wait until nothing is in flight, and yield the remaining results."""
         assert self._scorer is not None
         try:
             return self._scorer.finish()
@@ -108,8 +108,8 @@ class TritonInference(beam.PTransform[Any, Any]):
         scored = images | TritonInference("http://triton:8000", "digits")
         results, failures = images | TritonInference(...).with_exception_handling()
 
-    Elements, results and options are those of `TritonInferenceDoFn`. The server is not asked for
-    anything here: options are checked, and the rest happens on the workers.
+    Elements, results and options are those of `TritonInferenceDoFn`. Nothing is sent to the server here:
+    options are checked, and the rest happens on the workers.
 
     Args:
         endpoint: URL of the server, or a list of them for fail-over.
@@ -131,7 +131,7 @@ class TritonInference(beam.PTransform[Any, Any]):
         self._dofn(handles_exceptions=False)
 
     def with_exception_handling(self) -> "TritonInference":
-        """Failed elements come out beside the results: applied, the transform gives both.
+        """Failed elements come out beside the results: applied, the transform returns both.
 
         A failure is ``(element, (exception type, message, traceback lines))``, one element each,
         never a batch, with the element's own timestamp and windows.
@@ -140,12 +140,12 @@ class TritonInference(beam.PTransform[Any, Any]):
         return self
 
     def with_error_handler(self, error_handler: Any) -> "TritonInference":
-        """Failed elements go to one of Beam's error handlers; ``None`` leaves everything as it is."""
+        """Failed elements go to one of Beam's error handlers; ``None`` changes nothing."""
         self._error_handler = error_handler
         return self
 
     def default_label(self) -> str:
-        """The step's name where the user gives none."""
+        """The step's name where the user does not give one."""
         return f"TritonInference({self._model_name})"
 
     def display_data(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class TritonInference(beam.PTransform[Any, Any]):
 
 
 def _output_type(pcoll: PCollection[Any]) -> Any:
-    """Keyed results for keyed elements, as far as the input's type tells."""
+    """Keyed results for keyed elements, as far as the input's type shows."""
     element_type = pcoll.element_type
     arguments = getattr(element_type, "tuple_types", None)
     if arguments is not None and len(arguments) == 2:

@@ -21,7 +21,7 @@ Owner = TypeVar("Owner")
 
 
 class Scorer(Protocol):
-    """What a bundle's elements are on their way in."""
+    """Scores the elements of one bundle; `cancel` abandons what is in flight."""
 
     def cancel(self) -> None: ...
 
@@ -29,10 +29,10 @@ class Scorer(Protocol):
 class ModelDoFn(beam.DoFn):
     """Holds a model, and a reference to the process's session, from ``setup`` to ``teardown``.
 
-    A subclass makes ``_scorer`` in ``start_bundle``.
+    A subclass creates ``_scorer`` in ``start_bundle``.
 
     Raises:
-        ConfigurationError: ``model_name`` is no name.
+        ConfigurationError: ``model_name`` is not a name.
     """
 
     def __init__(self, options: InferenceOptions, model_name: str) -> None:
@@ -46,12 +46,12 @@ class ModelDoFn(beam.DoFn):
         self._release: "weakref.finalize[[Channel], ModelDoFn] | None" = None
 
     def setup(self) -> None:
-        """Ask for the model and take a reference to the shared session."""
+        """Open the model and take a reference to the shared session."""
         self._model, self._default = open_model(self._options, self._model_name)
         self._release = close_with(self, self._model)
 
     def teardown(self) -> None:
-        """Give the reference to the shared session back. Never raises; may be called twice."""
+        """Release the reference to the shared session. Never raises; may be called twice."""
         try:
             self._cancel()
             if self._release is not None:
@@ -59,34 +59,33 @@ class ModelDoFn(beam.DoFn):
             if self._model is not None:
                 self._model.close()
         except Exception:
-            _logger.exception("teardown could not give everything back")
+            _logger.exception("teardown could not release everything")
         self._model = None
 
     def _cancel(self) -> None:
-        """Let go of what the bundle has in flight, if anything."""
+        """Abandon what the bundle has in flight, if anything."""
         scorer, self._scorer = self._scorer, None
         if scorer is not None:
             scorer.cancel()
 
 
 class OpenedModel(NamedTuple):
-    """A model, and what its elements yield that fail for good (None: nothing)."""
+    """A model, and what elements that fail for good yield (None: nothing)."""
 
     model: RemoteModel
     default: DefaultValue | None
 
 
 def open_model(options: InferenceOptions, model_name: str) -> OpenedModel:
-    """Ask for the model, for ``timeout_seconds`` where it cannot be reached at once.
+    """Open the model; keep trying for ``timeout_seconds`` where it cannot be reached at once.
 
-    For as long as requests would wait for the server to come back (``max_wait_seconds`` of the circuit
-    breaker) where others in this process use the model already: then it is known to exist, and what
-    keeps it away is a restart.
+    Where this process uses the model already, it is known to exist and the server restarts: keep trying for
+    as long as requests wait for the server (``max_wait_seconds`` of the circuit breaker).
 
     Raises:
         ConfigurationError: the model cannot be sent batches of unrelated elements, or
             ``default_value`` does not fit its outputs.
-        TritonError: the model is not there, or no server is.
+        TritonError: there is no such model, or no server.
     """
     wait_seconds = options.timeout_seconds
     breaker = options.circuit_breaker
@@ -103,7 +102,7 @@ def open_model(options: InferenceOptions, model_name: str) -> OpenedModel:
 
 
 def default_of(options: InferenceOptions, model: RemoteModel) -> DefaultValue | None:
-    """``default_value``, made to fit the outputs that are asked for.
+    """``default_value``, matched to the requested outputs.
 
     Raises:
         ConfigurationError: it does not fit.
@@ -114,28 +113,27 @@ def default_of(options: InferenceOptions, model: RemoteModel) -> DefaultValue | 
 
 
 def close_with(owner: Owner, model: RemoteModel) -> "weakref.finalize[[Channel], Owner]":
-    """Has the model closed once its owner, which may be itself, is garbage.
+    """Close the model once its owner, which may be the model itself, is garbage.
 
-    Beam tears down no DoFn whose sibling's setup failed, and no model of ``RunInference`` at all. Who
-    closes the model earlier calls ``detach`` on the returned object.
+    Beam does not tear down a DoFn whose sibling's setup failed, nor any model of ``RunInference``. A caller
+    that closes the model earlier calls ``detach`` on the returned object.
     """
-    # Not model.close: that would hold the model, and so keep it from ever becoming garbage.
+    # Not model.close: that would hold the model, which would never become garbage.
     closing = weakref.finalize(owner, _close_on_a_thread, model.channel)
     closing.atexit = False
     return closing
 
 
 def _close_on_a_thread(channel: Channel) -> None:
-    # The garbage collector runs on any thread at any time, also on one that holds a lock of the very
-    # pool that is to be closed.
+    # The garbage collector runs on any thread at any time, even on one that holds a lock of this very pool.
     threading.Thread(target=channel.close, name="beam_triton-close", daemon=True).start()
 
 
 def check_can_be_scored(spec: ModelSpec) -> None:
-    """Refuse models that a batch of unrelated elements cannot be sent to.
+    """Refuse models that cannot take a batch of unrelated elements.
 
     Raises:
-        ConfigurationError: the model is decoupled, or wants sequences.
+        ConfigurationError: the model is decoupled, or needs sequences.
     """
     if spec.decoupled:
         raise ConfigurationError(

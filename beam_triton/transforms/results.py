@@ -23,14 +23,12 @@ FAILURES_TAG = "failures"
 DEFAULT_MODEL_ID = "default"
 
 prediction_result: Callable[[Iterable[Any]], PredictionResult] = partial(tuple.__new__, PredictionResult)
-"""Makes a PredictionResult of ``(example, inference, model_id)``.
-
-Its own constructor is Python code, five times as slow as the tuple's.
-"""
+"""Makes a PredictionResult of ``(example, inference, model_id)``: the tuple's constructor is five times as
+fast as PredictionResult's own, which is Python code."""
 
 
 def split_key(element: Any) -> tuple[bool, Any, Any]:
-    """Whether the element is keyed, its key, and what remains.
+    """Whether the element is keyed, its key, and the rest.
 
     A plain tuple of two is ``(key, element)``; a NamedTuple is a row, whatever its length.
     """
@@ -40,7 +38,7 @@ def split_key(element: Any) -> tuple[bool, Any, Any]:
 
 
 def model_inputs(element: Any) -> Any:
-    """What the request encoder takes: a mapping for a row, everything else as it is."""
+    """The request encoder's input: a mapping for a row, any other element unchanged."""
     if isinstance(element, beam.Row):
         return element.as_dict()
     if isinstance(element, tuple) and hasattr(element, "_asdict"):
@@ -49,7 +47,7 @@ def model_inputs(element: Any) -> Any:
 
 
 def rows_of(response: InferResponse, model: ModelSpec, count: int) -> Iterator[dict[str, Any]]:
-    """An answer's outputs, one dict for each of the request's ``count`` elements, made as they are asked for.
+    """An answer's outputs, one dict for each of the request's ``count`` elements, made lazily.
 
     Raises:
         RemoteProtocolError: the answer does not account for every element.
@@ -58,7 +56,7 @@ def rows_of(response: InferResponse, model: ModelSpec, count: int) -> Iterator[d
 
 
 class DefaultResult(PredictionResult):
-    """A result that the model did not give: ``default_value`` stands in for an element that failed.
+    """A result that did not come from the model: ``default_value`` stands in for an element that failed.
 
     It is a `PredictionResult` whose ``model_id`` is ``"default"``.
     """
@@ -67,10 +65,10 @@ class DefaultResult(PredictionResult):
 
 
 class DefaultValue:
-    """Makes results out of the user's ``default_value``, each with arrays of its own.
+    """Makes results from the user's ``default_value``, each with arrays of its own.
 
     Raises:
-        ConfigurationError: the value does not fit the outputs that are asked for.
+        ConfigurationError: the value does not fit the requested outputs.
     """
 
     def __init__(self, value: Any, model: ModelSpec, outputs: tuple[TensorSpec, ...]) -> None:

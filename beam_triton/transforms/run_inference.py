@@ -1,4 +1,4 @@
-"""`TritonModelHandler`: the model behind Beam's ``RunInference``."""
+"""`TritonModelHandler`, the model behind Beam's ``RunInference``."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
     An element is what `TritonInference` takes, without a key; for keyed ones Beam has
     ``KeyedModelHandler(handler)``. A result is ``PredictionResult(example, inference, model_id)``.
 
-    `TritonInference` is faster and loses less: here no request of one batch is in flight while the
-    next batch is collected, and with ``RunInference.with_exception_handling()`` one failed element
-    makes its whole batch a dead letter (the message names the element). ``default_value`` avoids that:
-    the failed elements alone yield it.
+    `TritonInference` is faster and loses less: here no request of one batch is in flight while the next batch
+    is collected, and with ``RunInference.with_exception_handling()`` one failed element makes its whole batch
+    a dead letter (the message names the element). ``default_value`` avoids that: only the failed elements
+    yield it.
 
     Batches are Beam's, and larger than a request: ``max_concurrent_requests`` requests of
     ``batching.max_batch_size`` elements, so that they are in flight together. Where neither that nor
-    ``model_spec`` tells the size of a request, Beam finds the size of its batches by itself, between 1
-    and 10,000. With ``batching.linger_seconds`` Beam collects batches across bundles for so long, in
-    its state (``max_batch_duration_secs``).
+    ``model_spec`` determines the size of a request, Beam finds the size of its batches itself, between 1 and
+    10,000. With ``batching.linger_seconds`` Beam collects batches across bundles for so long, in its state
+    (``max_batch_duration_secs``).
 
     ``RunInference(handler, inference_args={…})`` sends request parameters, over those of
     ``request_parameters``. The metrics of `TritonInference` and those of ``RunInference`` are both of
@@ -71,10 +71,10 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
         return f"TritonModelHandler({', '.join(map(str, self._options.urls))}, {self._model_name!r})"
 
     def load_model(self) -> RemoteModel:
-        """Ask for the model and take a reference to the shared session.
+        """Open the model and take a reference to the shared session.
 
-        Beam never says that it needs a model no more: the reference is given back when the model is
-        garbage. Beam keeps the last model of a process alive; its idle connections end by themselves.
+        Beam does not say when it has finished with a model: the reference is released when the model is
+        garbage. Beam keeps the last model of a process alive; idle eviction closes its connections.
         """
         model = open_model(self._options, self._model_name).model
         close_with(model, model)
@@ -88,7 +88,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
     ) -> Iterable[PredictionResult]:
         """The results of a batch, in its order.
 
-        Elements of one tensor signature share requests, of the model's size at the most.
+        Elements of one tensor signature share requests, as large as the model allows.
 
         Raises:
             TritonError: an element failed for good and there is no ``default_value``.
@@ -111,7 +111,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
             size = min(size or limit, limit)
         if size:
             size *= self._options.max_concurrent_requests
-            # Beam's estimator would otherwise try other sizes, to measure what cannot be measured here.
+            # Beam's estimator would otherwise try other sizes, although their time says nothing here.
             arguments |= {"min_batch_size": size, "max_batch_size": size}
         if batching.linger_seconds:
             arguments["max_batch_duration_secs"] = batching.linger_seconds
@@ -126,7 +126,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
         checked_parameters(inference_args)
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        """Bytes of the elements' own values; Beam would pickle the whole batch to find them."""
+        """Bytes of the elements' own values; Beam would pickle the whole batch to find out."""
         return sum(map(_nbytes, batch))
 
     def get_metrics_namespace(self) -> str:
@@ -211,5 +211,5 @@ def _nbytes(value: Any) -> int:
     try:
         return np.asarray(inputs).nbytes
     except ValueError:
-        # No array can be made of it: such an element has failed, and nothing was sent for it.
+        # Such an element makes no array: it has failed, and nothing was sent for it.
         return 0

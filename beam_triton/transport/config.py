@@ -1,4 +1,4 @@
-"""What a user may set about connections: the pool's limits and TLS."""
+"""The user's settings of connections: the pool's limits and TLS."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class ConnectionPoolConfig(Options):
 
     @classmethod
     def for_requests(cls, max_concurrent_requests: int, timeout_seconds: float) -> ConnectionPoolConfig:
-        """The defaults, as far as so many requests in flight, of so many seconds each, allow them.
+        """The defaults, adapted to so many requests in flight, of so many seconds each.
 
-        As many connections, idle ones too, as requests: fewer would be closed at the end of every bundle,
-        and opened again in the next one. The connect timeout is half a request's at most.
+        As many connections, idle ones too, as requests: fewer would be closed at the end of every bundle and
+        opened again in the next one. The connect timeout is at most half of a request's.
         """
         defaults = cls()
         return cls(
@@ -84,10 +84,10 @@ class TlsConfig(Options):
             ones that come with requests (certifi).
         client_certificate: file with the client's certificate chain, PEM; its private key may be
             in the same file.
-        client_key: file with the private key, where it is a file of its own.
+        client_key: file with the private key, where that is a separate file.
 
-    The paths are read on the worker, when the first connection is opened, and again when one is opened
-    after a file has changed; while new files cannot be read, what was read before is used.
+    The files are read on the worker, when the first connection is opened, and again when a connection is
+    opened after a file has changed; while new files cannot be read, the old contents stay in use.
     """
 
     verify: bool = True

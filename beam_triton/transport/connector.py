@@ -1,4 +1,4 @@
-"""Opening connections: urllib3 makes them, within one bound for name, TCP and TLS together."""
+"""Opens connections: urllib3 makes them, within one bound for name resolution, TCP and TLS together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SOCKET_OPTIONS: list[tuple[int, int, int | bytes]] = [
 
 
 class _BoundedTcp:
-    """Tries each address of a host within one bound; urllib3 alone gives each address the whole of it."""
+    """Tries each address of a host within one bound; urllib3 alone gives the whole bound to each address."""
 
     def _new_conn(self: HTTPConnection) -> socket.socket:  # type: ignore[misc] # a mixin of HTTPConnection
         deadline = time.monotonic() + float(self.timeout)  # type: ignore[arg-type] # set by open_connection
@@ -69,7 +69,7 @@ class _BoundedHttpsConnection(_BoundedTcp, HTTPSConnection):
 class Connector:
     """Opens connections with one TLS context, built when the first ``https`` origin is met.
 
-    It is built anew when one of the files it came from has changed. Thread-safe.
+    It is rebuilt when one of its files has changed. Thread-safe.
     """
 
     def __init__(self, tls: TlsConfig) -> None:
@@ -115,7 +115,7 @@ class Connector:
         return connection
 
     def _ssl_context(self) -> ssl.SSLContext:
-        """The context of the files as they are now; of what they were, while new ones cannot be read.
+        """The context of the files as they are now; the last good one while new files cannot be read.
 
         A job may outlive the certificates that it started with.
         """
@@ -136,7 +136,7 @@ class Connector:
                 raise ConfigurationError(f"TLS files cannot be used on this worker: {reason}") from error
             if self._context is not None:
                 _logger.info("TLS files were renewed: new connections use them")
-            # Taken before the files were read: what changes meanwhile is seen the next time.
+            # Taken before the files were read: a change in between is seen the next time.
             self._context, self._stamps = context, stamps
             return context
 
@@ -153,7 +153,7 @@ def _new_context(tls: TlsConfig) -> ssl.SSLContext:
 
 
 def _stamps(files: Sequence[str]) -> tuple[tuple[int, int, int] | None, ...]:
-    """What changes when a file is written or another one takes its place; None for one that is missing."""
+    """A stamp per file that changes when it is written or replaced; None for a missing file."""
     stamps: list[tuple[int, int, int] | None] = []
     for file in files:
         try:
@@ -169,7 +169,7 @@ def _connect_error(error: BaseException, origin: Origin, timeout_seconds: float)
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            # Also what a server does that is being stopped: another attempt may succeed.
+            # A server that is being stopped does this, too: another attempt may succeed.
             return ConnectError(f"{origin} ended the connection within the TLS handshake: does it speak TLS?")
         if isinstance(cause, ssl.SSLError):
             return TlsError(f"TLS handshake with {origin} failed: {_ssl_reason(cause)}")

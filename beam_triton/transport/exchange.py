@@ -1,13 +1,12 @@
 """One HTTP/1.1 exchange on a connected, non-blocking socket, as a state machine (RFC 9112).
 
-Why not ``http.client``: it spends four fifths of a small request on header objects, sends head and
-body apart, and can only block, so that a peer that trickles stretches every timeout
-(docs/performance.md and docs/reliability.md have the figures). Here the request leaves in one
-gathering send, the answer's body is read into one buffer, and the caller waits between two steps,
-which makes a deadline hold whatever the peer does.
+``http.client`` spends four fifths of a small request on header objects, sends head and body separately, and
+can only block, so that a trickling peer stretches every timeout (figures: docs/performance.md,
+docs/reliability.md). Here the request leaves in one gathering send, the answer's body is read into one
+buffer, and the caller waits between two steps, so that its deadline holds whatever the peer does.
 
-``advance`` does what is possible without waiting and says which poll events to wait for. It knows
-nothing of time, pools or tensors.
+``advance`` does what is possible without waiting and returns the poll events to wait for. It knows nothing of
+time, pools or tensors.
 """
 
 from __future__ import annotations
@@ -27,10 +26,9 @@ WANT_READ = select.POLLIN
 WANT_WRITE = select.POLLOUT
 _FIRST_READ_BYTES = 65_536
 _READ_BYTES = 262_144
-# A peer that sends, or reads, as fast as this side can go must not keep the caller from its clock: after
-# so many calls it has its turn. Reads of unknown length end the turn at once, for each may hold thousands
-# of tiny chunks or interim answers to look at.
-_CALLS_A_TURN = 16
+# A peer that sends, or reads, as fast as this side can must not keep the caller from its clock: `advance`
+# returns after so many calls, and after one read of unknown length, which may hold thousands of tiny chunks.
+_MAX_CALLS_PER_ADVANCE = 16
 # Linux takes at most 1,024 buffers in one call (IOV_MAX).
 _MAX_BUFFERS = 1_024
 # TLS has no gathering send; parts below this are copied together to fill its 16 KiB records.
@@ -42,13 +40,12 @@ _NOTHING = memoryview(b"")
 
 
 class Exchange:
-    """A request on its way out and its answer on its way in.
+    """A request being sent and its answer being received.
 
     Attributes:
         head: the answer's head, once it is complete.
         body: the answer's body, once ``advance`` has returned 0: 1-D bytes.
-        bytes_received: bytes of the answer that arrived so far; 0 says that a reused connection may
-            just have been stale.
+        bytes_received: bytes of the answer so far; 0 means that a reused connection may have been stale.
         reusable: the connection can carry another exchange.
     """
 
@@ -93,14 +90,14 @@ class Exchange:
         self.reusable = False
 
     def advance(self) -> int:
-        """Send and receive what can be without waiting.
+        """Send and receive what is possible without waiting.
 
         Returns:
             0 when the answer is complete, otherwise the poll events to wait for.
 
         Raises:
             ConnectionLostError: the connection ended before the answer was complete.
-            RemoteProtocolError: the answer is no HTTP/1.1, larger than ``max_response_bytes``, or too
+            RemoteProtocolError: the answer is not HTTP/1.1, larger than ``max_response_bytes``, or too
                 large for this machine's memory.
             TlsError: the server refused the client's certificate.
         """
@@ -121,7 +118,7 @@ class Exchange:
             ) from error
 
     def _send(self) -> int:
-        calls_left = _CALLS_A_TURN
+        calls_left = _MAX_CALLS_PER_ADVANCE
         try:
             while self._pending:
                 if not calls_left:
@@ -137,8 +134,8 @@ class Exchange:
         except ssl.SSLWantReadError:
             return WANT_READ
         except OSError:
-            # A server that refuses the request early may answer and then reset: its answer is worth
-            # more than the reset, and if there is none, receiving says so.
+            # A server that refuses the request early may answer and then reset: its answer is worth more than
+            # the reset, and where there is none, receiving fails.
             self._sending = False
             return 0
         self._sending = False
@@ -158,10 +155,10 @@ class Exchange:
             pending[0] = memoryview(pending[0])[sent:]
 
     def _receive(self, events: int) -> int:
-        # While the request is still being sent, an early answer (or the end of the connection) is
-        # looked for too: a server that refuses a large body does not wait for its end.
+        # An early answer (or the end of the connection) is noticed while the request is still being sent: a
+        # server that refuses a large body does not wait for its end.
         waiting = events | WANT_READ
-        calls_left = _CALLS_A_TURN
+        calls_left = _MAX_CALLS_PER_ADVANCE
         try:
             while calls_left > 0 or self._holds_decrypted_bytes():
                 calls_left -= 1
@@ -187,11 +184,11 @@ class Exchange:
         return waiting
 
     def _holds_decrypted_bytes(self) -> bool:
-        """Bytes that poll knows nothing of, because they have left the socket already."""
+        """Whether TLS holds bytes that have left the socket already, so that poll does not report them."""
         return isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
 
     def _take(self, data: bytes) -> bool:
-        """Take bytes of the body in; an empty ``data`` is the end of the connection. True: complete."""
+        """Add bytes of the body; empty ``data`` is the end of the connection. True when complete."""
         if self._chunked is not None:
             if not data:
                 raise self._lost("the connection was closed within the answer")
@@ -205,7 +202,7 @@ class Exchange:
         return False
 
     def _take_head(self, data: bytes) -> bool:
-        """Take bytes of the head, and what may follow it, in."""
+        """Add bytes of the head, and of what may follow it. True when the answer is complete."""
         if not data:
             if self.bytes_received:
                 raise self._lost("the connection was closed within the answer's head")
@@ -249,7 +246,7 @@ class Exchange:
             self._finish(rest[:length])
             self.reusable = self.reusable and len(rest) == length
             return True
-        # Not a bytearray, which would touch every page: a length that lies must cost no memory.
+        # Not a bytearray, which would touch every page: a false length must cost no memory.
         try:
             self._answer = np.empty(length, dtype=np.uint8).data
         except (MemoryError, ValueError) as error:
@@ -270,7 +267,7 @@ class Exchange:
     def _finish(self, body: memoryview) -> int:
         assert self.head is not None
         self.body = body
-        # An answer before the request's end leaves a connection on which the rest still stands out.
+        # An answer that came before the request was sent leaves the rest of it unsent on the connection.
         self.reusable = self.head.keeps_alive and not self._sending and not self._pending
         self._pending = []
         return 0
@@ -286,9 +283,9 @@ class Exchange:
 
 
 def _head_end(data: bytes, start: int) -> tuple[int, int]:
-    """Where the head that begins at ``start`` ends, -1 where it does not, and where its body begins."""
+    """The end of the head that begins at ``start`` (-1: not complete), and the start of its body."""
     end = data.find(b"\n\r\n", start)
-    # RFC 9112 section 2.2: a lone LF is to be taken as a line's end.
+    # RFC 9112 section 2.2: a lone LF ends a line, too.
     bare = data.find(b"\n\n", start, end + 1 if end >= 0 else len(data))
     return (end, end + 3) if bare < 0 else (bare, bare + 2)
 

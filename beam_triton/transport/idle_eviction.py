@@ -1,4 +1,4 @@
-"""The background thread of a pool: closes idle connections when their time is up, logs its figures."""
+"""Idle eviction: a pool's background thread closes idle connections in time and logs the pool's figures."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _logger = logging.getLogger(__name__)
 class IdleConnectionEvictor:
     """Runs from `start` to `stop`.
 
-    It is not told of every release: a connection that becomes idle while the thread sleeps is due
-    no earlier than the thread wakes, because it sleeps for ``keep_alive_seconds`` at most.
+    Releases need not wake it: it sleeps for ``keep_alive_seconds`` at most, so a connection that becomes idle
+    in the meantime is due no earlier than the thread wakes.
     """
 
     def __init__(self, pool: ConnectionPool, clock: Clock) -> None:
@@ -27,7 +27,7 @@ class IdleConnectionEvictor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread and waits for it (it never does anything long)."""
+        """End the thread and wait for it, which takes no time: it never does anything long."""
         self._stopped.set()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout=5)

@@ -1,8 +1,8 @@
-"""Where requests go: an endpoint URL, taken apart once.
+"""Where requests go: an endpoint URL, parsed once.
 
 An *origin* is scheme, host and port, the unit that connections are pooled by (Flink's proposal and
-OkHttp call it a *route*). A path in front of ``/v2``, as gateways use it, belongs to the endpoint
-but not to the origin.
+OkHttp call it a *route*). A path in front of ``/v2``, as gateways use it, is part of the endpoint but not of
+the origin.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ class EndpointUrl(NamedTuple):
 
     @classmethod
     def parse(cls, url: str) -> EndpointUrl:
-        """Take an ``http`` or ``https`` URL apart.
+        """Parse an ``http`` or ``https`` URL.
 
         A path that ends in ``/v2`` or ``/v2/models`` is accepted and means the server above it.
 
         Raises:
-            ConfigurationError: the URL has no scheme, another scheme, no host, a port that is no
-                number, a query or a fragment. Credentials never appear in the message.
+            ConfigurationError: the URL has no scheme, another scheme, no host, a port that is not a number, a
+                query or a fragment. Credentials never appear in the message.
         """
         if not isinstance(url, str):
             raise ConfigurationError(
@@ -85,14 +85,14 @@ class EndpointUrl(NamedTuple):
             port = parts.port
             host = parts.hostname
         except ValueError:
-            # Its own words may hold a part of the password.
+            # The message of the error may hold a part of the password.
             raise ConfigurationError(
                 f"endpoint {shown!r} is not a URL: its host or port cannot be read"
             ) from None
         if parts.scheme not in _DEFAULT_PORTS or not host:
             hint = "give it as http://host:8000 or https://host"
             if parts.scheme in ("grpc", "grpcs"):
-                hint = "only Triton's HTTP endpoint is spoken: give its HTTP port, as http://host:8000"
+                hint = "beam_triton speaks HTTP only: give the server's HTTP port, as http://host:8000"
             elif "://" not in text:
                 hint = f"a scheme is missing: did you mean http://{shown.lstrip('/')} ?"
             raise ConfigurationError(f"endpoint {shown!r} is not an http or https URL; {hint}")

@@ -1,11 +1,11 @@
-"""The connection pool: limits, reuse, idle eviction and a fair queue of those who wait.
+"""The connection pool: limits, reuse, idle eviction and a fair queue.
 
-Decisions are made under one lock; connections are opened, tested and closed outside it. Nobody
-blocks in here: who gets no connection at once leaves an `Acquisition`, which is served in the order
-of arrival and wakes its owner. That lets one thread wait for many things at a time.
+Decisions are made under one lock; connections are opened, tested and closed outside it. Nothing blocks: a
+request that gets no connection at once is queued as an `Acquisition`, which is served in the order of arrival
+and wakes its owner. That lets one thread wait for many things at a time.
 
-urllib3's own pool has neither an idle age nor a limit over several hosts, and its blocking mode
-waits without a bound under requests (reference: urllib3 issue 3184).
+urllib3's own pool has neither an idle age nor a limit over several hosts, and its blocking mode waits without
+a bound under requests (urllib3 issue 3184).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PooledConnection:
         self._poller.register(self.sock, select.POLLIN)
 
     def is_stale(self) -> bool:
-        """Whether the peer closed it, or sent what nobody asked for, while it was idle."""
+        """Whether the peer closed it, or sent unexpected bytes, while it was idle."""
         return bool(self._poller.poll(0))
 
 
@@ -61,10 +61,10 @@ class AcquisitionState(Enum):
 
 
 class Acquisition:
-    """Somebody's wish for a connection to ``origin``.
+    """A pending request for a connection to ``origin``.
 
-    ``wake`` is called, from any thread, when ``state`` has become READY (``connection`` is set) or
-    FAILED (``error`` is). ``waited`` says that the limits made it queue.
+    ``wake`` is called, on any thread, when ``state`` has become READY (``connection`` is set) or FAILED
+    (``error`` is). ``waited`` is set where the limits made it queue.
     """
 
     __slots__ = ("connection", "error", "origin", "state", "timeout_seconds", "waited", "wake")
@@ -81,7 +81,7 @@ class Acquisition:
 
 @dataclass(frozen=True)
 class PoolStatistics:
-    """The pool's figures: connections now, and counts since it was made."""
+    """The pool's figures: connections now, and counts since it was created."""
 
     idle: int
     active: int
@@ -93,10 +93,10 @@ class PoolStatistics:
 
 
 class _Decision:
-    """What was decided under the lock and is to be done outside it.
+    """What was decided under the lock and is carried out outside it.
 
-    ``connect`` and ``ready`` hold what state an acquisition was given: by the time that it is acted on,
-    its owner may have cancelled it, and the slot that it was given must not be forgotten.
+    An acquisition is in the list of the state that it was given: its owner may cancel it in the meantime, and
+    its share of ``max_total`` must not be forgotten.
     """
 
     __slots__ = ("connect", "ready", "surplus")
@@ -112,8 +112,8 @@ class ConnectionPool:
 
     Args:
         config: the limits.
-        open_connection: makes a connected connection within a time; runs on a thread of its own,
-            so that a slow handshake holds up nobody's deadline.
+        open_connection: opens a connection within a time; runs on a thread of its own, so that a slow
+            handshake delays nothing else.
         clock: monotonic seconds.
     """
 
@@ -149,9 +149,9 @@ class ConnectionPool:
             self.discard(connection)
 
     def acquire(self, origin: Origin, timeout_seconds: float, wake: Callable[[], None]) -> Acquisition:
-        """Ask for a connection: idle, new, or the next that becomes free.
+        """Ask for a connection: an idle one, a new one, or the next that becomes free.
 
-        ``timeout_seconds`` bounds the connecting, not the waiting: who waits gives up by `cancel`.
+        ``timeout_seconds`` bounds the connecting, not the waiting: the caller ends that by `cancel`.
         """
         acquisition = Acquisition(origin, timeout_seconds, wake)
         if not self._waiting:
@@ -167,11 +167,11 @@ class ConnectionPool:
             if acquisition.state is AcquisitionState.WAITING:
                 acquisition.waited = True
                 self._waited += 1
-        self._carry_out(decision, but=acquisition)
+        self._carry_out(decision, acquired_here=acquisition)
         return acquisition
 
     def cancel(self, acquisition: Acquisition) -> None:
-        """Give the wish up; a connection that it got, or is about to get, goes back."""
+        """Withdraw the request; a connection that it got, or is about to get, goes back to the pool."""
         with self._lock:
             state = acquisition.state
             acquisition.state = AcquisitionState.CANCELLED
@@ -181,7 +181,7 @@ class ConnectionPool:
             self.release(acquisition.connection)
 
     def release(self, connection: PooledConnection) -> None:
-        """Put a connection back whose exchange ended well."""
+        """Return a connection whose exchange is complete."""
         if not self._config.reuse_enabled:
             self.discard(connection)
             return
@@ -211,17 +211,17 @@ class ConnectionPool:
         self._carry_out(decision)
 
     def abort(self, connection: PooledConnection) -> None:
-        """Close a connection within an exchange, so that the server notices at once.
+        """Close a connection in the middle of an exchange, so that the server notices at once.
 
-        An ordinary close first delivers what the kernel still holds of the request: to a server that
-        does not read, for ever.
+        An ordinary close first delivers what the kernel still holds of the request, which never ends where
+        the server does not read.
         """
         with contextlib.suppress(OSError):
             connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self.discard(connection)
 
     def close_expired(self) -> float:
-        """Close what has been idle for ``keep_alive_seconds``; seconds until the next one is due."""
+        """Close connections idle for ``keep_alive_seconds``; returns the seconds until the next is due."""
         keep_alive = self._config.keep_alive_seconds
         expired = []
         with self._lock:
@@ -238,7 +238,7 @@ class ConnectionPool:
         return wait
 
     def close(self) -> None:
-        """Close the idle connections, fail those who wait; active ones are closed as they come back."""
+        """Close idle connections and fail queued requests; active connections are closed on return."""
         with self._lock:
             self._closed = True
             idle = list(self._idle)
@@ -256,12 +256,12 @@ class ConnectionPool:
             acquisition.wake()
 
     def add_uncounted_opened(self) -> None:
-        """Note that a connection was opened for something that keeps no record of its own."""
+        """Count a connection that was opened for a request without a `CallRecord`."""
         with self._lock:
             self._uncounted_opened += 1
 
     def take_uncounted_opened(self) -> int:
-        """How many were noted since the last call: whoever asks is to count them."""
+        """How many were counted since the last call; the caller adds them to its metrics."""
         with self._lock:
             count, self._uncounted_opened = self._uncounted_opened, 0
             return count
@@ -286,7 +286,7 @@ class ConnectionPool:
                 del idle[index]
                 if self._clock() - connection.idle_since < self._config.keep_alive_seconds:
                     return connection
-                # This one was the last used; all the others of its origin are older still.
+                # This one was used last; all others of its origin have been idle for longer.
                 idle.insert(index, connection)
                 return None
         return None
@@ -298,7 +298,7 @@ class ConnectionPool:
             del self._open[origin]
 
     def _serve(self) -> _Decision:
-        """Give those who wait what there is, in order; call under the lock.
+        """Serve the queue in order, as far as there are connections; call under the lock.
 
         Idle connections to another origin are closed where that makes room.
         """
@@ -340,7 +340,7 @@ class ConnectionPool:
         evicted.append(connection)
         return True
 
-    def _carry_out(self, decision: _Decision, but: Acquisition | None = None) -> None:
+    def _carry_out(self, decision: _Decision, acquired_here: Acquisition | None = None) -> None:
         for connection in decision.surplus:
             connection.connection.close()
         for acquisition in decision.connect:
@@ -352,7 +352,7 @@ class ConnectionPool:
             except RuntimeError as error:
                 self._connected(acquisition, None, ConnectError(f"no thread to connect on: {error}"))
         for acquisition in decision.ready:
-            if acquisition is not but:
+            if acquisition is not acquired_here:
                 acquisition.wake()
 
     def _connect(self, acquisition: Acquisition) -> None:
@@ -386,7 +386,9 @@ class ConnectionPool:
                 acquisition.error = error
                 acquisition.state = AcquisitionState.READY if connection else AcquisitionState.FAILED
             elif not was_cancelled:
-                acquisition.error = ConnectError("the connection pool was closed while it connected")
+                acquisition.error = ConnectError(
+                    "the connection pool was closed while a request was connecting"
+                )
                 acquisition.state = AcquisitionState.FAILED
         self._carry_out(decision)
         if connection is not None and not wanted:

@@ -1,12 +1,10 @@
-"""Things that all users of a process share: counted references, released to nothing.
+"""Reference counts of what all users of a process share; they may drop to zero and come back.
 
-A reference count goes 1 → 0 → 1 as Beam tears idle DoFns down and sets others up in mid-job, on
-whatever thread. The lock covers the decision; making and closing happen outside the lock of the
-table, so that a slow close holds up nobody else.
+A count goes 1 → 0 → 1 as Beam tears idle DoFns down and sets others up in mid-job, on any thread. Objects are
+closed outside the table's lock, so that a slow close delays nobody else.
 
-A reference may be given back by the garbage collector, which runs anywhere, also on a thread that is in
-the middle of this table's own work: giving back never waits for the lock. Where it is taken, whoever
-holds it finishes the job.
+The garbage collector may release a reference, and runs anywhere, even on a thread that holds the table's
+lock: releasing never waits for the lock. Where the lock is taken, its holder processes the release.
 """
 
 from __future__ import annotations
@@ -25,30 +23,30 @@ V = TypeVar("V")
 
 
 class Lease(Generic[V]):
-    """One reference. `release` gives it back; a second call does nothing.
+    """One reference; a second `release` does nothing.
 
-    A forked child that has inherited a lease gets a reference of its own when it asks for the value:
-    the parent's sockets are not for two processes.
+    A forked child that has inherited a lease gets a reference of its own when it reads the value: two
+    processes cannot share the parent's sockets.
     """
 
-    def __init__(self, registry: SharedObjects[Any, V], key: Any) -> None:
-        self._registry = registry
+    def __init__(self, table: SharedObjects[Any, V], key: Any) -> None:
+        self._table = table
         self._key = key
         self._is_released = False
         self._entry: _Entry[V] | None = None
-        registry._acquire(self)
+        table._acquire(self)
 
     @property
     def value(self) -> V:
-        """What is shared. After `release` it may have been closed."""
+        """The shared object. It may be closed after `release`."""
         entry = self._entry
         if entry is None or (entry.pid != os.getpid() and not self._is_released):
-            entry = self._registry._acquire(self)
+            entry = self._table._acquire(self)
         return entry.value
 
     def release(self) -> None:
         if not self._is_released:
-            self._registry._give_back(self)
+            self._table._release(self)
 
 
 class _Entry(Generic[V]):
@@ -61,16 +59,16 @@ class _Entry(Generic[V]):
 
 
 class SharedObjects(Generic[K, V]):
-    """A table of shared values by key, with a reference count each.
+    """Shared objects by key, each with a reference count.
 
-    A forked child starts with an empty table. The values it inherited are dropped without being closed
-    properly, which leaves the parent's alone.
+    A forked child starts with an empty table. The objects it inherited are dropped without being closed,
+    which leaves the parent's alone.
 
     Args:
-        name: what the values are, for the log.
-        make: builds a value; called under the registry's lock, so it must not wait for anything.
-        close: ends a value whose last reference was released.
-        first_and_last_level: log level of the counts that make or end a value; the others are DEBUG.
+        name: what the objects are, for the log.
+        make: creates an object; called under the table's lock, so it must not wait for anything.
+        close: closes an object whose last reference was released.
+        first_and_last_level: log level of the first acquire and the last release; all others are DEBUG.
     """
 
     def __init__(
@@ -86,12 +84,12 @@ class SharedObjects(Generic[K, V]):
         self._first_and_last_level = first_and_last_level
         self._lock = threading.Lock()
         self._entries: dict[K, _Entry[V]] = {}
-        self._given_back: deque[Lease[V]] = deque()
+        self._releases: deque[Lease[V]] = deque()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget_all)
 
     def acquire(self, key: K) -> Lease[V]:
-        """A reference to the value of ``key``, made if nobody holds one."""
+        """A reference to the object of ``key``, which is created if there is none."""
         return Lease(self, key)
 
     def reference_count(self, key: K) -> int:
@@ -109,7 +107,7 @@ class SharedObjects(Generic[K, V]):
         try:
             with self._lock:
                 if lease._entry is not None and lease._entry.pid == os.getpid():
-                    # Another thread of a forked child was first.
+                    # Another thread of the forked child was first.
                     return lease._entry
                 entry = self._entries.get(lease._key)
                 if entry is None:
@@ -122,15 +120,15 @@ class SharedObjects(Generic[K, V]):
         self._log("acquired", entry, count, count == 1)
         return entry
 
-    def _give_back(self, lease: Lease[V]) -> None:
-        self._given_back.append(lease)
+    def _release(self, lease: Lease[V]) -> None:
+        self._releases.append(lease)
         self._process_releases()
 
     def _process_releases(self) -> None:
-        # Looked at again after each release of the lock: who was refused the lock relies on it.
-        while self._given_back and self._lock.acquire(blocking=False):
+        # Checked again after each release of the lock: a releaser that did not get the lock relies on it.
+        while self._releases and self._lock.acquire(blocking=False):
             try:
-                lease = self._given_back.popleft() if self._given_back else None
+                lease = self._releases.popleft() if self._releases else None
                 if lease is None or lease._is_released:
                     continue
                 lease._is_released = True
@@ -154,4 +152,4 @@ class SharedObjects(Generic[K, V]):
     def _forget_all(self) -> None:
         self._lock = threading.Lock()
         self._entries = {}
-        self._given_back = deque()
+        self._releases = deque()

@@ -1,4 +1,4 @@
-"""The chunked transfer coding of an answer's body (RFC 9112 section 7.1), fed piece by piece."""
+"""The chunked transfer coding of an answer's body (RFC 9112 section 7.1), decoded piece by piece."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class ChunkedBody:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
         self._left = 0
-        # Functions, not bound methods: those would refer back to this object, and keep the body alive
-        # until the garbage collector comes by.
+        # Functions, not bound methods: those would refer back to this object, and keep the body alive until
+        # the garbage collector runs.
         self._step = ChunkedBody._size_line
 
     def feed(self, data: bytes) -> int | None:
-        """Take bytes in; the number of bytes after the body's end, or ``None`` before its end."""
+        """Add bytes; returns the number of bytes after the body's end, or ``None`` before its end."""
         self._buffer += data
         while self._step(self):
             if self._step is ChunkedBody._end:

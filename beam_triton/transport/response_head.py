@@ -8,9 +8,9 @@ from functools import lru_cache
 from beam_triton.errors import RemoteProtocolError
 
 MAX_HEAD_BYTES = 65_536
-"""Longest head accepted, as ``http.client`` accepts for one line; Triton's own is about 150 bytes."""
+"""The longest head accepted, which ``http.client`` accepts for one line; Triton's is about 150 bytes."""
 
-# Wider than RFC 9110's token, as http.client and others have it: anything visible but a colon.
+# Wider than RFC 9110's token, as in http.client and others: any visible character but a colon.
 _FIELD_NAME = re.compile(r"[!-9;-~]+")
 
 
@@ -43,7 +43,7 @@ class ResponseHead:
             self._values[name.lower()] = value if known is None else f"{known}, {value}"
         # RFC 9112 section 6.3: the statuses that never carry a body.
         self.has_body = not (self.status < 200 or self.status in (204, 304))
-        # An interim answer has no body whose length could be wrong, and is skipped as a whole.
+        # An interim answer has no body, and is skipped as a whole.
         self.chunked = self.status >= 200 and self._is_chunked()
         self.content_length = self._content_length() if self.status >= 200 else None
         self.keeps_alive = self._keeps_alive()
@@ -74,16 +74,14 @@ class ResponseHead:
         value = values.pop()
         if values or not (value.isascii() and value.isdigit() and len(value) < 19):
             shown = (self.get("content-length") or "")[:60]
-            raise RemoteProtocolError(
-                f"the answer's Content-Length is {shown!r}: one whole number is expected"
-            )
+            raise RemoteProtocolError(f"the answer's Content-Length is {shown!r}, not one whole number")
         return int(value)
 
     def _keeps_alive(self) -> bool:
         tokens = self._tokens("connection")
         if self.chunked and (self.http_minor < 1 or self.get("content-length") is not None):
-            # RFC 9112 section 6.1: neither a sender of HTTP/1.0 nor both framings at once can be trusted
-            # with what follows.
+            # RFC 9112 section 6.1: after chunks from an HTTP/1.0 sender, or both framings at once, what
+            # follows cannot be trusted.
             return False
         return "close" not in tokens if self.http_minor >= 1 else "keep-alive" in tokens
 
@@ -92,11 +90,11 @@ class ResponseHead:
 def parse_response_head(data: bytes) -> ResponseHead:
     """Parse the bytes up to and without the empty line.
 
-    A server's heads repeat to the byte from one answer to the next of the same batch, so the parsed
-    ones are kept: a look-up instead of about 15 us.
+    A server's heads repeat to the byte from one answer to the next, so parsed ones are cached: a look-up
+    instead of about 15 us.
 
     Raises:
-        RemoteProtocolError: this is no HTTP/1.x head.
+        RemoteProtocolError: this is not an HTTP/1.x head.
     """
     return ResponseHead(data)
 
@@ -121,7 +119,7 @@ def _header_fields(lines: list[bytes]) -> tuple[tuple[str, str], ...]:
         name, colon, value = text.partition(":")
         if not colon or not _FIELD_NAME.fullmatch(name):
             raise RemoteProtocolError(f"the answer's header line {text[:60]!r} has no field name")
-        # RFC 9110 section 5.5: some take them for the end of a line, and would see other fields.
+        # RFC 9110 section 5.5: some parsers take these for the end of a line, and see other fields.
         if "\r" in value or "\0" in value:
             raise RemoteProtocolError(f"the answer's header line {text[:60]!r} holds a control character")
         fields.append((name, value.strip(" \t")))
