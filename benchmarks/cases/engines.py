@@ -99,10 +99,10 @@ def _engines(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     except PeerMissing as missing:
         notes.append(f"left out: {missing}")
     reached = _reached(rates_by_name)
-    notes += [f"{_CLUSTER}: {times:.2f} of {name}'s" for name, (times, _) in reached.items()]
+    notes += [f"{_CLUSTER}: elements/s relative to {name}: {each:.2f}" for name, (each, _) in reached.items()]
     figure = Figure(
-        f"{_CLUSTER}, elements/s of "
-        + " or ".join(f"{enough:g} x {name}'s" for name, (_, enough) in reached.items()),
+        f"{_CLUSTER}: elements/s relative to "
+        + " or ".join(f"{enough:g} x {name}" for name, (_, enough) in reached.items()),
         "at least",
         1,
         max(times / enough for times, enough in reached.values()),

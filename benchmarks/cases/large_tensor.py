@@ -28,7 +28,7 @@ def _large_tensor(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     taken = take_turns(rounds, measures)
     rows = [Row.of(name, {_EXTRA: values}) for name, values in taken.items()]
     figure = Figure.of_rounds(
-        "peak extra memory of the payload, beyond the answer", "at most", 0.1, taken[BEAM_TRITON.name]
+        "peak extra memory beyond the answer, in payloads", "at most", 0.1, taken[BEAM_TRITON.name]
     )
     return CaseResult(CASE.name, CASE.title, rows, [figure], rounds=rounds, chosen=_EXTRA)
 

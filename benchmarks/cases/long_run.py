@@ -42,10 +42,10 @@ def _long_run(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     rates = _rates(settled)
     quarter = max(1, len(rates) // 4)
     slowing = statistics.median(rates[-quarter:]) / statistics.median(rates[:quarter])
-    tenth = f"after the first {elements // 10:,}"
+    after = f"after {elements // 10:,} elements"
     figures = [
-        Figure(f"most resident memory of that {tenth}", "at most", 1.1, most),
-        Figure(f"elements/s of the last quarter, of the first's, {tenth}", "at least", 0.9, slowing),
+        Figure(f"peak resident memory relative to that {after}", "at most", 1.1, most),
+        Figure(f"elements/s of the last quarter relative to the first, {after}", "at least", 0.9, slowing),
     ]
     row = Row.of(
         BEAM_TRITON.name,

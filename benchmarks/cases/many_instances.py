@@ -57,15 +57,14 @@ def _many_instances(server: LocalTriton, rounds: int, scale: Scale) -> CaseResul
         for name, runs in taken.items()
     }
     ours, theirs = values[BEAM_TRITON.name], values[http.name]
+    max_total = ConnectionPoolConfig().max_total
     figures = [
-        Figure(
-            "connections (max_total)", "at most", ConnectionPoolConfig().max_total, max(ours[_CONNECTIONS])
-        ),
+        Figure("connections (limit: max_total)", "at most", max_total, max(ours[_CONNECTIONS])),
         Figure.of_rounds(
-            f"total memory, of {http.name}'s", "at most", 0.5, ratios(ours[_MEMORY], theirs[_MEMORY])
+            f"total memory relative to {http.name}", "at most", 0.5, ratios(ours[_MEMORY], theirs[_MEMORY])
         ),
         Figure(
-            f"memory beyond Beam's own, of {http.name}'s",
+            f"memory beyond Beam's own relative to {http.name}",
             "at most",
             0.5,
             # Of the medians: within a single round, so small a difference may be zero or below it.
@@ -73,7 +72,7 @@ def _many_instances(server: LocalTriton, rounds: int, scale: Scale) -> CaseResul
         ),
     ]
     least = statistics.median(ratios(values[NO_OP.name][_MEMORY], theirs[_MEMORY]))
-    notes = [f"total memory of {NO_OP.name}, of {http.name}'s: {least:.2f}; no client can take less"]
+    notes = [f"total memory of {NO_OP.name} relative to {http.name}: {least:.2f}; no client can take less"]
     rows = [Row.of(name, measured) for name, measured in values.items()]
     return CaseResult(CASE.name, CASE.title, rows, figures, notes=notes, rounds=rounds)
 

@@ -83,12 +83,12 @@ def _one_request(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
             if times.cpu:
                 own[f"{size.name} {_CPU}"] = times.cpu
         ours, theirs = taken[BEAM_TRITON.name], taken[TRITONCLIENT_HTTP.name]
-        of = f"of {TRITONCLIENT_HTTP.name}'s, {size.name} FP32"
+        relation = f"relative to {TRITONCLIENT_HTTP.name}, {size.name} FP32"
         wall = ratios(ours.wall, theirs.wall)
-        figures.append(Figure.of_rounds(f"median wall {of}", "at most", size.wall, wall))
+        figures.append(Figure.of_rounds(f"median wall time {relation}", "at most", size.wall, wall))
         if size.cpu is not None:
             cpu = ratios(ours.cpu, theirs.cpu)
-            figures.append(Figure.of_rounds(f"client CPU {of}", "at most", size.cpu, cpu))
+            figures.append(Figure.of_rounds(f"client CPU time {relation}", "at most", size.cpu, cpu))
     rows = [Row.of(name, quantities) for name, quantities in measured.items()]
     return CaseResult(CASE.name, CASE.title, rows, figures, notes=notes, rounds=rounds)
 

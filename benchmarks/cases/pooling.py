@@ -51,8 +51,8 @@ def _pooling(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     latency = ratios(values[_POOLED][_LATENCY], values[_FRESH][_LATENCY])
     rate = ratios(values[_POOLED][_RATE], values[_FRESH][_RATE])
     figures = [
-        Figure.of_rounds(f"p50 of {_FRESH}'s", "at most", 0.5, latency),
-        Figure.of_rounds(f"throughput of {_FRESH}'s", "at least", 3.0, rate),
+        Figure.of_rounds(f"p50 relative to {_FRESH}", "at most", 0.5, latency),
+        Figure.of_rounds(f"requests/s relative to {_FRESH}", "at least", 3.0, rate),
     ]
     rows = [Row.of(name, measured) for name, measured in values.items()]
     return CaseResult(CASE.name, CASE.title, rows, figures, rounds=rounds)

@@ -158,7 +158,7 @@ def _figures(points: Sequence[Point], x_label: str) -> list[Figure]:
         else:
             where = f"model {default.setting}"
             rivals = [point.y for point in points if point.setting == default.setting]
-        text = f"the defaults' {ELEMENTS_PER_SECOND} of the best, {where}"
+        text = f"the defaults' {ELEMENTS_PER_SECOND} relative to the best, {where}"
         figures.append(Figure(text, "at least", _WITHIN_OF_BEST, default.y / max(rivals)))
     return figures
 

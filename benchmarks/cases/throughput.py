@@ -124,7 +124,7 @@ def _rate_figures(
     if peer not in runs:
         return []
     reached = ratios(rates(runs[BEAM_TRITON.name]), rates(runs[peer]))
-    return [Figure.of_rounds(f"elements/s of {peer}{suffix}'s", "at least", required, reached)]
+    return [Figure.of_rounds(f"elements/s relative to {peer}{suffix}", "at least", required, reached)]
 
 
 def _result(

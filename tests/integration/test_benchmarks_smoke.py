@@ -37,7 +37,7 @@ EXAMPLE = CaseResult(
         Row.of("other", {"elements/s": [500.0]}),
     ],
     figures=[
-        Figure.of_rounds("elements/s of other's", "at least", 2, [6.0, 2.0, 4.0]),
+        Figure.of_rounds("elements/s relative to other", "at least", 2, [6.0, 2.0, 4.0]),
         Figure("memory", "at most", 0.1, 0.2),
     ],
     curves=[
@@ -152,8 +152,8 @@ def test_tables_show_medians_and_mark_missed_figures() -> None:
     """Figures required and reached stand side by side, with quartiles where there are rounds."""
     text = render_case(EXAMPLE)
     assert "| beam_triton |      2,000 |" in text
-    assert "| elements/s of other's |  at least 2 |       4 |    3 to 5 |   yes |" in text
-    assert "| memory                | at most 0.1 |     0.2 |           |    NO |" in text
+    assert "| elements/s relative to other |  at least 2 |       4 |    3 to 5 |   yes |" in text
+    assert "| memory                       | at most 0.1 |     0.2 |           |    NO |" in text
     assert "left out: something" in text
     assert render_figures([EXAMPLE, EXAMPLE]).count("NO") == 2
 
