@@ -223,19 +223,12 @@ class ConnectionPool:
     def close_expired(self) -> float:
         """Close connections idle for ``keep_alive_seconds``; returns the seconds until the next is due."""
         keep_alive = self._config.keep_alive_seconds
-        expired = []
         with self._lock:
-            now = self._clock()
-            while self._idle and now - self._idle[0].idle_since >= keep_alive:
-                connection = self._idle.popleft()
-                self._free_slot(connection.origin)
-                expired.append(connection)
-            self._expired += len(expired)
-            wait = keep_alive - (now - self._idle[0].idle_since) if self._idle else keep_alive
             decision = self._serve()
-            decision.surplus += expired
+            self._remove_expired(decision.surplus)
+            idle_for = self._clock() - self._idle[0].idle_since if self._idle else 0.0
         self._carry_out(decision)
-        return wait
+        return keep_alive - idle_for
 
     def close(self) -> None:
         """Close idle connections and fail queued requests; active connections are closed on return."""
@@ -305,6 +298,8 @@ class ConnectionPool:
         decision = _Decision()
         if not self._waiting:
             return decision
+        # A connection that no request may use must not take up its host's share of the limits.
+        self._remove_expired(decision.surplus)
         blocked: set[Origin] = set()
         limit = self._config.max_per_host or self._config.max_total
         for acquisition in list(self._waiting):
@@ -329,6 +324,14 @@ class ConnectionPool:
                 continue
             self._waiting.remove(acquisition)
         return decision
+
+    def _remove_expired(self, removed: list[PooledConnection]) -> None:
+        now = self._clock()
+        while self._idle and now - self._idle[0].idle_since >= self._config.keep_alive_seconds:
+            connection = self._idle.popleft()
+            self._free_slot(connection.origin)
+            removed.append(connection)
+            self._expired += 1
 
     def _make_room(self, evicted: list[PooledConnection]) -> bool:
         if self._total < self._config.max_total:

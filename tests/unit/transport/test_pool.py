@@ -303,17 +303,27 @@ def test_cancelled_when_ready(bench: Callable[..., Bench]) -> None:
 
 def test_cancelled_between_decision_and_connecting(bench: Callable[..., Bench]) -> None:
     """A place that was given to somebody who gives up at that very moment is not lost."""
+    b = bench(max_total=1, max_idle=1)
+    evicted = b.take(A)
+    given_up = b.ask(B)
+    assert given_up.state is AcquisitionState.WAITING
+    assert isinstance(evicted.connection, PairedConnection)
+    # The evicted connection's share of max_total has been given on by the time that it is closed.
+    evicted.connection.before_close = lambda: b.pool.cancel(given_up)
+    b.pool.release(evicted)
+    assert b.take() is not None
+    assert b.figures() == (0, 1, 0)
+
+
+def test_an_expired_connection_takes_up_no_share_of_the_limits(bench: Callable[..., Bench]) -> None:
+    """A request that it would keep waiting opens a new one at once, before the next eviction."""
     b = bench(keep_alive_seconds=10.0, max_per_host=1, max_total=1, max_idle=1)
     expired = b.take()
     b.pool.release(expired)
     b.clock.advance(10)
-    given_up = b.ask()
-    assert given_up.state is AcquisitionState.WAITING
-    assert isinstance(expired.connection, PairedConnection)
-    # The place of the expired connection has been given on by the time that it is closed.
-    expired.connection.before_close = lambda: b.pool.cancel(given_up)
-    b.pool.close_expired()
-    assert b.take() is not None
+    fresh = b.take()
+    assert fresh is not expired and is_closed(expired)
+    assert b.pool.statistics().expired == 1
     assert b.figures() == (0, 1, 0)
 
 
