@@ -7,7 +7,7 @@ frameworks run within a Python-backend ``model.py``.
 
 from __future__ import annotations
 
-from beam_triton.testing.environment import ServerEnvironment, find_or_make_server_environment
 from beam_triton.testing.local_triton import LocalTriton
+from beam_triton.testing.server_environment import ServerEnvironment, find_or_make_server_environment
 
 __all__ = ["LocalTriton", "ServerEnvironment", "find_or_make_server_environment"]

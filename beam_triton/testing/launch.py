@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from beam_triton.testing.environment import ServerEnvironment
+from beam_triton.testing.server_environment import ServerEnvironment
 
 ModelsControl = Literal["none", "explicit", "poll"]
 

@@ -16,9 +16,9 @@ from typing import get_args
 
 from beam_triton.errors import ConfigurationError
 from beam_triton.testing import launch, ports, repository
-from beam_triton.testing.environment import ServerEnvironment, find_or_make_server_environment
 from beam_triton.testing.launch import ModelsControl
-from beam_triton.testing.process import ServerProcess
+from beam_triton.testing.server_environment import ServerEnvironment, find_or_make_server_environment
+from beam_triton.testing.server_process import ServerProcess
 
 _LOG_TAIL_LINES = 40
 _LOG_TAIL_BYTES = 256 * 1024

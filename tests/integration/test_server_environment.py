@@ -13,7 +13,7 @@ import pytest
 
 from beam_triton.errors import ConfigurationError
 from beam_triton.testing import find_or_make_server_environment
-from beam_triton.testing.environment import SERVER_ENVIRONMENT_VARIABLE
+from beam_triton.testing.server_environment import SERVER_ENVIRONMENT_VARIABLE
 
 _ROOT = Path(__file__).parents[2]
 
@@ -95,7 +95,7 @@ def test_only_one_process_makes_it(tmp_path: Path) -> None:
 def test_serving_from_the_command_line(tmp_path: Path) -> None:
     """``python -m beam_triton.testing.serve`` serves a folder until it is told to end."""
     served = subprocess.Popen(
-        [sys.executable, "-m", "beam_triton.testing", str(_ROOT / "pipelines" / "model_repository")],
+        [sys.executable, "-m", "beam_triton.testing.serve", str(_ROOT / "pipelines" / "model_repository")],
         stdout=subprocess.PIPE,
         text=True,
         cwd=_ROOT,
@@ -110,7 +110,7 @@ def test_serving_from_the_command_line(tmp_path: Path) -> None:
 def test_wrong_use_of_the_command_line(tmp_path: Path) -> None:
     """A folder that is none gives one sentence and exit code 2."""
     ran = subprocess.run(
-        [sys.executable, "-m", "beam_triton.testing", str(tmp_path / "nowhere")],
+        [sys.executable, "-m", "beam_triton.testing.serve", str(tmp_path / "nowhere")],
         capture_output=True,
         text=True,
         cwd=_ROOT,
