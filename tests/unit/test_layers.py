@@ -34,6 +34,7 @@ _THIRD_PARTIES = {
     "client": {"numpy"},
     "remote_model": {"numpy"},
     "transforms": {"apache_beam", "numpy"},
+    "testing": {"numpy"},
     "cli": {"numpy"},
     "score": {"apache_beam", "numpy", "pyarrow", "zstandard"},
 }
