@@ -141,37 +141,35 @@ class ServedModel:
             f"{type(error).__name__}: {error}\n\nAt:\n{at}",
         )
 
-    def metadata(self, spec: ModelSpec) -> dict[str, Any]:
-        batch = [-1] if spec.has_batch_dimension else []
-        return {
-            "name": spec.name,
-            "versions": list(spec.versions),
-            "platform": spec.platform,
-            **{
-                side: [
-                    {"name": each.name, "datatype": each.datatype, "shape": [*batch, *each.shape]}
-                    for each in tensors
-                ]
-                for side, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs))
-            },
-        }
-
-    def config(self, spec: ModelSpec) -> dict[str, Any]:
-        """The model configuration, as far as clients read it."""
-        return {
-            "name": spec.name,
-            "platform": "",
-            "backend": "python",
-            "version_policy": {"all": {}},
-            "max_batch_size": spec.max_batch_size,
-            "input": [{**_config_of(each), "optional": each.optional} for each in spec.inputs],
-            "output": [{**_config_of(each), "label_filename": ""} for each in spec.outputs],
-            "instance_group": [{"name": f"{spec.name}_0", "kind": "KIND_CPU", "count": 1, "gpus": []}],
-            "parameters": {},
-        }
-
     def statistics(self, version: str) -> dict[str, Any]:
         return {"name": self._name, "version": version, **self._statistics[version].document()}
+
+
+def model_metadata(spec: ModelSpec, versions: Sequence[str]) -> dict[str, Any]:
+    """What ``GET /v2/models/{m}`` answers with; shapes have the batch dimension."""
+    batch = [-1] if spec.has_batch_dimension else []
+    sides = {
+        side: [
+            {"name": each.name, "datatype": each.datatype, "shape": [*batch, *each.shape]} for each in tensors
+        ]
+        for side, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs))
+    }
+    return {"name": spec.name, "versions": list(versions), "platform": spec.platform, **sides}
+
+
+def model_config(spec: ModelSpec) -> dict[str, Any]:
+    """The model configuration, as far as clients read it; dims have no batch dimension."""
+    return {
+        "name": spec.name,
+        "platform": "",
+        "backend": "python",
+        "version_policy": {"all": {}},
+        "max_batch_size": spec.max_batch_size,
+        "input": [{**_config_of(each), "optional": each.optional} for each in spec.inputs],
+        "output": [{**_config_of(each), "label_filename": ""} for each in spec.outputs],
+        "instance_group": [{"name": f"{spec.name}_0", "kind": "KIND_CPU", "count": 1, "gpus": []}],
+        "parameters": {},
+    }
 
 
 def _config_of(spec: TensorSpec) -> dict[str, Any]:

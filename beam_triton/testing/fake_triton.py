@@ -20,7 +20,7 @@ from beam_triton.compression import compress, decompress
 from beam_triton.errors import ConfigurationError, RemoteProtocolError
 from beam_triton.protocol import ModelSpec
 from beam_triton.protocol.datatypes import Array
-from beam_triton.testing.fake_model import FakeModel, ServedModel
+from beam_triton.testing.fake_model import FakeModel, ServedModel, model_config, model_metadata
 from beam_triton.testing.http_server import Connection, HttpServer
 from beam_triton.testing.ports import free_port
 from beam_triton.testing.server_codec import (
@@ -31,6 +31,8 @@ from beam_triton.testing.server_codec import (
 
 _MODEL_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/(\d+))?(?:/(infer|ready|config|stats))?")
 _REPOSITORY_PATH = re.compile(r"/v2/repository/models/([^/]+)/(load|unload)")
+_GET_PATHS = re.compile(r"/v2|/v2/health/(live|ready)|/v2/models/stats|" + _MODEL_PATH.pattern)
+_POST_PATHS = re.compile(r"/v2/repository/index|" + _REPOSITORY_PATH.pattern)
 _EXTENSIONS = (
     *("classification", "model_repository", "model_configuration"),
     *("binary_tensor_data", "parameters", "statistics"),
@@ -217,9 +219,6 @@ class FakeTriton:
             if model_path is not None and model_path[3] == "infer" and not is_get:
                 self._infer(connection, unquote(model_path[1]), model_path[2], body)
                 return
-            wants_get = not path.startswith("/v2/repository/") and not path.endswith("/infer")
-            if is_get != wants_get:
-                raise RefusedError(405, "Method Not Allowed")
             document = self._document(path) if is_get else self._control(path)
         except RefusedError as error:
             _send_error(connection, error.status, error.message)
@@ -286,8 +285,10 @@ class FakeTriton:
             return {"model_stats": [model.statistics(each) for model in loaded for each in model.specs]}
         match = _MODEL_PATH.fullmatch(path)
         if match is None:
-            raise RefusedError(404, "Not Found")
+            raise _no_such_path(_POST_PATHS, path)
         name, version, what = unquote(match[1]), match[2], match[3]
+        if what == "infer":
+            raise RefusedError(405, "Method Not Allowed")
         try:
             model, spec = self._find(name, version)
         except RefusedError:
@@ -305,7 +306,9 @@ class FakeTriton:
         if what == "stats":
             versions = list(model.specs) if version is None else [version]
             return {"model_stats": [model.statistics(each) for each in versions]}
-        return model.config(spec) if what == "config" else model.metadata(spec)
+        if what == "config":
+            return model_config(spec)
+        return model_metadata(spec, [version] if version else spec.versions)
 
     def _control(self, path: str) -> Any:
         """What a POST that is no inference answers with, None for an empty body. Raises RefusedError."""
@@ -317,13 +320,19 @@ class FakeTriton:
             ]
         match = _REPOSITORY_PATH.fullmatch(path)
         if match is None:
-            raise RefusedError(404, "Not Found")
+            raise _no_such_path(_GET_PATHS, path)
         name, action = unquote(match[1]), match[2]
         if name in self._models:
             self._models[name].is_loaded = action == "load"
         elif action == "load":
             raise RefusedError(500, f"failed to load '{name}', failed to poll from model repository")
         return None
+
+
+def _no_such_path(of_other_method: re.Pattern[str], path: str) -> RefusedError:
+    if of_other_method.fullmatch(path):
+        return RefusedError(405, "Method Not Allowed")
+    return RefusedError(404, "Not Found")
 
 
 def _state(model: ServedModel) -> dict[str, str]:

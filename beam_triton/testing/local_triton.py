@@ -1,8 +1,10 @@
-"""LocalTriton: a context manager around a real tritonserver."""
+"""`LocalTriton`: a real tritonserver on this machine, as a context manager."""
 
 from __future__ import annotations
 
 import atexit
+import http.client
+import json
 import os
 import shutil
 import tempfile
@@ -12,13 +14,21 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import get_args
+from typing import Literal, get_args
 
-from beam_triton.errors import ConfigurationError
-from beam_triton.testing import launch, ports, repository
-from beam_triton.testing.launch import ModelsControl
+from beam_triton.errors import ConfigurationError, DeadlineExceededError
+from beam_triton.protocol import error_from_response
+from beam_triton.protocol.paths import (
+    REPOSITORY_INDEX,
+    SERVER_READY,
+    repository_load_path,
+    repository_unload_path,
+)
+from beam_triton.testing import ports
 from beam_triton.testing.server_environment import ServerEnvironment, find_or_make_server_environment
-from beam_triton.testing.server_process import ServerProcess
+from beam_triton.testing.server_process import ServerProcess, lay_out_backends, server_variables
+
+ModelsControl = Literal["none", "explicit", "poll"]
 
 _LOG_TAIL_LINES = 40
 _LOG_TAIL_BYTES = 256 * 1024
@@ -89,7 +99,6 @@ class LocalTriton:
         for name, value in (("startup", startup_timeout_seconds), ("stop", stop_timeout_seconds)):
             if not value > 0:
                 raise ConfigurationError(f"{name}_timeout_seconds is {value}, and must be positive")
-        self._given_port = http_port
         self._http_port = http_port
         self._grpc = grpc
         self._grpc_port: int | None = None
@@ -145,7 +154,7 @@ class LocalTriton:
     @property
     def is_ready(self) -> bool:
         """Whether the server answers, and all its models can serve."""
-        return self.is_alive and self._http_port is not None and repository.is_ready(self._http_port)
+        return self.is_alive and self._http_port is not None and _is_ready(self._http_port)
 
     def __enter__(self) -> LocalTriton:
         return self.start()
@@ -169,8 +178,8 @@ class LocalTriton:
                     self._start_once(environment)
                     break
                 except _PortTaken:
-                    # Somebody took the free port between choosing and binding it. A port that clients
-                    # already know is never changed.
+                    # Another process took the port after it was chosen. A port that clients know already is
+                    # never changed.
                     if self._http_port is not None or attempt == _ATTEMPTS_TO_BIND:
                         raise
             _started[self] = os.getpid()
@@ -189,22 +198,12 @@ class LocalTriton:
         try:
             if self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="beam_triton_"))
-                launch.lay_out_backends(environment, self._folder / "backends")
+                lay_out_backends(environment, self._folder / "backends")
             log_path = self._log_path()
             self._log_start_bytes = log_path.stat().st_size if log_path.exists() else 0
             self._process = ServerProcess(
-                launch.command(
-                    environment,
-                    model_repository=self._model_repository,
-                    backends=self._folder / "backends",
-                    shared_memory_prefix=shared_memory_prefix,
-                    port_numbers={"http": http_port, "grpc": self._grpc_port, "metrics": self._metrics_port},
-                    models_control=self._models_control,
-                    load_models=self._load_models,
-                    exit_timeout_seconds=self._stop_timeout_seconds,
-                    extra_args=self._extra_args,
-                ),
-                environment=launch.variables(environment, self._environment_variables),
+                self._command(environment, http_port, shared_memory_prefix),
+                environment=server_variables(environment, self._environment_variables),
                 log_path=log_path,
                 shared_memory_prefix=shared_memory_prefix,
                 folder=self._folder,
@@ -216,13 +215,38 @@ class LocalTriton:
             raise
         self._http_port = http_port
 
+    def _command(
+        self, environment: ServerEnvironment, http_port: int, shared_memory_prefix: str
+    ) -> list[str]:
+        assert self._folder is not None
+        arguments = [
+            str(environment.tritonserver),
+            f"--model-repository={self._model_repository}",
+            f"--backend-directory={self._folder / 'backends'}",
+            # Servers with one prefix take each other's regions for their own.
+            f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
+            f"--model-control-mode={self._models_control}",
+            f"--exit-timeout-secs={max(1, round(self._stop_timeout_seconds))}",
+            "--log-info=0",
+        ]
+        ports_of = {"http": http_port, "grpc": self._grpc_port, "metrics": self._metrics_port}
+        for service, port in ports_of.items():
+            if port is None:
+                arguments.append(f"--allow-{service}=0")
+            else:
+                arguments += [f"--{service}-address=127.0.0.1", f"--{service}-port={port}"]
+        if self._models_control == "poll":
+            arguments.append("--repository-poll-secs=1")
+        arguments += [f"--load-model={name}" for name in self._load_models]
+        return [*arguments, *self._extra_args]
+
     def _wait_until_ready(self, http_port: int) -> None:
         process = self._process
         assert process is not None
         deadline = time.monotonic() + self._startup_timeout_seconds
-        # Metrics are bound last, after the server has called itself ready.
+        # Triton binds the metrics port last, after it reports itself ready.
         others = [port for port in (self._grpc_port, self._metrics_port) if port is not None]
-        while not (repository.is_ready(http_port) and all(map(ports.accepts, others))):
+        while not (_is_ready(http_port) and all(map(ports.accepts, others))):
             if process.exit_code is not None:
                 log = self._startup_log()
                 port_taken = any(text in log.lower() for text in _BIND_FAILURES)
@@ -237,14 +261,14 @@ class LocalTriton:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Stops the server; requests in flight may end, for ``stop_timeout_seconds``."""
+        """Stops the server; requests in flight have ``stop_timeout_seconds`` to end."""
         with self._lock:
             self._end_process(kill=False)
             self._remove_folder()
             _started.pop(self, None)
 
     def kill(self) -> None:
-        """Kills the server and its stubs with SIGKILL in the midst of their work; `start` brings it back."""
+        """Sends SIGKILL to the server and its stubs, whatever they are doing; `start` brings it back."""
         with self._lock:
             self._end_process(kill=True)
 
@@ -274,9 +298,9 @@ class LocalTriton:
         return self._given_log_path or self._folder / "server.log"
 
     def log_tail(self, lines: int = _LOG_TAIL_LINES) -> str:
-        """The last lines that the server logged since it was started: warnings, errors, models' prints.
+        """The last lines of the server's log since it was started: warnings, errors, models' prints.
 
-        Still there after `stop`.
+        They can still be read after `stop`.
         """
         if self._folder is None:
             return "\n".join(self._last_log.splitlines()[-lines:])
@@ -290,7 +314,7 @@ class LocalTriton:
         return "\n".join(text.splitlines()[-lines:])
 
     def _startup_log(self) -> str:
-        """The log's first and last lines: for a wrong argument the first one says what is wrong."""
+        """The log's first and last lines: the first one names a wrong argument."""
         lines = self.log_tail(lines=10_000).splitlines()
         if len(lines) > 2 * _LOG_TAIL_LINES:
             lines = [*lines[:5], "…", *lines[-_LOG_TAIL_LINES:]]
@@ -301,14 +325,24 @@ class LocalTriton:
 
         Raises `InferenceError` with the server's reason if the model cannot be loaded.
         """
-        repository.load_model(self._controlled_port(), model_name, timeout_seconds=timeout_seconds)
+        path = repository_load_path(model_name)
+        _control(self._controlled_port(), path, "load", model_name, timeout_seconds)
 
     def unload_model(self, model_name: str, *, timeout_seconds: float = 60.0) -> None:
-        """Unloads a model and waits until it is gone; needs ``models_control="explicit"``.
+        """Unloads a model, and waits until its last version has ended; needs ``models_control="explicit"``.
 
-        Raises `InferenceError` with the server's reason, and `DeadlineExceededError` if requests keep it.
+        Raises `InferenceError` with the server's reason, and `DeadlineExceededError` if requests in flight
+        keep the model loaded.
         """
-        repository.unload_model(self._controlled_port(), model_name, timeout_seconds=timeout_seconds)
+        deadline = time.monotonic() + timeout_seconds
+        port = self._controlled_port()
+        _control(port, repository_unload_path(model_name), "unload", model_name, timeout_seconds)
+        while _is_loaded(port, model_name, timeout_seconds):
+            if time.monotonic() > deadline:
+                raise DeadlineExceededError(
+                    f"model {model_name!r} still serves requests {timeout_seconds} s after it was unloaded"
+                )
+            time.sleep(0.02)
 
     def _controlled_port(self) -> int:
         if self._models_control != "explicit":
@@ -324,11 +358,44 @@ class LocalTriton:
 
 
 class _PortTaken(ConfigurationError):
-    """The port was free when it was chosen, and is not any more."""
+    """Another process listens on the port."""
 
 
-# The servers to stop when the interpreter ends, and the process that started each: a fork that runs its exit
-# handlers must leave its parent's servers alone.
+def _is_ready(port: int) -> bool:
+    try:
+        status, _ = _call("GET", port, SERVER_READY, 2.0)
+    except (OSError, http.client.HTTPException):
+        return False
+    return status == 200
+
+
+def _control(port: int, path: str, what: str, model_name: str, timeout_seconds: float) -> bytes:
+    """The body of the answer to a POST. Raises `InferenceError` with the server's reason."""
+    status, body = _call("POST", port, path, timeout_seconds)
+    if status != 200:
+        raise error_from_response(status, body, model_name=model_name, what=what)
+    return body
+
+
+def _is_loaded(port: int, model_name: str, timeout_seconds: float) -> bool:
+    """Whether some version of the model is loaded, or still unloading."""
+    rows = json.loads(_control(port, REPOSITORY_INDEX, "repository index", "", timeout_seconds))
+    return any(row["name"] == model_name and row.get("state", "UNAVAILABLE") != "UNAVAILABLE" for row in rows)
+
+
+def _call(method: str, port: int, path: str, timeout_seconds: float) -> tuple[int, bytes]:
+    # http.client, because urllib.request would send loopback requests to a proxy named in the environment.
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
+    try:
+        connection.request(method, path, body=b"{}" if method == "POST" else None)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+# The servers to stop when the interpreter ends, and the process that started each: a forked process runs exit
+# handlers too, and must not stop its parent's servers.
 _started: dict[LocalTriton, int] = {}
 
 

@@ -17,10 +17,10 @@ from beam_triton.errors import ConfigurationError
 SUPPORTED_PYTHON_VERSIONS = ("3.10", "3.11", "3.12")
 OLDEST_GLIBC = (2, 35)  # the wheel is tagged manylinux_2_35_x86_64
 
-ADVICE = "give the endpoint (--endpoint) of a Triton server that runs elsewhere"
+ADVICE = "use a Triton server that runs elsewhere, or beam_triton.testing.FakeTriton in tests"
 
-# Runs inside a candidate interpreter. The stub links libpython dynamically, and must get the library of the
-# very interpreter whose standard library it loads: a build without a shared library cannot be used.
+# Runs in a candidate interpreter. The server's stub links libpython dynamically, and has to get the library
+# of the interpreter whose standard library it loads: a build without a shared library cannot be used.
 _PROBE = """
 import ensurepip, json, os, platform, sys, sysconfig, venv
 version = "%d.%d" % sys.version_info[:2]
@@ -51,8 +51,8 @@ class PythonInterpreter:
 def why_unsupported(system: str, machine: str, libc: str | None) -> str | None:
     """Why the server cannot run on such a machine, as one sentence; None where it can.
 
-    ``libc`` is what ``os.confstr("CS_GNU_LIBC_VERSION")`` says, for example "glibc 2.36", and None where
-    the C library is another one.
+    ``libc`` is ``os.confstr("CS_GNU_LIBC_VERSION")``, for example "glibc 2.36", and None for another C
+    library.
     """
     if system != "Linux":
         return f"the local Triton server runs on Linux only, and this is {system}: {ADVICE}."
@@ -67,27 +67,25 @@ def why_unsupported(system: str, machine: str, libc: str | None) -> str | None:
     return None
 
 
-def check_platform() -> None:
-    """Raises `ConfigurationError` where the server cannot run on this machine."""
+def unsupported_reason() -> str | None:
+    """Why the server cannot run on this machine, as one sentence; None where it can."""
     try:
         libc = os.confstr("CS_GNU_LIBC_VERSION")
     except (AttributeError, OSError, ValueError):
         libc = None
-    reason = why_unsupported(platform.system(), platform.machine(), libc)
-    if reason is not None:
-        raise ConfigurationError(reason)
+    return why_unsupported(platform.system(), platform.machine(), libc)
 
 
 def find_python() -> PythonInterpreter:
-    """The first CPython 3.10 to 3.12 that can carry the server, this interpreter preferred.
+    """The first CPython 3.10 to 3.12 that the server can run with; this interpreter is tried first.
 
-    Raises `ConfigurationError` that names every interpreter that was looked at, and what it lacks.
+    Raises `ConfigurationError`, which names each interpreter that was tried and what it lacks.
     """
     refusals: list[str] = []
     seen: set[str] = set()
     for candidate in candidate_executables():
         identity = os.path.realpath(candidate)
-        # A shim answers for several names: what it resolves to says nothing of what it runs.
+        # One shim stands for several versions: the file that it resolves to does not identify what it runs.
         key = identity if os.path.basename(identity).startswith("python") else str(candidate)
         if key in seen:
             continue
@@ -100,16 +98,16 @@ def find_python() -> PythonInterpreter:
     raise ConfigurationError(
         f"the local Triton server needs a CPython {SUPPORTED_PYTHON_VERSIONS[0]} to "
         f"{SUPPORTED_PYTHON_VERSIONS[-1]} with a shared libpython and the venv module: put one on PATH, or "
-        f"{ADVICE}. Looked at: {found}."
+        f"{ADVICE}. Tried: {found}."
     )
 
 
 def candidate_executables() -> Iterator[Path]:
-    """Where a suitable interpreter may be: this one, every one on PATH, those that pyenv installed."""
+    """Interpreters to try: this one, every one on PATH, those that pyenv has installed."""
     if sys.executable:
         yield Path(sys.executable)
-    # All matches on PATH, not the first one only: a version manager's shim exists even where the version
-    # behind it is not selected, and hides a working interpreter further down.
+    # All matches on PATH, not only the first: a version manager's shim exists even where its version is not
+    # selected, and hides a working interpreter in a later folder.
     names = [f"python{version}" for version in reversed(SUPPORTED_PYTHON_VERSIONS)] + ["python3", "python"]
     folders = [Path(folder) for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder]
     for name in names:

@@ -1,4 +1,4 @@
-"""Free ports of the loopback interface that stay free until a server binds them again."""
+"""Ports of 127.0.0.1 that a server can bind, and bind again after a restart."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _ATTEMPTS = 200
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody listens on.
 
-    It lies below the kernel's range for outgoing connections: a port within it may be taken by any client on
-    the machine while a server is down, and could then not be bound again by the restarted server.
+    It is below the kernel's range for outgoing connections. The kernel may give a port of that range to any
+    client while a server is stopped, and the server could then not bind it again.
     """
     ports = range(_LOWEST_PORT, max(_first_outgoing_port(), _LOWEST_PORT + 1000))
     for _ in range(_ATTEMPTS):
@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could bind ``port``; connections that linger in TIME_WAIT do not count."""
+    """Whether a server could bind ``port``; connections in TIME_WAIT do not prevent it."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

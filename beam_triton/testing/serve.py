@@ -1,6 +1,6 @@
 """``python -m beam_triton.testing.serve [MODEL_REPOSITORY]``: serve a folder of models until interrupted.
 
-Without a folder it only makes the server's environment, and prints where that is.
+Without a folder it only makes the server's environment, and prints its path.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from beam_triton.testing import LocalTriton, find_or_make_server_environment
 
 
 def main() -> int:
-    """Exit codes: 0 when interrupted or done, 1 when the server ended by itself, 2 where it cannot run."""
+    """Exit codes: 0 when interrupted or done, 1 if the server ends by itself, 2 if it cannot run."""
     parser = argparse.ArgumentParser(prog="python -m beam_triton.testing.serve", description=__doc__)
     parser.add_argument("model_repository", nargs="?", help="a Triton model repository")
     parser.add_argument("--http_port", type=int, help="the port; a free one by default")

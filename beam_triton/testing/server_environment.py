@@ -1,8 +1,8 @@
-"""The environment that the server runs in: a virtual environment with the server's wheel and NumPy 1.
+"""The virtual environment that the server runs in: its wheel and NumPy 1.
 
-It is kept apart from the library's own environment because the Python backend needs ``numpy<2``: with
-NumPy 2 in the interpreter that its stub loads, the server starts, answers 200, and every output tensor is
-silently empty.
+It is separate from the library's own environment because the Python backend needs ``numpy<2``: with NumPy 2
+in the interpreter that its stub loads, the server starts, answers 200, and every output tensor is silently
+empty.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from beam_triton.errors import ConfigurationError
 from beam_triton.testing.platform_check import (
     ADVICE,
     PythonInterpreter,
-    check_platform,
     examine,
     find_python,
+    unsupported_reason,
 )
 
 _LOGGER = logging.getLogger("beam_triton.testing")
@@ -82,7 +82,7 @@ class ServerEnvironment:
         """``LD_LIBRARY_PATH`` of the server.
 
         Without the interpreter's own library folder the stub links the system's libpython against this
-        environment's standard library, and fails in odd ways.
+        environment's standard library, and fails in ways that do not show the cause.
         """
         return os.pathsep.join(
             [str(self.site_packages / "nvidia_pytriton.libs"), str(self.interpreter.library_folder)]
@@ -92,14 +92,16 @@ class ServerEnvironment:
 def find_or_make_server_environment(folder: str | os.PathLike[str] | None = None) -> ServerEnvironment:
     """The environment in ``folder``, made there if the folder does not exist.
 
-    Without ``folder`` the variable ``BEAM_TRITON_SERVER_ENVIRONMENT`` names it, and without that it is in
-    the user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``), shared by all that need the same versions.
-    Making it downloads about 75 MB, once. A folder given by name is never changed if it exists.
+    Without ``folder`` the variable ``BEAM_TRITON_SERVER_ENVIRONMENT`` names it; without that it is in the
+    user's cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``), where all that need the same versions share it.
+    Making it downloads about 75 MB, once. An existing folder that is given by name is never changed.
 
     Raises `ConfigurationError` where the server cannot run, the environment cannot be made, or the given
     folder holds something else.
     """
-    check_platform()
+    reason = unsupported_reason()
+    if reason is not None:
+        raise ConfigurationError(reason)
     given = folder or os.environ.get(SERVER_ENVIRONMENT_VARIABLE)
     if given:
         path = Path(given).expanduser().absolute()
@@ -111,8 +113,8 @@ def find_or_make_server_environment(folder: str | os.PathLike[str] | None = None
         try:
             return _read(path)
         except ConfigurationError as error:
-            # The interpreter that it was made of may be gone: upgraded or uninstalled.
-            _LOGGER.warning("The server environment %s is made again: %s", path, error)
+            # The interpreter that it was made with may have been upgraded or uninstalled.
+            _LOGGER.warning("Making the server environment %s again: %s", path, error)
             _make(path, replace=True)
             return _read(path)
     _make(path)
@@ -129,18 +131,18 @@ def _read(folder: Path) -> ServerEnvironment:
     """Checks that ``folder`` is an environment that the server runs in."""
     python = folder / "bin" / "python3"
     if not python.exists():
-        raise ConfigurationError(f"{folder} is no server environment: it has no bin/python3.")
+        raise ConfigurationError(f"{folder} is not a server environment: it has no bin/python3.")
     interpreter = examine(python)
     if not isinstance(interpreter, PythonInterpreter):
-        raise ConfigurationError(f"{folder} is no server environment: its Python {interpreter}.")
+        raise ConfigurationError(f"{folder} is not a server environment: its Python {interpreter}.")
     ran = subprocess.run(
         [str(python), "-E", "-c", _INSTALLED_PROBE], stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     if ran.returncode != 0:
-        raise ConfigurationError(f"{folder} is no server environment: its Python does not run.")
+        raise ConfigurationError(f"{folder} is not a server environment: its Python does not run.")
     facts = json.loads(ran.stdout)
     if facts["nvidia-pytriton"] is None:
-        raise ConfigurationError(f"{folder} is no server environment: it has no nvidia-pytriton.")
+        raise ConfigurationError(f"{folder} is not a server environment: it has no nvidia-pytriton.")
     if facts["numpy"] is None or int(facts["numpy"].split(".")[0]) >= 2:
         raise ConfigurationError(
             f"{folder} cannot serve: its NumPy is {facts['numpy']}, and the server needs numpy<2 "
@@ -149,12 +151,12 @@ def _read(folder: Path) -> ServerEnvironment:
     environment = ServerEnvironment(folder, interpreter, Path(facts["site_packages"]))
     for file in (environment.tritonserver, environment.python_backend_stub):
         if not os.access(file, os.X_OK):
-            raise ConfigurationError(f"{folder} is no server environment: {file} is missing.")
+            raise ConfigurationError(f"{folder} is not a server environment: {file} is missing.")
     return environment
 
 
 def _make(folder: Path, *, replace: bool = False) -> None:
-    """Makes the environment beside ``folder`` and renames it: a half-made one is never seen."""
+    """Makes the environment beside ``folder`` and renames it, so that nobody sees a partial one."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _only_one_process(folder.with_name(folder.name + ".lock"), folder):
@@ -182,8 +184,8 @@ def _make(folder: Path, *, replace: bool = False) -> None:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise ConfigurationError(
-            f"the environment of the local Triton server cannot be made in {folder}: {error}. Name a folder "
-            f"that can be written in {SERVER_ENVIRONMENT_VARIABLE}, or {ADVICE}."
+            f"the environment of the local Triton server cannot be made in {folder}: {error}. Set "
+            f"{SERVER_ENVIRONMENT_VARIABLE} to a folder that can be written, or {ADVICE}."
         ) from error
 
 
@@ -209,18 +211,18 @@ def _run(command: list[str]) -> None:
         tail = "\n".join(ran.stdout.strip().splitlines()[-15:])
         raise ConfigurationError(
             f"the environment of the local Triton server could not be made: `{' '.join(command)}` failed. "
-            f"Mend the cause, or {ADVICE}. Its last lines:\n{tail}"
+            f"Remove the cause, or {ADVICE}. Its last lines:\n{tail}"
         )
 
 
 @contextmanager
 def _only_one_process(lock: Path, folder: Path) -> Iterator[None]:
-    import fcntl  # not on Windows, where `check_platform` has already said so
+    import fcntl  # Windows has none, and has been refused before
 
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _LOGGER.warning("Waiting for another process that makes the server environment %s.", folder)
+            _LOGGER.warning("Waiting for another process that is making the server environment %s.", folder)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,7 +1,7 @@
-"""One run of the tritonserver process: started in a process group of its own, and surely ended.
+"""One run of tritonserver: its environment variables, its process group, its end.
 
-The group holds the server and the stubs of its Python models. What the group leaves behind when it is killed
-(shared memory) is removed here too.
+The group holds the server and the stubs of its Python models. The shared memory that a killed group leaves
+behind is removed here too.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from beam_triton.testing.server_environment import ServerEnvironment
+
 _SHARED_MEMORY = Path("/dev/shm")
 
-# The watcher outlives the parent: it ends the group as soon as the pipe, whose other end only the parent
-# holds, is closed. PR_SET_PDEATHSIG would not do: it fires when the *thread* that started the server ends.
+# The watcher outlives this process: it kills the group as soon as its pipe is closed, of which only this
+# process holds the other end. PR_SET_PDEATHSIG would not do: it fires when the *thread* that started the
+# server ends.
 _WATCHER = """
 read -r line && exit 0
 kill -s KILL -- "-$1"
@@ -30,8 +33,8 @@ rm -rf "$3"
 class ServerProcess:
     """A running tritonserver and its stubs.
 
-    ``shared_memory_prefix`` is what the Python backend calls its regions, and ``folder`` the server's
-    temporary folder: the watcher removes both if this process dies without `stop` or `kill`.
+    ``shared_memory_prefix`` begins the names of the Python backend's regions, and ``folder`` is the server's
+    temporary folder. If this process dies without `stop` or `kill`, a watcher removes both.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class ServerProcess:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to the server and its stubs; returns when none of them runs any more."""
+        """Sends SIGKILL to the server and its stubs; returns when none of them runs any more."""
         group = self._process.pid
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
@@ -111,9 +114,36 @@ def _has_running_member(group: int) -> bool:
         try:
             stat = Path(entry.path, "stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
-            continue  # it ended meanwhile
-        # The command's name stands in parentheses and may hold spaces: fields count from behind it.
+            continue  # it has ended since
+        # The command's name is in parentheses and may hold spaces: the fields after it are counted.
         state, _parent, process_group = stat.rpartition(")")[2].split()[:3]
         if int(process_group) == group and state not in ("Z", "X"):
             return True
     return False
+
+
+def server_variables(environment: ServerEnvironment, added: Mapping[str, str]) -> dict[str, str]:
+    """The server's environment variables: those of this process but for its Python's, and ``added``."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    # The stub finds its standard library, and so its NumPy, through the first python3 on PATH.
+    path = [str(environment.folder / "bin"), inherited.get("PATH", os.defpath)]
+    library_path = [environment.library_path, inherited.get("LD_LIBRARY_PATH", "")]
+    return {
+        **inherited,
+        "PATH": os.pathsep.join(path),
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, library_path)),
+        "PYTHONNOUSERSITE": "1",
+        # A __pycache__ beside model.py would be a change of the model under "poll".
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **added,
+    }
+
+
+def lay_out_backends(environment: ServerEnvironment, folder: Path) -> None:
+    """Links the Python backend and its stub into ``folder/python``: Triton looks for both in one place."""
+    python = folder / "python"
+    python.mkdir(parents=True)
+    for file in environment.python_backend.iterdir():
+        if file.is_file():
+            (python / file.name).symlink_to(file)
+    (python / environment.python_backend_stub.name).symlink_to(environment.python_backend_stub)

@@ -30,16 +30,16 @@ def test_the_environment_is_found_again() -> None:
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
-    """A folder given by name is refused if it is no server environment, and not touched."""
+    """A folder given by name is refused if it is not a server environment, and left as it is."""
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(ConfigurationError, match="is no server environment"):
+    with pytest.raises(ConfigurationError, match="is not a server environment"):
         find_or_make_server_environment(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_an_environment_without_the_server_is_refused() -> None:
     """An environment that lacks the wheel is told from one that has it: the tests' own, for one."""
-    with pytest.raises(ConfigurationError, match="is no server environment"):
+    with pytest.raises(ConfigurationError, match="is not a server environment"):
         find_or_make_server_environment(sys.prefix)
 
 
@@ -58,7 +58,7 @@ def test_a_failed_installation_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     folder = tmp_path / "environment"
     with pytest.raises(ConfigurationError, match="nvidia-pytriton") as caught:
         find_or_make_server_environment(folder)
-    assert "--endpoint" in str(caught.value)
+    assert "a Triton server that runs elsewhere" in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["environment.lock"]
 
 
