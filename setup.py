@@ -31,6 +31,9 @@ setup(
     ],
     packages=find_packages(include=["beam_triton", "beam_triton.*"]),
     package_data={"beam_triton": ["py.typed"]},
+    # Outside the package, which imports Beam: pytest imports its plugins at each start.
+    py_modules=["pytest_beam_triton"],
+    entry_points={"pytest11": ["beam_triton = pytest_beam_triton"]},
     zip_safe=False,
     python_requires=">=3.10",
     install_requires=[
@@ -42,8 +45,8 @@ setup(
     extras_require={
         # `make demo`: Parquet in and out, and the picture.
         "demo": ["matplotlib", "pyarrow"],
-        # What a user's own tests want beside LocalTriton.
-        "test": ["pytest", "pytest-timeout"],
+        # For the fixtures fake_triton and local_triton.
+        "test": ["pytest>=7"],
         # This project's own tests, benchmarks and documentation.
         "dev": [
             "apache-beam[gcp,yaml]",
@@ -56,6 +59,7 @@ setup(
             "ml_dtypes",
             "mypy",
             "myst-parser",
+            "pytest-timeout",
             "ruff",
             "setuptools",
             "sphinx",

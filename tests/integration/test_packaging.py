@@ -32,9 +32,10 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def modules() -> set[str]:
-    """The files of the package in the checkout."""
+    """The files of the package and its pytest plugin in the checkout."""
     package = _ROOT / "beam_triton"
-    return {str(file.relative_to(_ROOT)) for file in package.rglob("*.py")} | {"beam_triton/py.typed"}
+    files = {str(file.relative_to(_ROOT)) for file in package.rglob("*.py")}
+    return files | {"beam_triton/py.typed", "pytest_beam_triton.py"}
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(distributions: Path) -> None:
