@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.models import write_models
+from tests.support.models import CATALOGUE, Tensor, write_models
 
 pytest_plugins = ["pytester"]
 
@@ -129,3 +131,15 @@ def test_local_triton_skips_where_it_cannot_run(installed: pytest.Pytester) -> N
     result.assert_outcomes(skipped=1, failed=1)
     result.stdout.fnmatch_lines(["*SKIPPED*runs on Linux only, and this is Darwin: *FakeTriton*"])
     result.stdout.fnmatch_lines(["*ConfigurationError: model_repository 'nowhere' is not a folder*"])
+
+
+def test_the_examples_of_the_documentation_pass(installed: pytest.Pytester, tmp_path: Path) -> None:
+    """The code of docs/testing.md, as one file of tests beside a model repository."""
+    examples = re.findall(r"```python\n(.*?)```", (_ROOT / "docs" / "testing.md").read_text(), re.DOTALL)
+    assert len(examples) == 3
+    model = dataclasses.replace(
+        CATALOGUE["double"], inputs=(Tensor("x", "FP32", (2,)),), outputs=(Tensor("y", "FP32", (2,)),)
+    )
+    model.write(installed.path / "model_repository")
+    installed.makepyfile("\n\n".join(examples))
+    installed.runpytest_subprocess("-q").assert_outcomes(passed=3)
