@@ -1,4 +1,4 @@
-"""LocalTriton against the real binary: its life, its ports, its end, and what it says when it cannot run."""
+"""LocalTriton with the real binary: start, stop, kill, ports, model control, and what cannot start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from beam_triton.testing import LocalTriton
 from beam_triton.testing.ports import free_port
 from tests.support.models import write_models
 
-# Triton takes three seconds to end by itself, which only the tests of its end wait for.
+# Triton takes three seconds to stop. Only the tests of `stop` wait for that.
 quick = functools.partial(LocalTriton, stop_timeout_seconds=0.1)
 
 
@@ -39,7 +39,7 @@ def explicit_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def doubled(triton: LocalTriton) -> list[float]:
-    """What the model named double makes of four numbers."""
+    """The answer of the model named double to four numbers."""
     return ask(triton, "double", [1, 2, 3, 4])
 
 
@@ -84,8 +84,8 @@ def shared_memory() -> set[Path]:
     return set(Path("/dev/shm").glob(f"beam_triton_{os.getpid()}_*"))
 
 
-def test_serves_and_stops(repository: Path) -> None:
-    """Within the context it answers; after it the process, its stubs, memory and folder are gone."""
+def test_stop_leaves_no_process_memory_or_folder(repository: Path) -> None:
+    """The server answers within the context; afterwards process, stubs, memory and folder are gone."""
     of_others = shared_memory()
     with LocalTriton(repository) as triton:
         assert triton.is_alive and triton.is_ready
@@ -101,14 +101,14 @@ def test_serves_and_stops(repository: Path) -> None:
     assert "CUDA" in triton.log_tail()
 
 
-def test_kill_and_start_again(repository: Path) -> None:
+def test_a_killed_server_starts_again_on_its_port(repository: Path) -> None:
     """SIGKILL ends the server and its stubs at once; it comes back on the same port."""
     with quick(repository) as triton:
         endpoint, pid = triton.endpoint, triton.pid
         assert pid is not None
         triton.kill()
         assert not triton.is_alive
-        # Init collects the stubs, which lost their parent, a moment later.
+        # Init collects the orphaned stubs a moment later.
         assert eventually(lambda: not members(pid))
         with pytest.raises(ConnectionRefusedError):
             doubled(triton)
@@ -131,7 +131,7 @@ def test_restart_keeps_the_port(repository: Path, tmp_path: Path) -> None:
     assert log_path.read_text().count("CudaDriverHelper") == 2  # logged at each start
 
 
-def test_stop_lets_a_request_end(repository: Path) -> None:
+def test_stop_waits_for_requests_in_flight(repository: Path) -> None:
     """A request in flight gets its answer while the server stops."""
     answers: list[list[float]] = []
     with LocalTriton(repository) as triton:
@@ -142,8 +142,8 @@ def test_stop_lets_a_request_end(repository: Path) -> None:
     assert answers == [[1.0]]
 
 
-def test_several_servers_at_once(repository: Path) -> None:
-    """Two servers have ports and shared memory of their own: killing one leaves the other alone."""
+def test_servers_do_not_share_ports_or_memory(repository: Path) -> None:
+    """Two servers have ports and shared memory of their own: killing one does not affect the other."""
     with quick(repository) as first, quick(repository) as second:
         assert first.endpoint != second.endpoint
         first.kill()
@@ -187,7 +187,7 @@ _CHILD = """
 import os, sys, threading, time
 from beam_triton.testing import LocalTriton
 triton = LocalTriton(sys.argv[1])
-# From a thread that ends: the server must outlive it.
+# In a thread that ends: the server must outlive it.
 thread = threading.Thread(target=triton.start)
 thread.start()
 thread.join()
@@ -200,7 +200,7 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("end", ["exit", "SIGKILL"])
 def test_dies_with_its_parent(repository: Path, tmp_path: Path, end: str) -> None:
-    """However the Python process ends, server, stubs, shared memory and temporary folder do not stay."""
+    """However the Python process ends: server, stubs, shared memory and temporary folder are removed."""
     child = subprocess.Popen(
         [sys.executable, "-c", _CHILD, str(repository)],
         stdin=subprocess.PIPE,
@@ -224,7 +224,7 @@ def test_dies_with_its_parent(repository: Path, tmp_path: Path, end: str) -> Non
     assert eventually(lambda: not list(tmp_path.iterdir()))
 
 
-def test_a_fork_leaves_the_server_alone(repository: Path) -> None:
+def test_a_forked_process_does_not_stop_the_server(repository: Path) -> None:
     """A forked process that ends, exit handlers included, does not stop its parent's server."""
     script = """
 import os, sys
@@ -262,7 +262,7 @@ def test_load_and_unload(explicit_repository: Path) -> None:
 
 
 def test_polling_sees_a_new_model(tmp_path: Path) -> None:
-    """Under poll, a model that is put into the folder is served without a restart."""
+    """Under poll, a model that is added to the folder is served without a restart."""
     write_models(tmp_path, ["slow"])
     with quick(tmp_path, models_control="poll") as triton:
         write_models(tmp_path, ["double"])
@@ -276,8 +276,8 @@ def test_polling_sees_a_new_model(tmp_path: Path) -> None:
         assert eventually(serves)
 
 
-def test_a_broken_model_is_told_at_start(explicit_repository: Path) -> None:
-    """A server that cannot load a model does not start, and the error holds the model's own words."""
+def test_a_model_that_cannot_load_fails_the_start(explicit_repository: Path) -> None:
+    """A server that cannot load a model does not start, and the error shows the model's own message."""
     triton = quick(explicit_repository)
     with pytest.raises(ConfigurationError, match="broken on purpose"):
         triton.start()
@@ -285,14 +285,14 @@ def test_a_broken_model_is_told_at_start(explicit_repository: Path) -> None:
     assert "broken on purpose" in triton.log_tail()
 
 
-def test_a_wrong_argument_is_told_at_start(repository: Path) -> None:
-    """An argument that tritonserver does not know ends up in the error."""
+def test_an_unknown_argument_fails_the_start(repository: Path) -> None:
+    """The error names an argument that tritonserver does not know."""
     with pytest.raises(ConfigurationError, match="no-such-option"):
         quick(repository, extra_args=["--no-such-option"]).start()
 
 
-def test_a_taken_port_is_told(repository: Path) -> None:
-    """A port that somebody else listens on is named, and never replaced by another."""
+def test_a_port_in_use_is_refused(repository: Path) -> None:
+    """A port that another process listens on is named in the error, and never replaced."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -302,7 +302,7 @@ def test_a_taken_port_is_told(repository: Path) -> None:
 
 
 def test_start_up_time_is_bounded(tmp_path: Path) -> None:
-    """A server whose models take too long is ended, and the limit is named."""
+    """A server whose models load too slowly is stopped, and the error names the limit."""
     model = write_models(tmp_path, ["double"]) / "double" / "1" / "model.py"
     model.write_text("import time\ntime.sleep(60)\n" + model.read_text())
     triton = quick(tmp_path, startup_timeout_seconds=2)
@@ -326,7 +326,7 @@ def test_models_get_environment_variables(tmp_path: Path) -> None:
 
 
 def test_a_paused_server_can_be_stopped(repository: Path) -> None:
-    """SIGSTOP makes a server that accepts and says nothing; stop ends it all the same."""
+    """A server under SIGSTOP accepts and does not answer; stop ends it too."""
     with quick(repository) as triton:
         pid = triton.pid
         assert pid is not None

@@ -1,4 +1,4 @@
-"""The server's own environment: found, made, refused."""
+"""The server's own environment: how it is found, made and refused."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from beam_triton.testing.server_environment import SERVER_ENVIRONMENT_VARIABLE
 _ROOT = Path(__file__).parents[2]
 
 
-def test_the_environment_is_found_again() -> None:
-    """What was made once is used from then on, and holds the server, its stub and NumPy 1."""
+def test_an_existing_environment_is_reused() -> None:
+    """The environment that was made once is used again, and has the server and its stub."""
     environment = find_or_make_server_environment()
     assert os.access(environment.tritonserver, os.X_OK)
     assert os.access(environment.python_backend_stub, os.X_OK)
@@ -29,7 +29,7 @@ def test_the_environment_is_found_again() -> None:
     assert time.monotonic() - started < 5
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_content_is_refused_and_unchanged(tmp_path: Path) -> None:
     """A folder given by name is refused if it is not a server environment, and left as it is."""
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(ConfigurationError, match="is not a server environment"):
@@ -38,21 +38,21 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
 
 
 def test_an_environment_without_the_server_is_refused() -> None:
-    """An environment that lacks the wheel is told from one that has it: the tests' own, for one."""
+    """An environment without the wheel, such as the one of these tests, is refused."""
     with pytest.raises(ConfigurationError, match="is not a server environment"):
         find_or_make_server_environment(sys.prefix)
 
 
-def test_the_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """BEAM_TRITON_SERVER_ENVIRONMENT stands for the argument."""
+def test_the_environment_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BEAM_TRITON_SERVER_ENVIRONMENT replaces the argument."""
     (tmp_path / "mine.txt").write_text("precious")
     monkeypatch.setenv(SERVER_ENVIRONMENT_VARIABLE, str(tmp_path))
     with pytest.raises(ConfigurationError, match=str(tmp_path)):
         find_or_make_server_environment()
 
 
-def test_a_failed_installation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where pip finds no packages, its words are in the error, and no half-made folder stays."""
+def test_a_failed_installation_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pip finds no packages, the error shows its output, and no partial folder stays."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     folder = tmp_path / "environment"
@@ -69,8 +69,8 @@ find_or_make_server_environment(sys.argv[1])
 """
 
 
-def test_only_one_process_makes_it(tmp_path: Path) -> None:
-    """A second process waits until the first has ended, says so, and removes what a killed one left."""
+def test_only_one_process_makes_the_environment(tmp_path: Path) -> None:
+    """A second process logs that it waits for the first, and removes what a killed process left."""
     folder = tmp_path / "environment"
     (tmp_path / "environment.partial-killed").mkdir()
     lock = tmp_path / "environment.lock"
@@ -93,7 +93,7 @@ def test_only_one_process_makes_it(tmp_path: Path) -> None:
 
 
 def test_serving_from_the_command_line(tmp_path: Path) -> None:
-    """``python -m beam_triton.testing.serve`` serves a folder until it is told to end."""
+    """``python -m beam_triton.testing.serve`` serves a folder until SIGTERM."""
     served = subprocess.Popen(
         [sys.executable, "-m", "beam_triton.testing.serve", str(_ROOT / "pipelines" / "model_repository")],
         stdout=subprocess.PIPE,
@@ -107,8 +107,8 @@ def test_serving_from_the_command_line(tmp_path: Path) -> None:
         assert served.wait(30) == 0
 
 
-def test_wrong_use_of_the_command_line(tmp_path: Path) -> None:
-    """A folder that is none gives one sentence and exit code 2."""
+def test_the_command_line_refuses_a_missing_folder(tmp_path: Path) -> None:
+    """A path that is no folder gives one sentence and exit code 2."""
     ran = subprocess.run(
         [sys.executable, "-m", "beam_triton.testing.serve", str(tmp_path / "nowhere")],
         capture_output=True,

@@ -1,10 +1,12 @@
-"""A scripted HTTP/1.1 server on 127.0.0.1 that misbehaves on order, and counts what its clients do.
+"""A scripted HTTP/1.1 server on 127.0.0.1 whose faults control every byte, and that counts connections.
 
 ``FaultServer`` runs in threads of the test's process. Each request takes the next *fault* of the script (see
-``tests.support.faults``): a function of one ``Exchange`` that reads what it likes, sends what it likes and
-ends the connection as it likes. A request without a fault is answered by the *origin* (see
-``tests.support.answers``); with ``forward_to`` as the origin the server is a proxy in front of a real one,
-and the faults then damage real answers.
+``tests.support.faults``): a function of one ``Exchange`` that reads, sends and closes as it likes. Requests
+without a fault are answered by the *origin* (see ``tests.support.answers``). With ``forward_to`` as the
+origin the server is a proxy in front of a real one, and the faults damage real answers.
+
+``beam_triton.testing.FakeTriton`` is the server for whole answers: models, error statuses, lost connections.
+This one is for what lies below: truncated heads, resets, slow bytes, wrong lengths, early answers.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ _POLL_GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 class Exchange:
     """One request on one connection, as a fault sees it.
 
-    A fault that leaves the connection unfit for a next request sets ``keep_alive`` to False (``close``,
-    ``reset`` and ``half_close`` do).
+    ``keep_alive`` is False when the connection cannot take another request; ``close``, ``reset`` and
+    ``half_close`` set it.
     """
 
     def __init__(self, sock: socket.socket, number: int, origin: Origin, server: FaultServer) -> None:
@@ -41,7 +43,7 @@ class Exchange:
         self._body_read = False
 
     def read_head(self) -> Request:
-        """Reads and records the request's head alone."""
+        """Reads and records the request's head, and leaves its body."""
         if self._request is None:
             data = b""
             while b"\r\n\r\n" not in data:
@@ -66,25 +68,25 @@ class Exchange:
         return request
 
     def read_some_body(self, size: int) -> None:
-        """Reads this much of the body, or the whole of a shorter one, and leaves the rest unread."""
+        """Reads up to ``size`` bytes of the body, and leaves the rest unread."""
         length = int(self.read_head().header("Content-Length", "0"))
         self._surplus = self._read_exactly(min(size, length)) + self._surplus
 
     def answer(self) -> Answer:
-        """What the origin says to this request."""
+        """The origin's answer to this request."""
         return self._origin(self.request())
 
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
 
     def hold(self, seconds: float | None = None) -> bool:
-        """Does nothing until the client is gone (True) or the time is over (False)."""
+        """Waits until the client closes its side (True) or the time is over (False)."""
         poll = select.poll()
         poll.register(self._socket, _POLL_GONE)
         return bool(poll.poll(None if seconds is None else seconds * 1000))
 
     def half_close(self) -> None:
-        """Sends FIN, and goes on reading."""
+        """Sends FIN, and continues to read."""
         self.keep_alive = False
         self._socket.shutdown(socket.SHUT_WR)
 
@@ -92,7 +94,7 @@ class Exchange:
         self.keep_alive = False
 
     def reset(self) -> None:
-        """Ends the connection with RST, whatever is still on its way to the client."""
+        """Closes the connection with RST; data that is on its way may be lost."""
         self.keep_alive = False
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
@@ -133,7 +135,7 @@ Script = Fault | Iterable[Fault]
 
 
 def serve(exchange: Exchange) -> None:
-    """No fault: the origin's answer, whole."""
+    """No fault: sends the origin's whole answer."""
     answer = exchange.answer()
     if exchange.request().header("Connection").lower() == "close":
         answer = replace(answer, headers=(*answer.headers, ("Connection", "close")))
@@ -146,7 +148,7 @@ def any_request(request_line: bytes) -> bool:
 
 
 def infer_requests(request_line: bytes) -> bool:
-    """Only inference takes a fault; metadata, configuration and health are served as they are."""
+    """Only inference takes a fault; metadata, configuration and health are answered by the origin."""
     return b"/infer" in request_line
 
 
@@ -154,12 +156,15 @@ def infer_requests(request_line: bytes) -> bool:
 class FaultServer:
     """A context manager: listens while it is open, and ends all its threads and sockets when it closes.
 
-    ``script``: one fault for all requests, or an iterable of which each request takes the next; after its end
-    requests are served. ``when`` looks at a request line and says whether the request takes part.
-    ``on_accept`` is played on a connection before anything was read from it.
-    ``requests_per_connection_limit`` and ``idle_seconds`` close a connection unannounced, after that many
-    requests or after that long without one; ``idle_farewell`` is sent before an idle one is closed (some
-    proxies say 408 there). ``receive_buffer_bytes`` bounds what the kernel takes of a body that nobody reads.
+    Args:
+      script: one fault for all requests, or an iterable of faults, one for each request. Requests after its
+        end are answered by the origin.
+      when: takes a request line; only requests for which it is true take a fault.
+      on_accept: a fault for each new connection, before its first request is read.
+      requests_per_connection_limit: a connection is closed after that many requests, without an announcement.
+      idle_seconds: a connection is closed after that long without a request, without an announcement.
+      idle_farewell: bytes to send before an idle connection is closed (some proxies send a 408).
+      receive_buffer_bytes: the kernel's buffer for a body that is not read.
     """
 
     origin: Origin
@@ -215,18 +220,18 @@ class FaultServer:
 
     @property
     def open_now(self) -> int:
-        """Connections that neither side has ended."""
+        """Connections that neither side has closed."""
         with self._lock:
             return len(self._open)
 
     def play(self, script: Script) -> None:
-        """Replaces the rest of the script."""
+        """Replaces the faults that are left in the script."""
         faults = itertools.repeat(script) if callable(script) else iter(script)
         with self._lock:
             self._faults = faults
 
     def drop_connections(self) -> None:
-        """Ends every open connection, as a restarted server does."""
+        """Closes every open connection, as a restarted server does."""
         with self._lock:
             for sock in self._open.values():
                 _shut_down(sock)
@@ -284,7 +289,7 @@ class FaultServer:
                 return
 
     def _await_request_line(self, sock: socket.socket) -> bytes | None:
-        """The next request line, left unread in the kernel; None when the connection is over."""
+        """The next request line, left unread in the kernel; None when the connection is closed."""
         sock.settimeout(self.idle_seconds)
         try:
             line = b""
@@ -293,7 +298,7 @@ class FaultServer:
                 if not line:
                     return None
                 if b"\n" not in line:
-                    # A peek returns what is there at once: without a pause this would spin.
+                    # A peek returns at once: without a pause the loop would spin.
                     threading.Event().wait(0.005)
             return line.partition(b"\r\n")[0]
         except TimeoutError:
@@ -304,7 +309,7 @@ class FaultServer:
 
 
 def _shut_down(sock: socket.socket) -> None:
-    """Wakes the thread that waits on the socket, which then closes it."""
+    """Wakes the thread that waits for the socket; that thread closes it."""
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:

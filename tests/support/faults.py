@@ -1,6 +1,6 @@
-"""The faults that ``FaultServer`` plays: each is made from the good answer of the server's origin.
+"""The faults that ``FaultServer`` plays. Most of them damage the good answer of the server's origin.
 
-Those that take ``after_bytes`` count bytes of the whole answer, its head included, unless they say otherwise.
+``after_bytes`` counts bytes of the whole answer, its head included, unless the fault says otherwise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.support.fault_server import Exchange, Fault
 
 @contextmanager
 def refusing_port() -> Iterator[int]:
-    """A port that is taken, so that nobody else gets it, but refuses every connection."""
+    """A port that refuses every connection; it is bound, so that no other process gets it."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
@@ -26,7 +26,7 @@ def refusing_port() -> Iterator[int]:
 
 @contextmanager
 def unanswering_port() -> Iterator[int]:
-    """A port that drops connection requests, as a firewall does: its queue of connections is full."""
+    """A port that drops connection requests, as a firewall does: its accept queue is full."""
     with socket.socket() as listener, socket.socket() as occupant:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -35,37 +35,37 @@ def unanswering_port() -> Iterator[int]:
 
 
 def silence(exchange: Exchange) -> None:
-    """Reads the whole request and says nothing until the client is gone."""
+    """Reads the whole request and sends nothing until the client closes."""
     exchange.request()
     exchange.hold()
     exchange.close()
 
 
 def deafness(exchange: Exchange) -> None:
-    """Reads nothing at all and says nothing until the client is gone."""
+    """Neither reads nor sends anything until the client closes."""
     exchange.hold()
     exchange.close()
 
 
 def reset_before_reading(exchange: Exchange) -> None:
-    """RST while the request waits unread."""
+    """RST while the request is unread."""
     exchange.reset()
 
 
 def reset_after_reading(exchange: Exchange) -> None:
-    """RST when the request was read, without a byte of an answer."""
+    """RST after the request was read, without a byte of an answer."""
     exchange.request()
     exchange.reset()
 
 
 def reset_after_running(exchange: Exchange) -> None:
-    """RST when the origin has done its work, without a byte of its answer."""
+    """RST after the origin has run the request, without a byte of its answer."""
     exchange.answer()
     exchange.reset()
 
 
 def reset_within_answer(after_bytes: int) -> Fault:
-    """RST after a part of the answer, once the client's kernel had time to take that part."""
+    """RST after a part of the answer, which the client's kernel has time to receive."""
 
     def play(exchange: Exchange) -> None:
         exchange.send(exchange.answer().encode()[:after_bytes])
@@ -76,13 +76,13 @@ def reset_within_answer(after_bytes: int) -> Fault:
 
 
 def closed_without_answer(exchange: Exchange) -> None:
-    """FIN in both directions when the request was read."""
+    """Closes the connection after the request was read."""
     exchange.request()
     exchange.close()
 
 
 def half_closed_without_answer(exchange: Exchange) -> None:
-    """FIN from the server when the request was read; it goes on listening until the client is gone."""
+    """FIN after the request was read; the server continues to read until the client closes."""
     exchange.request()
     exchange.half_close()
     exchange.hold()
@@ -99,7 +99,7 @@ def truncated(after_bytes: int) -> Fault:
 
 
 def truncated_body(missing_bytes: int = 1) -> Fault:
-    """FIN when all of the answer but its last bytes was sent."""
+    """FIN before the last bytes of the answer."""
 
     def play(exchange: Exchange) -> None:
         exchange.send(exchange.answer().encode()[:-missing_bytes])
@@ -109,7 +109,7 @@ def truncated_body(missing_bytes: int = 1) -> Fault:
 
 
 def stalled(after_bytes: int) -> Fault:
-    """A part of the answer, then nothing until the client is gone."""
+    """A part of the answer, then nothing until the client closes."""
 
     def play(exchange: Exchange) -> None:
         exchange.send(exchange.answer().encode()[:after_bytes])
@@ -136,7 +136,7 @@ def trickle(interval_seconds: float = 1.0, *, after_bytes: int = 0, step_bytes: 
 
 
 def late(seconds: float) -> Fault:
-    """The right answer, so much later."""
+    """The right answer, ``seconds`` later."""
 
     def play(exchange: Exchange) -> None:
         answer = exchange.answer()
@@ -149,9 +149,9 @@ def late(seconds: float) -> Fault:
 
 
 def stops_reading(after_bytes: int = 0) -> Fault:
-    """Reads the head and so much of the body, and no more, until the client is gone.
+    """Reads the head and ``after_bytes`` of the body, and no more until the client closes.
 
-    The client notices only when the kernel's buffers are full: use ``receive_buffer_bytes`` and a large body.
+    The client notices it when the kernel's buffers are full: use ``receive_buffer_bytes`` and a large body.
     """
 
     def play(exchange: Exchange) -> None:
@@ -163,7 +163,7 @@ def stops_reading(after_bytes: int = 0) -> Fault:
 
 
 def early_answer(answer: Answer, *, after_bytes: int = 0, then_read: bool) -> Fault:
-    """Answers while the body is still being sent, then reads the rest of it, or closes with it unread."""
+    """Answers while the client still sends the body, then reads the rest of it, or closes without reading."""
 
     def play(exchange: Exchange) -> None:
         exchange.read_some_body(after_bytes)
@@ -171,7 +171,7 @@ def early_answer(answer: Answer, *, after_bytes: int = 0, then_read: bool) -> Fa
         if then_read:
             exchange.request()
         else:
-            # Unread bytes turn the close into a reset, which must not overtake the answer.
+            # A close with unread bytes is a reset, which must not overtake the answer.
             exchange.hold(0.2)
             exchange.close()
 
@@ -179,7 +179,7 @@ def early_answer(answer: Answer, *, after_bytes: int = 0, then_read: bool) -> Fa
 
 
 def answered(answer: Answer) -> Fault:
-    """This answer in place of the origin's, which is not asked."""
+    """This answer in place of the origin's, which does not run."""
 
     def play(exchange: Exchange) -> None:
         exchange.request()
@@ -189,7 +189,7 @@ def answered(answer: Answer) -> Fault:
 
 
 def raw_answer(data: bytes, *, close: bool = True) -> Fault:
-    """These very bytes in place of an answer."""
+    """These bytes in place of an answer."""
 
     def play(exchange: Exchange) -> None:
         exchange.request()
@@ -201,7 +201,7 @@ def raw_answer(data: bytes, *, close: bool = True) -> Fault:
 
 
 def content_length(*values: str, close: bool) -> Fault:
-    """The right body under these ``Content-Length`` headers; then closes, or keeps the connection open."""
+    """The right body with these ``Content-Length`` headers; then closes, or keeps the connection open."""
 
     def play(exchange: Exchange) -> None:
         _send_with_lengths(exchange, exchange.answer(), values, close)
@@ -210,7 +210,7 @@ def content_length(*values: str, close: bool) -> Fault:
 
 
 def wrong_content_length(difference: int, *, close: bool) -> Fault:
-    """The right body under a ``Content-Length`` that is wrong by so many bytes."""
+    """The right body with a ``Content-Length`` that is wrong by ``difference`` bytes."""
 
     def play(exchange: Exchange) -> None:
         answer = exchange.answer()
@@ -220,12 +220,12 @@ def wrong_content_length(difference: int, *, close: bool) -> Fault:
 
 
 def garbage_status_line(exchange: Exchange) -> None:
-    """Bytes that are no HTTP, and end."""
+    """Bytes that are not HTTP, then the end of the connection."""
     raw_answer(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n\r\n")(exchange)
 
 
 def endless_header(exchange: Exchange) -> None:
-    """A head that never ends, sent as fast as the client takes it."""
+    """A header line that never ends, sent as fast as the client reads."""
     exchange.request()
     exchange.send(b"HTTP/1.1 200 OK\r\nX-Endless: ")
     while True:
@@ -241,7 +241,7 @@ def endless_header_lines(exchange: Exchange) -> None:
 
 
 def endless_body(exchange: Exchange) -> None:
-    """A body without a length that never ends, sent as fast as the client takes it."""
+    """A body without a length that never ends, sent as fast as the client reads."""
     exchange.request()
     exchange.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n\r\n")
     while True:
@@ -249,7 +249,7 @@ def endless_body(exchange: Exchange) -> None:
 
 
 def with_headers(*headers: tuple[str, str]) -> Fault:
-    """The right body with more headers: a ``Content-Encoding`` that it does not have, for one."""
+    """The right body with additional headers, such as a wrong ``Content-Encoding``."""
 
     def play(exchange: Exchange) -> None:
         answer = exchange.answer()
@@ -259,14 +259,14 @@ def with_headers(*headers: tuple[str, str]) -> Fault:
 
 
 def gzipped(exchange: Exchange) -> None:
-    """The right answer, rightly compressed, asked for or not."""
+    """The right answer, compressed with gzip whether the client accepts it or not."""
     answer = exchange.answer()
     headers = (*answer.headers, ("Content-Encoding", "gzip"))
     exchange.send(replace(answer, body=gzip.compress(answer.body), headers=headers).encode())
 
 
 def gzip_bomb(inflated_bytes: int) -> Fault:
-    """A valid gzip body of zeros, about a thousandth of what it inflates to (whole MiBs)."""
+    """A valid gzip body of zeros, about a thousandth of its inflated size (whole MiBs)."""
     body = _gzip_of_zeros(inflated_bytes >> 20)
 
     def play(exchange: Exchange) -> None:
@@ -278,7 +278,7 @@ def gzip_bomb(inflated_bytes: int) -> Fault:
 
 
 def chunked(*, chunk_bytes: int = 7, ending: bytes = b"0\r\n\r\n", close: bool = False) -> Fault:
-    """The right body in chunks; another ``ending`` than the last chunk breaks it."""
+    """The right body in chunks; an ``ending`` other than the default breaks it."""
 
     def play(exchange: Exchange) -> None:
         answer = exchange.answer().without("Content-Length")
@@ -305,7 +305,7 @@ def informational_first(status: int = 103, count: int = 1) -> Fault:
 
 
 def close_delimited(exchange: Exchange) -> None:
-    """The right body without any length: its end is the connection's end."""
+    """The right body without a length: the end of the connection ends it."""
     answer = exchange.answer().without("Content-Length", "Connection")
     head = replace(answer, headers=(*answer.headers, ("Transfer-Encoding", "identity"))).head()
     exchange.send(head.replace(b"Transfer-Encoding: identity\r\n", b"Connection: close\r\n") + answer.body)
@@ -313,7 +313,7 @@ def close_delimited(exchange: Exchange) -> None:
 
 
 def unsolicited_after_answer(data: bytes, *, after_seconds: float = 0.0) -> Fault:
-    """The right answer, then bytes that belong to no request, on a connection that stays open."""
+    """The right answer, then bytes that answer no request, on a connection that stays open."""
 
     def play(exchange: Exchange) -> None:
         exchange.send(exchange.answer().encode())
@@ -332,7 +332,7 @@ def _send_with_lengths(exchange: Exchange, answer: Answer, lengths: tuple[str, .
 
 
 def _gzip_of_zeros(mebibytes: int) -> bytes:
-    """One gzip member; its deflate blocks repeat, so that making a bomb is cheap."""
+    """One gzip member whose deflate blocks repeat, which makes it cheap to build."""
     block = bytes(1 << 20)
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     repeated = deflate.compress(block) + deflate.flush(zlib.Z_FULL_FLUSH)

@@ -1,4 +1,4 @@
-"""The fault server does what its faults say, seen from raw sockets and http.client."""
+"""Each fault of the fault server, observed with raw sockets and http.client."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def everything(sock: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def asked(server: FaultServer) -> bytes:
+def answer_of_one_request(server: FaultServer) -> bytes:
     """One request's whole answer, until the server ends the connection."""
     with connected(server) as sock:
         sock.sendall(REQUEST)
@@ -72,11 +72,11 @@ def test_most_connections_open_at_once_are_counted() -> None:
         with connected(server), connected(server), connected(server):
             assert sockets.settles(lambda: server.open_now, 3) == 3
         assert sockets.settles(lambda: server.open_now, 0) == 0
-        assert asked_with_close(server).endswith(BODY)
+        assert answer_with_connection_close(server).endswith(BODY)
         assert (server.opened, server.most_open) == (4, 3)
 
 
-def asked_with_close(server: FaultServer) -> bytes:
+def answer_with_connection_close(server: FaultServer) -> bytes:
     with connected(server) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
         return everything(sock)
@@ -136,20 +136,20 @@ def test_a_proxy_passes_requests_on_and_damages_real_answers() -> None:
         assert [request.body for request in upstream.requests] == [b"body", b"body"]
 
 
-def test_a_proxy_whose_upstream_is_gone_closes_the_connection() -> None:
-    """A dead upstream is passed on as an ended connection, not as an answer."""
+def test_a_proxy_without_its_upstream_closes_the_connection() -> None:
+    """A dead upstream becomes a closed connection, not an answer."""
     with faults.refusing_port() as port, FaultServer(forward_to(port)) as proxy:
-        assert asked(proxy) == b""
+        assert answer_of_one_request(proxy) == b""
 
 
-def test_a_refusing_port_refuses() -> None:
+def test_a_refusing_port_refuses_connections() -> None:
     """Connecting to a refusing port is refused at once."""
     with faults.refusing_port() as port, pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), 5.0)
 
 
 def test_an_unanswering_port_answers_no_connection_request() -> None:
-    """Connecting to an unanswering port takes as long as the client waits."""
+    """Connecting to an unanswering port ends with the client's own timeout."""
     with faults.unanswering_port() as port, pytest.raises(TimeoutError):
         socket.create_connection(("127.0.0.1", port), 0.3)
 
@@ -157,8 +157,8 @@ def test_an_unanswering_port_answers_no_connection_request() -> None:
 @pytest.mark.parametrize(
     "fault", [faults.silence, faults.deafness, faults.stops_reading(), faults.stalled(0)]
 )
-def test_silent_faults_say_nothing_and_see_the_client_leave(fault: Fault) -> None:
-    """Nothing comes within the client's patience, and the connection is over once the client is gone."""
+def test_silent_faults_send_nothing_and_end_with_the_client(fault: Fault) -> None:
+    """No byte arrives within the client's timeout, and the server closes after the client does."""
     with FaultServer(ORIGIN, fault) as server:
         with connected(server) as sock:
             sock.sendall(REQUEST)
@@ -178,10 +178,10 @@ def test_silent_faults_say_nothing_and_see_the_client_leave(fault: Fault) -> Non
         faults.reset_within_answer(60),
     ],
 )
-def test_resets_are_resets(fault: Fault) -> None:
-    """The client sees RST, not an orderly end."""
+def test_reset_faults_send_rst(fault: Fault) -> None:
+    """The client gets RST, not FIN."""
     with FaultServer(ORIGIN, fault) as server, pytest.raises(ConnectionResetError):
-        asked(server)
+        answer_of_one_request(server)
 
 
 def test_a_reset_before_reading_leaves_the_request_unread() -> None:
@@ -189,12 +189,12 @@ def test_a_reset_before_reading_leaves_the_request_unread() -> None:
     with FaultServer(ORIGIN, [faults.reset_before_reading, faults.reset_after_reading]) as server:
         for _ in range(2):
             with pytest.raises(ConnectionResetError):
-                asked(server)
+                answer_of_one_request(server)
         assert [request.body for request in server.requests] == [b"body"]
 
 
-def test_a_reset_within_the_answer_lets_its_first_part_through() -> None:
-    """Exactly the promised part of the answer arrives before the RST."""
+def test_a_reset_within_the_answer_delivers_its_first_part() -> None:
+    """Exactly the chosen part of the answer arrives before the RST."""
     with FaultServer(ORIGIN, faults.reset_within_answer(60)) as server, connected(server) as sock:
         sock.sendall(REQUEST)
         assert sock.recv(65536) == GOOD.encode()[:60]
@@ -203,7 +203,7 @@ def test_a_reset_within_the_answer_lets_its_first_part_through() -> None:
 
 
 def test_a_reset_on_accept_needs_no_request() -> None:
-    """A connection can be reset before the client has said anything."""
+    """A connection can be reset before the client has sent anything."""
     with (
         FaultServer(ORIGIN, on_accept=faults.reset_before_reading) as server,
         connected(server) as sock,
@@ -212,8 +212,8 @@ def test_a_reset_on_accept_needs_no_request() -> None:
         sock.recv(1)
 
 
-def test_a_half_closed_connection_still_takes_bytes() -> None:
-    """The client reads the end at once and can go on sending without a reset."""
+def test_a_half_closed_connection_still_accepts_bytes() -> None:
+    """The client reads the end at once and can continue to send without a reset."""
     with FaultServer(ORIGIN, faults.half_closed_without_answer) as server, connected(server) as sock:
         sock.sendall(REQUEST)
         assert everything(sock) == b""
@@ -233,22 +233,22 @@ def test_a_half_closed_connection_still_takes_bytes() -> None:
         (faults.garbage_status_line, b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n\r\n"),
     ],
 )
-def test_closing_faults_send_just_this(fault: Fault, expected: bytes) -> None:
-    """These bytes arrive, then an orderly end."""
+def test_closing_faults_send_these_bytes_and_fin(fault: Fault, expected: bytes) -> None:
+    """These bytes arrive, then FIN."""
     with FaultServer(ORIGIN, fault) as server:
-        assert asked(server) == expected
+        assert answer_of_one_request(server) == expected
 
 
-def test_a_trickle_comes_byte_by_byte() -> None:
-    """The answer is right, and takes its number of steps times the interval."""
+def test_a_trickle_sends_byte_by_byte() -> None:
+    """The answer is right, and takes the number of steps times the interval."""
     with FaultServer(ORIGIN, faults.trickle(0.05, after_bytes=len(GOOD.encode()) - 6)) as server:
         started = time.monotonic()
         assert read_by_http_client(server)[1] == BODY
         assert time.monotonic() - started >= 0.25
 
 
-def test_a_late_answer_is_late() -> None:
-    """Nothing comes before its time, and then the whole answer."""
+def test_a_late_answer_waits_its_time() -> None:
+    """The whole answer arrives, not earlier than the delay."""
     with FaultServer(ORIGIN, faults.late(0.2)) as server:
         started = time.monotonic()
         assert read_by_http_client(server)[1] == BODY
@@ -291,7 +291,7 @@ def test_an_early_answer_comes_before_the_body_was_sent(then_read: bool) -> None
 def test_wrong_length_headers_are_sent_as_given(value: str) -> None:
     """Negative, huge and non-numeric lengths reach the wire."""
     with FaultServer(ORIGIN, faults.content_length(value, close=True)) as server:
-        head, _, body = asked(server).partition(b"\r\n\r\n")
+        head, _, body = answer_of_one_request(server).partition(b"\r\n\r\n")
         assert f"Content-Length: {value}".encode() in head
         assert body == BODY
 
@@ -299,21 +299,21 @@ def test_wrong_length_headers_are_sent_as_given(value: str) -> None:
 def test_two_different_lengths_are_both_sent() -> None:
     """Two ``Content-Length`` headers of one answer reach the wire."""
     with FaultServer(ORIGIN, faults.content_length("50", "49", close=True)) as server:
-        assert asked(server).count(b"Content-Length: ") == 2
+        assert answer_of_one_request(server).count(b"Content-Length: ") == 2
 
 
 def test_a_length_can_be_wrong_by_some_bytes() -> None:
-    """One too long leaves the reader waiting; one too short leaves bytes on the connection."""
+    """A length too great leaves the reader waiting; one too small leaves bytes on the connection."""
     with FaultServer(ORIGIN, [faults.wrong_content_length(5, close=True)]) as server:
         with pytest.raises(http.client.IncompleteRead):
             read_by_http_client(server)
         server.play([faults.wrong_content_length(-5, close=True)])
-        assert asked(server).endswith(b"Content-Length: 45\r\n\r\n" + BODY)
+        assert answer_of_one_request(server).endswith(b"Content-Length: 45\r\n\r\n" + BODY)
 
 
 @pytest.mark.parametrize("fault", [faults.endless_header, faults.endless_header_lines, faults.endless_body])
-def test_endless_faults_go_on_until_the_client_leaves(fault: Fault) -> None:
-    """Megabytes come, and the connection is over once the client is gone."""
+def test_endless_faults_send_until_the_client_closes(fault: Fault) -> None:
+    """Megabytes arrive, and the server closes after the client does."""
     with FaultServer(ORIGIN, fault) as server:
         with connected(server) as sock:
             sock.sendall(REQUEST)
@@ -323,8 +323,8 @@ def test_endless_faults_go_on_until_the_client_leaves(fault: Fault) -> None:
         assert sockets.settles(lambda: server.open_now, 0) == 0
 
 
-def test_encodings_are_what_they_claim_or_not() -> None:
-    """A wrong ``Content-Encoding`` covers a plain body; ``gzipped`` really compresses."""
+def test_encodings_can_be_right_or_wrong() -> None:
+    """A plain body can have a wrong ``Content-Encoding``; ``gzipped`` does compress."""
     with FaultServer(ORIGIN, [faults.with_headers(("Content-Encoding", "gzip")), faults.gzipped]) as server:
         (wrong, plain), (right, compressed) = read_by_http_client(server), read_by_http_client(server)
         assert wrong.getheader("Content-Encoding") == right.getheader("Content-Encoding") == "gzip"
@@ -341,7 +341,7 @@ def test_a_gzip_bomb_is_small_and_valid() -> None:
 
 
 def test_chunked_answers_are_well_formed_unless_broken() -> None:
-    """The right chunks decode to the body; a cut ending is seen as broken."""
+    """The chunks decode to the body; a cut ending is broken."""
     with FaultServer(ORIGIN, [faults.chunked(), faults.chunked(ending=b"5\r\nab", close=True)]) as server:
         assert read_by_http_client(server)[1] == BODY
         with pytest.raises(http.client.IncompleteRead):
@@ -359,9 +359,9 @@ def test_informational_answers_come_before_the_right_one() -> None:
 
 
 def test_a_close_delimited_answer_has_no_length() -> None:
-    """The body ends with the connection, and nothing tells its length."""
+    """The body ends with the connection, and no header gives its length."""
     with FaultServer(ORIGIN, faults.close_delimited) as server:
-        received = asked(server)
+        received = answer_of_one_request(server)
         assert b"content-length" not in received.lower()
         assert b"transfer-encoding" not in received.lower()
         assert received.endswith(b"\r\n\r\n" + BODY)
@@ -390,7 +390,7 @@ def test_unsolicited_bytes_follow_the_answer() -> None:
 
 
 def test_connections_close_after_so_many_requests() -> None:
-    """The limit's last request is answered, then comes an end that no header announced."""
+    """The last request is answered, then the connection closes without an announcement."""
     with FaultServer(ORIGIN, requests_per_connection_limit=2) as server, connected(server) as sock:
         sock.sendall(REQUEST)
         assert sock.recv(65536) == GOOD.encode()
@@ -399,7 +399,7 @@ def test_connections_close_after_so_many_requests() -> None:
 
 
 def test_connections_close_after_an_idle_time() -> None:
-    """An idle connection is ended after its time, with the farewell of some proxies if given."""
+    """An idle connection is closed after its time, after the farewell that some proxies send."""
     farewell = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n"
     with FaultServer(ORIGIN, idle_seconds=0.2, idle_farewell=farewell) as server, connected(server) as sock:
         sock.sendall(REQUEST)
@@ -410,17 +410,17 @@ def test_connections_close_after_an_idle_time() -> None:
 
 
 def test_all_connections_can_be_dropped_at_once() -> None:
-    """``drop_connections`` ends what is open and goes on accepting."""
+    """``drop_connections`` closes open connections and the server accepts new ones."""
     with FaultServer(ORIGIN) as server:
         with connected(server) as first, connected(server) as second:
             assert sockets.settles(lambda: server.open_now, 2) == 2
             server.drop_connections()
             assert everything(first) == everything(second) == b""
-        assert asked_with_close(server).endswith(BODY)
+        assert answer_with_connection_close(server).endswith(BODY)
 
 
 def test_closing_the_server_ends_threads_and_sockets() -> None:
-    """Whatever its connections are doing, the server is gone when its ``with`` block ends."""
+    """Whatever its connections do, no thread or socket stays after the ``with`` block."""
     threads, files = sockets.threads(), sockets.open_files()
     with FaultServer(ORIGIN, [faults.silence, faults.trickle(60.0), faults.endless_body]) as server:
         clients = [socket.create_connection(("127.0.0.1", server.port), 5.0) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Which machines and interpreters are taken for the server, and what is said of the others."""
+"""Which machines and interpreters can run the server, and the messages for the others."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from beam_triton.testing.platform_check import (
 
 
 def script(path: Path, text: str) -> Path:
-    """An executable that answers whatever it is asked with a shell script."""
+    """An executable shell script."""
     path.write_text("#!/bin/sh\n" + text)
     path.chmod(0o755)
     return path
 
 
 def facts(implementation: str, version: str, library_folder: str | None) -> str:
-    """A shell script that answers as an interpreter of that kind does."""
+    """A shell script with the output of an interpreter of that kind."""
     answer = {
         "implementation": implementation,
         "version": version,
@@ -37,7 +37,7 @@ def facts(implementation: str, version: str, library_folder: str | None) -> str:
 
 
 @pytest.mark.parametrize("libc", ["glibc 2.35", "glibc 2.36", "glibc 2.100", "glibc 3.0"])
-def test_supported_machines(libc: str) -> None:
+def test_linux_with_a_new_glibc_is_supported(libc: str) -> None:
     """Linux on x86-64 with glibc 2.35 or newer can run the server."""
     assert why_unsupported("Linux", "x86_64", libc) is None
 
@@ -52,8 +52,10 @@ def test_supported_machines(libc: str) -> None:
         ("Linux", "x86_64", None, "needs glibc, and this system has another C library"),
     ],
 )
-def test_unsupported_machines(system: str, machine: str, libc: str | None, reason: str) -> None:
-    """The rest gets one sentence: why not, and what to do instead."""
+def test_other_machines_are_refused_with_the_reason(
+    system: str, machine: str, libc: str | None, reason: str
+) -> None:
+    """The message is one sentence: the reason, and what to use instead."""
     sentence = why_unsupported(system, machine, libc)
     assert sentence is not None
     assert reason in sentence
@@ -61,8 +63,8 @@ def test_unsupported_machines(system: str, machine: str, libc: str | None, reaso
     assert "\n" not in sentence
 
 
-def test_this_interpreter_is_understood() -> None:
-    """The interpreter that runs the tests is taken, or refused for its version or library alone."""
+def test_this_interpreter_is_accepted_or_refused_for_a_reason() -> None:
+    """The interpreter that runs the tests is accepted, or refused for its version or library only."""
     answer = examine(Path(sys.executable))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if isinstance(answer, PythonInterpreter):
@@ -84,20 +86,20 @@ def test_this_interpreter_is_understood() -> None:
         (facts("CPython", "3.12", None), "has no shared libpython3.12.so.1.0"),
     ],
 )
-def test_interpreters_that_will_not_do(tmp_path: Path, text: str, answer: str) -> None:
-    """A shim without a version behind it, another Python, a bare one: each is refused in a few words."""
+def test_unsuitable_interpreters_are_refused(tmp_path: Path, text: str, answer: str) -> None:
+    """A shim without a version, another implementation, no shared library: each refusal says why."""
     refusal = examine(script(tmp_path / "python3.12", text))
     assert isinstance(refusal, str)
     assert answer in refusal
 
 
-def test_a_file_that_is_no_program(tmp_path: Path) -> None:
-    """What cannot be executed is refused, not raised."""
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    """A file that cannot be executed is refused; nothing is raised."""
     assert "does not run" in str(examine(tmp_path / "nothing"))
 
 
-def test_all_of_path_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shim early on PATH does not hide the interpreter behind it, and pyenv's own folders are known."""
+def test_every_folder_of_path_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shim early on PATH does not hide a later interpreter, and pyenv's own folders are searched."""
     for folder in ("shims", "bin"):
         (tmp_path / folder).mkdir()
         script(tmp_path / folder / "python3.11", "exit 1")
