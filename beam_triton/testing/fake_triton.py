@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from beam_triton.compression import compress, decompress
@@ -40,8 +40,12 @@ _EXTENSIONS = (
 # Triton cannot take more either: it counts in 32 bits.
 _MAX_BODY_BYTES = 1 << 31
 
-Fault = Callable[[Connection], "int | None"]
-"""Misbehaves on a connection whose request was read; the status of its answer, None where it gives none."""
+
+class _Fault(NamedTuple):
+    """Misbehaves on a connection whose request was read. ``status`` is None where it gives no answer."""
+
+    play: Callable[[Connection], None]
+    status: int | None = None
 
 
 @dataclass
@@ -102,7 +106,7 @@ class FakeTriton:
         self._port = free_port() if port is None else port
         self._lock = threading.Lock()
         self._server: HttpServer | None = None
-        self._faults: deque[Fault] = deque()
+        self._faults: deque[_Fault] = deque()
         self._requests: list[RecordedRequest] = []
         self._connections_opened = 0
         self.delay_seconds = delay_seconds
@@ -177,21 +181,19 @@ class FakeTriton:
         text = message or f"FakeTriton answers {status} because the test asked for it"
         headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
 
-        def fail(connection: Connection) -> int:
-            _send_error(connection, status, text, headers)
-            return status
-
-        self._add_faults(count, fail)
+        self._add_faults(
+            count, _Fault(lambda connection: _send_error(connection, status, text, headers), status)
+        )
 
     def drop_next(self, count: int = 1) -> None:
         """The next ``count`` inference requests are read, and their connections closed without an answer."""
-        self._add_faults(count, _drop)
+        self._add_faults(count, _Fault(Connection.drop))
 
     def hang_next(self, count: int = 1) -> None:
         """The next ``count`` inference requests get no answer until the client leaves or the server stops."""
-        self._add_faults(count, _hang)
+        self._add_faults(count, _Fault(_hang))
 
-    def _add_faults(self, count: int, fault: Fault) -> None:
+    def _add_faults(self, count: int, fault: _Fault) -> None:
         with self._lock:
             self._faults.extend([fault] * count)
 
@@ -245,7 +247,9 @@ class FakeTriton:
             connection.drop()
             return
         if fault is not None:
-            recorded.status = fault(connection)
+            # Before the client can have the answer, and its test look at the record.
+            recorded.status = fault.status
+            fault.play(connection)
             return
         try:
             if refused is not None:
@@ -337,10 +341,6 @@ def _no_such_path(of_other_method: re.Pattern[str], path: str) -> RefusedError:
 
 def _state(model: ServedModel) -> dict[str, str]:
     return {"state": "READY"} if model.is_loaded else {"state": "UNAVAILABLE", "reason": "unloaded"}
-
-
-def _drop(connection: Connection) -> None:
-    connection.drop()
 
 
 def _hang(connection: Connection) -> None:

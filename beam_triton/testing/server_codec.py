@@ -3,7 +3,7 @@
 Requests are checked in the order in which Triton 2.51 checks them, and refused with its statuses and the
 beginnings of its messages, from which clients draw conclusions. A missing check is a request that passes here
 and fails in production, so that every check stands beside the real server in
-``tests/integration/test_fake_triton_like_triton.py``.
+``tests/integration/test_fake_triton_against_triton.py``.
 """
 
 from __future__ import annotations

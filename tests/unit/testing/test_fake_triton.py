@@ -1,6 +1,6 @@
 """FakeTriton as a test's author uses it: models, faults, observations, stop and start.
 
-That it answers as the real server does is tested in ``tests/integration/test_fake_triton_like_triton.py``.
+That it answers as the real server does is tested in ``tests/integration/test_fake_triton_against_triton.py``.
 """
 
 from __future__ import annotations
