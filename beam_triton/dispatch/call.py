@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from beam_triton.dispatch.channel import Channel
+from beam_triton.dispatch.channel import CallContext
 from beam_triton.dispatch.endpoints import Admission, Endpoint, Refusal
 from beam_triton.dispatch.health import start_health_checks
 from beam_triton.dispatch.request_head import HttpRequest
@@ -44,7 +44,6 @@ from beam_triton.errors import (
 from beam_triton.policy.retry import Fail, History, Limits, Resend, Retry, next_step
 from beam_triton.transport.attempt import Attempt, ConnectionUse
 from beam_triton.transport.exchange import Exchange
-from beam_triton.transport.reactor import Reactor
 
 _logger = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ class Call(Generic[T]):
     """A request in flight.
 
     Args:
-        channel, reactor: where it goes, and the thread that drives it.
+        context: what it shares with the other calls of its bundle.
         token: by which the owner recognises this call.
         read: turns the answer into the result; what it raises is this attempt's error.
         on_done: called on the reactor's thread, exactly once, with ``result`` or ``error`` set.
@@ -116,8 +115,7 @@ class Call(Generic[T]):
 
     def __init__(
         self,
-        channel: Channel,
-        reactor: Reactor,
+        context: CallContext,
         token: Any,
         request: HttpRequest,
         read: Callable[[Exchange], T],
@@ -131,10 +129,10 @@ class Call(Generic[T]):
         self.token = token
         self.slots = slots
         self.record = CallRecord(request.content_length)
-        self._channel = channel
-        self._endpoints = channel.endpoints
-        self._options = channel.options
-        self._reactor = reactor
+        self._context = context
+        self._endpoints = context.endpoints
+        self._options = context.options
+        self._reactor = context.reactor
         self._request = request
         self._read = read
         self._on_done = on_done
@@ -204,7 +202,7 @@ class Call(Generic[T]):
         if refusal.open_seconds is not None:
             # Outside the deadline: nothing has been sent that could be late.
             self._start_over(for_overload=False)
-            start_health_checks(self._channel)
+            start_health_checks(self._context)
             wait = min(max(refusal.open_seconds, 0.01), wait)
         self._wait(Phase.QUEUED, min(now + wait, self._hold_until, self._deadline), throttled=True)
 
@@ -232,7 +230,7 @@ class Call(Generic[T]):
             tried = (*self._tried, admission.endpoint)
             timeout_seconds = self._endpoints.attempt_seconds(timeout_seconds, self._deadline - now, tried)
         try:
-            parts = self._channel.head_writer.parts(url, self._request)
+            parts = self._context.head_writer.parts(url, self._request)
         except TritonError as error:
             # A secret that cannot be read.
             self._finish_with(error)
@@ -240,7 +238,7 @@ class Call(Generic[T]):
         self._sent_at = now
         self._attempt = attempt = Attempt(
             self._reactor,
-            self._channel.pool,
+            self._context.pool,
             url.origin,
             parts,
             self._on_attempt_end,
@@ -370,7 +368,7 @@ class Call(Generic[T]):
             return False
         self._has_reread_credentials = True
         url = self._admission.endpoint.url
-        return self._channel.head_writer.is_outdated(url, self._request, attempt.head)
+        return self._context.head_writer.is_outdated(url, self._request, attempt.head)
 
     def _report_failure(self, endpoint: Endpoint, error: TritonError) -> None:
         """Report a failure to the breaker, once per endpoint at most, unless this is a probe.

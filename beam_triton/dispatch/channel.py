@@ -13,6 +13,7 @@ from beam_triton.policy.retry import RetryPolicy
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.origin import EndpointUrl
 from beam_triton.transport.pool import ConnectionPool
+from beam_triton.transport.reactor import Reactor
 from beam_triton.transport.reference_counts import SharedObjects
 from beam_triton.transport.session import acquire_session, session_pool
 
@@ -56,6 +57,16 @@ class CallOptions:
         return breaker.max_wait_seconds if breaker is not None and breaker.when_open == "wait" else 0.0
 
 
+class CallContext(NamedTuple):
+    """What the calls of one bundle have in common: shared objects, and the thread that drives the calls."""
+
+    reactor: Reactor
+    pool: ConnectionPool
+    endpoints: EndpointSet
+    head_writer: HeadWriter
+    options: CallOptions
+
+
 class Channel:
     """References to the shared session and endpoint state, and what all calls over them have in common.
 
@@ -86,6 +97,10 @@ class Channel:
     @property
     def endpoints(self) -> EndpointSet:
         return self._endpoints_lease.value
+
+    def context(self, reactor: Reactor) -> CallContext:
+        """The shared objects as they are in this process: a forked child has its own."""
+        return CallContext(reactor, self.pool, self.endpoints, self.head_writer, self.options)
 
     def close(self) -> None:
         """Release both references; the last user's release closes the connections."""

@@ -33,10 +33,9 @@ class Dispatcher(Generic[T]):
     def __init__(self, channel: Channel) -> None:
         self.completed: deque[tuple[T, Call[Any]]] = deque()
         self.throttled_seconds = 0.0
-        self._channel = channel
-        self._endpoints = channel.endpoints
-        self._slot_bytes = channel.options.slot_bytes
         self._reactor: Reactor = current_reactor()
+        self._context = channel.context(self._reactor)
+        self._slots = self._context.endpoints.slots
         self._calls: set[Call[Any]] = set()
 
     @property
@@ -57,17 +56,15 @@ class Dispatcher(Generic[T]):
 
         A request of several times ``slot_bytes`` counts for as many. The arguments are those of `Call`.
         """
-        slots = max(1, request.content_length // self._slot_bytes)
-        endpoints = self._endpoints
-        if endpoints.any_breaker_open:
+        slots = max(1, request.content_length // self._context.options.slot_bytes)
+        if self._context.endpoints.any_breaker_open:
             # Where no request waits for them (others are healthy, or requests fail at once), nothing else
             # checks.
-            start_health_checks(self._channel)
-        if not endpoints.slots.try_take(slots):
-            endpoints.slots.take(slots, self._reactor, self._wait_for_slot)
+            start_health_checks(self._context)
+        if not self._slots.try_take(slots):
+            self._slots.take(slots, self._reactor, self._wait_for_slot)
         call: Call[Any] = Call(
-            self._channel,
-            self._reactor,
+            self._context,
             token,
             request,
             read,
@@ -98,13 +95,13 @@ class Dispatcher(Generic[T]):
         """Abandon everything in flight: close its connections, release its slots. May be called twice."""
         for call in list(self._calls):
             call.cancel()
-            self._endpoints.slots.release(call.slots)
+            self._slots.release(call.slots)
         self._calls.clear()
         self.completed.clear()
 
     def _on_done(self, call: Call[Any]) -> None:
         self._calls.discard(call)
-        self._endpoints.slots.release(call.slots)
+        self._slots.release(call.slots)
         self.completed.append((call.token, call))
 
     def _wait_for_slot(self) -> None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 
-from beam_triton.dispatch.channel import Channel
+from beam_triton.dispatch.channel import CallContext
 from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.errors import TritonError
 from beam_triton.policy.circuit_breaker import CircuitBreaker
@@ -27,14 +27,14 @@ _MAX_CHECK_SECONDS = 5.0
 _MAX_ANSWER_BYTES = 1_048_576
 
 
-def start_health_checks(channel: Channel) -> None:
+def start_health_checks(context: CallContext) -> None:
     """Check each endpoint whose breaker is open and lets this caller be the one to check.
 
     The breakers see to it that a process makes few checks in all.
     """
-    options = channel.options
+    options = context.options
     timeout_seconds = min(options.timeout_seconds, _MAX_CHECK_SECONDS)
-    for endpoint in channel.endpoints.endpoints:
+    for endpoint in context.endpoints.endpoints:
         breaker = endpoint.breaker
         if breaker is None or not options.health_paths or not breaker.claim_health_check():
             continue
@@ -42,12 +42,12 @@ def start_health_checks(channel: Channel) -> None:
         # next check succeeds.
         with contextlib.suppress(TritonError, RuntimeError):
             requests = [
-                channel.head_writer.parts(endpoint.url, HttpRequest("GET", path))
+                context.head_writer.parts(endpoint.url, HttpRequest("GET", path))
                 for path in options.health_paths
             ]
             threading.Thread(
                 target=_check,
-                args=(channel.pool, endpoint.url.origin, requests, timeout_seconds, breaker),
+                args=(context.pool, endpoint.url.origin, requests, timeout_seconds, breaker),
                 name="beam_triton-health",
                 daemon=True,
             ).start()

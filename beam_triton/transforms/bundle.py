@@ -122,7 +122,10 @@ class BundleScorer:
         self._prepare = model.encoder.prepare
         self._tags_failures = tags_failures
         self._default = default
-        self._batcher: Batcher[_Item] = Batcher(batching, model.spec.max_batch_size, time.monotonic)
+        self._has_batch_dimension = model.spec.has_batch_dimension
+        self._batching = batching
+        # Created for the first element that is not one of many equal arrays.
+        self._batcher: Batcher[_Item] | None = None
         self._lingers = batching.linger_seconds > 0
         self._sender: BisectingSender[ElementBatch] = BisectingSender(
             model,
@@ -175,6 +178,8 @@ class BundleScorer:
             self._arrays.tensors.append(inputs)
             self._arrays.indices.append(index)
             return
+        if self._batcher is None:
+            self._batcher = Batcher(self._batching, self._model.spec.max_batch_size, time.monotonic)
         items = self._batcher.add(prepared[0], (windowed_value, prepared, index), prepared[2])
         if items is not None:
             self._sender.send(_batch_of(items))
@@ -185,9 +190,10 @@ class BundleScorer:
         Raises:
             AssertionError: an element was lost or came out twice.
         """
-        for batch in (self._arrays.take(), *map(_batch_of, self._batcher.drain())):
-            if len(batch):
-                self._sender.send(batch)
+        if self._arrays.indices:
+            self._sender.send(self._arrays.take())
+        for items in self._batcher.drain() if self._batcher is not None else ():
+            self._sender.send(_batch_of(items))
         self._sender.finish(self._taken)
         return self._take_outputs()
 
@@ -200,7 +206,7 @@ class BundleScorer:
         return chain.from_iterable(outputs)
 
     def _send_expired(self) -> None:
-        for items in self._batcher.expired():
+        for items in self._batcher.expired() if self._batcher is not None else ():
             self._sender.send(_batch_of(items))
         self._sender.step()
 
@@ -211,7 +217,7 @@ class BundleScorer:
         return self._model.encoder.encode_batch(tensors)
 
     def _on_answer(self, batch: ElementBatch, response: InferResponse) -> None:
-        rows = rows_of(response, self._model.spec, len(batch))
+        rows = rows_of(response, self._has_batch_dimension, len(batch))
         model_id = f"{response.model_name}:{response.model_version}"
         self._outputs.append(chain.from_iterable(_results(batch.windowed_values, rows, model_id)))
 

@@ -96,8 +96,9 @@ class TritonInferenceDoFn(ModelDoFn):
         assert self._scorer is not None
         try:
             return self._scorer.finish()
-        finally:
+        except BaseException:
             self._cancel()
+            raise
 
 
 class TritonInference(beam.PTransform[Any, Any]):

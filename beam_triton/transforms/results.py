@@ -46,13 +46,13 @@ def model_inputs(element: Any) -> Any:
     return element
 
 
-def rows_of(response: InferResponse, model: ModelSpec, count: int) -> Iterator[dict[str, Any]]:
+def rows_of(response: InferResponse, has_batch_dimension: bool, count: int) -> Iterator[dict[str, Any]]:
     """An answer's outputs, one dict for each of the request's ``count`` elements, made lazily.
 
     Raises:
         RemoteProtocolError: the answer does not account for every element.
     """
-    return response.rows(count) if model.has_batch_dimension else iter((response.whole(),))
+    return response.rows(count) if has_batch_dimension else iter((response.whole(),))
 
 
 class DefaultResult(PredictionResult):

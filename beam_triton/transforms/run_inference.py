@@ -186,7 +186,7 @@ class _BatchScorer:
         )
 
     def _on_answer(self, items: list[_Item], response: InferResponse) -> None:
-        rows = rows_of(response, self._model.spec, len(items))
+        rows = rows_of(response, self._model.spec.has_batch_dimension, len(items))
         model_id = f"{response.model_name}:{response.model_version}"
         for (index, _), row in zip(items, rows, strict=True):
             self._results[index] = prediction_result((self._batch[index], row, model_id))

@@ -96,11 +96,11 @@ def test_a_default_for_outputs_that_the_server_does_not_name() -> None:
 def test_rows_of_a_batch_and_of_a_whole() -> None:
     """With a batch dimension each row is an element's, without one the answer is the element's."""
     response = InferResponse("m", "1", "", {}, {"y": np.arange(4.0).reshape(2, 2)})
-    assert [row["y"].tolist() for row in rows_of(response, MODEL, 2)] == [[0.0, 1.0], [2.0, 3.0]]
-    (whole,) = rows_of(response, ModelSpec("m"), 1)
+    assert [row["y"].tolist() for row in rows_of(response, True, 2)] == [[0.0, 1.0], [2.0, 3.0]]
+    (whole,) = rows_of(response, False, 1)
     assert whole["y"].shape == (2, 2)
     with pytest.raises(RemoteProtocolError):
-        rows_of(response, MODEL, 3)
+        rows_of(response, True, 3)
 
 
 def test_a_failure_is_as_beams_own() -> None:
