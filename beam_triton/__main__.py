@@ -1,4 +1,4 @@
-"""``python -m beam_triton check|tune ENDPOINT``: is the server well, and what settings suit it?"""
+"""``python -m beam_triton COMMAND``: see `beam_triton.cli.main`."""
 
 from __future__ import annotations
 

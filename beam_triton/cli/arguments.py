@@ -1,9 +1,12 @@
-"""What both commands take, and how errors are explained on a terminal."""
+"""The arguments that commands share, the zeros that they send, and how they explain errors on a terminal."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from beam_triton.errors import (
     ConfigurationError,
@@ -13,18 +16,23 @@ from beam_triton.errors import (
     TlsError,
     TritonError,
 )
+from beam_triton.protocol import DATATYPES, EncodedRequest, ModelSpec, TensorSpec
+from beam_triton.remote_model import RemoteModel
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""One element's shape of each input whose shape the user gave."""
 
 _REFERENCES = ("env:", "file:")
 _DEFAULT_TIMEOUT_SECONDS = 10.0
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
-    """The server, and how it is reached."""
-    parser.add_argument("endpoint", metavar="ENDPOINT", help="its URL, such as http://triton:8000")
+    """Add the arguments that say where the server is and how to reach it."""
+    parser.add_argument("endpoint", metavar="ENDPOINT", help="URL of the server, such as http://triton:8000")
     parser.add_argument(
         "--auth-token",
         metavar="REFERENCE",
-        help="a bearer token as env:NAME or file:PATH; the token itself would show in the process list",
+        help="a bearer token as env:NAME or file:PATH (the token itself would show in the process list)",
     )
     parser.add_argument(
         "--header",
@@ -33,7 +41,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a header field for every request; VALUE may be env:NAME or file:PATH; may be repeated",
     )
-    parser.add_argument("--ca-bundle", metavar="PATH", help="authorities to trust, for https endpoints")
+    parser.add_argument("--ca-bundle", metavar="PATH", help="certificate authorities to trust, for https")
     parser.add_argument(
         "--timeout-seconds",
         type=float,
@@ -44,7 +52,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """The model, and what is sent to it."""
+    """Add the arguments that name the model and the shapes of what is sent to it."""
     parser.add_argument("--model", required=required, metavar="NAME", help="the model")
     parser.add_argument("--model-version", metavar="N", help="its version (default: the server's choice)")
     parser.add_argument(
@@ -52,13 +60,13 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
         action="append",
         default=[],
         metavar="INPUT=SIZES",
-        help="an input's shape without the batch dimension, such as image=3,224,224, where the model "
-        "leaves sizes open (1 by default); may be repeated",
+        help="shape of an input without the batch dimension, such as image=3,224,224, where the model "
+        "leaves sizes open (default: 1 for each); may be repeated",
     )
 
 
 def options_of(given: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of a client that shows every failure at once, as it is.
+    """The keyword arguments of a client that reports every failure at once, without retries.
 
     Raises:
         ConfigurationError: an argument makes no sense.
@@ -79,7 +87,7 @@ def options_of(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def shapes_of(given: argparse.Namespace) -> dict[str, tuple[int, ...]]:
-    """The shapes that the user gives, by input name.
+    """The shapes that the user gave, by input name.
 
     Raises:
         ConfigurationError: one is not ``INPUT=SIZE,SIZE,…``.
@@ -97,23 +105,71 @@ def shapes_of(given: argparse.Namespace) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def zeros_request(model: RemoteModel, shapes: Shapes, rows: int) -> EncodedRequest:
+    """A request of ``rows`` elements of zeros and empty strings.
+
+    Sizes that the model leaves open are 1 unless ``shapes`` gives them; optional inputs are left out unless
+    ``shapes`` names them.
+
+    Raises:
+        ConfigurationError: the server names no inputs, or a shape does not fit the model.
+    """
+    spec = model.spec
+    if not spec.inputs:
+        raise ConfigurationError(
+            f"the server does not name the inputs of model {spec.name!r}: no request can be made up for it"
+        )
+    unknown = sorted(shapes.keys() - {tensor.name for tensor in spec.inputs})
+    if unknown:
+        raise ConfigurationError(f"--shape: model {spec.name!r} has no input {unknown}; {spec.describe()}")
+    inputs = {}
+    for tensor in _sent(spec, shapes):
+        shape = _shape_of(tensor, shapes)
+        datatype = DATATYPES[tensor.datatype]
+        zero = np.full((), b"", object) if datatype.is_bytes else np.zeros((), datatype.array_dtype)
+        inputs[tensor.name] = np.broadcast_to(zero, (rows, *shape) if spec.has_batch_dimension else shape)
+    return model.encoder.encode(inputs)
+
+
+def describe_zeros(spec: ModelSpec, shapes: Shapes) -> str:
+    """One element of such a request, for people: ``image FP32 [3, 224, 224]``."""
+    return ", ".join(
+        f"{tensor.name} {tensor.datatype} {list(_shape_of(tensor, shapes))}" for tensor in _sent(spec, shapes)
+    )
+
+
+def _sent(spec: ModelSpec, shapes: Shapes) -> list[TensorSpec]:
+    return [tensor for tensor in spec.inputs if not tensor.optional or tensor.name in shapes]
+
+
+def _shape_of(tensor: TensorSpec, shapes: Shapes) -> tuple[int, ...]:
+    given = shapes.get(tensor.name)
+    if given is None:
+        return tuple(1 if size == -1 else size for size in tensor.shape)
+    if len(given) != len(tensor.shape) or any(
+        size not in (-1, one) for size, one in zip(tensor.shape, given, strict=True)
+    ):
+        raise ConfigurationError(f"--shape {tensor.name}: {list(given)} does not fit {tensor.describe()}")
+    return given
+
+
 def explained(error: TritonError) -> str:
     """An error's message, and what a person at a terminal may do about it."""
     hint = ""
     if isinstance(error, TlsError):
         hint = "Is the endpoint https, and does --ca-bundle name the authority that signed its certificate?"
     elif isinstance(error, ConnectError):
-        hint = "Is the server started, and is this its HTTP port (Triton's is 8000 unless changed)?"
+        hint = "Is the server running, and is this its HTTP port (Triton's is 8000 by default)?"
     elif isinstance(error, RemoteProtocolError):
-        hint = "Is this the HTTP port? Triton's others are 8001 (gRPC) and 8002 (metrics) unless changed."
+        hint = "Is this the HTTP port? By default, Triton's gRPC port is 8001 and its metrics port 8002."
     elif isinstance(error, InferenceError) and error.status in (401, 403):
-        hint = "Give --auth-token env:NAME, or --header NAME=env:NAME, with what this server asks for."
+        hint = "Give this server's credentials with --auth-token env:NAME or --header NAME=env:NAME."
     return f"{error}. {hint}" if hint else str(error)
 
 
 def _reference(token: str | None) -> str | None:
     if token is not None and not token.startswith(_REFERENCES):
-        # What was given is not repeated: it may be the token.
+        # The message does not repeat the argument: it may be the token.
         raise ConfigurationError(
             "--auth-token takes a reference, env:NAME or file:PATH, not the token itself: "
             "everybody on this machine can read its command lines"

@@ -1,4 +1,4 @@
-"""``check``: what a server says of itself and a model, and one request there and back."""
+"""``check``: what a server reports about itself and a model, and whether the model answers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ import statistics
 import time
 from typing import Any
 
-from beam_triton.cli.arguments import add_model, add_server, explained, options_of, shapes_of
-from beam_triton.cli.zeros import Shapes, describe_zeros, zeros_request
+from beam_triton.cli import EXIT_OK, EXIT_PROBLEM
+from beam_triton.cli.arguments import (
+    Shapes,
+    add_model,
+    add_server,
+    describe_zeros,
+    explained,
+    options_of,
+    shapes_of,
+    zeros_request,
+)
 from beam_triton.client import TritonClient
 from beam_triton.errors import ConfigurationError, TritonError
 from beam_triton.protocol import ModelSpec
@@ -20,16 +29,16 @@ _ROUND_TRIPS = 5
 def add_arguments(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "check",
-        help="is the server well, and does it answer for the model?",
-        description="Ask a server for its health, extensions and models, and a model for an answer to zeros.",
+        help="check that the server is healthy and that the model answers",
+        description="Show a server's health, extensions and models, and send zeros to a model.",
     )
     add_server(parser)
     add_model(parser, required=False)
     parser.set_defaults(run=run)
 
 
-def run(given: argparse.Namespace) -> bool:
-    """Whether all is well; what is found is printed as it is found.
+def run(given: argparse.Namespace) -> int:
+    """Print what the server reports, then the problems found; EXIT_PROBLEM if there are any.
 
     Raises:
         ConfigurationError: an argument makes no sense.
@@ -42,19 +51,19 @@ def run(given: argparse.Namespace) -> bool:
     for problem in check.problems:
         print(f"PROBLEM: {problem}")
     if not check.problems:
-        print("All is well.")
-    return not check.problems
+        print("No problems found.")
+    return EXIT_PROBLEM if check.problems else EXIT_OK
 
 
 class _Check:
-    """Prints what it finds, and collects what is wrong in sentences."""
+    """Prints what the server reports, and collects the problems as sentences."""
 
     def __init__(self, client: TritonClient) -> None:
         self.problems: list[str] = []
         self._client = client
 
     def server(self, endpoint: str) -> bool:
-        """Look at the server; False where nothing more can be asked."""
+        """Check the server; False if it did not answer."""
         started = time.perf_counter()
         try:
             metadata = self._client.server_metadata()
@@ -64,22 +73,20 @@ class _Check:
             self.problems.append(explained(error))
             return False
         milliseconds = (time.perf_counter() - started) * 1000
-        name, version = metadata.get("name", "a server"), metadata.get("version", "of no version")
-        _say("server", f"{name} {version}, answered in {milliseconds:.1f} ms (connecting included)")
+        name, version = metadata.get("name", "a server"), metadata.get("version", "of unknown version")
+        _say("server", f"{name} {version}, answered in {milliseconds:.1f} ms (including the connection)")
         live, ready = self._client.is_server_live(), self._client.is_server_ready()
         _say("health", f"{'live' if live else 'NOT live'}, {'ready' if ready else 'NOT ready'}")
         if not live:
-            self.problems.append("The server answers that it is not live: it is starting or ending.")
+            self.problems.append("The server reports that it is not live: it is starting or shutting down.")
         elif not ready:
-            self.problems.append(
-                "The server is live but not ready: a model is being loaded, or could not be loaded."
-            )
+            self.problems.append("The server is live but not ready: a model is loading, or failed to load.")
         extensions = metadata.get("extensions") or []
         _say("extensions", ", ".join(map(str, extensions)) or "none")
         if "binary_tensor_data" not in extensions:
             _say("", "no binary_tensor_data: tensors travel as JSON, which is slower")
         if "model_configuration" not in extensions:
-            _say("", "no model_configuration: give batching.max_batch_size, the server does not tell it")
+            _say("", "no model_configuration: set batching.max_batch_size, the server does not report it")
         self._models()
         return True
 
@@ -87,7 +94,7 @@ class _Check:
         try:
             index = self._client.repository_index()
         except TritonError as error:
-            _say("models", f"the server does not list them ({error.message})")
+            _say("models", f"the server does not list its models ({error.message})")
             return
         lines = []
         for entry in sorted(index, key=lambda entry: str(entry.get("name"))):
@@ -98,7 +105,7 @@ class _Check:
             _say("" if number else "models", line)
 
     def model(self, model_name: str, shapes: Shapes) -> None:
-        """Look at a model, and send it zeros."""
+        """Check a model, and send it zeros."""
         try:
             model = self._client.open_model(model_name)
         except ConfigurationError:
@@ -116,7 +123,7 @@ class _Check:
             if spec.decoupled or spec.sequence_batching:
                 kind = "is decoupled" if spec.decoupled else "batches sequences"
                 self.problems.append(
-                    f"Model {model_name!r} {kind}: no transform here can score its elements in batches."
+                    f"Model {model_name!r} {kind}: this library cannot score its elements in batches."
                 )
                 return
             self._round_trip(model, shapes)
@@ -135,13 +142,13 @@ class _Check:
         except TritonError as error:
             self.problems.append(
                 f"The model did not answer a request of zeros ({zeros}): {explained(error)} "
-                f"Where zeros of this shape are not what it takes, give others by --shape."
+                f"If the model takes other shapes, give them with --shape."
             )
             return
-        shapes_back = ", ".join(f"{name} {list(array.shape)}" for name, array in response.outputs.items())
+        came_back = ", ".join(f"{name} {list(array.shape)}" for name, array in response.outputs.items())
         milliseconds = statistics.median(times) * 1000
-        _say("round trip", f"{milliseconds:.1f} ms (median of {_ROUND_TRIPS}, connected)")
-        _say("", f"sent one element of zeros: {zeros}; came back: {shapes_back}")
+        _say("round trip", f"{milliseconds:.1f} ms (median of {_ROUND_TRIPS} on an open connection)")
+        _say("", f"sent one element of zeros: {zeros}; received: {came_back}")
 
 
 def _limit(spec: ModelSpec) -> str:

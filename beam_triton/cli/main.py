@@ -6,34 +6,35 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from beam_triton.cli import arguments, check, tune
+from beam_triton.cli import EXIT_PROBLEM, EXIT_WRONG_USE, check, tune
+from beam_triton.cli.arguments import explained
 from beam_triton.errors import ConfigurationError, TritonError
 
-EXIT_OK = 0
-EXIT_PROBLEM = 1
-EXIT_WRONG_USE = 2
+# Each command's module has ``add_arguments``, which adds its parser and sets ``run`` to a function that
+# takes the parsed arguments and returns an exit code.
+_COMMANDS = (check, tune)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command. Exit codes: 0 all is well, 1 something is wrong with the server, 2 wrong use."""
+    """Run a command. Exit codes: 0 no problems, 1 a problem with the server or model, 2 wrong use."""
     parser = argparse.ArgumentParser(
         prog="python -m beam_triton",
-        description="Look at a server of the Open Inference Protocol (Triton), and measure it.",
-        epilog="Exit codes: 0 all is well, 1 something is wrong with the server or model, 2 wrong use.",
+        description="Inspect and measure a server of the Open Inference Protocol, such as Triton.",
+        epilog="Exit codes: 0 no problems, 1 a problem with the server or model, 2 wrong use.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (check, tune):
+    for command in _COMMANDS:
         command.add_arguments(commands)
     given = parser.parse_args(argv)
     try:
-        well: bool = given.run(given)
+        exit_code: int = given.run(given)
     except ConfigurationError as error:
         print(f"{parser.prog}: {error.message}", file=sys.stderr)
         return EXIT_WRONG_USE
     except TritonError as error:
-        print(arguments.explained(error), file=sys.stderr)
+        print(explained(error), file=sys.stderr)
         return EXIT_PROBLEM
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_PROBLEM
-    return EXIT_OK if well else EXIT_PROBLEM
+    return exit_code

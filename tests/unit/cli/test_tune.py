@@ -1,4 +1,4 @@
-"""The search for settings, on simulated servers."""
+"""The search for settings, on simulated servers, and the figures of a measurement."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from beam_triton.cli.load import Measurement
-from beam_triton.cli.search import Search
+from beam_triton.cli.tune import Measurement, Search
 from beam_triton.errors import ServerOverloadedError
 
 Server = Callable[[int, int], Measurement]
@@ -22,8 +21,8 @@ def measurement(size: int, in_flight: int, elements_per_second: float, failures:
     return Measurement(size, in_flight, _SECONDS, (0.01,) * requests, failures, error)
 
 
-def served(fixed_seconds: float, seconds_an_element: float, instances: int) -> Server:
-    """So many instances, each with a fixed cost a request and one an element; a way of 1 ms there."""
+def simulated_server(fixed_seconds: float, seconds_an_element: float, instances: int) -> Server:
+    """Instances with a fixed cost per request and one per element, 1 ms away on the network."""
 
     def measure(batch_size: int, in_flight: int) -> Measurement:
         service = fixed_seconds + seconds_an_element * batch_size
@@ -41,13 +40,13 @@ def search(server: Server, largest: int = 128, most: int = 64, tries: int = 100)
 @pytest.mark.parametrize(
     "server",
     [
-        pytest.param(served(0.02, 0.0, 16), id="slow, many instances"),
-        pytest.param(served(0.0002, 0.00001, 2), id="fast"),
-        pytest.param(served(0.0, 0.001, 1), id="cost of elements alone"),
-        pytest.param(served(0.5, 0.001, 1), id="one slow instance"),
+        pytest.param(simulated_server(0.02, 0.0, 16), id="slow, many instances"),
+        pytest.param(simulated_server(0.0002, 0.00001, 2), id="fast"),
+        pytest.param(simulated_server(0.0, 0.001, 1), id="cost of elements alone"),
+        pytest.param(simulated_server(0.5, 0.001, 1), id="one slow instance"),
     ],
 )
-def test_what_is_found_is_as_good_as_the_best_of_all(server: Server) -> None:
+def test_the_search_finds_a_setting_near_the_best_of_the_grid(server: Server) -> None:
     """Within 15 % of the best of the whole grid, in a small part of its measurements."""
     grid = [server(1 << size, 1 << count) for size in range(8) for count in range(7)]
     one = search(server)
@@ -57,15 +56,15 @@ def test_what_is_found_is_as_good_as_the_best_of_all(server: Server) -> None:
     assert len(one.measured) <= 26
 
 
-def test_of_equals_the_one_with_the_least_in_flight_is_chosen() -> None:
-    """Where an instance is busy with single elements already, more of them only wait."""
-    found = search(served(0.0, 0.01, 1)).run()
+def test_of_equal_settings_the_one_with_the_fewest_in_flight_is_chosen() -> None:
+    """If single elements keep an instance busy, more of them only wait."""
+    found = search(simulated_server(0.0, 0.01, 1)).run()
     assert found is not None
     assert found.batch_size * found.in_flight <= 4
 
 
 def test_settings_that_fail_are_not_chosen() -> None:
-    """A queue of two: more at a time is refused, however fast it looks."""
+    """A queue of two: settings with more in flight fail, however fast they look."""
 
     def short_queue(batch_size: int, in_flight: int) -> Measurement:
         return measurement(batch_size, in_flight, 1000.0 * in_flight, failures=max(0, in_flight - 2))
@@ -75,38 +74,38 @@ def test_settings_that_fail_are_not_chosen() -> None:
     assert (found.in_flight, found.failures) == (2, 0)
 
 
-def test_nothing_works() -> None:
-    """Then there is nothing to choose, and the smallest setting has been tried."""
+def test_no_setting_is_chosen_when_all_fail() -> None:
+    """The result is None, and the smallest setting was tried."""
     one = search(lambda batch_size, in_flight: measurement(batch_size, in_flight, 0.0, failures=1))
     assert one.run() is None
     assert (1, 1) in one.measured
 
 
 @pytest.mark.parametrize("tries", [1, 2, 5])
-def test_it_ends_when_its_time_is_over(tries: int) -> None:
-    """What has been measured until then decides."""
-    one = search(served(0.02, 0.0, 16), tries=tries)
+def test_the_search_ends_when_its_time_is_over(tries: int) -> None:
+    """The measurements so far decide."""
+    one = search(simulated_server(0.02, 0.0, 16), tries=tries)
     assert one.run() is not None
     assert len(one.measured) == tries
 
 
-def test_a_model_without_batches_and_one_request_at_a_time() -> None:
-    """Limits of one leave one setting."""
-    one = search(served(0.02, 0.0, 16), largest=1, most=1)
+def test_limits_of_one_leave_one_setting() -> None:
+    """A model without batches, and one request at a time."""
+    one = search(simulated_server(0.02, 0.0, 16), largest=1, most=1)
     assert one.run() is not None
     assert list(one.measured) == [(1, 1)]
 
 
-def test_no_setting_is_beyond_the_limits() -> None:
-    """Neither limit is passed, though neither is a power of two."""
-    one = search(served(0.02, 0.0, 64), largest=100, most=50)
+def test_no_setting_exceeds_the_limits() -> None:
+    """Neither limit is exceeded, though neither is a power of two."""
+    one = search(simulated_server(0.02, 0.0, 64), largest=100, most=50)
     found = one.run()
     assert found is not None
     assert all(size <= 100 and count <= 50 for size, count in one.measured)
 
 
-def test_percentiles_and_rates() -> None:
-    """Nearest rank of what was measured; failures count for nothing."""
+def test_rates_and_percentiles_ignore_failures() -> None:
+    """Percentiles are nearest rank; failures do not count."""
     latencies = tuple(n / 1000 for n in range(1, 101))
     one = Measurement(8, 4, 2.0, latencies, failures=3)
     assert (one.requests_per_second, one.elements_per_second) == (50.0, 400.0)
