@@ -24,10 +24,11 @@ _JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "O": {str}, "f": {int, float}}
 _WHOLE: set[type] = {int}
 
 
-def to_json_data(array: Array, datatype: str, name: str) -> list[Any]:
-    """The values of ``array``, which ``to_array`` made, as a flat list that ``json.dumps`` can write.
+def json_items(array: Array, datatype: str, name: str) -> bytes:
+    """The values of ``array``, which ``to_array`` made, as JSON without the brackets around them.
 
-    Raises LocalProtocolError for FP16, BF16, and BYTES that are not UTF-8.
+    The texts of several elements join with a comma. Raises LocalProtocolError for FP16, BF16, and BYTES that
+    are not UTF-8.
     """
     kind = DATATYPES[datatype]
     if not kind.has_json:
@@ -37,18 +38,13 @@ def to_json_data(array: Array, datatype: str, name: str) -> list[Any]:
     values: list[Any] = array.ravel().tolist()
     if kind.is_bytes:
         try:
-            return [value.decode() for value in values]
+            values = [value.decode() for value in values]
         except UnicodeDecodeError as error:
             raise LocalProtocolError(
                 f"input {name!r}: the bytes {shorten(error.object)} are not UTF-8 and cannot go as JSON, "
                 f"but the server does not take binary tensors"
             ) from None
-    return values
-
-
-def json_items(array: Array, datatype: str, name: str) -> bytes:
-    """The same values as JSON text without the brackets: texts of several elements join with a comma."""
-    return json.dumps(to_json_data(array, datatype, name), separators=(",", ":"))[1:-1].encode("ascii")
+    return json.dumps(values, separators=(",", ":"))[1:-1].encode("ascii")
 
 
 def from_json_data(data: Any, datatype: str, shape: Sequence[int], name: str) -> Array:

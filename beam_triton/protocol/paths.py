@@ -24,7 +24,7 @@ def model_path(model_name: str, model_version: str | int | None = None) -> str:
     """
     if not isinstance(model_name, str) or not model_name:
         raise ConfigurationError(f"model_name must be a model's name, not {model_name!r}")
-    path = "/v2/models/" + _segment(model_name, "model_name")
+    path = "/v2/models/" + _segment(model_name)
     version = checked_version(model_version)
     return path if version is None else f"{path}/versions/{version}"
 
@@ -61,20 +61,12 @@ def model_statistics_path(model_name: str | None = None, model_version: str | in
     return model_path(model_name, model_version) + "/stats"
 
 
-def repository_load_path(model_name: str) -> str:
-    return f"/v2/repository/models/{_segment(model_name, 'model_name')}/load"
-
-
-def repository_unload_path(model_name: str) -> str:
-    return f"/v2/repository/models/{_segment(model_name, 'model_name')}/unload"
-
-
-def _segment(text: str, what: str) -> str:
+def _segment(model_name: str) -> str:
     try:
-        encoded = quote(text, safe="")
+        encoded = quote(model_name, safe="")
     except UnicodeEncodeError:
-        raise ConfigurationError(f"{what} {text!r} cannot be written in a URL") from None
+        raise ConfigurationError(f"model_name {model_name!r} cannot be written in a URL") from None
     # "." and ".." are resolved away by HTTP clients and proxies, and no encoding protects them.
     if encoded in (".", ".."):
-        raise ConfigurationError(f"{what} {text!r} cannot be written in a URL")
+        raise ConfigurationError(f"model_name {model_name!r} cannot be written in a URL")
     return encoded

@@ -69,10 +69,6 @@ class InferResponse:
         columns = map(_rows, self.outputs.values())
         return (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
 
-    def split(self, n: int) -> list[dict[str, Array]]:
-        """As `rows`, all of them at once."""
-        return list(self.rows(n))
-
 
 def join_responses(responses: Sequence[InferResponse]) -> InferResponse:
     """The answers to the parts of one batch as one answer, rows in the order of ``responses``.

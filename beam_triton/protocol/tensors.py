@@ -1,8 +1,4 @@
-"""Arrays to bytes and back: Triton's binary tensor data extension.
-
-Values are little-endian and row-major without padding. Nothing is copied in either direction but BYTES,
-whose values have no fixed place, and BF16, which is widened to float32 when read.
-"""
+"""Arrays as the bytes of Triton's binary tensor data extension: little-endian, row-major, no padding."""
 
 from __future__ import annotations
 
@@ -12,9 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from beam_triton.errors import RemoteProtocolError
-from beam_triton.protocol.bfloat16 import widen_bfloat16
-from beam_triton.protocol.byte_strings import decode_byte_strings, encode_byte_strings, object_array
-from beam_triton.protocol.datatypes import BF16, DATATYPES, Array
+from beam_triton.protocol.byte_strings import encode_byte_strings
+from beam_triton.protocol.datatypes import DATATYPES, Array
 from beam_triton.protocol.text import shorten
 
 MAX_RANK = 64 if int(np.__version__.split(".")[0]) >= 2 else 32
@@ -56,27 +51,3 @@ def element_count(shape: Sequence[int], name: str) -> int:
         if span > sys.maxsize // 8:
             raise RemoteProtocolError(f"output {shorten(name)}: shape {shorten(list(shape))} is too large")
     return count
-
-
-def from_wire(
-    buffer: bytes | bytearray | memoryview, datatype: str, shape: Sequence[int], name: str
-) -> Array:
-    """The tensor that ``buffer`` holds exactly: a view of it (read-only where the buffer is).
-
-    BYTES are an object array of ``bytes``, BF16 a float32 array; both are copies. Raises
-    RemoteProtocolError, naming the output, when the buffer's size is not what ``shape`` needs.
-    """
-    kind = DATATYPES[datatype]
-    count = element_count(shape, name)
-    view = memoryview(buffer).cast("B") if not isinstance(buffer, bytes) else memoryview(buffer)
-    if kind.is_bytes:
-        return object_array(decode_byte_strings(view, count, name), count, tuple(shape))
-    if count * kind.item_bytes != len(view):
-        raise RemoteProtocolError(
-            f"output {shorten(name)}: {datatype} of shape {list(shape)} needs "
-            f"{count * kind.item_bytes} bytes, but {len(view)} came"
-        )
-    array = np.frombuffer(view, dtype=kind.wire_dtype) if count else np.empty(0, dtype=kind.wire_dtype)
-    if kind is BF16:
-        array = widen_bfloat16(array)
-    return array.reshape(shape)

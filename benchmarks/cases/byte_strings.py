@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from beam_triton.protocol import TensorSpec, from_wire, to_array, wire_bytes
+from beam_triton.protocol import TensorSpec, to_array
+from beam_triton.protocol.byte_strings import decode_byte_strings, object_array
+from beam_triton.protocol.tensors import wire_bytes
 from beam_triton.testing import LocalTriton
 from benchmarks.cases.case import Case, Scale
 from benchmarks.peers import BEAM_TRITON
@@ -42,7 +44,7 @@ def _measure(count: int, turns: int) -> dict[str, dict[str, list[float]]]:
     codecs: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
         BEAM_TRITON.name: (
             lambda strings: wire_bytes(to_array(strings, spec), "BYTES"),
-            lambda wire: from_wire(wire, "BYTES", (count,), "text"),
+            lambda wire: object_array(decode_byte_strings(wire, count, "text"), count, (count,)),
         ),
         _PEER: (lambda strings: serialize_byte_tensor(strings).item(), deserialize_bytes_tensor),
     }

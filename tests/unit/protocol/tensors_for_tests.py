@@ -38,6 +38,24 @@ def raw(array: Array, datatype: str) -> bytes:
     return array.astype(array.dtype.newbyteorder("<")).tobytes("C")
 
 
+def array_of(wire: bytes, datatype: str, shape: Sequence[int]) -> Array:
+    """The array whose wire form is ``wire``, which has to hold exactly ``shape``."""
+    if datatype == "BYTES":
+        values: list[bytes] = []
+        while wire:
+            (length,) = struct.unpack_from("<I", wire)
+            assert len(wire) >= 4 + length
+            values.append(wire[4 : 4 + length])
+            wire = wire[4 + length :]
+        array = np.empty(len(values), object)
+        array[:] = values
+    elif datatype == "BF16":
+        array = (np.frombuffer(wire, "<u2").astype("<u4") << np.uint32(16)).view("<f4")
+    else:
+        array = np.frombuffer(wire, DATATYPES[datatype].wire_dtype)
+    return array.reshape(shape)
+
+
 def announced(name: str, datatype: str, shape: Sequence[int], size: int) -> dict[str, Any]:
     """The entry of a binary output in a response's JSON."""
     return {

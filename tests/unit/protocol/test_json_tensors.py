@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_triton.errors import LocalProtocolError, RemoteProtocolError
-from beam_triton.protocol import DATATYPES, TensorSpec, from_json_data, to_array, to_json_data
-from beam_triton.protocol.json_tensors import json_items
+from beam_triton.protocol import DATATYPES, TensorSpec, to_array
+from beam_triton.protocol.json_tensors import from_json_data, json_items
 from tests.unit.protocol.tensors_for_tests import arrays, same
 
 WITH_JSON = tuple(name for name, datatype in DATATYPES.items() if datatype.has_json and name != "BYTES")
@@ -43,7 +43,7 @@ def test_text_comes_back_as_its_utf8(values: list[str]) -> None:
 def test_half_precision_has_no_json_form(datatype: str) -> None:
     """Refused both ways: the protocol defines none, and Triton takes none."""
     with pytest.raises(LocalProtocolError, match="no JSON form"):
-        to_json_data(np.zeros(1, DATATYPES[datatype].wire_dtype), datatype, "x")
+        json_items(np.zeros(1, DATATYPES[datatype].wire_dtype), datatype, "x")
     with pytest.raises(RemoteProtocolError, match="no JSON form"):
         from_json_data([0.0], datatype, [1], "x")
 
@@ -52,7 +52,7 @@ def test_bytes_that_are_no_text_are_refused_by_value() -> None:
     """JSON cannot carry them, and the message shows which ones."""
     array = to_array([b"fine", b"\xff\xfe"], TensorSpec("x", "BYTES", (-1,)))
     with pytest.raises(LocalProtocolError, match=r"input 'x'.*\\xff\\xfe.*not UTF-8"):
-        to_json_data(array, "BYTES", "x")
+        json_items(array, "BYTES", "x")
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,7 @@ def test_paths_are_tritons() -> None:
     assert paths.model_config_path("digits", 1) == "/v2/models/digits/versions/1/config"
     assert paths.model_statistics_path() == "/v2/models/stats"
     assert paths.model_statistics_path("digits", 2) == "/v2/models/digits/versions/2/stats"
-    assert paths.repository_load_path("a b") == "/v2/repository/models/a%20b/load"
-    assert paths.repository_unload_path("digits") == "/v2/repository/models/digits/unload"
+    assert paths.model_path("a b") == "/v2/models/a%20b"
 
 
 @given(st.text(min_size=1).filter(lambda name: name not in (".", "..")))

@@ -18,11 +18,10 @@ from beam_triton.protocol import (
     InferRequestEncoder,
     ModelSpec,
     TensorSpec,
-    from_wire,
 )
 from beam_triton.protocol.datatypes import Array
 from beam_triton.protocol.request import LARGE_BUFFER_BYTES
-from tests.unit.protocol.tensors_for_tests import arrays, same
+from tests.unit.protocol.tensors_for_tests import array_of, arrays, same
 
 IMAGE = TensorSpec("image", "FP32", (-1,))
 TEXT = TensorSpec("text", "BYTES", (1,))
@@ -48,7 +47,7 @@ def read(request: EncodedRequest) -> tuple[dict[str, Any], dict[str, Array]]:
     tensors = {}
     for entry in document["inputs"]:
         end = start + entry["parameters"]["binary_data_size"]
-        tensors[entry["name"]] = from_wire(body[start:end], entry["datatype"], entry["shape"], entry["name"])
+        tensors[entry["name"]] = array_of(body[start:end], entry["datatype"], entry["shape"])
         start = end
     assert start == len(body)
     return document, tensors

@@ -209,7 +209,7 @@ def test_memory_is_bounded_by_the_body() -> None:
 
 
 @given(st.integers(1, 5), st.lists(st.sampled_from(sorted(DATATYPES)), min_size=1, max_size=4), st.data())
-def test_splitting_gives_each_element_its_rows(n: int, datatypes: list[str], data: st.DataObject) -> None:
+def test_each_element_gets_its_rows(n: int, datatypes: list[str], data: st.DataObject) -> None:
     """One dict an element, rows without the batch dimension, arrays even where no dimension is left."""
     shapes = st.sampled_from([(), (1,), (3,), (0,), (2, 2)])
     columns = {
@@ -217,7 +217,7 @@ def test_splitting_gives_each_element_its_rows(n: int, datatypes: list[str], dat
         for i, datatype in enumerate(datatypes)
     }
     answer = decode_infer_response(*binary_response(columns))
-    elements = answer.split(n)
+    elements = list(answer.rows(n))
     assert len(elements) == n
     for index, element in enumerate(elements):
         assert list(element) == list(columns)
@@ -235,10 +235,10 @@ def test_an_answer_that_does_not_account_for_every_element_is_refused(shape: tup
         *binary_response({"x": ("FP32", np.zeros((2, 1), FP32)), "y": ("FP32", np.zeros(shape, FP32))})
     )
     with pytest.raises(RemoteProtocolError, match=r"output 'y'.*must be 2"):
-        answer.split(2)
+        answer.rows(2)
 
 
 def test_an_answer_without_outputs_has_no_elements() -> None:
     """Elements that went in would be lost silently."""
     with pytest.raises(RemoteProtocolError, match="without outputs"):
-        InferResponse("m", "1", "", {}, {}).split(1)
+        InferResponse("m", "1", "", {}, {}).rows(1)

@@ -19,7 +19,7 @@ from beam_triton.errors import (
     ServerOverloadedError,
     ServerUnavailableError,
 )
-from beam_triton.protocol import error_from_response, parse_retry_after
+from beam_triton.protocol.status import error_from_response, parse_retry_after
 
 NOON = datetime(2026, 1, 5, 12, 0, 0, tzinfo=timezone.utc)
 

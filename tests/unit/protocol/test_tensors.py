@@ -1,7 +1,8 @@
-"""Raw tensors: views both ways."""
+"""Raw tensors: the specification's bytes, as views where possible, and shapes that a server announces."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_triton.errors import RemoteProtocolError
-from beam_triton.protocol import DATATYPES, TensorSpec, from_wire, to_array, wire_bytes
-from tests.unit.protocol.tensors_for_tests import arrays, raw, same
+from beam_triton.protocol import DATATYPES, TensorSpec, decode_infer_response, to_array
+from beam_triton.protocol.datatypes import Array
+from beam_triton.protocol.tensors import wire_bytes
+from tests.unit.protocol.tensors_for_tests import announced, arrays, raw, response, same
+
+
+def decoded(wire: bytes, datatype: str, shape: Sequence[Any]) -> Array:
+    """What the decoder reads from a response that brings ``wire`` as its one output, named scores."""
+    body, json_length = response([announced("scores", datatype, shape, len(wire))], wire)
+    return decode_infer_response(body, json_length).outputs["scores"]
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)
@@ -24,18 +33,19 @@ def test_every_datatype_goes_there_and_back(datatype: str, data: st.DataObject) 
     assert wire.ndim == 1 and wire.itemsize == 1
     if datatype != "BF16":  # A NaN's payload is not kept.
         assert bytes(wire) == raw(array, datatype)
-    back = from_wire(wire, datatype, array.shape, "x")
+    back = decoded(bytes(wire), datatype, array.shape)
     assert back.dtype == DATATYPES[datatype].array_dtype and same(back, array)
 
 
 def test_numbers_are_views_both_ways() -> None:
-    """No copy of the array that is sent, none of the bytes that came."""
+    """Neither the array that is sent nor the bytes that arrive are copied."""
     array = np.arange(6, dtype="<f4").reshape(2, 3)
     assert np.shares_memory(np.frombuffer(wire_bytes(array, "FP32"), np.uint8), array)
-    body = bytearray(array.tobytes())
-    back = from_wire(body, "FP32", [2, 3], "x")
-    assert np.shares_memory(back, np.frombuffer(body, np.uint8)) and back.flags.writeable
-    assert not from_wire(bytes(body), "FP32", [2, 3], "x").flags.writeable
+    body, json_length = response([announced("y", "FP32", [2, 3], 24)], array.tobytes())
+    writeable = bytearray(body)
+    back = decode_infer_response(writeable, json_length).outputs["y"]
+    assert np.shares_memory(back, np.frombuffer(writeable, np.uint8)) and back.flags.writeable
+    assert not decode_infer_response(body, json_length).outputs["y"].flags.writeable
 
 
 @pytest.mark.parametrize(
@@ -59,4 +69,4 @@ def test_numbers_are_views_both_ways() -> None:
 def test_sizes_that_do_not_fit_are_refused_by_name(datatype: str, shape: list[Any], size: int) -> None:
     """Too few, too many, negative, and more than there is memory for."""
     with pytest.raises(RemoteProtocolError, match="output 'scores'"):
-        from_wire(bytes(size), datatype, shape, "scores")
+        decoded(bytes(size), datatype, shape)
