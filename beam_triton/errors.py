@@ -1,42 +1,40 @@
-"""Every error that beam_triton raises, in one hierarchy.
-
-::
+"""Every error that beam_triton raises, in one hierarchy::
 
     TritonError
-    ├── ConfigurationError            wrong use, found before anything is sent (also a ValueError)
+    ├── ConfigurationError            wrong use, found before anything is sent; also a ValueError
     ├── TransportError                no complete answer came
-    │   ├── PoolTimeoutError          no connection, or place at the server, became free in time
-    │   ├── ConnectError              the server surely did not get the request
+    │   ├── PoolTimeoutError          no connection or admission became free in time
+    │   ├── ConnectError              the request cannot have reached the server
     │   │   ├── ConnectTimeoutError
     │   │   └── TlsError              certificate refused, handshake failed
     │   ├── ConnectionLostError       reset, closed or truncated: the request may have run
     │   └── DeadlineExceededError     `timeout_seconds` ran out
     ├── ProtocolError                 bytes or tensors that do not fit the Open Inference Protocol
-    │   ├── LocalProtocolError        ours: an element that does not fit the model
-    │   └── RemoteProtocolError       theirs: an answer that cannot be read
+    │   ├── LocalProtocolError        our side: an element that does not fit the model
+    │   └── RemoteProtocolError       the server's side: an answer that cannot be read
     ├── InferenceError                the server answered, and refused
-    │   ├── InvalidRequestError       the element's fault: 400 and its kind, malformed-request 500s
+    │   ├── InvalidRequestError       an element's fault: most 4xx, malformed-request 500s
     │   ├── ModelNotFoundError        no such model or version
-    │   ├── ModelNotReadyError        known, but not (or no longer, or not yet) loaded
+    │   ├── ModelNotReadyError        known, but not loaded at the moment
     │   ├── ServerOverloadedError     queue full, 429
     │   ├── ServerUnavailableError    502, 503, 504
     │   └── ModelExecutionError       a plain 500: the model raised
-    └── CircuitOpenError              the circuit breaker kept the request back
+    └── CircuitOpenError              the circuit breaker did not admit the request
 
-What a caller may decide on is an attribute, never a message:
+Callers decide by attributes, never by a message:
 
 ========================  ================================================================
 ``retryable``             the same request may succeed later
 ``may_have_run``          the model may have executed it (a sequence request is not repeated)
-``splits_batch``          some element of the batch may be at fault: halving isolates it
-``counts_as_failure``     says something of the server's health (circuit breaker)
-``is_overload``           the server asks for less: the number in flight shrinks
+``splits_batch``          an element of the batch may be at fault: bisecting isolates it
+``counts_as_failure``     counts against the server's health (circuit breaker)
+``is_overload``           the server is overloaded: fewer requests are kept in flight
 ``was_stale``             the server had closed a reused connection while it was idle
 ========================  ================================================================
 
-All of them pickle: the message is the only positional argument, everything else lives in the
-instance's ``__dict__``, which is what ``BaseException.__reduce__`` carries across processes.
-No message holds a credential: whoever raises passes redacted URLs only.
+All errors pickle: the message is the only positional argument, and everything else is in the instance's
+``__dict__``, which ``BaseException.__reduce__`` carries across processes. No message holds a credential:
+the URLs in messages are redacted.
 """
 
 from __future__ import annotations
@@ -45,8 +43,8 @@ from __future__ import annotations
 class TritonError(Exception):
     """Base of everything that this library raises.
 
-    ``attempts`` holds the errors of the earlier attempts of the same request, first one first;
-    the raised error itself is the last.
+    ``attempts`` holds the errors of the request's earlier attempts, oldest first; the error of the last
+    attempt is the one raised.
     """
 
     retryable: bool = False
@@ -83,12 +81,12 @@ class TransportError(TritonError):
 
 
 class PoolTimeoutError(TransportError):
-    """All connections that the pool may open, or all requests that the server copes with, stayed in use for
-    as long as the request could wait."""
+    """The request was not sent in time: all connections that the pool may open were in use, or every
+    endpoint was at its limit of requests and admitted no more."""
 
 
 class ConnectError(TransportError):
-    """No connection could be opened; the server surely did not get the request."""
+    """No connection could be opened; the request cannot have reached the server."""
 
     counts_as_failure = True
 
@@ -136,9 +134,9 @@ class RemoteProtocolError(ProtocolError):
 class InferenceError(TritonError):
     """The server answered with an error status.
 
-    ``status`` is the HTTP status, ``server_message`` the ``error`` field of the body as the server
-    wrote it, ``model_name`` the model that was asked (empty where none was), and
-    ``retry_after_seconds`` what the ``Retry-After`` header asked for.
+    ``status`` is the HTTP status, ``server_message`` the ``error`` field of the body as the server wrote it,
+    ``model_name`` the requested model (empty if there is none), and ``retry_after_seconds`` the value of the
+    ``Retry-After`` header.
     """
 
     def __init__(
@@ -159,7 +157,7 @@ class InferenceError(TritonError):
 
 
 class InvalidRequestError(InferenceError):
-    """The server refused the request's content: one of the batch's elements is at fault."""
+    """The server refused the request's content: an element of the batch is at fault."""
 
     splits_batch = True
 
@@ -169,21 +167,21 @@ class ModelNotFoundError(InferenceError):
 
 
 class ModelNotReadyError(InferenceError):
-    """The model exists but cannot serve now: loading, unloaded, or between two versions."""
+    """The model exists but cannot serve now: it is loading, unloaded, or between two versions."""
 
     retryable = True
     counts_as_failure = True
 
 
 class ServerOverloadedError(InferenceError):
-    """The server sheds load: its queue is full, or it answers 429."""
+    """The server sheds load: its queue is full, or its status is 429."""
 
     retryable = True
     is_overload = True
 
 
 class ServerUnavailableError(InferenceError):
-    """502, 503 or 504: the server, or a proxy before it, cannot answer now."""
+    """502, 503 or 504: the server, or a proxy in front of it, cannot answer now."""
 
     retryable = True
     counts_as_failure = True
@@ -199,7 +197,7 @@ class ModelExecutionError(InferenceError):
 
 
 class CircuitOpenError(TritonError):
-    """The circuit breaker of every endpoint is open, and the policy says not to wait (any longer).
+    """The circuit breaker of every endpoint is open, and the policy allows no (further) waiting.
 
     ``open_seconds_left`` is the time until the next probe.
     """
@@ -218,23 +216,23 @@ class CircuitOpenError(TritonError):
 
 
 def with_message(error: TritonError, message: str) -> TritonError:
-    """The same error told in other words; its attributes and earlier attempts stay."""
-    told = type(error)(message)
-    told.__dict__.update(error.__dict__)
-    return told
+    """A copy of the error with another message; its attributes and earlier attempts stay."""
+    reworded = type(error)(message)
+    reworded.__dict__.update(error.__dict__)
+    return reworded
 
 
 def without_frames(error: BaseException) -> None:
-    """Let go of the frames that ``error`` came through.
+    """Drop the tracebacks of ``error``, its causes and its contexts.
 
-    They hold the request's and the answer's bytes, and whoever keeps the error: a cycle that keeps megabytes
-    until the garbage collector comes by. What is raised to the user gets frames anew.
+    Their frames hold the bytes of request and answer, and often the error itself: a reference cycle that
+    keeps megabytes until the garbage collector runs. Raising the error to the user adds new frames.
     """
-    told: set[int] = set()
+    seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:
         each = left.pop()
-        if each is not None and id(each) not in told:
-            told.add(id(each))
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
             each.__traceback__ = None
             left += [each.__cause__, each.__context__]

@@ -1,8 +1,8 @@
 """Option classes: frozen dataclasses that check themselves and can be read from plain dicts.
 
 Every rule takes the full name of a field and its value, and raises `ConfigurationError` naming both.
-Numbers are judged by `numbers`, so that numpy scalars pass without numpy being imported; a bool is
-never a number, because ``max_retries: true`` in a YAML file is a mistake, not a one.
+A number is what `numbers` counts as one, so that NumPy scalars pass without an import of NumPy; a bool is
+not a number, because ``max_retries: true`` in a YAML file is a mistake, not a 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Options:
 
     @classmethod
     def from_options(cls: type[Self], value: Self | Mapping[str, object] | None) -> Self:
-        """Give ``value`` itself if it is of this class, the class made from a dict, or the defaults for None.
+        """``value`` itself if it is of this class, options from a dict, or the defaults for None.
 
         Raises `ConfigurationError` for an unknown or missing option and for any other type.
         """
@@ -40,13 +40,13 @@ class Options:
             raise ConfigurationError(
                 f"expected a {cls.__name__} or a dict of its options, got {type(value).__name__}"
             )
-        return made_of(cls, value)
+        return from_mapping(cls, value)
 
 
-def made_of(kind: type[T], given: Mapping[str, object]) -> T:
-    """The dataclass ``kind`` made from a dict of its fields.
+def from_mapping(kind: type[T], given: Mapping[str, object]) -> T:
+    """An instance of the dataclass ``kind`` from a dict of its fields.
 
-    Raises `ConfigurationError` for an unknown or missing one.
+    Raises `ConfigurationError` for a field that is unknown or missing.
     """
     assert is_dataclass(kind)
     known = [field.name for field in fields(kind)]
@@ -65,59 +65,29 @@ def made_of(kind: type[T], given: Mapping[str, object]) -> T:
 
 
 def check(options: Options, rule: Rule, *names: str, allow_none: bool = False) -> None:
-    """Apply ``rule`` to the named fields; with ``allow_none``, a field that is None passes."""
+    """Apply ``rule`` to the named fields; with ``allow_none``, None passes."""
     for name in names:
         value = getattr(options, name)
         if value is not None or not allow_none:
             rule(f"{type(options).__name__}.{name}", value)
 
 
-def positive(name: str, value: object) -> None:
-    """A finite number above zero."""
-    if not 0 < _number(value) < math.inf:
-        raise _refused(name, value, "a number above 0")
+def _rule(accepts: Callable[[object], bool], expected: str) -> Rule:
+    def rule(name: str, value: object) -> None:
+        if not accepts(value):
+            raise ConfigurationError(f"{name} must be {expected}, got {reprlib.repr(value)}")
 
-
-def not_negative(name: str, value: object) -> None:
-    """A finite number of zero or more."""
-    if not 0 <= _number(value) < math.inf:
-        raise _refused(name, value, "a number of 0 or more")
-
-
-def fraction(name: str, value: object) -> None:
-    """A number above zero and at most one."""
-    if not 0 < _number(value) <= 1:
-        raise _refused(name, value, "a number above 0 and at most 1")
-
-
-def positive_integer(name: str, value: object) -> None:
-    """A whole number of one or more."""
-    if not (isinstance(value, numbers.Integral) and _number(value) >= 1):
-        raise _refused(name, value, "a whole number of 1 or more")
-
-
-def not_negative_integer(name: str, value: object) -> None:
-    """A whole number of zero or more."""
-    if not (isinstance(value, numbers.Integral) and _number(value) >= 0):
-        raise _refused(name, value, "a whole number of 0 or more")
-
-
-def boolean(name: str, value: object) -> None:
-    """True or False, and nothing that merely counts as one of them."""
-    if not isinstance(value, bool):
-        raise _refused(name, value, "True or False")
+    return rule
 
 
 def one_of(allowed: Iterable[object]) -> Rule:
     """The rule that accepts exactly the ``allowed`` values."""
     choices = tuple(allowed)
-
-    def rule(name: str, value: object) -> None:
+    return _rule(
         # By type as well: 1 == True, and 1.0 == 1.
-        if not any(type(value) is type(choice) and value == choice for choice in choices):
-            raise _refused(name, value, "one of " + ", ".join(map(repr, choices)))
-
-    return rule
+        lambda value: any(type(value) is type(choice) and value == choice for choice in choices),
+        "one of " + ", ".join(map(repr, choices)),
+    )
 
 
 def _number(value: object) -> float:
@@ -130,5 +100,18 @@ def _number(value: object) -> float:
         return -math.inf if value < 0 else math.inf
 
 
-def _refused(name: str, value: object, expected: str) -> ConfigurationError:
-    return ConfigurationError(f"{name} must be {expected}, got {reprlib.repr(value)}")
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral)
+
+
+# The numbers are finite; a whole number is not a float that happens to be one.
+positive = _rule(lambda value: 0 < _number(value) < math.inf, "a number above 0")
+not_negative = _rule(lambda value: 0 <= _number(value) < math.inf, "a number of 0 or more")
+fraction = _rule(lambda value: 0 < _number(value) <= 1, "a number above 0 and at most 1")
+positive_integer = _rule(
+    lambda value: _is_whole(value) and _number(value) >= 1, "a whole number of 1 or more"
+)
+not_negative_integer = _rule(
+    lambda value: _is_whole(value) and _number(value) >= 0, "a whole number of 0 or more"
+)
+boolean = _rule(lambda value: isinstance(value, bool), "True or False")

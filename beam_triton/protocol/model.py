@@ -14,7 +14,7 @@ from typing import Any
 from beam_triton.errors import ConfigurationError, RemoteProtocolError
 from beam_triton.protocol.datatypes import DATATYPES
 from beam_triton.protocol.text import shorten
-from beam_triton.validation import made_of
+from beam_triton.validation import from_mapping
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,10 @@ class ModelSpec:
         for side in ("inputs", "outputs"):
             if isinstance(given.get(side), Sequence):
                 tensors[side] = tuple(
-                    made_of(TensorSpec, each) if isinstance(each, Mapping) else each for each in given[side]
+                    from_mapping(TensorSpec, each) if isinstance(each, Mapping) else each
+                    for each in given[side]
                 )
-        return made_of(cls, {**given, **tensors})
+        return from_mapping(cls, {**given, **tensors})
 
     @classmethod
     def from_server(
