@@ -2,12 +2,12 @@
 
 A secret is given as
 
-- a callable without arguments, called for each use, so that it may renew what it hands out;
+- a callable without arguments, called at each use, so it may return renewed secrets;
 - ``"env:NAME"``, an environment variable of the worker;
-- ``"file:PATH"``, a file on the worker, read at each use, so that a rotated secret is picked up;
-- any other string, the secret itself, which then travels in the pickled pipeline.
+- ``"file:PATH"``, a file on the worker, read at each use, so a rotated secret is picked up;
+- any other string: the secret itself, which then travels in the pickled pipeline.
 
-No error of this module shows a secret's value, and none is kept.
+No error of this module shows a secret's value or keeps a reference to it.
 """
 
 from __future__ import annotations
@@ -26,37 +26,34 @@ REDACTED = "***"
 _ENVIRONMENT = "env:"
 _FILE = "file:"
 
-# A secret that is longer is not one: the path names another file, or a device without an end.
+# No secret is longer: the path names another file, or a device without an end.
 _MAX_FILE_BYTES = 64 * 1024
 
 # RFC 9110, section 5.6.2 (token) and 5.5 (field-value).
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _REFUSED_IN_HEADER_VALUE = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
 
-# Headers that carry no secret of the user's; every other one may, whatever its name.
-_SHOWN_HEADERS = frozenset(
+# The headers that the library writes itself.
+LIBRARY_HEADERS = frozenset(
     {
-        "accept",
         "accept-encoding",
         "connection",
         "content-encoding",
         "content-length",
         "content-type",
-        "date",
         "host",
         "inference-header-content-length",
-        "retry-after",
-        "server",
         "transfer-encoding",
-        "user-agent",
     }
 )
+# Headers that carry no secret of the user's; every other one may, whatever its name.
+_SHOWN_HEADERS = LIBRARY_HEADERS | {"accept", "date", "retry-after", "server", "user-agent"}
 
 
 def check_reference(secret: object, what: str = "the secret") -> None:
-    """Refuse what cannot be a secret by its shape; reads and calls nothing.
+    """Check that ``secret`` has the form of a secret, without reading or calling anything.
 
-    ``what`` names the option in the `ConfigurationError`.
+    Raises `ConfigurationError`, naming the option ``what``.
     """
     if callable(secret):
         return
@@ -77,10 +74,10 @@ def check_reference(secret: object, what: str = "the secret") -> None:
 
 
 def resolve(secret: Secret, what: str = "the secret") -> str:
-    """The secret's value, read here and now, and fit for a header.
+    """The secret's current value, which is valid in a header.
 
-    Trailing line ends are removed from what is read or called. Raises `ConfigurationError` when there is
-    no such variable or file, when the callable fails, or when the value is empty or unfit.
+    Trailing line ends of variables, files and callables' results are removed. Raises `ConfigurationError` if
+    the variable or file does not exist, the callable fails, or the value is empty or not valid in a header.
     """
     check_reference(secret, what)
     if callable(secret):
@@ -97,14 +94,14 @@ def resolve(secret: Secret, what: str = "the secret") -> str:
 
 
 def describe(secret: Secret) -> str:
-    """Where the secret comes from, fit for logs and display data: never its value."""
+    """The source of the secret, for logs and display data: never its value."""
     if callable(secret):
         return f"callable {getattr(secret, '__name__', type(secret).__name__)}"
     return secret if secret.startswith((_ENVIRONMENT, _FILE)) else REDACTED
 
 
 def check_header_name(name: object) -> None:
-    """Refuse a name that HTTP does not allow (RFC 9110, section 5.6.2)."""
+    """Check a header's name. Raises `ConfigurationError` if HTTP does not allow it."""
     if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
         raise ConfigurationError(
             f"header name {name!r} is not valid: letters, digits and !#$%&'*+.^_`|~- only, at least one"
@@ -112,7 +109,7 @@ def check_header_name(name: object) -> None:
 
 
 def check_header_value(name: str, value: object) -> None:
-    """Refuse a value that HTTP does not allow: not latin-1, or with control characters (line ends)."""
+    """Check a header's value. Raises `ConfigurationError` unless it is latin-1 without control characters."""
     if not isinstance(value, str):
         raise ConfigurationError(f"the value of header {name} must be a string, not a {type(value).__name__}")
     if _REFUSED_IN_HEADER_VALUE.search(value):
@@ -124,8 +121,8 @@ def check_header_value(name: str, value: object) -> None:
 def redact_url(url: str) -> str:
     """The URL without user, password and query.
 
-    All up to the last ``@`` goes, even where a URL's grammar would end the password earlier: a password
-    that should have been percent-encoded is still a password.
+    Everything up to the last ``@`` is removed, even where a URL's grammar ends the password earlier: a
+    password that should have been percent-encoded is still a password.
     """
     before, separator, after = url.partition("://")
     scheme, rest = (f"{before}://", after) if separator and before.isalnum() else ("", url)
@@ -135,7 +132,7 @@ def redact_url(url: str) -> str:
 
 
 def redact_headers(headers: Mapping[str, object]) -> dict[str, str]:
-    """The headers with the values hidden of all but those that belong to the protocol."""
+    """The headers, with the values hidden except of those that belong to the protocol."""
     return {
         name: str(value) if name.lower() in _SHOWN_HEADERS else REDACTED for name, value in headers.items()
     }
@@ -148,10 +145,12 @@ def _call(secret: Callable[[], str], what: str) -> str:
     except Exception as error:
         raised = type(error).__name__
     if raised:
-        # Out here, so that the error does not keep the other one, whose words may hold the secret.
+        # Raised outside the handler: as its context, the other error could carry the secret in its message.
         raise ConfigurationError(f"{what}: {describe(secret)} raised {raised}")
     if not isinstance(value, str):
-        raise ConfigurationError(f"{what}: {describe(secret)} gave a {type(value).__name__}, not a string")
+        raise ConfigurationError(
+            f"{what}: {describe(secret)} returned a {type(value).__name__}, not a string"
+        )
     return value
 
 
@@ -172,7 +171,7 @@ def _read_file(path: str, what: str) -> str:
         ) from error
     if len(content) > _MAX_FILE_BYTES:
         raise ConfigurationError(f"{what}: the file {path} is longer than {_MAX_FILE_BYTES} bytes")
-    # latin-1 takes every byte: whether it suits a header is then judged in one place.
+    # latin-1 decodes every byte; _check_value decides whether the value is valid in a header.
     return content.decode("latin-1")
 
 

@@ -1,4 +1,4 @@
-"""The keyword arguments that client, transform and model handler share, checked when they are given."""
+"""The keyword arguments that client, transforms and model handler share, checked at construction."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from beam_triton.compression import ENCODINGS
 from beam_triton.credentials import (
+    LIBRARY_HEADERS,
     Secret,
     check_header_name,
     check_header_value,
@@ -30,43 +31,43 @@ from beam_triton.validation import Options, check, one_of, positive, positive_in
 DEFAULT_MAX_CONCURRENT_REQUESTS = 32
 DEFAULT_MAX_RESPONSE_BYTES = 1 << 30
 
-# Stands for a pool that nobody gave; made to fit the other options.
-_POOL_THAT_FITS = ConnectionPoolConfig()
+# Stands for a pool that the user did not give; replaced by one that fits the other options.
+_FITTING_POOL = ConnectionPoolConfig()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InferenceOptions(Options):
-    """How a model is asked. Every field is a keyword argument of `TritonClient` and `TritonInference`.
+    """How requests are made. Every field is a keyword argument of `TritonClient` and `TritonInference`.
 
     Attributes:
-        endpoint: URL of the server (``http://host:8000``), or several of them: requests are spread
-            over the healthy ones, and one that fails is taken up by another.
+        endpoint: URL of the server (``http://host:8000``), or a list of them: requests are spread over
+            the healthy ones, and a request that fails at one is tried at another.
         model_version: digits; ``None`` leaves the choice to the server.
-        timeout_seconds: deadline of a request, from acquiring its connection to the last byte of
-            the answer, all attempts and backoffs included. Time in which it is kept back for a server that
-            is away or overloaded is bounded by ``circuit_breaker.max_wait_seconds`` instead.
-        max_concurrent_requests: requests in flight in a process, which bounds its memory; one of several
-            times ``batching.max_batch_bytes`` (4 MiB at least) counts for as many.
-        pool: connection pool, shared by all users of the process that agree on it. Left out, it has the
-            defaults of `ConnectionPoolConfig`, with a connect timeout of half of ``timeout_seconds`` and
-            as many connections, idle ones too, as ``max_concurrent_requests``; what is given is refused
-            where it contradicts them.
+        timeout_seconds: deadline of a request, from acquiring its connection to the last byte of the
+            answer, including all attempts and backoffs. Time in which a request is held because the server
+            is down or overloaded does not count; ``circuit_breaker.max_wait_seconds`` bounds it.
+        max_concurrent_requests: slots for requests in flight in a process, which bound its memory; a
+            request of several times ``batching.max_batch_bytes`` (at least 4 MiB) takes as many slots.
+        pool: connection pool, shared by all users in the process with an equal configuration. By default it
+            is `ConnectionPoolConfig` with a connect timeout of at most half of ``timeout_seconds``, and at
+            least ``max_concurrent_requests`` connections, idle ones too. A given pool that contradicts
+            these options is refused.
         tls: certificates of ``https`` endpoints.
         batching, retry: see the policies.
         circuit_breaker: ``None`` switches it off.
         headers: sent with every request; a value may be a secret reference or callable.
-        auth_token: sent as ``Authorization: Bearer``; better a reference (``env:NAME``,
-            ``file:PATH``) or a callable, read on the worker, than the token itself.
+        auth_token: sent as ``Authorization: Bearer``; preferably a reference (``env:NAME``, ``file:PATH``)
+            or a callable, which is read on the worker, rather than the token itself.
         compression: ``gzip`` or ``deflate`` for request bodies; ``None`` is faster in a data centre.
-        response_compression: the same for answers; Triton takes ten times as long for one.
+        response_compression: the same for answers; Triton takes ten times as long for a compressed one.
         priority: Triton's request priority: 1 is the highest, 0 or ``None`` the model's default.
         request_parameters: sent with every request.
-        outputs: names of the outputs to ask for; ``None`` asks for all.
-        classification: output name to k: its k best classes come back as BYTES ``value:index:label``.
-        default_value: what an element yields that failed for good: output name to value, or the
-            value itself where one output is asked for.
-        max_response_bytes: a larger answer, compressed or not, is refused.
-        model_spec: the model's inputs, outputs and limits, where no server is to be asked for them.
+        outputs: names of the requested outputs; ``None`` requests all.
+        classification: output name to k: its k best classes are returned as BYTES ``value:index:label``.
+        default_value: the result of an element that failed for good: output name to value, or the value
+            itself if one output is requested.
+        max_response_bytes: a larger answer, before or after decompression, is refused.
+        model_spec: the model's inputs, outputs and limits, if they should not be read from the server.
 
     Raises:
         ConfigurationError: a value is out of range or of the wrong kind, or two contradict each other.
@@ -76,7 +77,7 @@ class InferenceOptions(Options):
     model_version: str | int | None = None
     timeout_seconds: float = 30.0
     max_concurrent_requests: int = DEFAULT_MAX_CONCURRENT_REQUESTS
-    pool: ConnectionPoolConfig = _POOL_THAT_FITS
+    pool: ConnectionPoolConfig = _FITTING_POOL
     tls: TlsConfig = field(default_factory=TlsConfig)
     batching: BatchingPolicy = field(default_factory=BatchingPolicy)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
@@ -97,7 +98,7 @@ class InferenceOptions(Options):
         check(self, positive, "timeout_seconds")
         check(self, positive_integer, "max_concurrent_requests", "max_response_bytes")
         check(self, one_of((None, *ENCODINGS)), "compression", "response_compression")
-        if self.pool is _POOL_THAT_FITS:
+        if self.pool is _FITTING_POOL:
             fitting = ConnectionPoolConfig.for_requests(self.max_concurrent_requests, self.timeout_seconds)
             object.__setattr__(self, "pool", fitting)
         for name, kind in (
@@ -124,15 +125,15 @@ class InferenceOptions(Options):
 
     @property
     def urls(self) -> tuple[EndpointUrl, ...]:
-        """The endpoints, taken apart."""
+        """The endpoints, parsed."""
         given = [self.endpoint] if isinstance(self.endpoint, str) else self.endpoint
-        # What was given is named by its type alone: it may hold a URL with a password all the same.
+        # The message names the value's type alone: it may hold a URL with a password.
         if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray | memoryview):
             raise ConfigurationError(
                 f"endpoint must be a URL or a list of URLs, not a {type(self.endpoint).__name__}"
             )
         if not given:
-            raise ConfigurationError("endpoint must be a URL or a list of URLs, and names no server")
+            raise ConfigurationError("endpoint must be a URL or a list of URLs, not an empty list")
         urls = tuple(EndpointUrl.parse(url) for url in given)
         if len(set(urls)) != len(urls):
             raise ConfigurationError("endpoint names the same server twice: " + ", ".join(map(str, urls)))
@@ -147,10 +148,10 @@ class InferenceOptions(Options):
         return parameters
 
     def header_values(self) -> dict[str, str]:
-        """The user's header fields with every secret read here and now.
+        """The user's header fields, with the current value of every secret.
 
         Raises:
-            ConfigurationError: a referenced secret is not there, or a value is unfit for a header.
+            ConfigurationError: a referenced secret does not exist, or a value is not valid in a header.
         """
         values = {}
         for name, secret in (self.headers or {}).items():
@@ -164,13 +165,13 @@ class InferenceOptions(Options):
         return values
 
     def shown(self) -> dict[str, str]:
-        """The options that differ from their defaults, as text without any secret: for display data."""
+        """The options that differ from their defaults, as text without secrets, for display data."""
         endpoints = [self.endpoint] if isinstance(self.endpoint, str) else self.endpoint
         shown = {"endpoint": ", ".join(redact_url(url) for url in endpoints)}
         defaults = type(self)(endpoint=self.endpoint)
         for option in fields(self):
             value, default = getattr(self, option.name), getattr(defaults, option.name)
-            # An array equals nothing with a single answer: what has no default is not compared.
+            # Values without a default may be arrays, whose comparison has no single result.
             is_default = value is None if default is None else value == default
             if option.name == "endpoint" or is_default:
                 continue
@@ -192,10 +193,12 @@ class InferenceOptions(Options):
         for name, secret in self.headers.items():
             check_header_name(name)
             check_reference(secret, f"header {name}")
-            if name.lower() in _OWN_HEADERS:
-                raise ConfigurationError(f"header {name} is written by the library itself: leave it out")
+            if name.lower() in LIBRARY_HEADERS:
+                raise ConfigurationError(f"header {name} is set by the library: leave it out")
             if name.lower() == "authorization" and self.auth_token is not None:
-                raise ConfigurationError("auth_token and a header Authorization contradict: give one of them")
+                raise ConfigurationError(
+                    "auth_token and a header Authorization contradict: give only one of them"
+                )
 
     def _check_limits(self) -> None:
         if self.pool.max_total < self.max_concurrent_requests:
@@ -207,19 +210,5 @@ class InferenceOptions(Options):
         if self.pool.connect_timeout_seconds >= self.timeout_seconds:
             raise ConfigurationError(
                 f"connect_timeout_seconds={self.pool.connect_timeout_seconds:g} is not below timeout_seconds="
-                f"{self.timeout_seconds:g}, which bounds the whole request; lower the one or raise the other"
+                f"{self.timeout_seconds:g}, which bounds the whole request; lower it or raise timeout_seconds"
             )
-
-
-_OWN_HEADERS = frozenset(
-    {
-        "accept-encoding",
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "host",
-        "inference-header-content-length",
-        "transfer-encoding",
-    }
-)

@@ -110,7 +110,7 @@ def test_a_callable_that_fails_is_named() -> None:
 
 def test_a_callable_has_to_give_a_string() -> None:
     """Bytes or None from a callable are refused by type."""
-    with pytest.raises(ConfigurationError, match="gave a bytes, not a string"):
+    with pytest.raises(ConfigurationError, match="returned a bytes, not a string"):
         resolve(lambda: SECRET.encode())  # type: ignore[arg-type, return-value]  # the mistake under test
 
 
