@@ -14,7 +14,7 @@ _QUIET_NAN = np.uint16(0x7FC0)
 def round_to_bfloat16(values: Array) -> Array:
     """The bits of floating-point ``values`` rounded to the nearest BF16, ties to even; same shape.
 
-    NaN stays NaN. A value that is too large becomes infinite, as the nearest-even rule has it.
+    NaN stays NaN. A value that is too large becomes infinite, as rounding to nearest requires.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         narrowed = values.astype("<f4")
@@ -27,7 +27,7 @@ def round_to_bfloat16(values: Array) -> Array:
     rounded = (upper + round_up).astype("<u2")
     nan = np.isnan(narrowed)
     if nan.any():
-        # Rounding would carry some NaN payloads over into infinity.
+        # Rounding would carry some NaN payloads into infinity.
         sign = (bits >> np.uint32(16)).astype("<u2") & np.uint16(0x8000)
         rounded = np.where(nan, sign | _QUIET_NAN, rounded).astype("<u2")
     contiguous: Array = np.ascontiguousarray(rounded).reshape(values.shape)
@@ -35,8 +35,8 @@ def round_to_bfloat16(values: Array) -> Array:
 
 
 def _sticky(values: Array, narrowed: Array, bits: Array) -> Array:
-    # Rounding twice (to float32, then to BF16) goes wrong where the first step lands exactly half way
-    # between two BF16 values: one unit back towards the true value puts it on its right side.
+    # Rounding twice (to float32, then to BF16) errs if the first step lands exactly half way between two
+    # BF16 values: moving one unit back towards the true value puts it on the right side.
     half_way = (bits & _LOWER_HALF) == _HALF_WAY
     if not half_way.any():
         return bits

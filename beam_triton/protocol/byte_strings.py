@@ -1,7 +1,7 @@
 """BYTES on the wire: each value is its length as a little-endian uint32, then its bytes.
 
-A tensor of many short strings is the common one, so that the work for each value stays in C (``map``,
-slicing, ``join``), and interpreted code runs once a value only for decoding strings of unequal lengths.
+Tensors of many short strings are common, so the work for each value stays in C (``map``, slicing, ``join``);
+interpreted code runs once per value only to decode strings of unequal lengths.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from beam_triton.protocol.datatypes import Array
 from beam_triton.protocol.text import shorten
 
 LENGTH_BYTES = 4
-# Lengths up to this have their prefix ready-made: 65 KB of short bytes objects.
-_READY_LENGTHS = 1024
-_PREFIXES = [length.to_bytes(LENGTH_BYTES, "little") for length in range(_READY_LENGTHS)]
+# The prefixes of all shorter lengths, made once: 65 KB of small bytes objects.
+_PREFIXES = [length.to_bytes(LENGTH_BYTES, "little") for length in range(1024)]
 _MAX_LENGTH = 0xFFFFFFFF
 _unpack_length = struct.Struct("<I").unpack_from
 
@@ -46,7 +45,7 @@ def encode_byte_strings(values: Sequence[bytes], name: str) -> bytes:
 
 
 def _prefix(length: int, name: str) -> bytes:
-    if length < _READY_LENGTHS:
+    if length < len(_PREFIXES):
         return _PREFIXES[length]
     if length > _MAX_LENGTH:
         raise LocalProtocolError(f"input {name!r}: a BYTES value of {length} bytes exceeds the 32-bit length")
@@ -54,10 +53,10 @@ def _prefix(length: int, name: str) -> bytes:
 
 
 def decode_byte_strings(buffer: memoryview, count: int, name: str) -> list[bytes]:
-    """The ``count`` values that ``buffer`` (1-D, bytes) holds exactly; each is copied out of it.
+    """The ``count`` values that ``buffer`` (1-D, bytes) holds exactly, as copies.
 
-    Raises RemoteProtocolError when the lengths do not add up to the buffer. Never allocates more than the
-    buffer's size allows, whatever ``count`` claims.
+    Raises RemoteProtocolError if the lengths do not add up to the buffer. Never allocates more than the
+    buffer's size justifies, whatever ``count`` claims.
     """
     size = len(buffer)
     if count * LENGTH_BYTES > size:
@@ -71,7 +70,7 @@ def decode_byte_strings(buffer: memoryview, count: int, name: str) -> list[bytes
 
 
 def _decode_equal_lengths(buffer: memoryview, count: int) -> list[bytes] | None:
-    """All values at once when they have one length (labels, hashes, identifiers), otherwise None."""
+    """All values at once if they have equal lengths (labels, hashes, identifiers), otherwise None."""
     (length,) = _unpack_length(buffer)
     if length == 0 or count * (LENGTH_BYTES + length) != len(buffer):
         return None
@@ -103,7 +102,7 @@ def _walk(data: bytes, count: int, name: str) -> list[bytes]:
 
 
 def object_array(values: Iterable[object], count: int, shape: tuple[int, ...]) -> Array:
-    """An object array of ``shape`` whose items are the ``count`` ``values``, never looked into."""
+    """An object array of ``shape`` whose items are the ``count`` ``values``, even if they are sequences."""
     array = np.empty(count, dtype=object)
     if count:
         array[:] = values if isinstance(values, list) else list(values)

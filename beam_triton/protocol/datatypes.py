@@ -1,7 +1,7 @@
 """The 14 datatypes of the Open Inference Protocol and what they are in NumPy.
 
-Tensors travel little-endian and row-major ("Binary Tensor Data Extension" of Triton's protocol), so every
-dtype of the table is little-endian whatever the machine is.
+Tensors are sent little-endian and row-major (Triton's "Binary Tensor Data Extension"), so every dtype of the
+table is little-endian whatever the machine is.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Datatype:
     """One row of the protocol's datatype table.
 
-    ``wire_dtype`` is the dtype of an array that is ready to be sent: for BYTES an object array of
-    ``bytes``, for BF16 (which NumPy lacks) the bits as uint16. ``array_dtype`` is what a decoded tensor
-    has: BF16 is widened to float32, which is exact; everything else is the wire dtype.
-    ``item_bytes`` is the size of one value on the wire, 0 for BYTES, whose values have their own lengths.
-    ``struct_code`` is the format character of `struct` for one value, None for BYTES and BF16.
-    ``has_json`` is False where the protocol defines no JSON form (FP16, BF16).
+    ``wire_dtype`` is the dtype of an array that is ready to be sent: for BYTES an object array of ``bytes``,
+    for BF16 (which NumPy lacks) the bits as uint16. ``array_dtype`` is the dtype of a decoded tensor: BF16
+    is widened to float32, which is exact; all others keep the wire dtype. ``item_bytes`` is the size of one
+    value on the wire, 0 for BYTES, whose values have their own lengths. ``struct_code`` is the format
+    character of `struct` for one value, None for BYTES and BF16. ``has_json`` is False for the datatypes
+    whose JSON form the protocol does not define (FP16, BF16).
     """
 
     name: str
@@ -80,15 +80,15 @@ _BY_DTYPE = {
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Whether ``dtype`` is ``ml_dtypes.bfloat16``, told by its name: the package is not needed here."""
-    # The name is made anew each time, and costs more than the rest of a conversion.
+    """Whether ``dtype`` is ``ml_dtypes.bfloat16``, recognised by name so that the package is not needed."""
+    # NumPy builds the name at each access, which costs more than the rest of a conversion.
     return dtype.itemsize == 2 and dtype.kind in "Vf" and dtype.name == "bfloat16"
 
 
 def datatype_of(array: Array, name: str) -> Datatype:
-    """The datatype that carries ``array`` where the server does not say which one it wants.
+    """The datatype of ``array``, for a server that does not report which one it takes.
 
-    Raises LocalProtocolError, naming the tensor ``name``, for dtypes that the protocol has no name for.
+    Raises LocalProtocolError, naming the tensor ``name``, for dtypes that no datatype can hold.
     """
     dtype = array.dtype
     if dtype.kind in "OSUT":
@@ -98,7 +98,7 @@ def datatype_of(array: Array, name: str) -> Datatype:
     datatype = _BY_DTYPE.get((dtype.kind, dtype.itemsize))
     if datatype is None:
         raise LocalProtocolError(
-            f"input {name!r}: no datatype of the protocol carries NumPy dtype {dtype}; "
+            f"input {name!r}: no datatype of the protocol holds NumPy dtype {dtype}; "
             f"convert it to one of {', '.join(DATATYPES)}"
         )
     return datatype

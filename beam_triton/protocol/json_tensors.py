@@ -1,6 +1,6 @@
-"""Tensors as JSON ``data``: for servers without the binary extension, and for outputs that come so.
+"""Tensors as JSON ``data``: for servers without the binary extension, and for outputs in JSON.
 
-Data may be nested or flat, row-major either way; it is written flat. NaN and infinities are written bare
+Data may be nested or flat, row-major either way; we write it flat. NaN and infinities are written bare
 (``NaN``, ``Infinity``), which is not JSON, but what Triton and MLServer read and write. FP16 and BF16 have
 no JSON form.
 """
@@ -48,10 +48,10 @@ def json_items(array: Array, datatype: str, name: str) -> bytes:
 
 
 def from_json_data(data: Any, datatype: str, shape: Sequence[int], name: str) -> Array:
-    """The tensor of ``shape`` from an answer's ``data``, an array of the datatype's ``array_dtype``.
+    """The tensor of ``shape`` from an answer's ``data``: an array of the datatype's ``array_dtype``.
 
-    Raises RemoteProtocolError, naming the output, when the values are not of the datatype, are not as many
-    as the shape says, or have no JSON form.
+    Raises RemoteProtocolError, naming the output, if the datatype has no JSON form, or the values are not of
+    the datatype or not as many as the shape needs.
     """
     kind = DATATYPES[datatype]
     if not kind.has_json:
@@ -67,7 +67,7 @@ def from_json_data(data: Any, datatype: str, shape: Sequence[int], name: str) ->
     allowed = _JSON_TYPES.get(letter, _WHOLE)
     if not types <= allowed:
         wrong = next(value for value in values if type(value) not in allowed)
-        raise RemoteProtocolError(f"output {shorten(name)}: {shorten(wrong)} is no {datatype} value")
+        raise RemoteProtocolError(f"output {shorten(name)}: {shorten(wrong)} is not a {datatype} value")
     if letter == "O":
         return object_array(_encoded(values, name), count, tuple(shape))
     try:
@@ -90,7 +90,7 @@ def _encoded(values: list[str], name: str) -> list[bytes]:
 
 
 def _flatten(data: Any, rank: int, name: str) -> list[Any]:
-    """Flat ``data`` as it is; nested one, level by level, no deeper than the shape has dimensions."""
+    """``data`` as a flat list, unnested at most as deep as the shape has dimensions."""
     if not isinstance(data, list):
         raise RemoteProtocolError(f"output {shorten(name)}: data must be a list, not {shorten(data)}")
     values: list[Any] = data

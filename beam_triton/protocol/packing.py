@@ -1,9 +1,8 @@
 """Python's own numbers straight to the wire, without an array in between.
 
-A row of a file is made of them: one FP32 input a column, or one list of floats. ``struct`` has the same
-rules as the general way in ``casting`` (floats rounded, whole numbers checked, no overflow) at a tenth of
-its cost; it raises where they are broken, and what it cannot do is left to the general way by returning
-None.
+Rows of files consist of them: one FP32 input per column, or one list of floats. ``struct`` has the same
+rules as ``casting`` (floats rounded, whole numbers checked, no overflow) at a tenth of its cost. For what
+``struct`` refuses, the functions return None, and ``casting`` decides.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from typing import Any
 
 from beam_triton.protocol.datatypes import DATATYPES
 
-# The least number of dimensions that any NumPy allows; also ends lists that contain themselves.
+# The smallest limit of dimensions of any NumPy; it also ends lists that contain themselves.
 _MAX_DEPTH = 32
 
 
 class NumberPacker:
     """Packs Python numbers of one datatype; see ``packer_of``.
 
-    BOOL takes ``bool`` alone, a whole-number datatype ``int`` alone, a floating-point one both numbers.
+    BOOL takes only ``bool``, an integer datatype only ``int``, a floating-point one ``int`` and ``float``.
     """
 
     __slots__ = ("_code", "_pack_one", "_takes")
@@ -32,7 +31,7 @@ class NumberPacker:
         self._pack_one = struct.Struct("<" + code).pack
 
     def pack_one(self, value: Any) -> bytes | None:
-        """The wire bytes of one number, None where the general way has to decide."""
+        """The wire bytes of one number, or None if ``casting`` has to decide."""
         if type(value) not in self._takes:
             return None
         try:

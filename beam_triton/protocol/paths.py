@@ -1,8 +1,8 @@
-"""URL paths of the protocol, from the server's base URL on.
+"""URL paths of the protocol, below the server's base URL.
 
-Names are percent-encoded: a model may be called ``a/b c``. Triton's router takes digits alone as a version
-and answers a plain 404 to anything else ("latest" included) and to a trailing slash, so that a wrong
-version is refused here instead.
+Names are percent-encoded: a model may be called ``a/b c``. Triton's router takes only digits as a version
+and answers a plain 404 to anything else (even "latest") and to a trailing slash, so a wrong version is
+refused here instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REPOSITORY_INDEX = "/v2/repository/index"
 def model_path(model_name: str, model_version: str | int | None = None) -> str:
     """``/v2/models/{m}[/versions/{v}]``, the model's metadata; None leaves the version to the server.
 
-    Raises ConfigurationError for an empty name and for a version that is not made of digits.
+    Raises ConfigurationError for an empty name and for a version that does not consist of digits.
     """
     if not isinstance(model_name, str) or not model_name:
         raise ConfigurationError(f"model_name must be a model's name, not {model_name!r}")
@@ -30,7 +30,7 @@ def model_path(model_name: str, model_version: str | int | None = None) -> str:
 
 
 def checked_version(model_version: str | int | None) -> str | None:
-    """The version as text, None where none is given (None or ""). Raises ConfigurationError."""
+    """The version as text, None for None or "". Raises ConfigurationError unless it consists of digits."""
     if model_version is None or model_version == "":
         return None
     text = str(model_version)
@@ -55,7 +55,7 @@ def model_config_path(model_name: str, model_version: str | int | None = None) -
 
 
 def model_statistics_path(model_name: str | None = None, model_version: str | int | None = None) -> str:
-    """``…/stats`` of one model, or of all models where none is named."""
+    """``…/stats`` of one model, or of all models if none is named."""
     if model_name is None:
         return "/v2/models/stats"
     return model_path(model_name, model_version) + "/stats"
@@ -66,7 +66,7 @@ def _segment(model_name: str) -> str:
         encoded = quote(model_name, safe="")
     except UnicodeEncodeError:
         raise ConfigurationError(f"model_name {model_name!r} cannot be written in a URL") from None
-    # "." and ".." are resolved away by HTTP clients and proxies, and no encoding protects them.
+    # HTTP clients and proxies resolve "." and ".." away, and no encoding protects them.
     if encoded in (".", ".."):
         raise ConfigurationError(f"model_name {model_name!r} cannot be written in a URL")
     return encoded

@@ -1,8 +1,8 @@
-"""An error answer to the error that says what to do: by status and message together.
+"""An error answer to an error class, by status and message together.
 
 The status alone misleads: Triton answers malformed requests with 500, a model between two versions with
-404, a full queue and a stopping server both with 503. The messages are those of Triton 2.51; a proxy in
-front has its own bodies, which are shown but never relied on.
+404, a full queue and a stopping server both with 503. The messages are those of Triton 2.51; the bodies of
+a proxy in front are shown but not relied on.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _CREDENTIALS = re.compile(r"//[^/?#]*@")
 _MESSAGE_CHARACTERS = 1000
 _BODY_BYTES = 64 * 1024
 
-# How Triton begins a 500 for a request that no repetition will mend. An exception of a model's own code
-# cannot look like it: Triton puts "Failed to process the request(s) for model" before its text.
+# How Triton's messages begin for a 500 that a retry cannot fix. An exception of a model's own code cannot
+# look like it: Triton puts "Failed to process the request(s) for model" before its text.
 _MALFORMED = (
     "failed to parse the request JSON buffer",
     "failed to get request params",
@@ -53,18 +53,17 @@ def error_from_response(
     location: str | None = None,
     now: datetime | None = None,
 ) -> InferenceError:
-    """The error for an answer whose status is not 200; made, not raised.
+    """The error for an answer whose status is not 200; returned, not raised.
 
-    ``what`` says what was asked: of ``infer``, ``ready`` and ``statistics`` some messages mean something
-    of their own, any other word is for the message alone, ``retry_after`` and
-    ``location`` are the headers of that name; ``now`` turns a ``Retry-After`` date into seconds, and without
-    it a date is left out. The server's message is kept in ``server_message``, on one line, cut at 1,000
-    characters.
+    ``what`` names the request in the message; for ``infer``, ``ready`` and ``statistics`` it also decides
+    the meaning of some answers. ``retry_after`` and ``location`` are the headers of that name. ``now``
+    turns a ``Retry-After`` date into seconds; without it a date is ignored. ``server_message`` of the error
+    is the server's message on one line, cut at 1,000 characters.
     """
     server_message = _server_message(body)
     kind, hint = _classify(status, server_message, what)
     if 300 <= status < 400 and location:
-        # A login or a token in the address must not reach a log.
+        # A password or token in the address must not reach a log.
         address = _CREDENTIALS.sub("//", location).split("?")[0]
         hint = f"redirected to {printable(address, 200)}, which is not followed: use it as endpoint"
     about = f"{what} of model {model_name!r}" if model_name else what
@@ -80,9 +79,9 @@ def error_from_response(
 
 
 def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Seconds from a ``Retry-After`` header: a number of seconds, or an HTTP date where ``now`` is given.
+    """Seconds from a ``Retry-After`` header: a number of seconds, or an HTTP date if ``now`` is given.
 
-    None for no header and for one that cannot be read; a date in the past is 0.
+    None if there is no header or it cannot be parsed; 0 for a date in the past.
     """
     text = value.strip() if value else ""
     if text.isascii() and text.isdigit():
@@ -108,7 +107,7 @@ def _classify(status: int, message: str, what: str) -> tuple[type[InferenceError
         # 404 since Triton 2.42, 400 before; 503 where the request names the version that is not loaded.
         return (ModelNotReadyError if _says(message, _NOT_READY) else ModelNotFoundError), ""
     if status == 404:
-        return ModelNotFoundError, "no server of the Open Inference Protocol may be at this address"
+        return ModelNotFoundError, "is this the address of a server of the Open Inference Protocol?"
     if status in (408, 429) or (status == 503 and _says(message, _OVERLOADED)):
         return ServerOverloadedError, ""
     if status in (502, 503, 504):

@@ -17,12 +17,12 @@ MAX_RANK = 64 if int(np.__version__.split(".")[0]) >= 2 else 32
 
 
 def flat_view(array: Array) -> memoryview:
-    """The bytes of a C-contiguous array as a 1-D buffer of bytes, not copied."""
+    """The bytes of a C-contiguous array as a 1-D buffer, not copied."""
     return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 
 def wire_bytes(array: Array, datatype: str, name: str = "") -> memoryview:
-    """The bytes to send for ``array``, which ``to_array`` made: a 1-D buffer, a copy for BYTES alone.
+    """The bytes to send for ``array``, a result of ``to_array``: a 1-D buffer, and a copy only for BYTES.
 
     ``name`` is the tensor's, for errors. Raises LocalProtocolError for a BYTES value of 4 GiB or more.
     """
@@ -32,9 +32,9 @@ def wire_bytes(array: Array, datatype: str, name: str = "") -> memoryview:
 
 
 def element_count(shape: Sequence[int], name: str) -> int:
-    """The number of values in ``shape``, as a server wrote it.
+    """The number of values in a ``shape`` that a server sent.
 
-    Raises RemoteProtocolError unless it is a list of non-negative whole numbers that an array can have.
+    Raises RemoteProtocolError unless it consists of non-negative whole numbers and fits a NumPy array.
     """
     if len(shape) > MAX_RANK:
         raise RemoteProtocolError(
@@ -46,7 +46,7 @@ def element_count(shape: Sequence[int], name: str) -> int:
         if type(dim) is not int or dim < 0:
             raise RemoteProtocolError(f"output {shorten(name)}: shape {shorten(list(shape))} is not a shape")
         count *= dim
-        # An empty tensor costs no memory, but NumPy still refuses shapes whose other dimensions overflow.
+        # An empty tensor takes no memory, but NumPy refuses its shape if the other dimensions overflow.
         span *= max(dim, 1)
         if span > sys.maxsize // 8:
             raise RemoteProtocolError(f"output {shorten(name)}: shape {shorten(list(shape))} is too large")

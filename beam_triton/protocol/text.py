@@ -1,4 +1,4 @@
-"""Foreign values in messages: short, printable, and never the cause of a second error."""
+"""Values of users and servers in messages: short, printable, and never the cause of a second error."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ _reprs.maxlist = _reprs.maxtuple = _reprs.maxdict = 16
 
 
 def shorten(value: Any, limit: int = 80) -> str:
-    """``repr(value)`` cut to ``limit`` characters, without ever making all of it.
+    """``repr(value)`` cut to ``limit`` characters, without building the whole of it.
 
-    A value that cannot be shown is named by its type.
+    A value whose ``repr`` fails is named by its type.
     """
     if isinstance(value, (bytes, bytearray)):
         value = bytes(value[: limit + 1])
     try:
         text = _reprs.repr(value)
     except Exception:
-        # An integer of 5,000 digits raises ValueError, an element's own __repr__ whatever it likes.
+        # An integer of 5,000 digits raises ValueError, and an element's own __repr__ may raise anything.
         return f"a {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def printable(text: str, limit: int) -> str:
-    """``text`` on one line: control characters and runs of blanks become one blank, then cut to ``limit``.
+    """``text`` on one line, cut to ``limit``: control characters and runs of blanks become one blank.
 
-    Only the part that can reach the message is looked at, whatever the size of the text.
+    Only the part that can reach the message is read, whatever the size of the text.
     """
     head = "".join(char if char.isprintable() else " " for char in text[: limit * 4])
     line = " ".join(head.split())
