@@ -1,9 +1,9 @@
-"""Values of an element to arrays of a model's input: only what loses nothing, or a clear error.
+"""Values of an element to arrays of a model's input, without loss or with a clear error.
 
-Two kinds of values come in. One has a dtype of its own (arrays, and whatever ``numpy.asarray`` understands:
-tensors, Series, columns): its author chose a precision, so that a cast must keep every value. Python numbers
-and lists of them have none: floats are rounded to the input's precision, as writing ``0.1`` for an FP32
-input means. Neither is ever clipped, wrapped, truncated or parsed from text.
+There are two kinds of values. Values with a dtype (arrays, and whatever ``numpy.asarray`` understands:
+tensors, Series, columns) have a precision that their author chose, so a cast must keep every value. Python
+numbers and lists of them have none: floats are rounded to the input's precision, as ``0.1`` for an FP32
+input implies. Neither kind is ever clipped, wrapped, truncated or parsed from text.
 
 ``numpy.can_cast`` decides by dtype where it is right. Where it is too strict (an int64 array of small values
 for INT32) or too lenient (int64 to float64, which rounds beyond 2**53), the values decide.
@@ -28,14 +28,14 @@ _NUMBER_KINDS = "biuf"
 
 
 def to_array(value: Any, spec: TensorSpec, *, batched: bool = False) -> Array:
-    """``value`` as the array that is sent for ``spec``: C-contiguous, little-endian, of its wire dtype.
+    """``value`` as the array to send for ``spec``: C-contiguous, little-endian, of the wire dtype.
 
     ``value`` has the shape of one element, with a batch dimension in front if ``batched``. An array that
-    already is what is wanted comes back itself, not a copy. A single value serves an input of one value
-    whatever its rank: ``3.5`` fits shape [], [1] and [1, 1], unless ``batched``. BF16 comes back as its bits
-    in uint16, BYTES as an object array of ``bytes`` (``str`` is encoded as UTF-8).
+    needs no change is returned itself, not a copy. Unless ``batched``, a single value fits an input of one
+    value whatever its rank: ``3.5`` fits shape [], [1] and [1, 1]. BF16 is returned as its bits in uint16,
+    BYTES as an object array of ``bytes`` (``str`` is encoded as UTF-8).
 
-    Raises LocalProtocolError, naming the input, what it takes and what came.
+    Raises LocalProtocolError, naming the input, what it takes and what it was given.
     """
     datatype = DATATYPES[spec.datatype]
     if datatype.is_bytes:
@@ -52,7 +52,7 @@ def to_array(value: Any, spec: TensorSpec, *, batched: bool = False) -> Array:
 
 
 def fit_shape(shape: tuple[int, ...], spec: TensorSpec, batched: bool) -> tuple[int, ...]:
-    """The shape to send for a value of ``shape``: itself, or the input's for a single value.
+    """The shape to send for a value of ``shape``: the same, or the input's for a single value.
 
     Raises LocalProtocolError for a shape that the input does not take.
     """
@@ -79,7 +79,7 @@ def byte_string_values(value: Any, spec: TensorSpec) -> tuple[list[bytes], tuple
         return [_one_byte_string(value, spec)], ()
     if isinstance(value, (list, tuple)):
         if set(map(type, value)).isdisjoint((list, tuple, np.ndarray)):
-            # Values that NumPy would take for sequences (bytearray) must not become a dimension.
+            # Values that NumPy treats as sequences (bytearray) must not become a dimension.
             return _byte_strings(list(value), spec), (len(value),)
         try:
             array = np.array(value, dtype=object)
@@ -100,7 +100,7 @@ def _byte_strings(values: list[Any], spec: TensorSpec) -> list[bytes]:
         try:
             return list(map(str.encode, values))
         except UnicodeEncodeError:
-            pass  # Found and named below.
+            pass  # The loop below finds and names it.
     return [_one_byte_string(value, spec) for value in values]
 
 
@@ -109,9 +109,8 @@ def _one_byte_string(value: Any, spec: TensorSpec) -> bytes:
         try:
             return value.encode()
         except UnicodeEncodeError:
-            raise _refuse(
-                spec, f"str {shorten(value)}", "it holds lone surrogates, which UTF-8 cannot"
-            ) from None
+            came = f"str {shorten(value)}"
+            raise _refuse(spec, came, "UTF-8 cannot encode its lone surrogates") from None
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     raise _refuse(spec, f"{type(value).__name__} {shorten(value)}", "BYTES are made of str or bytes")
@@ -146,7 +145,7 @@ def _number_array(value: Any, spec: TensorSpec, datatype: Datatype) -> Array:
 
 
 def _python_numbers(array: Array, value: Any, spec: TensorSpec, datatype: Datatype) -> Array:
-    """Check and settle what ``numpy.asarray`` made of values without a dtype of their own."""
+    """Check, and where necessary redo, what ``numpy.asarray`` made of values without a dtype."""
     kind = array.dtype.kind
     wants_bool = datatype.wire_dtype.kind == "b"
     if not wants_bool and (kind == "b" or (kind in "iuf" and _holds_bool(value))):
@@ -160,7 +159,7 @@ def _python_numbers(array: Array, value: Any, spec: TensorSpec, datatype: Dataty
         and array.dtype.itemsize == 8
         and (np.abs(array) >= 2.0**53).any()
     ):
-        # NumPy makes float64 of [2**63 + 1, 1], and loses the 1: go back to the integers themselves.
+        # NumPy makes float64 of [2**63 + 1, 1], which loses the 1: start again from the integers.
         return _from_objects(np.array(value, dtype=object), spec, datatype)
     return array
 
@@ -186,8 +185,11 @@ def _from_objects(array: Array, spec: TensorSpec, datatype: Datatype) -> Array:
         raise _refuse(spec, f"{type(item).__name__} {shorten(item)} among its values")
     try:
         if datatype.wire_dtype.kind in "iu" and datatype is not BF16:
+            low, high = _integer_range(datatype.wire_dtype)
             whole = [item if isinstance(item, int) else _whole(item) for item in items]
-            numbers: Array = np.array(whole, dtype=_integer_dtype(whole, datatype))
+            if whole and not (low <= min(whole) and max(whole) <= high):
+                raise OverflowError
+            numbers: Array = np.array(whole, dtype=datatype.wire_dtype)
         else:
             numbers = np.array([float(item) for item in items], dtype=np.float64)
     except (ValueError, OverflowError):
@@ -201,13 +203,6 @@ def _whole(item: Any) -> int:
     if whole != item:
         raise ValueError(item)
     return whole
-
-
-def _integer_dtype(items: list[int], datatype: Datatype) -> np.dtype[Any]:
-    info = np.iinfo(datatype.wire_dtype)
-    if items and not (info.min <= min(items) and max(items) <= info.max):
-        raise OverflowError
-    return datatype.wire_dtype
 
 
 def _cast(array: Array, dtype: np.dtype[Any], spec: TensorSpec, may_round: bool) -> Array:
@@ -227,11 +222,8 @@ def _cast(array: Array, dtype: np.dtype[Any], spec: TensorSpec, may_round: bool)
     if source.kind in "iu":
         low, high = _integer_range(dtype)
         if array.size and not (low <= int(array.min()) and int(array.max()) <= high):
-            raise _refuse(
-                spec,
-                f"{source} values from {array.min()} to {array.max()}",
-                f"it holds {low} to {high}",
-            )
+            came = f"{source} values from {array.min()} to {array.max()}"
+            raise _refuse(spec, came, f"it holds {low} to {high}")
         return array.astype(dtype)
     raise _refuse(spec, f"an array of dtype {source}")
 
@@ -255,7 +247,9 @@ def _float_to_float(array: Array, dtype: np.dtype[Any], spec: TensorSpec, may_ro
         kept = cast == array
         if not kept.all():
             kept |= np.isnan(array)
-        advice = f"it would be rounded; if that is meant, convert it with .astype(numpy.{dtype.name}) first"
+        advice = (
+            f"it would be rounded; if that is intended, convert it with .astype(numpy.{dtype.name}) first"
+        )
     _require(kept, array, spec, advice)
     return cast
 
@@ -270,7 +264,7 @@ def _integer_to_float(array: Array, dtype: np.dtype[Any], spec: TensorSpec, may_
             kept = np.isfinite(cast)
         else:
             low, high = _integer_range(array.dtype)
-            # float(high) may round up to high + 1, which the cast back cannot hold: keep strictly below.
+            # float(high) may round up to high + 1, which the cast back cannot hold: stay strictly below.
             wide = cast.astype(np.float64)
             inside = (wide >= float(low)) & (wide < float(high + 1))
             kept = inside & (np.where(inside, wide, 0.0).astype(array.dtype) == array)
@@ -320,7 +314,7 @@ def _as_array(value: Any, spec: TensorSpec) -> Array:
     try:
         return np.asarray(value)
     except Exception as error:
-        # Whatever a foreign __array__ raises (a tensor on a GPU, ragged lists) is the element's fault.
+        # Whatever __array__ raises (a tensor on a GPU) and whatever is ragged is the element's fault.
         reason = shorten(str(error), 160)
         raise _refuse(spec, f"{type(value).__name__} {shorten(value)}", f"NumPy says {reason}") from error
 

@@ -1,8 +1,8 @@
-"""What a model takes and gives: tensor names, datatypes, shapes and the batch limit.
+"""A model's inputs and outputs: tensor names, datatypes, shapes and the batch limit.
 
-Read from the server's model metadata (Open Inference Protocol) and, where the server has it, from Triton's
-model configuration. Triton's metadata shapes include the batch dimension, the configuration's ``dims`` do
-not; here, shapes never do.
+They are read from the server's model metadata (Open Inference Protocol) and, if the server has one, from
+Triton's model configuration. Shapes in Triton's metadata include the batch dimension, ``dims`` in the
+configuration do not; here, shapes never do.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TensorSpec:
             raise ConfigurationError(f"a tensor needs a name, not {self.name!r}")
         if self.datatype not in DATATYPES:
             raise ConfigurationError(
-                f"tensor {self.name!r}: datatype {self.datatype!r} is none of {', '.join(DATATYPES)}"
+                f"tensor {self.name!r}: datatype {self.datatype!r} is not one of {', '.join(DATATYPES)}"
             )
         shape = tuple(self.shape)
         if any(type(dim) is not int or dim < -1 for dim in shape):
@@ -51,14 +51,14 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model as its server describes it; may be written by hand where no server is in reach.
+    """A model as its server describes it; may be written by hand if no server is available.
 
     ``max_batch_size`` is the number of elements that a request may hold; 0 means that the model has no
-    batch dimension, so that a request is one element. ``inputs == ()`` means that the server did not name
-    them (MLServer may not): names and datatypes then come from the elements. ``versions`` are those that
-    the server has ready, ``version`` is the one that it serves to requests that name none, as far as the
-    metadata tells. ``decoupled`` models answer requests with any number of responses, which ``/infer``
-    refuses; ``sequence_batching`` models want ``sequence_id`` with every request, one element each.
+    batch dimension and a request is one element. ``inputs == ()`` means that the server did not name them
+    (MLServer may not): names and datatypes then come from the elements. ``versions`` are those that the
+    server has ready, ``version`` the one that it serves to requests that name none, as far as the metadata
+    shows. ``decoupled`` models answer a request with any number of responses, which ``/infer`` refuses;
+    ``sequence_batching`` models need ``sequence_id`` with every request, of one element each.
     """
 
     name: str
@@ -74,11 +74,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ConfigurationError(f"a model needs a name, not {self.name!r}")
-        if type(self.max_batch_size) is not int or self.max_batch_size < 0:
-            raise ConfigurationError(
-                f"model {self.name!r}: max_batch_size must be 0 (no batch dimension) or more, "
-                f"not {self.max_batch_size!r}"
-            )
+        _check_max_batch_size(self.name, self.max_batch_size)
         for field in ("inputs", "outputs"):
             specs = tuple(getattr(self, field))
             names = [spec.name for spec in specs]
@@ -94,11 +90,11 @@ class ModelSpec:
 
     @property
     def model_id(self) -> str:
-        """``name:version``, or the name alone where the version is not known."""
+        """``name:version``, or the name alone if the version is not known."""
         return f"{self.name}:{self.version}" if self.version else self.name
 
     def describe(self) -> str:
-        """One line for people: inputs, outputs and how many elements a request may hold."""
+        """One line for messages: inputs, outputs and the number of elements that a request may hold."""
         inputs = ", ".join(spec.describe() for spec in self.inputs) or "not named by the server"
         outputs = ", ".join(spec.describe() for spec in self.outputs) or "not named by the server"
         limit = (
@@ -110,9 +106,9 @@ class ModelSpec:
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> ModelSpec:
-        """The model of a plain dict, as YAML and other SDKs give it; its tensors may be dicts, too.
+        """The model from a plain dict, as YAML and other SDKs supply it; its tensors may be dicts, too.
 
-        Raises ConfigurationError for a field that there is not, or that is missing.
+        Raises ConfigurationError for a field that is unknown or missing.
         """
         tensors: dict[str, Any] = {}
         for side in ("inputs", "outputs"):
@@ -132,85 +128,68 @@ class ModelSpec:
     ) -> ModelSpec:
         """Build the description from ``GET /v2/models/{m}`` and, if there is one, ``…/config``.
 
-        Where a configuration is given, its ``max_batch_size`` holds and the argument is ignored. Without
-        one (a server that is not Triton) the argument tells; None means 0. A leading -1 of a metadata shape
-        is the batch dimension where the model has one, and is dropped.
+        With a configuration, its ``max_batch_size`` applies and the argument is ignored. Without one (a
+        server that is not Triton) the argument applies; None means 0. If the model has a batch dimension,
+        a leading -1 of a metadata shape stands for it and is dropped.
 
-        Raises RemoteProtocolError when either document is not what the protocol says.
+        Raises RemoteProtocolError if either document is not what the protocol specifies.
         """
         metadata = _mapping(metadata, "model metadata")
         name = _field(metadata, "name", str, "model metadata")
         what = f"metadata of model {name!r}"
-        if config is not None:
-            config = _mapping(config, f"configuration of model {name!r}")
-        limit = _max_batch_size(name, config, max_batch_size)
-        optional = _optional_inputs(name, config)
-        versions = _field(metadata, "versions", list, what, default=[])
+        what_config = f"configuration of model {name!r}"
+        strict = config is not None
+        config = {} if config is None else _mapping(config, what_config)
+        if strict:
+            limit = config.get("max_batch_size", 0)
+            if type(limit) is not int or limit < 0:
+                raise RemoteProtocolError(f"{what_config}: max_batch_size {shorten(limit)} is not a size")
+        else:
+            limit = 0 if max_batch_size is None else max_batch_size
+            _check_max_batch_size(name, limit)
+        entries = [_mapping(entry, what_config) for entry in _field(config, "input", list, what_config, [])]
+        optional = {
+            _field(entry, "name", str, what_config) for entry in entries if entry.get("optional") is True
+        }
+        transactions = _mapping(config.get("model_transaction_policy") or {}, what_config)
+        versions = _field(metadata, "versions", list, what, [])
         if not all(isinstance(version, str) for version in versions):
             raise RemoteProtocolError(f"{what}: versions {shorten(versions)} are not all strings")
-        strict = config is not None
         try:
             return cls(
                 name=name,
                 version=max(versions, key=_version_order) if versions else "",
                 inputs=_tensors(metadata, "inputs", what, limit > 0, strict, optional),
-                outputs=_tensors(metadata, "outputs", what, limit > 0, strict, frozenset()),
+                outputs=_tensors(metadata, "outputs", what, limit > 0, strict, set()),
                 max_batch_size=limit,
                 versions=tuple(versions),
-                platform=_field(metadata, "platform", str, what, default=""),
-                decoupled=_is_decoupled(name, config),
-                sequence_batching=config is not None and "sequence_batching" in config,
+                platform=_field(metadata, "platform", str, what, ""),
+                decoupled=transactions.get("decoupled") is True,
+                sequence_batching="sequence_batching" in config,
             )
         except ConfigurationError as error:
             raise RemoteProtocolError(f"{what}: {error.message}") from None
 
 
 def _version_order(version: str) -> tuple[int, int, str]:
-    # Triton's versions are numbers and its default policy serves the greatest; "10" is above "9".
+    # Triton's versions are numbers, and by default it serves the greatest: "10" is above "9".
     if version.isascii() and version.isdigit() and len(version) < 20:
         return (1, int(version), "")
     return (0, 0, version)
 
 
-def _max_batch_size(name: str, config: Mapping[str, Any] | None, given: int | None) -> int:
-    if config is None:
-        if given is None:
-            return 0
-        if type(given) is not int or given < 0:
-            raise ConfigurationError(
-                f"model {name!r}: max_batch_size must be 0 (no batch dimension) or more, not {given!r}"
-            )
-        return given
-    value = config.get("max_batch_size", 0)
-    if type(value) is not int or value < 0:
-        raise RemoteProtocolError(
-            f"configuration of model {name!r}: max_batch_size {shorten(value)} is not a size"
+def _check_max_batch_size(model_name: str, size: Any) -> None:
+    if type(size) is not int or size < 0:
+        raise ConfigurationError(
+            f"model {model_name!r}: max_batch_size must be 0 (no batch dimension) or more, not {size!r}"
         )
-    return value
-
-
-def _optional_inputs(name: str, config: Mapping[str, Any] | None) -> frozenset[str]:
-    if config is None:
-        return frozenset()
-    what = f"configuration of model {name!r}"
-    entries = [_mapping(entry, what) for entry in _field(config, "input", list, what, default=[])]
-    return frozenset(
-        _field(entry, "name", str, what) for entry in entries if entry.get("optional", False) is True
-    )
-
-
-def _is_decoupled(name: str, config: Mapping[str, Any] | None) -> bool:
-    if config is None:
-        return False
-    policy = config.get("model_transaction_policy") or {}
-    return _mapping(policy, f"configuration of model {name!r}").get("decoupled", False) is True
 
 
 def _tensors(
-    metadata: Mapping[str, Any], key: str, what: str, batched: bool, strict: bool, optional: frozenset[str]
+    metadata: Mapping[str, Any], key: str, what: str, batched: bool, strict: bool, optional: set[str]
 ) -> tuple[TensorSpec, ...]:
     specs = []
-    for entry in _field(metadata, key, list, what, default=[]):
+    for entry in _field(metadata, key, list, what, []):
         entry = _mapping(entry, f"{what}, {key}")
         name = _field(entry, "name", str, f"{what}, {key}")
         shape = _field(entry, "shape", list, f"{what}, {name!r}")
@@ -238,7 +217,7 @@ _MISSING = object()
 
 def _field(mapping: Mapping[str, Any], key: str, kind: type, what: str, default: Any = _MISSING) -> Any:
     value = mapping.get(key, default)
-    # The protocol's writers leave empty fields out or write null for them.
+    # Servers leave empty fields out or write null for them.
     if value is None and default is not _MISSING:
         value = default
     if value is _MISSING:

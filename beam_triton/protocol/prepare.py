@@ -1,8 +1,7 @@
-"""One element, checked and turned into buffers, while its author's code is still on the stack.
+"""One element checked and turned into buffers, as soon as it arrives.
 
-This runs for every element of a pipeline. What was accepted once (an input's shape) is looked up the next
-time, an array that already is what the wire wants is passed on as it is, and everything else takes the
-general way through ``to_array``.
+This runs for every element of a pipeline. An input's accepted shapes are remembered; an array of such a
+shape that needs no cast is passed on as it is. Everything else goes through ``to_array``.
 """
 
 from __future__ import annotations
@@ -25,21 +24,21 @@ from beam_triton.protocol.text import shorten
 Buffer: TypeAlias = bytes | memoryview | Array
 Shape: TypeAlias = tuple[int, ...]
 Signature: TypeAlias = tuple[Any, ...]
-"""For each input of the model its shape without the batch dimension, None where an optional one is absent.
+"""For each input of the model its shape without the batch dimension, or None for an absent optional input.
 
-Where the server does not name the inputs: (name, datatype, shape) of each that the element has.
+If the server does not name the inputs: (name, datatype, shape) of each that the element has.
 """
 
-# Ragged elements could fill the caches of a long job without end.
-MAX_CACHED_SHAPES = 4096
+# Ragged elements would otherwise fill the caches of a long job without limit.
+_MAX_CACHED_SHAPES = 4096
 
 
 class PreparedElement(NamedTuple):
-    """One checked element: ready to share a request with others of an equal ``signature``.
+    """One checked element, which can share a request with others of an equal ``signature``.
 
     ``buffers`` holds one object with the buffer interface for each input that the element has, in the
-    model's order; arrays among them may be the element's own, not copies, and must not change before the
-    request has been sent. ``nbytes`` is their size in bytes.
+    model's order. Arrays among them may be the element's own, not copies, and must not change before the
+    request has been sent. ``nbytes`` is the total size of the buffers in bytes.
     """
 
     signature: Signature
@@ -61,9 +60,9 @@ class ElementPreparer:
     def prepare(self, inputs: Any) -> PreparedElement:
         """Check one element (no batch dimension) and make its buffers.
 
-        ``inputs`` maps input names to values, or is the value itself where the model has one input. An
+        ``inputs`` maps input names to values, or is the value itself if the model has one input. An
         optional input may be absent or None. Raises LocalProtocolError, naming the input, what it takes and
-        what came.
+        what it was given.
         """
         only = self._only
         if only is None:
@@ -100,7 +99,7 @@ class ElementPreparer:
             buffers.append(buffer)
             total += nbytes
         if len(buffers) != len(self._inputs) or len(inputs) != len(buffers):
-            # Raises unless what is absent is optional, and nothing is unknown.
+            # Raises unless the absent inputs are optional and no name is unknown.
             match_inputs(self._model, inputs)
         return PreparedElement(tuple(signature), tuple(buffers), total)
 
@@ -117,12 +116,12 @@ class ElementPreparer:
 def to_buffer(
     value: Any, spec: TensorSpec, *, binary: bool, batched: bool = False
 ) -> tuple[Shape, bytes | memoryview]:
-    """The shape of ``value`` and what it adds to a request's body, 1-D and of bytes.
+    """The shape of ``value``, and its bytes in a request's body (1-D).
 
-    ``value`` and ``batched`` are as for ``to_array``, and so are the errors.
+    ``value``, ``batched`` and the errors are as for ``to_array``.
     """
     if binary and DATATYPES[spec.datatype].is_bytes:
-        # Straight from the values: an object array in between would double the cost.
+        # Encoded directly: an object array in between would double the cost.
         values, shape = byte_string_values(value, spec)
         return fit_shape(shape, spec, batched), encode_byte_strings(values, spec.name)
     array = to_array(value, spec, batched=batched)
@@ -132,7 +131,7 @@ def to_buffer(
 
 
 class _Input:
-    """One input of the model: how its values were taken before, and how they are taken in general."""
+    """One input of the model, with the shapes it has accepted and its fast paths."""
 
     __slots__ = ("_binary", "_pack_one", "_passes_arrays", "_single", "_spec", "accepted", "dtype", "name")
 
@@ -141,12 +140,12 @@ class _Input:
         packer = packer_of(spec.datatype)
         self.name = spec.name
         self.dtype = datatype.wire_dtype
-        # Shape → (signature of a one-input element, bytes), of arrays that go as they are.
+        # Shape → (signature of a one-input element, bytes), of arrays that need no cast.
         self.accepted: dict[Shape, tuple[Signature, int]] = {}
         self._spec = spec
         self._binary = binary
         self._passes_arrays = binary and not datatype.is_bytes and datatype is not BF16
-        # The shape of a single value, where the input takes one.
+        # The shape of a single value, if the input takes one.
         self._single = (1,) * len(spec.shape) if all(dim in (1, -1) for dim in spec.shape) else None
         if not binary or self._single is None:
             self._pack_one = None
@@ -171,7 +170,7 @@ class _Input:
             shape, buffer = to_buffer(value, self._spec, binary=self._binary)
             return shape, buffer, len(buffer)
         array = to_array(value, self._spec)
-        if len(self.accepted) >= MAX_CACHED_SHAPES:
+        if len(self.accepted) >= _MAX_CACHED_SHAPES:
             self.accepted.clear()
         self.accepted[array.shape] = ((array.shape,), array.nbytes)
         return array.shape, array, array.nbytes
@@ -189,13 +188,12 @@ class _Input:
 
 
 def match_inputs(model: ModelSpec, inputs: Any, *, batched: bool = False) -> list[tuple[TensorSpec, Any]]:
-    """The inputs that ``inputs`` gives, in the model's order, each with its value.
+    """The model's inputs that are given, in the model's order, each with its value.
 
-    ``inputs`` maps names to values, or is the value itself where the model has one input. An optional input
-    may be absent or None. Where the server does not say what the model takes, the names and dtypes are those
-    of the values, which are arrays then (``batched``: the first dimension is the batch's).
+    ``inputs`` is as for ``prepare``. If the server does not report the model's inputs, names and dtypes are
+    those of the values, which become arrays (``batched``: with the batch as first dimension).
 
-    Raises LocalProtocolError for a missing input, an unknown one, or none at all.
+    Raises LocalProtocolError for a missing or unknown input, or if there is none at all.
     """
     if not isinstance(inputs, Mapping):
         if len(model.inputs) != 1:
@@ -236,7 +234,7 @@ def _unnamed_inputs(inputs: Mapping[str, Any], batched: bool) -> list[tuple[Tens
             array = np.asarray(value)
         except Exception as error:
             raise LocalProtocolError(
-                f"input {name!r}: no array can be made of {shorten(value)}: {shorten(str(error), 160)}"
+                f"input {name!r}: NumPy makes no array of {shorten(value)}: {shorten(str(error), 160)}"
             ) from error
         rank = array.ndim - 1 if batched else array.ndim
         if rank < 0:

@@ -1,11 +1,10 @@
 """Elements to the body of an infer request.
 
-Two steps, because elements arrive one by one and leave in batches: ``prepare`` checks an element and makes
-its buffers, ``encode_batch`` puts a header before the buffers of many.
+There are two steps, because elements arrive one by one and leave in batches: ``prepare`` checks an element
+and makes its buffers, ``encode_batch`` joins the buffers of many behind a header.
 
-Of the header's JSON only sizes, ids and parameters change between batches: for a signature and a number of
-rows the text is made once. BYTES inputs have a size of their own in every batch: their texts hold ``%d`` in
-its place.
+In the header's JSON only sizes, ids and parameters change between batches, so its text is made once for a
+signature and a number of rows. The sizes of BYTES inputs differ in every batch: their texts hold ``%d``.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from beam_triton.protocol.request_options import OutputRequest, checked_paramete
 from beam_triton.protocol.tensors import flat_view
 from beam_triton.protocol.text import shorten
 
-# From this size on a system call that gathers is cheaper than copying into one buffer.
+# From this size on, a gathering system call is cheaper than a copy into one buffer.
 LARGE_BUFFER_BYTES = 64 * 1024
 # Content-Length and Inference-Header-Content-Length are parsed as int32 (server#5649).
 MAX_CONTENT_BYTES = 2**31 - 1
@@ -46,9 +45,9 @@ JSON_CONTENT_TYPE = "application/json"
 class EncodedRequest(NamedTuple):
     """A request body: ``parts`` in the order in which they are sent, each a 1-D buffer of bytes.
 
-    ``json_length`` is the value of ``Inference-Header-Content-Length``; None where the body is all JSON and
-    has no such header. ``content_length`` is the sum of the parts in bytes. Large parts are views of the
-    elements' own arrays, which must not change before they have been sent.
+    ``json_length`` is the value of ``Inference-Header-Content-Length``; None if the body is all JSON and
+    needs no such header. ``content_length`` is the total size of the parts in bytes. Large parts are views
+    of the elements' own arrays, which must not change before they have been sent.
     """
 
     parts: list[bytes | memoryview]
@@ -60,12 +59,11 @@ class EncodedRequest(NamedTuple):
 class InferRequestEncoder:
     """Encodes requests for one model; one encoder may be used by several threads.
 
-    ``outputs`` names the outputs to ask for; None asks for all. ``parameters`` are sent with every request
-    (see ``checked_parameters``). ``classification`` maps an output to k: its k best classes come back
+    ``outputs`` names the requested outputs; None requests all. ``parameters`` are sent with every request
+    (see ``checked_parameters``). ``classification`` maps an output to k: its k best classes are returned
     instead of its values, as BYTES ``value:index[:label]``. ``binary=False`` writes pure JSON, for servers
-    without the binary tensor extension.
-
-    ``expected_outputs`` are the outputs that the answer should hold, for ``decode_infer_response``.
+    without the binary tensor extension. ``expected_outputs`` are the outputs that the answer should hold,
+    for ``decode_infer_response``.
 
     Raises ConfigurationError for outputs that the model does not have and for wrong parameters.
     """
@@ -90,7 +88,7 @@ class InferRequestEncoder:
         self._parameters = checked_parameters(parameters)
         self._beginning = self._begin(self._parameters, "")
         self._headers = _RequestHeaders(model, asked.json_text, binary)
-        # The bound method itself: another call in between would cost a tenth of it for every element.
+        # The bound method itself: a call in between would add a tenth to its cost for every element.
         self.prepare = ElementPreparer(model, binary).prepare
 
     def encode_batch(
@@ -100,11 +98,11 @@ class InferRequestEncoder:
         parameters: Mapping[str, Any] | None = None,
         request_id: str = "",
     ) -> EncodedRequest:
-        """One request of elements that all have the first one's signature, in their order.
+        """One request of elements with equal signatures, in their order.
 
-        ``parameters`` are this request's own, over those of the encoder. Small buffers are joined, an input
-        whose buffers are of 64 KiB and more goes as they are. Raises LocalProtocolError for no elements,
-        more than the model's batch limit, elements of different signatures, or 2 GiB and more.
+        ``parameters`` are this request's own, and override those of the encoder. An input's buffers are
+        joined, unless they are of 64 KiB or more. Raises LocalProtocolError for no elements, more than the
+        model's batch limit, elements of different signatures, or 2 GiB and more.
         """
         if not prepared:
             raise LocalProtocolError("a request needs at least one element")
@@ -118,9 +116,9 @@ class InferRequestEncoder:
         return self._request(header, [self._column(column) for column in by_input], parameters, request_id)
 
     def encode_arrays(self, arrays: Sequence[Array]) -> EncodedRequest:
-        """As ``encode_batch``, for arrays that ``prepare`` passes on as they are: the model's one input.
+        """As ``encode_batch``, for arrays of the model's only input that need no ``prepare``.
 
-        They must all have the dtype and the shape of one that ``prepare`` has passed on.
+        They must all have the dtype and shape of an array that ``prepare`` has passed on as it is.
         """
         header = self._headers.get((arrays[0].shape,), len(arrays))
         return self._request(header, [self._column(arrays)], None, "")
@@ -131,20 +129,17 @@ class InferRequestEncoder:
             return _interleaved([_flat(buffer) for buffer in buffers], separator)
         return [separator.join(cast("Sequence[bytes]", buffers))]
 
-    def encode(
-        self,
-        inputs: Any,
-        *,
-        parameters: Mapping[str, Any] | None = None,
-        request_id: str = "",
-    ) -> EncodedRequest:
+    def encode(self, inputs: Any) -> EncodedRequest:
         """One request of whole tensors, which have the batch dimension if the model has one.
 
         ``inputs`` is as for ``prepare``. Raises LocalProtocolError as ``prepare`` and ``encode_batch`` do,
-        and for batch dimensions that are not all the same.
+        and for batch dimensions that differ.
         """
-        (request,) = self._encode_rows(inputs, None, parameters, request_id)
-        return request
+        whole = self._encode_as_is(inputs, None, "")
+        if whole is not None:
+            return whole
+        matched = match_inputs(self.model, inputs, batched=self.model.has_batch_dimension)
+        return self._encode_matched(matched, None, "")
 
     def encode_in_parts(
         self,
@@ -154,18 +149,13 @@ class InferRequestEncoder:
         request_id: str = "",
     ) -> list[EncodedRequest]:
         """As ``encode``; more rows than the model takes become several requests, in the rows' order."""
-        limit = self.model.max_batch_size if self.model.has_batch_dimension else None
-        return self._encode_rows(inputs, limit, parameters, request_id)
-
-    def _encode_rows(
-        self, inputs: Any, limit: int | None, parameters: Mapping[str, Any] | None, request_id: str
-    ) -> list[EncodedRequest]:
         whole = self._encode_as_is(inputs, parameters, request_id)
         if whole is not None:
             return [whole]
         matched = match_inputs(self.model, inputs, batched=self.model.has_batch_dimension)
+        limit = self.model.max_batch_size
         counts = {spec.name: _row_count(value) for spec, value in matched}
-        if limit is None or max(counts.values()) <= limit:
+        if not limit or max(counts.values()) <= limit:
             return [self._encode_matched(matched, parameters, request_id)]
         return [
             self._encode_matched(
@@ -177,9 +167,9 @@ class InferRequestEncoder:
     def _encode_as_is(
         self, inputs: Any, parameters: Mapping[str, Any] | None, request_id: str
     ) -> EncodedRequest | None:
-        """The request of an array that needs no cast or cut; None where the general way has to look at it.
+        """The request of an array that needs no cast and no split; None for all other inputs.
 
-        A third of the general way's cost, which for small tensors is a tenth of the whole request's.
+        It costs a third of matching and casting, which for small tensors takes a tenth of a request's time.
         """
         if type(inputs) is dict and len(inputs) == 1 and len(self.model.inputs) == 1:
             inputs = inputs.get(self.model.inputs[0].name)
@@ -273,14 +263,14 @@ def _interleaved(views: list[bytes | memoryview], separator: bytes) -> list[byte
 
 
 def _row_count(value: Any) -> int:
-    """How many rows a value has that can be cut between them; 0 for any other."""
+    """The number of rows of a value that can be split between rows; 0 for any other."""
     if isinstance(value, np.ndarray):
         return len(value) if value.ndim else 0
     return len(value) if isinstance(value, (list, tuple)) else 0
 
 
 def _check_rows(counts: Mapping[str, int]) -> int:
-    """The one number of rows that all inputs have."""
+    """The number of rows, if it is the same for all inputs."""
     rows = next(iter(counts.values()))
     if len(set(counts.values())) > 1:
         raise LocalProtocolError(f"the batch dimensions of the inputs differ: {dict(counts)}")
@@ -310,13 +300,13 @@ class _RequestHeader(NamedTuple):
     def fill(self, sizes: list[int]) -> bytes:
         """The text of a binary request whose inputs have ``sizes`` bytes.
 
-        Raises LocalProtocolError when they are not what the signature needs.
+        Raises LocalProtocolError if they are not what the signature needs.
         """
         for size, fixed in zip(sizes, self.sizes, strict=True):
             if fixed is not None and size != fixed:
                 raise LocalProtocolError(
                     f"all elements of a request must have one signature: an input needs {fixed} bytes, "
-                    f"but {size} came"
+                    f"not {size}"
                 )
         (text,) = self.texts
         if None in self.sizes:
@@ -326,7 +316,7 @@ class _RequestHeader(NamedTuple):
 
 
 class _RequestHeaders:
-    """Request headers of one model; ``end`` is the JSON that asks for outputs (``,"outputs":[…]``)."""
+    """Request headers of one model; ``end`` is the JSON that requests outputs (``,"outputs":[…]``)."""
 
     def __init__(self, model: ModelSpec, end: bytes, binary: bool) -> None:
         self._model = model
@@ -369,7 +359,7 @@ class _RequestHeaders:
 
     def _entry(self, name: str, datatype: str, shape: Shape, rows: int) -> bytes:
         full = [rows, *shape] if self._model.has_batch_dimension else list(shape)
-        # Without its closing brace, for what follows.
+        # Without its closing brace, because more follows.
         return _compact_json({"name": name, "datatype": datatype, "shape": full})[:-1]
 
     def _binary_header(self, inputs: list[tuple[str, str, Shape]], rows: int) -> _RequestHeader:

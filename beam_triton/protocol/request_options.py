@@ -1,4 +1,4 @@
-"""What a request asks for beside its tensors: outputs and their form, and request parameters.
+"""What a request contains besides its tensors: the outputs it asks for, and request parameters.
 
 Triton reads a request-wide ``binary_data_output`` only for outputs that the request does not list, against
 the extension's own text, so every listed output carries its own ``binary_data``. It answers a parameter of
@@ -18,8 +18,8 @@ from beam_triton.protocol.text import shorten
 
 _MAX_UINT64 = 2**64 - 1
 _MIN_INT64 = -(2**63)
-# They belong to whoever encodes the tensors.
-_OURS = frozenset({"binary_data_output", "binary_data", "binary_data_size"})
+# The encoder sets these.
+_RESERVED = frozenset({"binary_data_output", "binary_data", "binary_data_size"})
 _FLAGS = frozenset({"sequence_start", "sequence_end"})
 # `timeout` is in microseconds; of `priority`, 1 is the highest and 0 the model's default.
 _COUNTS = frozenset({"priority", "timeout"})
@@ -28,10 +28,10 @@ _COUNTS = frozenset({"priority", "timeout"})
 class OutputRequest:
     """The part of a request's JSON that names outputs.
 
-    ``json_text`` is ``,"outputs":[…]`` or empty, ``parameters`` what the request's own parameters must hold
-    besides, ``expected`` the outputs that the answer should bring, as far as the model's are known.
-    Raises ConfigurationError for names that the model does not have, and for a classification that is not a
-    positive number of classes of an output that is asked for.
+    ``json_text`` is ``,"outputs":[…]`` or empty, ``parameters`` the request parameters needed with it, and
+    ``expected`` the outputs that the answer should hold, as far as the model's outputs are known. Raises
+    ConfigurationError for names that the model does not have, and for a classification that is not a
+    positive number of classes of a requested output.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class OutputRequest:
             if binary:
                 parameters["binary_data"] = True
             entries.append({"name": name, "parameters": parameters} if parameters else {"name": name})
-        # Without the binary extension an answer is JSON anyway, and all outputs are the default.
+        # Without the binary extension the answer is JSON anyway, and all outputs are the default.
         if outputs is None and not binary and not classes:
             entries = []
         self.json_text = (
@@ -69,7 +69,7 @@ class OutputRequest:
 
 
 def check_output_options(outputs: Sequence[str] | None, classification: Mapping[str, int] | None) -> None:
-    """Refuse, with ConfigurationError, what fits no model."""
+    """Raise ConfigurationError for options that fit no model."""
     OutputRequest(_ANY_MODEL, outputs, classification, binary=True)
 
 
@@ -98,13 +98,12 @@ def _checked_classes(
         return {}
     if not isinstance(classification, Mapping):
         raise ConfigurationError(
-            f"classification must map output names to a number of classes, not be {shorten(classification)}"
+            f"classification must map output names to a number of classes, and is {shorten(classification)}"
         )
     for name, count in classification.items():
         if not isinstance(name, str) or (asked and name not in asked):
             raise ConfigurationError(
-                f"classification: {shorten(name)} is not among the outputs that are asked for: "
-                f"{', '.join(asked)}"
+                f"classification: {shorten(name)} is not among the requested outputs: {', '.join(asked)}"
             )
         if type(count) is not int or not 0 < count < 2**31:
             raise ConfigurationError(
@@ -115,11 +114,11 @@ def _checked_classes(
 
 
 def checked_parameters(parameters: Mapping[str, Any] | None) -> dict[str, str | int | float | bool]:
-    """A copy of request parameters, each known to be something that Triton can read.
+    """A copy of request parameters, checked to be of types that Triton reads.
 
     ``priority`` and ``timeout`` (microseconds) are whole numbers from 0, ``sequence_start`` and
-    ``sequence_end`` booleans, ``sequence_id`` a whole number below 2**64 or a string; any other key holds a
-    string, whole number (64 bits), finite float or boolean, and goes to the model. Raises
+    ``sequence_end`` booleans, ``sequence_id`` a whole number below 2**64 or a string. Any other key holds a
+    string, whole number (64 bits), finite float or boolean, and is passed to the model. Raises
     ConfigurationError, also for keys that begin with ``triton_``, which Triton reserves.
     """
     if parameters is None:
@@ -134,8 +133,8 @@ def _checked_parameter(key: Any, value: Any) -> str | int | float | bool:
         raise ConfigurationError(f"a request parameter needs a name, not {shorten(key)}")
     if key.startswith("triton_"):
         raise ConfigurationError(f"request parameter {key!r}: Triton reserves names beginning with 'triton_'")
-    if key in _OURS:
-        raise ConfigurationError(f"request parameter {key!r} is set by the library itself")
+    if key in _RESERVED:
+        raise ConfigurationError(f"request parameter {key!r} is set by the library: leave it out")
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if key in _FLAGS and not isinstance(value, bool):
         raise ConfigurationError(f"request parameter {key!r} must be True or False, not {shorten(value)}")

@@ -1,9 +1,9 @@
 """The body of an infer response to arrays.
 
-A body is JSON, or JSON and the raw tensors that it announces: ``json_length`` (the response's
-``Inference-Header-Content-Length``) tells where one ends. Outputs are matched by name and their bytes taken
-in the order of the response, which need not be the request's. Whatever the bytes are, nothing but
-RemoteProtocolError leaves this file, and no more memory is taken than the body's own size explains.
+A body is JSON, or JSON followed by the raw tensors that it announces: the JSON ends at ``json_length`` (the
+response's ``Inference-Header-Content-Length``). Outputs are matched by name, and their bytes taken in the
+order of the response, which need not be the request's. Whatever the bytes are, this file raises only
+RemoteProtocolError, and takes no more memory than the body's size justifies.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from beam_triton.protocol.tensors import element_count
 from beam_triton.protocol.text import shorten
 
 # A model answers batches of one size with the same header bytes again and again, unless requests carry
-# their own ids: what was read and checked once is kept, within bounds.
+# their own ids: parsed and checked headers are cached, within bounds.
 _MAX_CACHED_HEADERS = 256
 _MAX_CACHED_HEADER_BYTES = 8 * 1024
 
@@ -34,8 +34,8 @@ _MAX_CACHED_HEADER_BYTES = 8 * 1024
 class InferResponse:
     """What a model answered. ``outputs`` maps names to arrays that include the batch dimension, if any.
 
-    Numbers are views of the response's bytes (read-only where these are): keeping one row keeps them all.
-    BYTES are object arrays of ``bytes``, BF16 comes as float32. ``id`` is the request's.
+    Numbers are views of the response's bytes (read-only if these are): a reference to one row keeps them
+    all in memory. BYTES are object arrays of ``bytes``, BF16 is float32. ``id`` is the request's.
     """
 
     model_name: str
@@ -45,14 +45,14 @@ class InferResponse:
     outputs: dict[str, Array]
 
     def whole(self) -> dict[str, Array]:
-        """The outputs of a model without a batch dimension: the one element's, as they are."""
+        """The outputs of a model without a batch dimension, which belong to the one element."""
         return self.outputs
 
     def rows(self, n: int) -> Iterator[dict[str, Array]]:
         """One dict of output name → array for each of the ``n`` elements, without the batch dimension.
 
-        They are made as they are asked for. Raises RemoteProtocolError at once unless every output has
-        exactly ``n`` rows: an answer that does not account for every element is no answer.
+        The dicts are made lazily. Raises RemoteProtocolError at once unless every output has exactly ``n``
+        rows: an answer must account for every element.
         """
         for name, array in self.outputs.items():
             if array.ndim == 0 or array.shape[0] != n:
@@ -71,9 +71,9 @@ class InferResponse:
 
 
 def join_responses(responses: Sequence[InferResponse]) -> InferResponse:
-    """The answers to the parts of one batch as one answer, rows in the order of ``responses``.
+    """The answers to the parts of one batch as one answer, with the rows in the order of ``responses``.
 
-    Raises RemoteProtocolError when they do not have the same outputs, with rows of one shape.
+    Raises RemoteProtocolError unless they have the same outputs, with rows of equal shapes.
     """
     first = responses[0]
     if len(responses) == 1:
@@ -93,12 +93,12 @@ def join_responses(responses: Sequence[InferResponse]) -> InferResponse:
 def _rows(array: Array) -> Iterator[Array]:
     if array.ndim > 1:
         return iter(array)
-    # Iterating over one dimension gives scalars; a row without dimensions is still an array.
+    # Iteration over a 1-D array gives scalars, but a row without dimensions is still an array.
     return (array[index, ...] for index in range(len(array)))
 
 
 class _Output(NamedTuple):
-    """One output as the header announces it; ``size`` is None where its values are JSON ``data``."""
+    """One output as the header announces it; ``size`` is None if its values are JSON ``data``."""
 
     name: str
     kind: Datatype
@@ -126,13 +126,13 @@ def decode_infer_response(
     *,
     expected: Sequence[TensorSpec] = (),
 ) -> InferResponse:
-    """Read a response body that holds nothing but the response, decompressed.
+    """Decode a decompressed response body.
 
-    ``json_length`` is the value of ``Inference-Header-Content-Length``, None where the response has no such
-    header: the body is all JSON then. Each of ``expected`` must be there with its datatype, the batch
-    dimension aside; others may be there too.
+    ``json_length`` is the value of ``Inference-Header-Content-Length``; None if the response has no such
+    header and is all JSON. Each of the ``expected`` outputs must be present with its datatype; their shapes
+    are not checked, and there may be other outputs.
 
-    Raises RemoteProtocolError for everything else.
+    Raises RemoteProtocolError for anything else.
     """
     try:
         return _decode(memoryview(body).cast("B"), json_length, expected)
@@ -163,17 +163,14 @@ def _decode(view: memoryview, json_length: int | None, expected: Sequence[Tensor
             values = decode_byte_strings(view[start : start + size], length, name)
             outputs[name] = object_array(values, length, shape)
         else:
-            array: Array = np.ndarray(shape, kind.wire_dtype, view, start) if size else _empty(kind, shape)
+            # NumPy refuses an offset at the very end of a buffer, even for an array of no bytes.
+            dtype = kind.wire_dtype
+            array: Array = np.ndarray(shape, dtype, view, start) if size else np.empty(shape, dtype)
             outputs[name] = widen_bfloat16(array) if kind is BF16 else array
         start += size
     if expected:
         _check_expected(header, expected)
     return InferResponse(header.model_name, header.model_version, header.id, dict(header.parameters), outputs)
-
-
-def _empty(kind: Datatype, shape: tuple[int, ...]) -> Array:
-    # An offset at the very end of a buffer is refused by NumPy, even for an array of no bytes.
-    return np.empty(shape, dtype=kind.wire_dtype)
 
 
 def _check_expected(header: _Header, expected: Sequence[TensorSpec]) -> None:
@@ -204,7 +201,7 @@ def _binary_header(text: bytes) -> _Header:
 
 
 def _is_constant(header: _Header) -> bool:
-    """Whether responses may share it: nothing in it that a user of one of them could change."""
+    """Whether responses may share it: it holds nothing mutable and no id of one request."""
     return not header.id and all(
         isinstance(value, (str, int, float, bool)) for value in header.parameters.values()
     )
@@ -212,7 +209,7 @@ def _is_constant(header: _Header) -> bool:
 
 def _parse_header(text: bytes | memoryview) -> _Header:
     try:
-        # Decoded here, since json.loads would take bytes for UTF-16 or UTF-32 where they look like it.
+        # Decoded first, since json.loads would guess UTF-16 or UTF-32 from the bytes.
         document = json.loads(str(text, "utf-8"))
     except ValueError as error:
         raise RemoteProtocolError(
@@ -257,7 +254,7 @@ def _parse_output(entry: Any) -> _Output:
     datatype, shape, parameters = entry.get("datatype"), entry.get("shape"), entry.get("parameters") or {}
     kind = DATATYPES.get(datatype) if isinstance(datatype, str) else None
     if kind is None:
-        raise RemoteProtocolError(f"output {shorten(name)}: {shorten(datatype)} is no datatype")
+        raise RemoteProtocolError(f"output {shorten(name)}: {shorten(datatype)} is not a datatype")
     if not isinstance(shape, list) or not isinstance(parameters, dict):
         raise RemoteProtocolError(
             f"output {shorten(name)} has shape {shorten(shape)} and parameters {shorten(parameters)}"

@@ -370,7 +370,7 @@ def test_a_request_id_must_be_text() -> None:
     """Triton answers 500 to a number."""
     encoder = InferRequestEncoder(model(IMAGE))
     with pytest.raises(ConfigurationError, match="request_id"):
-        encoder.encode([[1.0]], request_id=5)  # type: ignore[arg-type]
+        encoder.encode_in_parts([[1.0]], request_id=5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 16, 20])
