@@ -1,4 +1,4 @@
-"""Fuzz the response decoder: whatever bytes come, only RemoteProtocolError may escape.
+"""Fuzz the response decoder: whatever the bytes, only RemoteProtocolError may escape.
 
     python tests/chaos/fuzz_decoder.py --runs 1000000 [--seed N]
     python tests/chaos/fuzz_decoder.py --atheris [libFuzzer's own arguments]
@@ -31,7 +31,7 @@ _PLAIN, _GZIP, _DEFLATE = range(3)
 _ENCODINGS = {_GZIP: "gzip", _DEFLATE: "deflate"}
 _NO_HEADER_LENGTH = 0xFFFF
 
-# What a header is made of: swapped for one another, they get further into the decoder than random bytes.
+# Pieces of headers: swapped for one another, they get further into the decoder than random bytes.
 _TOKENS = (
     *(json.dumps(name).encode() for name in DATATYPES),
     b'"binary_data_size":',
@@ -63,9 +63,9 @@ _TOKENS = (
 
 
 def check(data: bytes) -> bool:
-    """Decode ``data`` as an answer, and split it; True if it was one, False if it was refused.
+    """Decode ``data`` as an answer and read its rows; True if it is valid, False if it is refused.
 
-    The first three bytes stand for the HTTP headers: how the body is encoded, and the length of its JSON
+    The first three bytes stand for the HTTP headers: the encoding of the body, and the length of its JSON
     (65535: no such header).
     """
     if len(data) < 3:
@@ -88,7 +88,7 @@ def check(data: bytes) -> bool:
 
 
 def valid_inputs() -> list[bytes]:
-    """Inputs for ``check`` that are decoded: every datatype, binary, JSON, empty and compressed."""
+    """Valid inputs for ``check``: every datatype, binary, JSON, empty and compressed."""
     entries = []
     tails = []
     for name, datatype in DATATYPES.items():
@@ -110,7 +110,7 @@ def valid_inputs() -> list[bytes]:
         ([_binary_output("s", "BYTES", [2, 2], 40)], b"\x06\0\0\0abcdef" * 4),
     ]
     plain = [_framed(_PLAIN, outputs, tail) for outputs, tail in answers]
-    # Nearly every change of a compressed answer ends at its checksum: a few of them are enough.
+    # Nearly every change of a compressed answer fails at its checksum: a few of them are enough.
     return [*plain, _framed(_GZIP, *answers[1]), _framed(_DEFLATE, *answers[1])]
 
 
@@ -155,9 +155,9 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def run(runs: int, seed: int) -> tuple[int, int]:
-    """Check ``runs`` mutated answers; how many were decoded, and how many refused.
+    """Check ``runs`` mutated answers; the numbers of those decoded and those refused.
 
-    What else escapes ends the run, after the input that did it has been printed.
+    Any other exception ends the run, after its input has been printed.
     """
     rng = random.Random(seed)
     seeds = valid_inputs()
@@ -193,7 +193,7 @@ def _check_one(data: bytes) -> None:
 def _run_atheris() -> None:
     import atheris
 
-    # Coverage is counted in code that is imported under its eyes: the codec, not all that Beam brings along.
+    # atheris measures coverage in modules imported under it: only the codec, not all that Beam imports.
     fuzzed = ("beam_triton.protocol", "beam_triton.compression")
     for name in [name for name in sys.modules if name.startswith(fuzzed)]:
         del sys.modules[name]

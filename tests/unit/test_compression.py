@@ -1,4 +1,4 @@
-"""Compressed bodies, against the standard library's gzip and zlib, and bodies that lie."""
+"""Compressed bodies, against the standard library's gzip and zlib, and malicious bodies."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ COMPRESSED = {"gzip": gzip.compress(BODY), "deflate": zlib.compress(BODY)}
 
 
 @given(st.lists(st.binary(max_size=100), max_size=10), st.sampled_from(["gzip", "deflate"]))
-def test_parts_come_back_as_one_body(parts: list[bytes], encoding: str) -> None:
-    """The parts' concatenation, read by us and by the standard library."""
+def test_compressed_parts_decompress_to_one_body(parts: list[bytes], encoding: str) -> None:
+    """Our own function and the standard library decompress them."""
     body = b"".join(parts)
     packed = compress([memoryview(part) for part in parts], encoding)
     assert decompress(packed, encoding, max_bytes=len(body)) == body
@@ -28,7 +28,7 @@ def test_parts_come_back_as_one_body(parts: list[bytes], encoding: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "GZip", " deflate "])
-def test_the_standard_librarys_bodies_are_read(encoding: str) -> None:
+def test_bodies_of_the_standard_library_are_decompressed(encoding: str) -> None:
     """From bytes, bytearray and memoryview alike, whatever the case of the encoding's name."""
     packed = COMPRESSED[encoding.strip().lower()]
     for body in (packed, bytearray(packed), memoryview(packed)):
@@ -36,7 +36,7 @@ def test_the_standard_librarys_bodies_are_read(encoding: str) -> None:
 
 
 def test_gzip_members_in_a_row_are_one_body() -> None:
-    """As RFC 1952 has it; deflate has no such thing."""
+    """RFC 1952 allows it for gzip; deflate has no members."""
     assert decompress(COMPRESSED["gzip"] * 3, "gzip", max_bytes=10**6) == BODY * 3
     with pytest.raises(RemoteProtocolError, match="follow the end"):
         decompress(COMPRESSED["deflate"] * 2, "deflate", max_bytes=10**6)
@@ -45,14 +45,14 @@ def test_gzip_members_in_a_row_are_one_body() -> None:
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 @given(data=st.data())
 def test_a_truncated_body_is_refused(encoding: str, data: st.DataObject) -> None:
-    """Any proper beginning, the empty one included."""
+    """Any truncation, even to nothing."""
     cut = data.draw(st.integers(0, len(COMPRESSED[encoding]) - 1))
     with pytest.raises(RemoteProtocolError, match="truncated"):
         decompress(COMPRESSED[encoding][:cut], encoding, max_bytes=10**6)
 
 
 @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate"]))
-def test_garbage_raises_nothing_but_protocol_errors(body: bytes, encoding: str) -> None:
+def test_garbage_raises_only_remote_protocol_errors(body: bytes, encoding: str) -> None:
     """Arbitrary bytes are refused as the server's fault."""
     with contextlib.suppress(RemoteProtocolError):
         decompress(body, encoding, max_bytes=1000)
@@ -60,14 +60,14 @@ def test_garbage_raises_nothing_but_protocol_errors(body: bytes, encoding: str) 
 
 @pytest.mark.parametrize("encoding", ["br", "", "identity", "x-gzip"])
 def test_an_unknown_encoding_is_refused(encoding: str) -> None:
-    """It was not asked for."""
+    """Even one that HTTP defines, since it was not requested."""
     with pytest.raises(RemoteProtocolError, match="Content-Encoding"):
         decompress(b"", encoding, max_bytes=1000)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_a_bomb_never_inflates_past_the_limit(encoding: str) -> None:
-    """200 MB of zeros in 200 KB: refused at the limit, having taken little more memory than it."""
+    """200 MB of zeros in 200 KB: refused at the limit, with little more memory than that."""
     packed = compress([bytes(10**6)] * 200, encoding)
     tracemalloc.start()
     try:
@@ -79,7 +79,7 @@ def test_a_bomb_never_inflates_past_the_limit(encoding: str) -> None:
     assert peak < 4 * 10**6
 
 
-def test_the_limit_is_the_last_size_allowed() -> None:
+def test_a_body_of_exactly_max_bytes_is_allowed() -> None:
     """Exactly max_bytes pass, one more does not."""
     assert len(decompress(COMPRESSED["gzip"], "gzip", max_bytes=len(BODY))) == len(BODY)
     with pytest.raises(RemoteProtocolError, match="max_response_bytes"):

@@ -30,13 +30,13 @@ def token() -> str:
     return SECRET
 
 
-def test_a_plain_string_is_the_secret() -> None:
-    """What is no reference is taken as it is."""
+def test_a_plain_string_is_used_as_the_secret() -> None:
+    """A string that is not a reference is returned unchanged."""
     assert resolve(SECRET, "auth_token") == SECRET
 
 
 def test_an_environment_variable_is_read_at_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker's environment counts, at the time of use."""
+    """The value is that of the worker's environment at the time of use."""
     monkeypatch.setenv("TRITON_TOKEN", "first")
     assert resolve("env:TRITON_TOKEN") == "first"
     monkeypatch.setenv("TRITON_TOKEN", "second")
@@ -52,7 +52,7 @@ def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("line_end", ["", "\n", "\r\n", "\n\n"])
 def test_a_file_is_read_without_its_line_end(tmp_path: Path, line_end: str) -> None:
-    """Editors and `echo` end a file with a line end that is no part of the secret."""
+    """Editors and `echo` end a file with a line end that is not part of the secret."""
     (tmp_path / "token").write_bytes(f"{SECRET}{line_end}".encode())
     assert resolve(f"file:{tmp_path / 'token'}") == SECRET
 
@@ -80,14 +80,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         resolve(f"file:{tmp_path}")
 
 
-def test_a_file_without_end_is_refused() -> None:
-    """A device in place of a file neither hangs nor fills the memory."""
+def test_an_endless_file_is_refused() -> None:
+    """A device instead of a file neither hangs nor fills the memory."""
     with pytest.raises(ConfigurationError, match="/dev/zero is longer than 65536 bytes"):
         resolve("file:/dev/zero")
 
 
 def test_a_callable_is_called_for_each_use() -> None:
-    """A callable may renew what it hands out."""
+    """A callable may return renewed secrets."""
     tokens = iter(["first", "second"])
 
     def renewing() -> str:
@@ -97,7 +97,7 @@ def test_a_callable_is_called_for_each_use() -> None:
 
 
 def test_a_callable_that_fails_is_named() -> None:
-    """The error names the callable and the type of what it raised, and keeps nothing else of it."""
+    """The error names the callable and the type of what it raised, and keeps no reference to that."""
 
     def broken() -> str:
         raise OSError(SECRET)
@@ -108,14 +108,14 @@ def test_a_callable_that_fails_is_named() -> None:
     assert SECRET not in "".join(traceback.format_exception(e.value))
 
 
-def test_a_callable_has_to_give_a_string() -> None:
+def test_a_callable_must_return_a_string() -> None:
     """Bytes or None from a callable are refused by type."""
     with pytest.raises(ConfigurationError, match="returned a bytes, not a string"):
         resolve(lambda: SECRET.encode())  # type: ignore[arg-type, return-value]  # the mistake under test
 
 
 def test_a_callable_and_a_reference_pickle_without_the_value() -> None:
-    """What is sent to the workers names the secret and does not hold it."""
+    """The pickled pipeline names the secret and does not contain it."""
     for secret in (token, "env:TRITON_TOKEN", "file:/run/secrets/triton"):
         assert SECRET.encode() not in pickle.dumps(secret)
 
@@ -146,8 +146,8 @@ def test_an_empty_secret_is_refused(empty: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reference", ["env:", "env:A=B", "file:", "file:a\0b", "", "a\nb", 3, None, b"x"])
-def test_a_reference_of_the_wrong_shape_is_refused_early(reference: object) -> None:
-    """The pipeline's construction finds what no worker could read."""
+def test_a_malformed_reference_is_refused_at_construction(reference: object) -> None:
+    """References that no worker could read are refused where the pipeline is built."""
     with pytest.raises(ConfigurationError, match="auth_token"):
         check_reference(reference, "auth_token")
 
@@ -158,7 +158,7 @@ def test_checking_a_reference_reads_nothing(reference: object) -> None:
     check_reference(reference, "auth_token")
 
 
-def test_a_description_shows_the_source_alone() -> None:
+def test_a_description_shows_only_the_source() -> None:
     """Display data says where a secret comes from."""
     assert describe(SECRET) == REDACTED
     assert describe("env:TRITON_TOKEN") == "env:TRITON_TOKEN"
@@ -167,13 +167,13 @@ def test_a_description_shows_the_source_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:b", "a\nb", "ü", "a\r", None, 1])
-def test_a_header_name_out_of_the_grammar_is_refused(name: object) -> None:
+def test_an_invalid_header_name_is_refused(name: object) -> None:
     """Only tokens of RFC 9110 are header names."""
     with pytest.raises(ConfigurationError, match="header name"):
         check_header_name(name)
 
 
-def test_header_names_and_values_in_the_grammar_pass() -> None:
+def test_valid_header_names_and_values_are_accepted() -> None:
     """Latin-1 text and tabs are allowed in a value, and an empty value is."""
     check_header_name("X-Request_ID.2")
     for value in ("", "plain", "with\ttab", "café"):
@@ -207,7 +207,7 @@ def test_a_header_value_with_control_characters_is_refused(value: str) -> None:
     ],
 )
 def test_a_url_is_shown_without_credentials(url: str, shown: str) -> None:
-    """User, password and query go; what a user needs to recognise the server stays."""
+    """User, password and query are removed; what a user needs to recognise the server stays."""
     assert redact_url(url) == shown
 
 
@@ -217,7 +217,7 @@ def test_a_url_is_shown_without_credentials(url: str, shown: str) -> None:
     rest=st.sampled_from(["", ":8000", "/v2", "?a=b", "/v2?a=b#c"]),
 )
 def test_no_password_survives_redaction(scheme: str, user: str, rest: str) -> None:
-    """Whatever surrounds it, well-formed or not, a password before the last @ is gone."""
+    """Whatever surrounds it, well-formed or not, a password before the last @ is removed."""
     assert SECRET not in redact_url(f"{scheme}{user}:{SECRET}@triton{rest}")
     assert SECRET not in redact_url(f"{scheme}{SECRET}{user}@triton{rest}")
 

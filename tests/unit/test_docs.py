@@ -20,7 +20,7 @@ LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)")
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_tests_exist(page: Path) -> None:
-    """A promise stands beside a test that is there under this name."""
+    """Each test that a page names exists under that name."""
     for file, test in TEST_NAME.findall(page.read_text(encoding="utf-8")):
         source = (ROOT / file).read_text(encoding="utf-8")
         assert not test or f"def {test}(" in source, f"{page.name} names {file}::{test}"
@@ -28,14 +28,14 @@ def test_named_tests_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", MEASURED_PAGES, ids=lambda page: page.name)
 def test_tables_are_those_of_the_results(page: Path) -> None:
-    """What a page says was measured is what the results beside the benchmarks hold."""
+    """The measured figures on a page are those of the stored results."""
     text = page.read_text(encoding="utf-8")
     assert "<!-- measured: " in text
     assert filled_text(text, results_of(RESULTS)) == text
 
 
 def test_every_case_has_results() -> None:
-    """All that ``make bench`` measures, and the engines, can be looked up."""
+    """All cases of ``make bench``, and the engines."""
     assert {result.case for result in results_of(RESULTS)} == {case.name for case in (*CASES, *NAMED_CASES)}
 
 

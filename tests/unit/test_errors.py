@@ -1,4 +1,4 @@
-"""The hierarchy of errors: what each says of itself, and the way across processes."""
+"""The hierarchy of errors: attributes, messages and pickling."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DECISIONS = ("retryable", "may_have_run", "splits_batch", "counts_as_failure", "
 
 
 def complete(error_class: type[TritonError]) -> TritonError:
-    """An error with every attribute of its class away from the default."""
+    """An error with no attribute of its class at the default."""
     earlier = (
         ConnectError("connection refused"),
         ServerOverloadedError("queue full", status=503, retry_after_seconds=2, attempts=(TritonError("a"),)),
@@ -54,15 +54,15 @@ def complete(error_class: type[TritonError]) -> TritonError:
 
 
 def state(error: TritonError) -> tuple[object, ...]:
-    """All that an error says, its attempts' errors included."""
+    """All attributes of an error and of its attempts."""
     own = {name: value for name, value in vars(error).items() if name != "attempts"}
     return type(error), error.args, own, tuple(state(attempt) for attempt in error.attempts)
 
 
 @pytest.mark.parametrize("error_class", HIERARCHY)
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_every_error_pickles_whole(error_class: type[TritonError], protocol: int) -> None:
-    """Attributes, message and earlier attempts come across a process boundary."""
+def test_every_error_pickles_with_all_attributes(error_class: type[TritonError], protocol: int) -> None:
+    """Attributes, message and earlier attempts cross a process boundary."""
     error = complete(error_class)
     arrived = pickle.loads(pickle.dumps(error, protocol))
     assert state(arrived) == state(error)
@@ -70,7 +70,7 @@ def test_every_error_pickles_whole(error_class: type[TritonError], protocol: int
 
 
 @pytest.mark.parametrize("error_class", HIERARCHY)
-def test_every_error_copies_whole(error_class: type[TritonError]) -> None:
+def test_every_error_copies_with_all_attributes(error_class: type[TritonError]) -> None:
     """A copied error is the same error."""
     error = complete(error_class)
     assert state(copy.copy(error)) == state(error)
@@ -87,19 +87,19 @@ def test_every_error_needs_nothing_but_a_message(error_class: type[TritonError])
 
 
 @pytest.mark.parametrize("error_class", HIERARCHY)
-def test_every_error_is_documented_and_decides(error_class: type[TritonError]) -> None:
-    """Every class has a docstring of its own and a plain answer to each decision."""
+def test_every_error_has_a_docstring_and_all_decision_attributes(error_class: type[TritonError]) -> None:
+    """Every class has its own docstring and a bool for each decision."""
     assert error_class.__doc__
     assert all(isinstance(getattr(error_class, name), bool) for name in DECISIONS)
 
 
 @pytest.mark.parametrize("error_class", HIERARCHY)
-def test_the_drawing_shows_every_error(error_class: type[TritonError]) -> None:
+def test_the_module_docstring_draws_every_error(error_class: type[TritonError]) -> None:
     """The hierarchy at the top of the module is complete."""
     assert f" {error_class.__name__} " in f"{errors.__doc__} ".replace("\n", " ")
 
 
-def test_the_text_tells_of_the_last_three_attempts() -> None:
+def test_str_shows_the_last_three_attempts() -> None:
     """A long history is counted in full and shown in part."""
     earlier = tuple(ConnectError(f"attempt {n}") for n in range(1, 6))
     text = str(ConnectionLostError("reset", attempts=earlier))
@@ -116,13 +116,13 @@ def test_a_configuration_error_is_a_value_error() -> None:
 
 
 @pytest.mark.parametrize("error_class", HIERARCHY)
-def test_what_shows_no_sickness_opens_no_breaker(error_class: type[TritonError]) -> None:
+def test_overload_and_local_errors_do_not_count_for_the_breaker(error_class: type[TritonError]) -> None:
     """An element's fault, an overload or a wrong option never counts against the server's health."""
     blameless = error_class.is_overload or issubclass(error_class, (ConfigurationError, LocalProtocolError))
     assert not (blameless and error_class.counts_as_failure)
 
 
-def test_a_model_that_raised_may_be_asked_again_or_in_halves() -> None:
-    """A plain 500 may be the server's fault or an element's: it is retried, split and counted."""
+def test_a_model_execution_error_is_retryable_and_splits_the_batch() -> None:
+    """A plain 500 may be the server's fault or an element's, and counts for the breaker."""
     error = ModelExecutionError("the model raised", status=500)
     assert error.retryable and error.splits_batch and error.counts_as_failure and error.may_have_run

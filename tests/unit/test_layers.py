@@ -1,4 +1,4 @@
-"""Imports only go down: the architecture, read off the source with `ast`."""
+"""Imports only go down: the architecture, checked on the source with `ast`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LAYERS = (
 )
 _HEIGHT = {part: height for height, parts in enumerate(_LAYERS) for part in parts}
 
-# What a part may import from outside of the standard library; the rest may import nothing.
+# What a part may import from outside the standard library; other parts may import nothing.
 _THIRD_PARTIES = {
     "protocol": {"numpy"},
     "transport": {"numpy", "requests", "urllib3"},
@@ -62,36 +62,36 @@ _FILES = sorted(_PACKAGE.rglob("*.py"))
 
 
 def test_every_part_has_a_layer() -> None:
-    """Each file and folder of the package stands in the list of layers, and the list in the package."""
+    """Each file and folder of the package is in the list of layers."""
     parts = {_part(file) for file in _FILES}
-    assert parts <= set(_HEIGHT), f"say in which layer they belong: {parts - set(_HEIGHT)}"
+    assert parts <= set(_HEIGHT), f"add these to a layer: {parts - set(_HEIGHT)}"
     assert len(_FILES) > 20
 
 
 @pytest.mark.parametrize("file", _FILES, ids=lambda file: str(file.relative_to(_PACKAGE)))
 def test_imports_go_down(file: Path) -> None:
-    """A file imports its own part and lower layers: nothing above, and no sibling."""
+    """A file imports its own part and lower layers, nothing above and no sibling."""
     part = _part(file)
-    assert part in _HEIGHT, f"say in which layer {part} belongs"
+    assert part in _HEIGHT, f"add {part} to a layer"
     for module in _imported_modules(file):
         if not module.startswith("beam_triton."):
             continue
         imported = module.split(".")[1]
-        assert imported in _HEIGHT, f"{file} imports {module}, which is no part of the package"
+        assert imported in _HEIGHT, f"{file} imports {module}, which is not in the package"
         assert imported == part or _HEIGHT[imported] < _HEIGHT[part], f"{file} imports {module}"
 
 
 @pytest.mark.parametrize("file", _FILES, ids=lambda file: str(file.relative_to(_PACKAGE)))
 def test_third_parties_stay_in_their_layers(file: Path) -> None:
-    """Apache Beam, requests, urllib3 and NumPy are imported where they belong, and nothing else is."""
+    """Each part imports only the third-party packages that its layer allows."""
     allowed = _THIRD_PARTIES.get(_part(file), set()) | {"beam_triton"}
     for module in _imported_modules(file):
         root = module.split(".")[0]
         assert root in sys.stdlib_module_names or root in allowed, f"{file} imports {module}"
 
 
-def test_imports_are_seen(tmp_path: Path) -> None:
-    """An import within a function or a condition counts as well."""
+def test_nested_imports_are_found(tmp_path: Path) -> None:
+    """Imports inside functions and conditions count, too."""
     source = tmp_path / "source.py"
     source.write_text("def f():\n    import a.b\nif f:\n    from c.d import e\nfrom beam_triton import g\n")
     assert set(_imported_modules(source)) == {"a.b", "c.d", "beam_triton.g"}

@@ -1,4 +1,4 @@
-"""Options of client and transform: what is refused, with which words, and what is never shown."""
+"""Options of client and transform: what is refused, with which message, and what is never shown."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def options(**given: Any) -> InferenceOptions:
     return InferenceOptions(**{"endpoint": URL} | given)
 
 
-def test_defaults() -> None:
-    """An endpoint is all that has to be given."""
+def test_an_endpoint_alone_gives_the_default_options() -> None:
+    """No other option is required."""
     made = options()
     assert (made.timeout_seconds, made.max_concurrent_requests) == (30.0, 32)
     assert made.pool == ConnectionPoolConfig(max_idle=32) and made.retry == RetryPolicy()
@@ -34,7 +34,7 @@ def test_defaults() -> None:
     assert made.parameters == {} and made.header_values() == {}
 
 
-def test_plain_dicts() -> None:
+def test_policies_may_be_plain_dicts() -> None:
     """Each policy may be a plain dict, as YAML gives it; None is the default, or no breaker."""
     made = options(
         pool={"max_total": 50},
@@ -51,12 +51,12 @@ def test_plain_dicts() -> None:
 
 @pytest.mark.parametrize("encoding", [None, "gzip", "deflate"])
 def test_compression_is_none_gzip_or_deflate(encoding: str | None) -> None:
-    """Each of them is taken for requests and for responses."""
+    """Each is accepted for requests and for responses."""
     made = options(compression=encoding, response_compression=encoding)
     assert (made.compression, made.response_compression) == (encoding, encoding)
 
 
-def test_a_model_of_plain_dicts() -> None:
+def test_a_model_spec_may_be_plain_dicts() -> None:
     """A model's description may be plain, too: lists and dicts all the way down."""
     x = {"name": "x", "datatype": "FP32", "shape": [3]}
     made = options(model_spec={"name": "m", "inputs": [x], "outputs": [x], "max_batch_size": 8})
@@ -108,15 +108,15 @@ def test_a_model_of_plain_dicts() -> None:
         ({"auth_token": 5}, ["auth_token", "int"]),
     ],
 )
-def test_what_is_refused(given: dict[str, Any], says: list[str]) -> None:
+def test_wrong_options_are_refused_by_name_and_value(given: dict[str, Any], says: list[str]) -> None:
     """Each wrong option is refused at construction, by name and value."""
     with pytest.raises(ConfigurationError) as caught:
         options(**given)
     assert all(part in str(caught.value) for part in says), str(caught.value)
 
 
-def test_a_pool_that_nobody_gave_fits_the_other_options() -> None:
-    """Only what a user writes can contradict what the user writes."""
+def test_the_default_pool_fits_the_other_options() -> None:
+    """A pool that the user did not give never contradicts the options that the user gave."""
     options = InferenceOptions(endpoint="http://triton:8000", timeout_seconds=5, max_concurrent_requests=200)
     pool = options.pool
     assert (pool.connect_timeout_seconds, pool.max_total, pool.max_idle) == (2.5, 200, 200)
@@ -138,20 +138,20 @@ def test_a_pool_that_nobody_gave_fits_the_other_options() -> None:
         ),
     ],
 )
-def test_two_limits_that_contradict(given: dict[str, Any], both: list[str]) -> None:
+def test_contradicting_limits_are_refused_with_both_values(given: dict[str, Any], both: list[str]) -> None:
     """Both values are in the message."""
     with pytest.raises(ConfigurationError) as caught:
         options(**given)
     assert all(part in str(caught.value) for part in both), str(caught.value)
 
 
-def test_unknown_options() -> None:
+def test_a_misspelt_option_is_refused_with_a_suggestion() -> None:
     """A misspelt option is refused with the one that was probably meant."""
     with pytest.raises(ConfigurationError, match=r"timeout_second.*did you mean 'timeout_seconds'"):
         InferenceOptions.from_options({"endpoint": URL, "timeout_second": 5})
 
 
-def test_priority_is_a_parameter() -> None:
+def test_priority_is_sent_as_a_request_parameter() -> None:
     """``priority`` travels with the request parameters; one given there is not overwritten."""
     assert options(priority=1, request_parameters={"a": "b"}).parameters == {"a": "b", "priority": 1}
     assert options(priority=1, request_parameters={"priority": 2}).parameters == {"priority": 2}
@@ -176,8 +176,8 @@ def test_secrets_are_read_when_they_are_used(monkeypatch: pytest.MonkeyPatch, tm
     assert "Evil" not in str(caught.value)
 
 
-def test_nothing_secret_is_shown() -> None:
-    """Neither repr nor display data tell a token, a header's value or a URL's password."""
+def test_repr_and_display_data_show_no_secrets() -> None:
+    """Neither contains a token, a header's value or a URL's password."""
     made = options(
         endpoint=["http://user:s3cret@one:8000", "http://two:8000?token".removesuffix("?token")],
         auth_token="s3cret",
@@ -191,8 +191,10 @@ def test_nothing_secret_is_shown() -> None:
 
 @pytest.mark.parametrize("kind", [set, dict.fromkeys, frozenset, iter])
 @pytest.mark.parametrize("url", ["http://user:s3cret@one:8000", b"http://user:s3cret@one:8000"])
-def test_no_password_in_the_refusal_of_an_endpoint(kind: Callable[[Any], Any], url: str | bytes) -> None:
-    """What is no list of URLs may hold one with a password: it is named by its type."""
+def test_a_refused_endpoint_is_not_shown_with_its_password(
+    kind: Callable[[Any], Any], url: str | bytes
+) -> None:
+    """A value that is not a list of URLs is named by its type, since it may hold a password."""
     wrong = [kind([url]), [url.encode() if isinstance(url, str) else url], [[url]]]
     for endpoint in wrong if isinstance(url, str) else [*wrong, url]:
         with pytest.raises(ConfigurationError, match="endpoint") as caught:
@@ -200,13 +202,13 @@ def test_no_password_in_the_refusal_of_an_endpoint(kind: Callable[[Any], Any], u
         assert "s3cret" not in "".join(traceback.format_exception(caught.value)), endpoint
 
 
-def test_only_what_differs_is_shown() -> None:
+def test_only_options_that_differ_from_the_defaults_are_shown() -> None:
     """Display data hold the endpoint and whatever is not the default."""
     assert options().shown() == {"endpoint": URL}
     assert options(timeout_seconds=20.0).shown() == {"endpoint": URL, "timeout_seconds": "20.0"}
 
 
 @pytest.mark.parametrize("value", [np.array([0.5, 0.5]), {"y": np.zeros((2, 2))}, 0.0, [], "none"])
-def test_any_default_value_is_shown(value: Any) -> None:
-    """An array among them, whose comparison has no single answer, and values that are false."""
+def test_any_default_value_is_in_the_display_data(value: Any) -> None:
+    """An array among them, whose comparison has no single result, and values that are false."""
     assert options(default_value=value).shown() == {"endpoint": URL, "default_value": str(value)}

@@ -1,4 +1,4 @@
-"""The public names: all there, all documented, none by accident."""
+"""The public names: all present, all documented, none by accident."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import beam_triton
 from beam_triton import errors
 from beam_triton import testing as testing_module
 
-# What pipelines and benchmarks of other people count on.
+# Other people's pipelines and benchmarks depend on these.
 _PROMISED = {
     "BatchingPolicy",
     "CircuitBreakerPolicy",
@@ -36,7 +36,7 @@ _PUBLIC = {
 
 
 def _public_members(owner: type) -> Iterator[tuple[str, Any]]:
-    """The methods and properties that a class defines for its users, and its private bases define for it."""
+    """The methods and properties that a class or one of its private bases defines for users."""
     for base in owner.__mro__:
         is_ours = base.__module__.startswith("beam_triton")
         if not is_ours or (base is not owner and base in _PUBLIC.values()):
@@ -48,20 +48,20 @@ def _public_members(owner: type) -> Iterator[tuple[str, Any]]:
                 yield name, getattr(owner, name)
 
 
-def test_promised_names_are_there() -> None:
+def test_promised_names_can_be_imported() -> None:
     """Each promised name can be imported from the package itself."""
     assert set(beam_triton.__all__) >= _PROMISED
 
 
-def test_all_is_sorted_and_true() -> None:
-    """``__all__`` names what exists, once, and in an order in which a reader finds it."""
+def test_all_names_exist_once() -> None:
+    """Every name in ``__all__`` exists, and none is listed twice."""
     assert len(beam_triton.__all__) == len(set(beam_triton.__all__))
     for name in beam_triton.__all__:
         assert hasattr(beam_triton, name)
 
 
 def test_nothing_is_public_by_accident() -> None:
-    """Whatever is visible in the package beside its modules is in ``__all__``."""
+    """Every name in the package except its modules is in ``__all__``."""
     visible = {
         name
         for name, value in vars(beam_triton).items()
@@ -87,7 +87,7 @@ def test_everything_public_is_documented(name: str) -> None:
     assert inspect.getdoc(value), f"{name} has no docstring"
     if isinstance(value, type):
         assert value.__doc__ and not value.__doc__.startswith(f"{value.__name__}("), (
-            f"{name} has the docstring that dataclasses make up"
+            f"{name} has only the docstring that dataclasses generate"
         )
         for member_name, member in _public_members(value):
             assert inspect.getdoc(member), f"{name}.{member_name} has no docstring"
@@ -95,6 +95,6 @@ def test_everything_public_is_documented(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(_PROMISED - {"TritonClient"}))
 def test_public_classes_are_found_by_pickle(name: str) -> None:
-    """A class pickles by reference: workers find it under the name that it says it has."""
+    """A class pickles by reference: workers find it under its ``__qualname__``."""
     cls = getattr(beam_triton, name)
     assert pickle.loads(pickle.dumps(cls)) is cls

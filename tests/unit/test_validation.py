@@ -40,14 +40,14 @@ def test_options_are_read_from_a_dict() -> None:
     assert Tank.from_options({"volume": 2, "pumps": 3}) == Tank(volume=2, pumps=3)
 
 
-def test_an_instance_is_given_back_as_it_is() -> None:
-    """Options that are ready are not copied."""
+def test_an_instance_of_options_is_returned_itself() -> None:
+    """It is not copied."""
     tank = Tank(volume=1.0)
     assert Tank.from_options(tank) is tank
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
-    """A misspelt option names what was probably meant, and all that there is."""
+    """The message suggests the option that was probably meant, and lists all."""
     with pytest.raises(
         ConfigurationError, match=r"Tank has no option 'pump' \(did you mean 'pumps'\?\)"
     ) as e:
@@ -55,7 +55,7 @@ def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
     assert "its options: volume, pumps" in str(e.value)
 
 
-def test_a_key_that_is_no_name_is_refused() -> None:
+def test_an_option_key_that_is_not_a_string_is_refused() -> None:
     """A dict from elsewhere may have keys that are not strings."""
     with pytest.raises(ConfigurationError, match="Tank has no option 3; its options"):
         Tank.from_options({3: 1})  # type: ignore[dict-item]  # what YAML may hand over
@@ -69,20 +69,20 @@ def test_a_missing_option_is_named(value: dict[str, object] | None) -> None:
 
 
 def test_another_type_is_refused_without_its_value() -> None:
-    """What is neither options nor a dict is named by type alone: it may be a secret in the wrong place."""
+    """Only the type is named: the value may be a misplaced secret."""
     with pytest.raises(ConfigurationError, match="expected a Tank or a dict of its options, got str") as e:
         Tank.from_options("hunter2")  # type: ignore[arg-type]  # the mistake under test
     assert "hunter2" not in str(e.value)
 
 
 def test_a_rule_names_class_field_and_value() -> None:
-    """The message says where to look and what was found."""
+    """The message names the field and shows its value."""
     with pytest.raises(ConfigurationError, match=r"^Tank\.volume must be a number above 0, got -1$"):
         Tank(volume=-1)
 
 
 def test_options_hash_and_pickle() -> None:
-    """Options are dictionary keys on the worker, after a journey there."""
+    """Options are pickled to the workers and are dictionary keys there."""
     tank = Tank(volume=1.5, pumps=2)
     assert {pickle.loads(pickle.dumps(tank)): 1}[tank] == 1
 
@@ -103,7 +103,7 @@ NAN, INF, HUGE = math.nan, math.inf, 10**400
         (one_of((0, 1)), [0, 1], [False, True, 1.0]),
     ],
 )
-def test_rules(rule: Rule, accepted: list[object], refused: list[object]) -> None:
+def test_rules_accept_and_refuse_values(rule: Rule, accepted: list[object], refused: list[object]) -> None:
     """Each rule accepts its numbers and refuses bools, strings, NaN and whatever is out of range."""
     for value in accepted:
         rule("field", value)
@@ -112,7 +112,7 @@ def test_rules(rule: Rule, accepted: list[object], refused: list[object]) -> Non
             rule("field", value)
 
 
-def test_a_long_value_is_cut_in_the_message() -> None:
+def test_a_long_value_is_shortened_in_the_message() -> None:
     """A value of any length gives a message of one line."""
     with pytest.raises(ConfigurationError) as e:
         positive("field", "x" * 10_000)

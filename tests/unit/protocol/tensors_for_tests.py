@@ -1,4 +1,4 @@
-"""Arrays of every datatype, drawn by hypothesis, and responses put together as the specification has them."""
+"""Arrays of every datatype, drawn by hypothesis, and responses built as the specification describes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 
 
 def arrays(datatype: str, shape: Any = SHAPES) -> st.SearchStrategy[Array]:
-    """Arrays of ``datatype`` as its user gets them: float32 with BF16 values, object arrays of bytes."""
+    """Arrays of ``datatype`` as a user gets them: float32 with BF16 values, object arrays of bytes."""
     if datatype == "BYTES":
         return hnp.arrays(np.dtype(object), shape, elements=st.binary(max_size=40), fill=st.nothing())
     if datatype == "BF16":
@@ -30,7 +30,7 @@ def arrays(datatype: str, shape: Any = SHAPES) -> st.SearchStrategy[Array]:
 
 
 def raw(array: Array, datatype: str) -> bytes:
-    """The wire form of ``array``, value by value as the specification has it: slow, and sure."""
+    """The wire form of ``array``, value by value as the specification describes it."""
     if datatype == "BYTES":
         return b"".join(struct.pack("<I", len(value)) + value for value in array.ravel().tolist())
     if datatype == "BF16":

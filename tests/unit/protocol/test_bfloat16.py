@@ -24,8 +24,8 @@ def test_float32_rounds_as_ml_dtypes_does(bits: Array) -> None:
 
 
 @given(st.integers(0, 0xFFFF), st.sampled_from([-1, 0, 1]))
-def test_float64_near_a_tie_goes_to_the_side_where_it_lies(upper: int, side: int) -> None:
-    """A float64 just beside the middle of two BF16 values is not pulled onto the middle by float32."""
+def test_float64_near_a_tie_rounds_to_its_own_side(upper: int, side: int) -> None:
+    """A float64 next to the middle of two BF16 values is not rounded as if it were the middle."""
     below = np.array([upper << 16], "<u4").view("<f4")[0]
     above = np.array([(upper + 1 & 0xFFFF) << 16], "<u4").view("<f4")[0]
     if not (np.isfinite(below) and np.isfinite(above)) or (upper & 0x7FFF) == 0x7F7F or upper == 0xFFFF:
@@ -37,7 +37,7 @@ def test_float64_near_a_tie_goes_to_the_side_where_it_lies(upper: int, side: int
     assert got == {-1: below, 0: even, 1: above}[side]
 
 
-def test_special_values_survive() -> None:
+def test_zeros_infinities_and_nan_keep_their_kind() -> None:
     """Signed zeros, infinities and NaN with any payload keep their kind."""
     special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan], "<f4")
     back = widen_bfloat16(round_to_bfloat16(special))
@@ -49,7 +49,7 @@ def test_special_values_survive() -> None:
 
 @given(hnp.arrays(np.dtype("<u2"), 8))
 def test_widening_is_exact(bits: Array) -> None:
-    """Every BF16 comes back from float32 as the same bits, unless it is a NaN."""
+    """Every BF16 widened to float32 rounds to the same bits again, unless it is NaN."""
     widened = widen_bfloat16(bits)
     numbers = ~np.isnan(widened)
     assert np.array_equal(round_to_bfloat16(widened)[numbers], bits[numbers])

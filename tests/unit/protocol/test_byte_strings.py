@@ -22,7 +22,7 @@ def reference(values: list[bytes]) -> bytes:
 
 
 @given(LISTS)
-def test_values_come_back_as_they_went(values: list[bytes]) -> None:
+def test_encoded_values_are_decoded_unchanged(values: list[bytes]) -> None:
     """Any values, of equal lengths or not, empty ones and trailing zero bytes included."""
     wire = encode_byte_strings(values, "x")
     assert wire == reference(values)
@@ -30,16 +30,16 @@ def test_values_come_back_as_they_went(values: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("size", [1023, 1024, 70_000])
-def test_long_values_are_not_confused_with_the_ready_made_lengths(size: int) -> None:
-    """Values around and far beyond the lengths that are kept ready."""
+def test_values_longer_than_the_cached_prefixes_are_encoded(size: int) -> None:
+    """Values of lengths around and far beyond the cached ones."""
     values = [b"a" * size, b"", b"b" * (size + 1)]
     assert encode_byte_strings(values, "x") == reference(values)
     assert encode_byte_strings(values[:1], "x") == reference(values[:1])
 
 
 @given(LISTS.filter(bool), st.data())
-def test_cut_bytes_are_refused(values: list[bytes], data: st.DataObject) -> None:
-    """Any proper beginning of the bytes is too short, and says so."""
+def test_truncated_bytes_are_refused(values: list[bytes], data: st.DataObject) -> None:
+    """Any truncation of the bytes is an error that names the output."""
     wire = reference(values)
     cut = data.draw(st.integers(0, len(wire) - 1))
     with pytest.raises(RemoteProtocolError, match="output 'x'"):
@@ -47,21 +47,21 @@ def test_cut_bytes_are_refused(values: list[bytes], data: st.DataObject) -> None
 
 
 @given(LISTS, st.binary(min_size=1, max_size=20))
-def test_bytes_too_many_are_refused(values: list[bytes], extra: bytes) -> None:
-    """Whatever follows the last value is an error, never dropped."""
+def test_trailing_bytes_are_refused(values: list[bytes], extra: bytes) -> None:
+    """Bytes after the last value are an error, not ignored."""
     with pytest.raises(RemoteProtocolError, match="bytes"):
         decode_byte_strings(memoryview(reference(values) + extra), len(values), "x")
 
 
 def test_a_claimed_count_or_length_does_not_allocate() -> None:
-    """A count of 2**62 and a length of 4 GiB in a few bytes are refused before anything is made."""
+    """A count of 2**62 and a length of 4 GiB in a few bytes are refused before anything is allocated."""
     with pytest.raises(RemoteProtocolError, match="cannot hold"):
         decode_byte_strings(memoryview(b"\0" * 8), 2**62, "x")
     with pytest.raises(RemoteProtocolError, match="end before"):
         decode_byte_strings(memoryview(b"\xff\xff\xff\xff" + b"a" * 60), 1, "x")
 
 
-def test_object_arrays_do_not_look_into_their_values() -> None:
+def test_object_arrays_keep_sequences_as_single_values() -> None:
     """Values that are sequences themselves stay single values."""
     array = object_array([b"ab", b"cd"], 2, (2, 1))
     assert array.shape == (2, 1) and array.tolist() == [[b"ab"], [b"cd"]]

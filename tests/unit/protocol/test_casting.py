@@ -1,4 +1,4 @@
-"""Values to arrays: what is taken, what is refused, and what the refusal says."""
+"""Values to arrays: what is accepted, what is refused, and the messages."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def any_shape(datatype: str, array: Array) -> TensorSpec:
 
 @pytest.mark.parametrize("datatype", NUMBERS)
 @given(data=st.data())
-def test_an_array_of_the_right_dtype_is_passed_on_itself(datatype: str, data: st.DataObject) -> None:
-    """No copy: the very object comes back."""
+def test_an_array_of_the_right_dtype_is_returned_itself(datatype: str, data: st.DataObject) -> None:
+    """No copy is made."""
     array = data.draw(arrays(datatype))
     assert to_array(array, any_shape(datatype, array)) is array
 
 
 @pytest.mark.parametrize("datatype", NUMBERS)
 @given(data=st.data())
-def test_other_layouts_are_copied_right(datatype: str, data: st.DataObject) -> None:
+def test_other_memory_layouts_are_converted(datatype: str, data: st.DataObject) -> None:
     """Big-endian, transposed, strided and reversed arrays: same values, contiguous, little-endian."""
     array = data.draw(arrays(datatype, hnp.array_shapes(min_dims=2, max_dims=3, min_side=0, max_side=4)))
     for odd in (array.astype(array.dtype.newbyteorder(">")), array.T, array[::-1], array[:, ::2]):
@@ -120,7 +120,7 @@ def fits(value: Any, target: str) -> bool:
         ("FP32", [object()]),
     ],
 )
-def test_what_would_lose_something_is_refused(datatype: str, value: Any) -> None:
+def test_lossy_casts_are_refused(datatype: str, value: Any) -> None:
     """Nothing is clipped, wrapped, truncated or parsed; the message says which input takes what."""
     with pytest.raises(LocalProtocolError, match=rf"input 'pixels' takes {datatype} of shape \[1\], not "):
         to_array(value, spec(datatype, 1))
@@ -152,7 +152,7 @@ def test_what_would_lose_something_is_refused(datatype: str, value: Any) -> None
         ("FP32", range(2), [0.0, 1.0]),
     ],
 )
-def test_what_loses_nothing_is_taken(datatype: str, value: Any, expected: list[Any]) -> None:
+def test_lossless_casts_are_accepted(datatype: str, value: Any, expected: list[Any]) -> None:
     """Numbers without a dtype are rounded to the input's precision, all others kept exactly."""
     sent = to_array(value, spec(datatype, 2))
     assert sent.dtype == DATATYPES[datatype].wire_dtype and sent.flags.c_contiguous
@@ -177,8 +177,8 @@ def test_bf16_is_sent_as_bits(values: Array) -> None:
 
 @pytest.mark.parametrize("value", [3, 3.0, np.float64(3), np.array(3.0), np.int8(3)])
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (-1,)])
-def test_a_single_value_serves_an_input_of_one_value(value: Any, shape: tuple[int, ...]) -> None:
-    """A number fits whatever rank the model gives to a single value."""
+def test_a_single_value_fits_an_input_of_one_value_of_any_rank(value: Any, shape: tuple[int, ...]) -> None:
+    """A number fits any rank, if all dimensions are 1 or open."""
     sent = to_array(value, spec("FP32", *shape))
     assert sent.shape == (1,) * len(shape) and sent.item() == 3.0
 
@@ -196,17 +196,17 @@ def test_a_single_value_serves_an_input_of_one_value(value: Any, shape: tuple[in
         ((), False, np.zeros(1, "f4"), "[]", "[1]"),
     ],
 )
-def test_a_wrong_shape_is_told_from_what_came(
+def test_a_wrong_shape_is_refused_with_both_shapes(
     shape: tuple[int, ...], batched: bool, value: Any, expected: str, came: str
 ) -> None:
-    """Both shapes are in the message, -1 spelt as any size."""
+    """The message shows both shapes, with -1 as "any"."""
     text = f"takes FP32 of shape {expected}, not shape {came}"
     with pytest.raises(LocalProtocolError, match=re.escape(text)):
         to_array(value, spec("FP32", *shape), batched=batched)
 
 
 @given(SHAPES.flatmap(lambda shape: arrays("FP32", shape)))
-def test_nested_lists_make_the_array_that_they_came_from(array: Array) -> None:
+def test_nested_lists_keep_shape_and_values(array: Array) -> None:
     """Lists of any depth keep shape and values."""
     if 0 not in array.shape:
         assert same(to_array(array.tolist(), any_shape("FP32", array)), array)
@@ -222,7 +222,7 @@ def test_nested_lists_make_the_array_that_they_came_from(array: Array) -> None:
         [bytearray("añb".encode()), memoryview(b"raw\x00")],
     ],
 )
-def test_text_and_bytes_of_all_kinds_are_byte_strings(value: Any) -> None:
+def test_str_and_bytes_of_all_kinds_are_accepted_for_bytes(value: Any) -> None:
     """str is UTF-8, bytes go as they are, trailing zeros included."""
     sent = to_array(value, spec("BYTES", 2))
     assert [bytes(item) for item in sent.tolist()] == ["añb".encode(), b"raw\x00"]
@@ -236,7 +236,7 @@ def test_arrays_of_text_keep_their_shape(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["text", b"text", bytearray(b"text"), memoryview(b"text")])
-def test_one_text_fits_an_input_of_one_value(value: Any) -> None:
+def test_a_single_string_is_one_value(value: Any) -> None:
     """A single str or bytes is one value, not a sequence of characters."""
     assert to_array(value, spec("BYTES", 1)).tolist() == [b"text"]
 
@@ -244,14 +244,14 @@ def test_one_text_fits_an_input_of_one_value(value: Any) -> None:
 @pytest.mark.parametrize(
     "value", [1, [1], [None], np.array([1.0]), ["a", 1], [["a"], ["b", "c"]], ["\ud800"]]
 )
-def test_what_is_no_text_is_refused_for_bytes(value: Any) -> None:
-    """Numbers are not written out as text behind their author's back."""
+def test_values_that_are_not_text_are_refused_for_bytes(value: Any) -> None:
+    """Numbers are not converted to text implicitly."""
     with pytest.raises(LocalProtocolError, match="input 'pixels' takes BYTES"):
         to_array(value, spec("BYTES", -1))
 
 
-def test_ragged_lists_and_broken_arrays_are_the_elements_fault() -> None:
-    """Whatever conversion raises comes out as an error that names the input."""
+def test_ragged_lists_and_broken_arrays_raise_local_protocol_errors() -> None:
+    """Whatever the conversion raises becomes an error that names the input."""
 
     class Broken:
         def __array__(self, dtype: Any = None, copy: Any = None) -> Array:

@@ -20,7 +20,7 @@ WITH_JSON = tuple(name for name, datatype in DATATYPES.items() if datatype.has_j
 
 @pytest.mark.parametrize("datatype", WITH_JSON)
 @given(data=st.data())
-def test_numbers_come_back_as_they_went(datatype: str, data: st.DataObject) -> None:
+def test_numbers_survive_json_unchanged(datatype: str, data: st.DataObject) -> None:
     """Any array, NaN and infinities included, flat or nested, through real JSON text."""
     array = data.draw(arrays(datatype))
     flat = json.loads(b"[" + json_items(array, datatype, "x") + b"]")
@@ -31,7 +31,7 @@ def test_numbers_come_back_as_they_went(datatype: str, data: st.DataObject) -> N
 
 
 @given(st.lists(st.text(max_size=20), max_size=10))
-def test_text_comes_back_as_its_utf8(values: list[str]) -> None:
+def test_text_survives_json_as_utf8(values: list[str]) -> None:
     """Any text is written as JSON strings and read as bytes."""
     array = to_array(values, TensorSpec("x", "BYTES", (-1,)))
     flat = json.loads(b"[" + json_items(array, "BYTES", "x") + b"]")
@@ -48,8 +48,8 @@ def test_half_precision_has_no_json_form(datatype: str) -> None:
         from_json_data([0.0], datatype, [1], "x")
 
 
-def test_bytes_that_are_no_text_are_refused_by_value() -> None:
-    """JSON cannot carry them, and the message shows which ones."""
+def test_bytes_that_are_not_utf8_are_refused_in_json() -> None:
+    """JSON cannot hold them, and the message shows which ones."""
     array = to_array([b"fine", b"\xff\xfe"], TensorSpec("x", "BYTES", (-1,)))
     with pytest.raises(LocalProtocolError, match=r"input 'x'.*\\xff\\xfe.*not UTF-8"):
         json_items(array, "BYTES", "x")
@@ -81,7 +81,7 @@ def test_bytes_that_are_no_text_are_refused_by_value() -> None:
         ("FP32", [1] * 200, [1.0]),
     ],
 )
-def test_wrong_data_is_refused_by_the_outputs_name(datatype: str, shape: Any, data: Any) -> None:
+def test_wrong_json_data_is_refused_with_the_outputs_name(datatype: str, shape: Any, data: Any) -> None:
     """Too few, too many, of the wrong kind, out of range, or of no possible shape."""
     with pytest.raises(RemoteProtocolError, match="output 'scores'"):
         from_json_data(data, datatype, shape, "scores")

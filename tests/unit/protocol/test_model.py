@@ -33,7 +33,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def test_triton_says_everything() -> None:
+def test_metadata_and_configuration_make_the_whole_spec() -> None:
     """Shapes lose the batch dimension; limit and optional inputs come from the configuration."""
     spec = ModelSpec.from_server(METADATA, CONFIG)
     assert spec == ModelSpec(
@@ -52,22 +52,22 @@ def test_triton_says_everything() -> None:
     )
 
 
-def test_a_spec_travels_and_is_a_key() -> None:
-    """It is pickled into pipelines and keys shared state."""
+def test_a_spec_pickles_and_hashes() -> None:
+    """It is pickled into pipelines and is part of keys of shared state."""
     spec = ModelSpec.from_server(METADATA, CONFIG)
     assert pickle.loads(pickle.dumps(spec)) == spec
     assert hash(spec) == hash(ModelSpec.from_server(METADATA, CONFIG))
 
 
-def test_without_a_batch_dimension_shapes_are_as_they_are() -> None:
+def test_without_a_batch_dimension_a_leading_minus_one_stays() -> None:
     """max_batch_size 0: a leading -1 is a dimension like any other."""
     spec = ModelSpec.from_server(METADATA, {**CONFIG, "max_batch_size": 0})
     assert spec.inputs[0].shape == (-1, 8, 8) and not spec.has_batch_dimension
     assert "one element a request" in spec.describe()
 
 
-def test_without_a_configuration_the_user_tells_the_limit() -> None:
-    """A server that is not Triton: a leading -1 is the batch's where the user says so."""
+def test_without_a_configuration_the_argument_sets_the_batch_limit() -> None:
+    """A server that is not Triton: a leading -1 is the batch dimension if the user gives a limit."""
     assert ModelSpec.from_server(METADATA).max_batch_size == 0
     spec = ModelSpec.from_server(METADATA, None, 16)
     assert (spec.max_batch_size, spec.inputs[0].shape) == (16, (8, 8))
@@ -78,7 +78,7 @@ def test_without_a_configuration_the_user_tells_the_limit() -> None:
 
 
 @pytest.mark.parametrize("missing", [{}, {"inputs": None, "outputs": None}, {"inputs": [], "outputs": []}])
-def test_a_server_may_name_no_tensors(missing: dict[str, Any]) -> None:
+def test_metadata_without_tensors_is_accepted(missing: dict[str, Any]) -> None:
     """MLServer's metadata: inputs stay unknown, and the description says so."""
     spec = ModelSpec.from_server({"name": "m", "versions": [], "platform": "", **missing})
     assert spec.inputs == () and spec.outputs == () and spec.version == ""
@@ -86,7 +86,7 @@ def test_a_server_may_name_no_tensors(missing: dict[str, Any]) -> None:
     assert spec.model_id == "m"
 
 
-def test_kinds_of_models_are_told() -> None:
+def test_decoupled_and_sequence_models_are_recognised() -> None:
     """Decoupled and sequence models, for errors that explain themselves."""
     decoupled = ModelSpec.from_server(METADATA, {**CONFIG, "model_transaction_policy": {"decoupled": True}})
     assert decoupled.decoupled and not decoupled.sequence_batching
@@ -127,7 +127,7 @@ def with_input(**fields: Any) -> dict[str, Any]:
         (METADATA, {"max_batch_size": 4, "model_transaction_policy": 5}),
     ],
 )
-def test_a_broken_description_is_the_servers_fault(metadata: Any, config: Any) -> None:
+def test_broken_metadata_or_configuration_is_a_remote_protocol_error(metadata: Any, config: Any) -> None:
     """Never a KeyError, never a spec that fails later."""
     with pytest.raises(RemoteProtocolError):
         ModelSpec.from_server(metadata, config)
@@ -144,7 +144,9 @@ JSON = st.recursive(
     st.dictionaries(st.sampled_from(["name", "versions", "inputs", "outputs", "platform"]), JSON),
     st.none() | st.dictionaries(st.sampled_from(["max_batch_size", "input", "sequence_batching"]), JSON),
 )
-def test_no_document_raises_anything_else(metadata: dict[str, Any], config: dict[str, Any] | None) -> None:
+def test_any_json_gives_a_spec_or_a_remote_protocol_error(
+    metadata: dict[str, Any], config: dict[str, Any] | None
+) -> None:
     """Any JSON under the protocol's keys: a description or a RemoteProtocolError."""
     with contextlib.suppress(RemoteProtocolError):
         ModelSpec.from_server({**METADATA, **metadata}, config)
@@ -164,6 +166,6 @@ def test_no_document_raises_anything_else(metadata: dict[str, Any], config: dict
     ],
 )
 def test_a_spec_written_by_hand_is_checked(make: Any) -> None:
-    """Mistakes are found where they are made."""
+    """Mistakes are found at construction."""
     with pytest.raises(ConfigurationError):
         make()

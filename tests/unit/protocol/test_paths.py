@@ -13,7 +13,7 @@ from beam_triton.errors import ConfigurationError
 from beam_triton.protocol import paths
 
 
-def test_paths_are_tritons() -> None:
+def test_paths_match_tritons_routes() -> None:
     """The routes of Triton's HTTP frontend, with and without a version."""
     assert paths.model_path("digits") == "/v2/models/digits"
     assert paths.infer_path("digits", "3") == "/v2/models/digits/versions/3/infer"
@@ -27,7 +27,7 @@ def test_paths_are_tritons() -> None:
 
 
 @given(st.text(min_size=1).filter(lambda name: name not in (".", "..")))
-def test_any_name_is_one_segment(name: str) -> None:
+def test_any_model_name_is_one_path_segment(name: str) -> None:
     """Slashes, question marks and spaces in a name stay inside it; only lone surrogates are refused."""
     try:
         segment = paths.model_path(name).removeprefix("/v2/models/")
@@ -39,14 +39,14 @@ def test_any_name_is_one_segment(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", None, 3])
-def test_a_name_that_no_url_can_hold_is_refused(name: Any) -> None:
-    """Empty, not text, or resolved away on its way."""
+def test_a_model_name_that_no_url_can_hold_is_refused(name: Any) -> None:
+    """Empty, not a string, or resolved away by clients and proxies."""
     with pytest.raises(ConfigurationError, match="model_name"):
         paths.model_path(name)
 
 
 @pytest.mark.parametrize("version", ["latest", "1/../2", "-1", "1.0", "²", " 1", True, 1.0])
-def test_a_version_is_digits(version: Any) -> None:
+def test_a_version_must_be_digits(version: Any) -> None:
     """Triton answers a bare 404 to anything else; the message says to leave it out."""
     with pytest.raises(ConfigurationError, match="leave it out"):
         paths.infer_path("digits", version)

@@ -34,7 +34,7 @@ def model(*inputs: TensorSpec, outputs: tuple[TensorSpec, ...] = (SCORES,), limi
 
 
 def read(request: EncodedRequest) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The JSON and the tensors of a request, taken apart by the extension's rules."""
+    """The JSON and the tensors of a request, parsed by the rules of the extension."""
     body = b"".join(request.parts)
     assert len(body) == request.content_length
     if request.json_length is None:
@@ -55,7 +55,7 @@ def read(request: EncodedRequest) -> tuple[dict[str, Any], dict[str, Array]]:
 
 @pytest.mark.parametrize("datatype", DATATYPES)
 @given(data=st.data())
-def test_every_datatype_arrives_as_it_was_batched(datatype: str, data: st.DataObject) -> None:
+def test_elements_of_every_datatype_are_stacked_in_order(datatype: str, data: st.DataObject) -> None:
     """Elements of one shape, any datatype: the server sees them stacked, in their order."""
     rows = data.draw(
         arrays(datatype, data.draw(st.sampled_from([(), (1,), (3,), (2, 0), (2, 2)]))).flatmap(
@@ -83,16 +83,16 @@ def test_the_header_asks_for_every_output_in_binary() -> None:
     assert encoder.expected_outputs == (SCORES, TEXT)
 
 
-def test_a_model_without_known_outputs_is_asked_for_all_in_binary() -> None:
-    """Without names, the request's own parameter is the only way."""
+def test_binary_is_requested_for_all_outputs_of_a_model_that_names_none() -> None:
+    """Without names, only the request-wide parameter can ask for it."""
     encoder = InferRequestEncoder(model(IMAGE, outputs=()), parameters={"priority": 1})
     document, _ = read(encoder.encode_batch([encoder.prepare([1.0])]))
     assert document["parameters"] == {"priority": 1, "binary_data_output": True}
     assert "outputs" not in document
 
 
-def test_named_outputs_and_classification_are_asked_for() -> None:
-    """Only what was named, with the number of classes where one was given."""
+def test_named_outputs_and_classification_are_requested() -> None:
+    """Only the named outputs, with the number of classes if one was given."""
     encoder = InferRequestEncoder(
         model(IMAGE, outputs=(SCORES, TEXT)), outputs=["scores"], classification={"scores": 3}
     )
@@ -103,8 +103,8 @@ def test_named_outputs_and_classification_are_asked_for() -> None:
     assert encoder.expected_outputs == (TensorSpec("scores", "BYTES", (3,)),)
 
 
-def test_parameters_and_id_of_one_request_do_not_stay() -> None:
-    """A request's own parameters go over the encoder's, and the next request knows nothing of them."""
+def test_parameters_and_id_of_a_request_do_not_reach_the_next() -> None:
+    """A request's own parameters override the encoder's, and are absent from the next request."""
     encoder = InferRequestEncoder(model(IMAGE), parameters={"priority": 1, "tag": "a"})
     element = encoder.prepare([1.0])
     own, _ = read(encoder.encode_batch([element], parameters={"tag": "b"}, request_id='q"1'))
@@ -115,7 +115,7 @@ def test_parameters_and_id_of_one_request_do_not_stay() -> None:
 
 @given(st.text(min_size=1, max_size=8), st.text(min_size=1, max_size=8))
 @example("100%", "%d%s")
-def test_names_of_any_characters_survive(input_name: str, output_name: str) -> None:
+def test_tensor_names_of_any_characters_are_sent_unchanged(input_name: str, output_name: str) -> None:
     """Quotes, percent signs, line breaks and surrogates in names reach the server as they are."""
     for datatype, value in (("BYTES", "a"), ("FP32", 1.0)):
         spec = TensorSpec(input_name, datatype, (1,))
@@ -130,8 +130,8 @@ def test_names_of_any_characters_survive(input_name: str, output_name: str) -> N
             assert document["outputs"][0]["name"] == output_name
 
 
-def test_an_array_that_is_right_is_not_copied() -> None:
-    """The element's own memory is what is sent: at once when seen first, and when looked up later."""
+def test_an_array_that_needs_no_cast_is_not_copied() -> None:
+    """The element's own memory is sent, for the first array of a shape and for later ones."""
     encoder = InferRequestEncoder(model(IMAGE))
     for _ in range(2):
         image = np.arange(LARGE_BUFFER_BYTES // 4, dtype="<f4")
@@ -144,7 +144,7 @@ def test_an_array_that_is_right_is_not_copied() -> None:
 
 
 def test_small_elements_are_joined_and_large_ones_gathered() -> None:
-    """One part an input where the elements are small, one an element from 64 KiB on."""
+    """One part per input if the elements are small, one per element from 64 KiB on."""
     encoder = InferRequestEncoder(model(IMAGE, TEXT))
     small = [encoder.prepare({"image": np.zeros(3, "<f4"), "text": "a"}) for _ in range(4)]
     assert len(encoder.encode_batch(small).parts) == 1 + 1 + 1
@@ -162,7 +162,7 @@ def test_small_elements_are_joined_and_large_ones_gathered() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["big-endian", "strided", "float64", "list", "other shape"])
-def test_a_lookup_never_takes_what_only_looks_alike(wrong: str) -> None:
+def test_an_accepted_shape_does_not_accept_other_dtypes_or_layouts(wrong: str) -> None:
     """After an array was accepted, others of its shape are still converted or refused."""
     encoder = InferRequestEncoder(model(TensorSpec("x", "FP32", (4,))))
     values = np.array([1, 2, 3, 4], "<f4")
@@ -186,7 +186,7 @@ def test_a_lookup_never_takes_what_only_looks_alike(wrong: str) -> None:
     st.sampled_from([name for name in DATATYPES if name != "BYTES"]),
     st.integers(-(2**70), 2**70) | st.floats() | st.booleans(),
 )
-def test_single_numbers_are_encoded_as_the_general_way_would(datatype: str, value: Any) -> None:
+def test_single_numbers_are_encoded_like_arrays_of_them(datatype: str, value: Any) -> None:
     """A bare Python number and a list of it: same bytes, or both refused."""
     encoder = InferRequestEncoder(model(TensorSpec("x", datatype, (1,))))
     outcomes = []
@@ -201,8 +201,8 @@ def test_single_numbers_are_encoded_as_the_general_way_would(datatype: str, valu
         assert len(set(outcomes)) == 1
 
 
-def test_optional_inputs_make_a_signature_of_their_own() -> None:
-    """Elements with and without an optional input never share a request unnoticed."""
+def test_optional_inputs_change_the_signature() -> None:
+    """Elements with and without an optional input do not share a request."""
     encoder = InferRequestEncoder(model(IMAGE, FACTOR))
     without = encoder.prepare({"image": [1.0, 2.0]})
     assert without.signature == encoder.prepare({"image": [3.0, 4.0], "factor": None}).signature
@@ -215,7 +215,7 @@ def test_optional_inputs_make_a_signature_of_their_own() -> None:
     assert [entry["name"] for entry in read(encoder.encode({"image": [[1.0]]}))[0]["inputs"]] == ["image"]
 
 
-def test_shapes_make_signatures() -> None:
+def test_equal_shapes_make_equal_signatures() -> None:
     """Ragged elements have different signatures, equal shapes equal ones, whatever they were made from."""
     encoder = InferRequestEncoder(model(IMAGE))
     two = encoder.prepare(np.zeros(2, "<f4")).signature
@@ -237,7 +237,9 @@ def test_shapes_make_signatures() -> None:
     ],
 )
 @pytest.mark.parametrize("way", ["prepare", "encode"])
-def test_wrong_inputs_name_what_the_model_takes(inputs: Any, says: str, way: str) -> None:
+def test_missing_and_unknown_inputs_are_refused_with_the_models_inputs(
+    inputs: Any, says: str, way: str
+) -> None:
     """Missing and unknown inputs, with the model's own inputs in the message."""
     encoder = InferRequestEncoder(model(IMAGE, TEXT))
     with pytest.raises(LocalProtocolError, match=says) as caught:
@@ -246,8 +248,8 @@ def test_wrong_inputs_name_what_the_model_takes(inputs: Any, says: str, way: str
         assert "image FP32 [-1], text BYTES [1]" in str(caught.value)
 
 
-def test_an_element_of_a_one_input_model_may_name_it_wrongly() -> None:
-    """The short way for one input says the same as the long one."""
+def test_missing_and_unknown_inputs_of_a_one_input_model_are_refused() -> None:
+    """The fast path for one input raises the same errors."""
     encoder = InferRequestEncoder(model(IMAGE))
     for inputs in ({"img": [1.0]}, {"image": [1.0], "extra": 1}):
         with pytest.raises(LocalProtocolError, match="has no input"):
@@ -259,7 +261,7 @@ def test_an_element_of_a_one_input_model_may_name_it_wrongly() -> None:
 
 
 def test_an_element_without_any_input_is_refused() -> None:
-    """A request needs an input even where all are optional."""
+    """A request needs an input even if all are optional."""
     encoder = InferRequestEncoder(model(FACTOR, TensorSpec("other", "FP32", (1,), optional=True)))
     with pytest.raises(LocalProtocolError, match="at least one input"):
         encoder.prepare({})
@@ -283,7 +285,7 @@ def test_unnamed_inputs_come_from_the_element() -> None:
             encoder.prepare(wrong)
 
 
-def test_a_model_without_a_batch_dimension_takes_one_element_as_it_is() -> None:
+def test_a_model_without_a_batch_dimension_takes_one_element_unchanged() -> None:
     """No dimension is added, and two elements are refused."""
     encoder = InferRequestEncoder(model(IMAGE, limit=0))
     element = encoder.prepare([1.0, 2.0])
@@ -294,7 +296,7 @@ def test_a_model_without_a_batch_dimension_takes_one_element_as_it_is() -> None:
         encoder.encode_batch([element, element])
 
 
-def test_batches_that_no_server_takes_are_refused() -> None:
+def test_empty_oversized_and_uneven_batches_are_refused() -> None:
     """None, too many, unequal batch dimensions, mixed signatures."""
     encoder = InferRequestEncoder(model(IMAGE, TEXT, limit=2))
     element = encoder.prepare({"image": [1.0], "text": "a"})
@@ -312,7 +314,7 @@ def test_batches_that_no_server_takes_are_refused() -> None:
         encoder.encode_batch([element, encoder.prepare({"image": [1.0, 2.0], "text": "a"})])
 
 
-def test_two_gibibytes_are_refused_before_they_are_sent() -> None:
+def test_requests_of_two_gibibytes_are_refused() -> None:
     """Lengths are 32-bit integers in the server; the array here is never touched, so it costs no memory."""
     encoder = InferRequestEncoder(model(TensorSpec("x", "UINT8", (-1,))))
     with pytest.raises(LocalProtocolError, match="2 GiB"):
@@ -336,7 +338,7 @@ def test_json_requests_hold_the_same_values(rows: list[list[float]]) -> None:
 
 
 def test_large_json_elements_are_gathered_with_commas_between() -> None:
-    """Elements of 64 KiB and more are not joined, and are one array all the same."""
+    """Elements of 64 KiB and more are separate parts of one JSON array."""
     encoder = InferRequestEncoder(model(IMAGE), binary=False)
     elements = [encoder.prepare([float(index)] * LARGE_BUFFER_BYTES) for index in range(3)]
     document, _ = read(encoder.encode_batch(elements))
@@ -360,13 +362,13 @@ def test_large_json_elements_are_gathered_with_commas_between() -> None:
         {"parameters": {"triton_x": 1}},
     ],
 )
-def test_wrong_options_are_refused_at_once(options: dict[str, Any]) -> None:
+def test_wrong_encoder_options_are_refused_at_construction(options: dict[str, Any]) -> None:
     """Before any element is seen, as a configuration error."""
     with pytest.raises(ConfigurationError):
         InferRequestEncoder(model(IMAGE, outputs=(SCORES, TEXT)), **options)
 
 
-def test_a_request_id_must_be_text() -> None:
+def test_a_request_id_must_be_a_string() -> None:
     """Triton answers 500 to a number."""
     encoder = InferRequestEncoder(model(IMAGE))
     with pytest.raises(ConfigurationError, match="request_id"):
@@ -388,14 +390,14 @@ def test_more_rows_than_the_model_takes_become_several_requests(rows: int) -> No
 
 
 @pytest.mark.parametrize("value", [np.float32(3), np.array(3.0), 3.0, [], np.zeros((0, 3))])
-def test_what_has_no_rows_is_refused_as_a_batch(value: Any) -> None:
-    """A value without a batch dimension, or with none in it, is no batch to be cut."""
+def test_values_without_rows_are_refused_as_a_batch(value: Any) -> None:
+    """A value without a batch dimension, or with an empty one."""
     with pytest.raises(LocalProtocolError, match=r"image|batch"):
         InferRequestEncoder(model(IMAGE)).encode_in_parts(value)
 
 
-def test_batch_dimensions_that_differ_are_refused_before_anything_is_cut() -> None:
-    """Nine rows of one input and eight of another are no batch."""
+def test_batch_dimensions_that_differ_are_refused() -> None:
+    """Nine rows of one input and eight of another are refused before any split."""
     encoder = InferRequestEncoder(model(IMAGE, TEXT))
     with pytest.raises(LocalProtocolError, match=r"differ: \{'image': 9, 'text': 8\}"):
         encoder.encode_in_parts({"image": np.zeros((9, 3), np.float32), "text": [["a"]] * 8})

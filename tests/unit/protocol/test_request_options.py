@@ -1,4 +1,4 @@
-"""Request parameters: what goes to the server, and what would only earn a 500."""
+"""Request parameters: what goes to the server, and what Triton would answer with a 500."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from beam_triton.protocol import checked_parameters
         {},
     ],
 )
-def test_what_triton_can_read_is_kept(parameters: dict[str, Any]) -> None:
+def test_valid_request_parameters_are_copied(parameters: dict[str, Any]) -> None:
     """The protocol's own parameters and custom ones of every type, as an equal copy."""
     checked = checked_parameters(parameters)
     assert checked == parameters and checked is not parameters
 
 
 def test_no_parameters_are_an_empty_mapping() -> None:
-    """None stands for none."""
+    """None means no parameters."""
     assert checked_parameters(None) == {}
 
 
@@ -63,7 +63,7 @@ def test_no_parameters_are_an_empty_mapping() -> None:
         (3, 1),
     ],
 )
-def test_what_triton_would_choke_on_is_refused(key: Any, value: Any) -> None:
+def test_invalid_request_parameters_are_refused(key: Any, value: Any) -> None:
     """The message names the parameter."""
     with pytest.raises(ConfigurationError, match="parameter"):
         checked_parameters({key: value})

@@ -20,7 +20,7 @@ FP32 = np.dtype("<f4")
 
 @pytest.mark.parametrize("datatype", DATATYPES)
 @given(data=st.data())
-def test_every_datatype_is_read(datatype: str, data: st.DataObject) -> None:
+def test_every_datatype_is_decoded(datatype: str, data: st.DataObject) -> None:
     """Any array in binary, from bytes, bytearray and memoryview."""
     array = data.draw(arrays(datatype))
     body, json_length = binary_response({"y": (datatype, array)})
@@ -31,8 +31,8 @@ def test_every_datatype_is_read(datatype: str, data: st.DataObject) -> None:
 
 
 @given(st.lists(st.sampled_from(sorted(DATATYPES)), min_size=1, max_size=5), st.data())
-def test_several_outputs_are_cut_in_the_answers_order(datatypes: list[str], data: st.DataObject) -> None:
-    """Names decide, offsets follow the answer's own order, and JSON outputs may stand in between."""
+def test_several_outputs_are_read_in_the_answers_order(datatypes: list[str], data: st.DataObject) -> None:
+    """Offsets follow the answer's order, and JSON outputs may be in between."""
     tensors = {f"y{i}": (datatype, data.draw(arrays(datatype))) for i, datatype in enumerate(datatypes)}
     order = data.draw(st.permutations(sorted(tensors)))
     body, json_length = binary_response({name: tensors[name] for name in order})
@@ -55,7 +55,7 @@ def test_numbers_are_views_of_the_body() -> None:
         assert (output + 1).tolist() == [[2.0] * 3] * 2
 
 
-def test_a_response_that_is_all_json_is_read() -> None:
+def test_a_response_that_is_all_json_is_decoded() -> None:
     """No header length: the whole body is the document, its numbers and NaN in JSON."""
     head = b'{"model_name":"m","outputs":[{"name":"y","datatype":"FP32","shape":[2],"data":[1.5,NaN]}]}'
     answer = decode_infer_response(head, None)
@@ -64,7 +64,7 @@ def test_a_response_that_is_all_json_is_read() -> None:
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)
-def test_empty_outputs_come_without_a_header_length(datatype: str) -> None:
+def test_empty_outputs_are_decoded_without_a_header_length(datatype: str) -> None:
     """Triton leaves the header out when every binary output is empty; there is no data either."""
     body, json_length = response([announced("y", datatype, [2, 0], 0)])
     for length in (None, json_length):
@@ -72,8 +72,8 @@ def test_empty_outputs_come_without_a_header_length(datatype: str) -> None:
         assert output.shape == (2, 0) and output.dtype == DATATYPES[datatype].array_dtype
 
 
-def test_id_and_parameters_are_handed_on() -> None:
-    """What the server says beside the outputs, fresh for each response."""
+def test_id_and_parameters_of_a_response_are_returned() -> None:
+    """Each response has its own copy."""
     body, json_length = response([announced("y", "FP32", [0], 0)], id="q1", parameters={"triton": 1})
     answer = decode_infer_response(body, json_length)
     assert (answer.id, answer.parameters) == ("q1", {"triton": 1})
@@ -83,14 +83,14 @@ def test_id_and_parameters_are_handed_on() -> None:
 
 
 def test_responses_with_one_header_do_not_share_their_outputs() -> None:
-    """Equal headers are read once; the arrays still are each body's own."""
+    """Equal headers are parsed once; the arrays belong to each body."""
     first, json_length = binary_response({"y": ("FP32", np.zeros((1, 2), FP32))})
     second, _ = binary_response({"y": ("FP32", np.ones((1, 2), FP32))})
     answers = [decode_infer_response(body, json_length) for body in (first, second, first)]
     assert [answer.outputs["y"].tolist() for answer in answers] == [[[0, 0]], [[1, 1]], [[0, 0]]]
 
 
-def test_expected_outputs_must_be_there_with_their_datatype() -> None:
+def test_expected_outputs_must_be_present_with_their_datatype() -> None:
     """A missing output and one of another datatype are refused; more than expected is not."""
     body, json_length = binary_response({name: ("FP32", np.zeros((1, 2), FP32)) for name in "yz"})
     assert decode_infer_response(body, json_length, expected=[TensorSpec("y", "FP32", (2,))])
@@ -145,7 +145,7 @@ Y = announced("y", "FP32", [1, 2], 8)
         (5, b""),
     ],
 )
-def test_a_malformed_answer_is_the_servers_fault(outputs: Any, tail: bytes) -> None:
+def test_a_malformed_answer_is_a_remote_protocol_error(outputs: Any, tail: bytes) -> None:
     """Wrong sizes, shapes, datatypes, names and kinds of JSON: one class of error."""
     body, json_length = response(outputs, tail)
     with pytest.raises(RemoteProtocolError):
@@ -172,7 +172,7 @@ def test_a_malformed_answer_is_the_servers_fault(outputs: Any, tail: bytes) -> N
         b'{"outputs": [' + b"[" * 900 + b"]" * 900 + b"]}",
     ],
 )
-def test_a_header_that_is_no_response_is_refused(head: bytes) -> None:
+def test_json_that_is_not_a_response_is_refused(head: bytes) -> None:
     """No JSON, other JSON, JSON too deep or with numbers too long, with and without a header length."""
     for json_length in (None, len(head)):
         with pytest.raises(RemoteProtocolError):
@@ -186,7 +186,7 @@ def test_a_header_length_beyond_the_body_is_refused(json_length: int) -> None:
         decode_infer_response(response([])[0], json_length)
 
 
-def test_memory_is_bounded_by_the_body() -> None:
+def test_decoding_memory_is_bounded_by_the_body() -> None:
     """Names, values and shapes that claim much, and messages about them, cost little more than the body."""
     name = "y" * 10**6
     bodies = [
@@ -210,7 +210,7 @@ def test_memory_is_bounded_by_the_body() -> None:
 
 @given(st.integers(1, 5), st.lists(st.sampled_from(sorted(DATATYPES)), min_size=1, max_size=4), st.data())
 def test_each_element_gets_its_rows(n: int, datatypes: list[str], data: st.DataObject) -> None:
-    """One dict an element, rows without the batch dimension, arrays even where no dimension is left."""
+    """One dict per element, rows without the batch dimension, arrays even if no dimension is left."""
     shapes = st.sampled_from([(), (1,), (3,), (0,), (2, 2)])
     columns = {
         f"y{i}": (datatype, data.draw(arrays(datatype, (n, *data.draw(shapes)))))
@@ -229,8 +229,8 @@ def test_each_element_gets_its_rows(n: int, datatypes: list[str], data: st.DataO
 
 
 @pytest.mark.parametrize("shape", [(), (1, 2), (3, 2), (0, 2)])
-def test_an_answer_that_does_not_account_for_every_element_is_refused(shape: tuple[int, ...]) -> None:
-    """One row too few or too many, or no rows at all: nothing is cut to fit."""
+def test_an_answer_with_too_few_or_too_many_rows_is_refused(shape: tuple[int, ...]) -> None:
+    """One row too few or too many, or no rows at all: nothing is truncated."""
     answer = decode_infer_response(
         *binary_response({"x": ("FP32", np.zeros((2, 1), FP32)), "y": ("FP32", np.zeros(shape, FP32))})
     )
@@ -238,7 +238,7 @@ def test_an_answer_that_does_not_account_for_every_element_is_refused(shape: tup
         answer.rows(2)
 
 
-def test_an_answer_without_outputs_has_no_elements() -> None:
-    """Elements that went in would be lost silently."""
+def test_an_answer_without_outputs_is_refused() -> None:
+    """Otherwise elements would be lost silently."""
     with pytest.raises(RemoteProtocolError, match="without outputs"):
         InferResponse("m", "1", "", {}, {}).rows(1)

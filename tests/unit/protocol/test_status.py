@@ -68,29 +68,29 @@ def body(message: str) -> bytes:
         (204, "", InferenceError),
     ],
 )  # fmt: skip
-def test_status_and_message_together_make_the_kind(
+def test_status_and_message_give_the_error_class(
     status: int, message: str, kind: type[InferenceError]
 ) -> None:
-    """What to do next follows from the class alone."""
+    """The class alone determines what happens next."""
     error = error_from_response(status, body(message), model_name="m")
     assert type(error) is kind
     assert error.status == status and error.server_message == message and error.model_name == "m"
     assert str(status) in str(error) and message in str(error)
 
 
-def test_a_model_that_is_asked_for_its_readiness_may_answer_400() -> None:
+def test_400_of_a_readiness_request_is_model_not_ready() -> None:
     """On the ready endpoints 400 means not ready, which is transient."""
     assert type(error_from_response(400, body("Model version not ready"), what="ready")) is ModelNotReadyError
 
 
-def test_an_unknown_model_in_statistics_is_a_400() -> None:
-    """Triton says it in other words there."""
+def test_400_of_a_statistics_request_is_model_not_found() -> None:
+    """Triton's message differs there."""
     error = error_from_response(400, body("requested model 'm' is not available"), what="statistics")
     assert type(error) is ModelNotFoundError
 
 
-def test_a_500_outside_of_infer_is_not_the_models() -> None:
-    """No model ran, so that it is not counted as one that raised."""
+def test_500_of_other_requests_is_not_a_model_execution_error() -> None:
+    """No model ran, so none raised."""
     assert type(error_from_response(500, b"", what="load")) is InferenceError
 
 
@@ -107,13 +107,13 @@ def test_a_500_outside_of_infer_is_not_the_models() -> None:
         (b"5", "5"),
     ],
 )
-def test_any_body_gives_one_short_line(answer: bytes, message: str) -> None:
+def test_any_error_body_gives_one_short_line(answer: bytes, message: str) -> None:
     """JSON of several servers, a proxy's page, broken bytes: shown without control characters."""
     assert error_from_response(500, answer).server_message == message
 
 
 @given(st.integers(100, 599), st.binary(max_size=300), st.text(max_size=30))
-def test_nothing_is_raised_whatever_is_answered(status: int, answer: bytes, header: str) -> None:
+def test_any_answer_gives_an_error_that_pickles(status: int, answer: bytes, header: str) -> None:
     """Any status, body and Retry-After make an error that pickles and has one line of limited length."""
     error = error_from_response(status, answer, model_name="m", retry_after=header, location=header, now=NOON)
     assert isinstance(error, InferenceError)
@@ -141,19 +141,19 @@ def test_nothing_is_raised_whatever_is_answered(status: int, answer: bytes, head
         ("Mon, 99 Jan 2026 12:00:30 GMT", None),
     ],
 )
-def test_retry_after_is_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
+def test_retry_after_may_be_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
     """Both forms of the header, and None for anything that is neither."""
     assert parse_retry_after(header, NOON) == seconds
     assert error_from_response(503, b"", retry_after=header, now=NOON).retry_after_seconds == seconds
 
 
-def test_a_date_without_a_clock_is_left_out() -> None:
+def test_a_retry_after_date_without_a_clock_is_ignored() -> None:
     """The codec has no clock of its own."""
     assert parse_retry_after("Mon, 05 Jan 2026 12:00:30 GMT") is None
 
 
-def test_a_redirect_is_named_without_its_credentials() -> None:
-    """The address is shown, since it is not followed; a login and a query in it are not."""
+def test_a_redirects_address_is_shown_without_credentials() -> None:
+    """The address is shown, since it is not followed; its password and query are not."""
     error = error_from_response(301, b"", location="https://user:secret@host/v2?token=secret")
     assert "https://host/v2" in str(error) and "secret" not in str(error)
     assert not error.retryable

@@ -25,7 +25,7 @@ def decoded(wire: bytes, datatype: str, shape: Sequence[Any]) -> Array:
 
 @pytest.mark.parametrize("datatype", DATATYPES)
 @given(data=st.data())
-def test_every_datatype_goes_there_and_back(datatype: str, data: st.DataObject) -> None:
+def test_every_datatype_survives_the_wire(datatype: str, data: st.DataObject) -> None:
     """Any array: the specification's bytes on the wire, and the same array from them."""
     array = data.draw(arrays(datatype))
     sent = to_array(array, TensorSpec("x", datatype, (-1,) * array.ndim))
@@ -66,7 +66,9 @@ def test_numbers_are_views_both_ways() -> None:
         ("BF16", [2**40], 2),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused_by_name(datatype: str, shape: list[Any], size: int) -> None:
-    """Too few, too many, negative, and more than there is memory for."""
+def test_sizes_that_do_not_fit_the_shape_are_refused_with_the_outputs_name(
+    datatype: str, shape: list[Any], size: int
+) -> None:
+    """Too few bytes, too many, negative dimensions, and more than fits into memory."""
     with pytest.raises(RemoteProtocolError, match="output 'scores'"):
         decoded(bytes(size), datatype, shape)

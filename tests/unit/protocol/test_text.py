@@ -1,4 +1,4 @@
-"""Foreign values in messages."""
+"""Values of users and servers in messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LARGE = ["a" * 10**7, b"a" * 10**7, bytearray(10**7), [1] * 10**6, nested(5000)]
 
 
 @pytest.mark.parametrize("value", LARGE, ids=[type(value).__name__ for value in LARGE])
-def test_a_large_value_is_shown_in_part_at_no_cost(value: Any) -> None:
+def test_a_large_value_is_shortened_in_little_memory(value: Any) -> None:
     """The text is short, and so is the memory that it takes to make it."""
     tracemalloc.start()
     try:
@@ -38,8 +38,8 @@ def test_a_large_value_is_shown_in_part_at_no_cost(value: Any) -> None:
     assert len(text) <= 80 and peak < 10**5
 
 
-def test_any_value_is_shown_somehow() -> None:
-    """What cannot show itself is named, and every text can be printed."""
+def test_values_whose_repr_fails_are_named_by_type() -> None:
+    """Every text can be encoded, too."""
     for value in (Unprintable(), [Unprintable()], 10**5000, np.zeros(10**6), "\ud800"):
         text = shorten(value)
         assert 0 < len(text) <= 80
@@ -52,7 +52,7 @@ def test_small_values_are_shown_whole() -> None:
     assert [shorten(value) for value in values] == [repr(value) for value in values]
 
 
-def test_a_line_has_no_control_characters() -> None:
+def test_control_characters_are_removed_from_messages() -> None:
     """Line breaks, escapes and bells of a server's text do not reach a terminal or a log."""
     assert printable("a\r\n\tb\x1b[31mc\x07", 100) == "a b [31mc"
     assert printable("x" * 10**6, 10) == "xxxxxxx..."
