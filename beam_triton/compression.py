@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import zlib
 from collections.abc import Iterable
 
@@ -15,10 +16,8 @@ _WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 ENCODINGS = tuple(_WINDOW_BITS)
 # Tensors hardly compress better at higher levels, and each level costs the sender's only core.
 _LEVEL = 1
-# zlib hands back a copy of the input that it has not used: small steps keep these copies small.
+# zlib returns a copy of the input that it has not used: small steps keep these copies small.
 _STEP_BYTES = 16 * 1024
-# Of an encoding's name, which the server gives.
-_SHOWN_CHARACTERS = 60
 
 
 def compress(parts: Iterable[bytes | memoryview], encoding: str) -> bytes:
@@ -30,17 +29,15 @@ def compress(parts: Iterable[bytes | memoryview], encoding: str) -> bytes:
 
 
 def decompress(body: bytes | bytearray | memoryview, encoding: str, *, max_bytes: int) -> bytes:
-    """The decompressed ``body``, never more than ``max_bytes`` bytes of it.
+    """The decompressed ``body``, of at most ``max_bytes`` bytes.
 
     Several gzip members in a row are one body (RFC 1952, 2.2). Raises RemoteProtocolError for an unknown
-    encoding, bytes that are not of it, a truncated stream, bytes after its end, and as soon as the body
-    would exceed ``max_bytes``.
+    encoding, invalid or truncated data, bytes after the end, and a body that exceeds ``max_bytes``, as soon
+    as it does.
     """
     bits = _WINDOW_BITS.get(encoding.strip().lower())
     if bits is None:
-        raise RemoteProtocolError(
-            f"the answer has the unknown Content-Encoding {encoding[:_SHOWN_CHARACTERS]!r}"
-        )
+        raise RemoteProtocolError(f"the answer has the unknown Content-Encoding {reprlib.repr(encoding)}")
     pieces: list[bytes] = []
     size = 0
     body = memoryview(body).cast("B")

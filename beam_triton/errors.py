@@ -205,11 +205,7 @@ class CircuitOpenError(TritonError):
     retryable = True
 
     def __init__(
-        self,
-        message: str = "",
-        *,
-        open_seconds_left: float = 0.0,
-        attempts: tuple[TritonError, ...] = (),
+        self, message: str = "", *, open_seconds_left: float = 0.0, attempts: tuple[TritonError, ...] = ()
     ) -> None:
         super().__init__(message, attempts=attempts)
         self.open_seconds_left = open_seconds_left

@@ -100,18 +100,14 @@ def _number(value: object) -> float:
         return -math.inf if value < 0 else math.inf
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, numbers.Integral)
+def _whole(value: object) -> float:
+    """As `_number`, and NaN for values of other than integer types, even 1.0."""
+    return _number(value) if isinstance(value, numbers.Integral) else math.nan
 
 
-# The numbers are finite; a whole number is not a float that happens to be one.
 positive = _rule(lambda value: 0 < _number(value) < math.inf, "a number above 0")
 not_negative = _rule(lambda value: 0 <= _number(value) < math.inf, "a number of 0 or more")
 fraction = _rule(lambda value: 0 < _number(value) <= 1, "a number above 0 and at most 1")
-positive_integer = _rule(
-    lambda value: _is_whole(value) and _number(value) >= 1, "a whole number of 1 or more"
-)
-not_negative_integer = _rule(
-    lambda value: _is_whole(value) and _number(value) >= 0, "a whole number of 0 or more"
-)
+positive_integer = _rule(lambda value: _whole(value) >= 1, "a whole number of 1 or more")
+not_negative_integer = _rule(lambda value: _whole(value) >= 0, "a whole number of 0 or more")
 boolean = _rule(lambda value: isinstance(value, bool), "True or False")

@@ -177,12 +177,9 @@ def _from_objects(array: Array, spec: TensorSpec, datatype: Datatype) -> Array:
     items = array.ravel().tolist()
     wants_bool = datatype.wire_dtype.kind == "b"
     for item in items:
-        if isinstance(item, (bool, np.bool_)):
-            if wants_bool:
-                continue
-        elif isinstance(item, (int, float, np.integer, np.floating)):
-            continue
-        raise _refuse(spec, f"{type(item).__name__} {shorten(item)} among its values")
+        is_bool = isinstance(item, (bool, np.bool_))
+        if not (wants_bool if is_bool else isinstance(item, (int, float, np.integer, np.floating))):
+            raise _refuse(spec, f"{type(item).__name__} {shorten(item)} among its values")
     try:
         if datatype.wire_dtype.kind in "iu" and datatype is not BF16:
             low, high = _integer_range(datatype.wire_dtype)

@@ -92,11 +92,7 @@ class InferRequestEncoder:
         self.prepare = ElementPreparer(model, binary).prepare
 
     def encode_batch(
-        self,
-        prepared: Sequence[PreparedElement],
-        *,
-        parameters: Mapping[str, Any] | None = None,
-        request_id: str = "",
+        self, prepared: Sequence[PreparedElement], *, parameters: Mapping[str, Any] | None = None
     ) -> EncodedRequest:
         """One request of elements with equal signatures, in their order.
 
@@ -113,7 +109,7 @@ class InferRequestEncoder:
             else zip(*by_element, strict=True)
         )
         header = self._headers.get(prepared[0].signature, len(prepared))
-        return self._request(header, [self._column(column) for column in by_input], parameters, request_id)
+        return self._request(header, [self._column(column) for column in by_input], parameters, "")
 
     def encode_arrays(self, arrays: Sequence[Array]) -> EncodedRequest:
         """As ``encode_batch``, for arrays of the model's only input that need no ``prepare``.
@@ -142,11 +138,7 @@ class InferRequestEncoder:
         return self._encode_matched(matched, None, "")
 
     def encode_in_parts(
-        self,
-        inputs: Any,
-        *,
-        parameters: Mapping[str, Any] | None = None,
-        request_id: str = "",
+        self, inputs: Any, *, parameters: Mapping[str, Any] | None = None, request_id: str = ""
     ) -> list[EncodedRequest]:
         """As ``encode``; more rows than the model takes become several requests, in the rows' order."""
         whole = self._encode_as_is(inputs, parameters, request_id)
@@ -188,10 +180,7 @@ class InferRequestEncoder:
         return self._request(header, [[_flat(inputs)]], parameters, request_id)
 
     def _encode_matched(
-        self,
-        matched: Sequence[tuple[TensorSpec, Any]],
-        parameters: Mapping[str, Any] | None,
-        request_id: str,
+        self, matched: Sequence[tuple[TensorSpec, Any]], parameters: Mapping[str, Any] | None, request_id: str
     ) -> EncodedRequest:
         batched = self.model.has_batch_dimension
         given = {}

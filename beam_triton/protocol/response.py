@@ -121,10 +121,7 @@ _headers: dict[bytes, _Header] = {}
 
 
 def decode_infer_response(
-    body: bytes | bytearray | memoryview,
-    json_length: int | None,
-    *,
-    expected: Sequence[TensorSpec] = (),
+    body: bytes | bytearray | memoryview, json_length: int | None, *, expected: Sequence[TensorSpec] = ()
 ) -> InferResponse:
     """Decode a decompressed response body.
 

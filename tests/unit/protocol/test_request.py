@@ -107,8 +107,10 @@ def test_parameters_and_id_of_a_request_do_not_reach_the_next() -> None:
     """A request's own parameters override the encoder's, and are absent from the next request."""
     encoder = InferRequestEncoder(model(IMAGE), parameters={"priority": 1, "tag": "a"})
     element = encoder.prepare([1.0])
-    own, _ = read(encoder.encode_batch([element], parameters={"tag": "b"}, request_id='q"1'))
+    own, _ = read(encoder.encode_in_parts([[1.0]], parameters={"tag": "b"}, request_id='q"1')[0])
     assert own["parameters"] == {"priority": 1, "tag": "b"} and own["id"] == 'q"1'
+    own, _ = read(encoder.encode_batch([element], parameters={"tag": "b"}))
+    assert own["parameters"] == {"priority": 1, "tag": "b"}
     following, _ = read(encoder.encode_batch([element]))
     assert following["parameters"] == {"priority": 1, "tag": "a"} and "id" not in following
 
@@ -326,14 +328,15 @@ def test_json_requests_hold_the_same_values(rows: list[list[float]]) -> None:
     """Without the binary extension everything is one JSON document, NaN included."""
     encoder = InferRequestEncoder(model(TensorSpec("x", "FP32", (3,)), TEXT), binary=False)
     elements = [encoder.prepare({"x": row, "text": f'"{index}'}) for index, row in enumerate(rows)]
-    document, _ = read(encoder.encode_batch(elements, request_id="q", parameters={"tag": "a"}))
+    document, _ = read(encoder.encode_batch(elements, parameters={"tag": "a"}))
     x, text = document["inputs"]
     assert (x["shape"], text["shape"]) == ([len(rows), 3], [len(rows), 1])
     assert np.array_equal(x["data"], np.array(rows, "f4").ravel(), equal_nan=True)
     assert text["data"] == [f'"{index}' for index in range(len(rows))]
-    assert document["id"] == "q" and document["parameters"] == {"tag": "a"}
-    assert "outputs" not in document
-    whole, _ = read(encoder.encode({"x": rows, "text": [[f'"{i}'] for i in range(len(rows))]}))
+    assert document["parameters"] == {"tag": "a"} and "outputs" not in document
+    tensors = {"x": rows, "text": [[f'"{i}'] for i in range(len(rows))]}
+    whole, _ = read(encoder.encode_in_parts(tensors, request_id="q")[0])
+    assert whole["id"] == "q"
     assert np.array_equal(whole["inputs"][0]["data"], x["data"], equal_nan=True)
 
 
