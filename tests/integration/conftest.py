@@ -13,9 +13,9 @@ from tests.support.models import write_models
 
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
-    """A server that all tests share: a test that kills, reloads or fills it starts its own."""
+    """A server shared by all tests: a test that kills, reloads or overloads a server starts its own."""
     repository: Path = write_models(tmp_path_factory.mktemp("models"))
-    # A hanging model never ends its request: waiting for it at the end would be in vain.
+    # A hanging model never finishes its request, so waiting for it on shutdown would be pointless.
     with LocalTriton(
         repository, grpc=True, metrics=True, stop_timeout_seconds=0.1, startup_timeout_seconds=300
     ) as server:

@@ -1,4 +1,4 @@
-"""`TritonClient` against a real Triton, other servers of the protocol, and what is neither."""
+"""`TritonClient` against a real Triton, other servers of the protocol, and servers that do not speak it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def client(triton: LocalTriton) -> Iterator[TritonClient]:
 
 
 def values_of(datatype: str) -> npt.NDArray[Any]:
-    """Two rows of three values each, with the extremes of their kind."""
+    """Two rows of three values each, extreme values included."""
     if datatype == "BYTES":
         return np.array([[b"", b"\xff\x00", b"abc"], [b"x" * 300, b"0", b"\n"]], np.object_)
     if datatype == "BOOL":
@@ -70,8 +70,8 @@ def values_of(datatype: str) -> npt.NDArray[Any]:
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)
-def test_every_datatype(client: TritonClient, datatype: str) -> None:
-    """What goes in comes out, extremes included."""
+def test_every_datatype_round_trips(client: TritonClient, datatype: str) -> None:
+    """Each datatype comes back unchanged, extreme values included."""
     x = values_of(datatype)
     y = client.infer(f"identity_{datatype.lower()}", {"x": x}).outputs["y"]
     if datatype == "BF16":
@@ -82,8 +82,8 @@ def test_every_datatype(client: TritonClient, datatype: str) -> None:
         np.testing.assert_array_equal(y, x)
 
 
-def test_every_datatype_at_once(client: TritonClient) -> None:
-    """Fourteen inputs of fourteen datatypes, in any order of the mapping."""
+def test_fourteen_datatypes_travel_in_one_request(client: TritonClient) -> None:
+    """Fourteen inputs of fourteen datatypes may be given in any order of the mapping."""
     inputs = {f"x_{datatype.lower()}": values_of(datatype) for datatype in reversed(DATATYPES)}
     outputs = client.infer("every_datatype", inputs).outputs
     assert len(outputs) == 14
@@ -91,8 +91,8 @@ def test_every_datatype_at_once(client: TritonClient) -> None:
     np.testing.assert_array_equal(outputs["y_bytes"], inputs["x_bytes"])
 
 
-def test_several_inputs_and_named_outputs(client: TritonClient) -> None:
-    """All outputs by default, only those that are asked for otherwise."""
+def test_outputs_selects_which_outputs_are_returned(client: TritonClient) -> None:
+    """All outputs are returned by default, and only the requested ones otherwise."""
     a, b = np.full((2, 16), 7, np.int32), np.ones((2, 16), np.int32)
     both = client.infer("sum_and_difference", {"a": a, "b": b})
     assert set(both.outputs) == {"sum", "difference"}
@@ -100,22 +100,22 @@ def test_several_inputs_and_named_outputs(client: TritonClient) -> None:
     assert set(one.outputs) == {"difference"} and (one.outputs["difference"] == 6).all()
 
 
-def test_a_bare_array_and_lists(client: TritonClient) -> None:
-    """A model with one input takes the value itself; lists take the input's datatype."""
+def test_single_input_accepts_a_bare_array_or_list(client: TritonClient) -> None:
+    """A model with one input takes the value without a name; lists are converted to the input's datatype."""
     assert (client.infer("double", X4).outputs["y"] == 2 * X4).all()
     assert (client.infer("double", {"x": X4.tolist()}).outputs["y"] == 2 * X4).all()
 
 
-def test_unusual_arrays(client: TritonClient) -> None:
-    """Big-endian, transposed, strided and read-only arrays arrive as they mean."""
+def test_array_layout_and_byte_order_do_not_change_values(client: TritonClient) -> None:
+    """Big-endian, Fortran-ordered, strided and read-only arrays are sent with their values unchanged."""
     frozen = X4.copy()
     frozen.flags.writeable = False
     for x in (X4.astype(">f4"), np.asfortranarray(X4), np.repeat(X4, 2, axis=1)[:, ::2], frozen):
         np.testing.assert_array_equal(client.infer("double", {"x": x}).outputs["y"], 2 * X4)
 
 
-def test_shapes_of_all_kinds(client: TritonClient) -> None:
-    """No batch dimension, empty dimensions and outputs, variable lengths, an optional input."""
+def test_unbatched_empty_variable_and_optional_shapes_are_accepted(client: TritonClient) -> None:
+    """No batch dimension, empty dimensions and outputs, variable lengths, optional inputs, an ensemble."""
     assert (client.infer("unbatched", X4).outputs["y"] == X4 + 1).all()
     assert client.infer("empty_output", np.ones((3, 2), np.float32)).outputs["y"].shape == (3, 0)
     assert client.infer("echo_variable", np.ones((3, 0), np.float32)).outputs["y"].shape == (3, 0)
@@ -127,23 +127,23 @@ def test_shapes_of_all_kinds(client: TritonClient) -> None:
     assert (client.infer("ensemble", X4).outputs["y"] == 4 * X4).all()
 
 
-def test_strings(client: TritonClient) -> None:
-    """``str`` goes out as UTF-8, BYTES come back as bytes."""
+def test_strings_are_sent_as_utf8_and_returned_as_bytes(client: TritonClient) -> None:
+    """``str`` is encoded as UTF-8; BYTES outputs are bytes."""
     outputs = client.infer("shout", {"text": [["gr\u00fc\u00df"], [b"raw"]]}).outputs
     assert outputs["loud"][1, 0] == b"RAW"
     assert outputs["length_bytes"].tolist() == [[6], [3]]
 
 
-def test_classification(client: TritonClient) -> None:
-    """The best classes come back with their labels, best first."""
+def test_classification_returns_top_classes_with_labels(client: TritonClient) -> None:
+    """The highest-scoring classes are returned with their labels, best first."""
     scores = np.array([[0.1, 0.7, 0.2, 0.0]], np.float32)
     answer = client.infer("classifier", scores, classification={"scores": 2}).outputs["scores"]
     assert [entry.decode().split(":")[2] for entry in answer[0]] == [LABELS[1], LABELS[2]]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_compression_both_ways(triton: LocalTriton, encoding: str) -> None:
-    """Requests and answers survive each encoding, alone and together."""
+def test_requests_and_responses_can_be_compressed(triton: LocalTriton, encoding: str) -> None:
+    """Each encoding works for requests, for responses, and for both together."""
     x = np.zeros((4, 1000), np.float32)
     for options in (
         {"compression": encoding},
@@ -154,8 +154,8 @@ def test_compression_both_ways(triton: LocalTriton, encoding: str) -> None:
             np.testing.assert_array_equal(compressing.infer("echo_variable", x).outputs["y"], x)
 
 
-def test_parameters_id_and_versions(triton: LocalTriton) -> None:
-    """The request's id and parameters reach the model, and the version that is asked for answers."""
+def test_request_id_parameters_and_version_reach_the_model(triton: LocalTriton) -> None:
+    """The request's id and parameters reach the model, and the requested version answers."""
     with TritonClient(triton.endpoint, request_parameters={"team": "a", "level": 1}) as client:
         answer = client.infer("request_facts", X1, parameters={"level": 2}, request_id="request 7")
         facts = json.loads(answer.outputs["facts"][0, 0])
@@ -166,8 +166,8 @@ def test_parameters_id_and_versions(triton: LocalTriton) -> None:
         assert json.loads(older.outputs["facts"][0, 0])["version"] == older.model_version == "1"
 
 
-def test_a_sequence(client: TritonClient) -> None:
-    """Requests of one sequence add up on the server."""
+def test_requests_of_one_sequence_share_state(client: TritonClient) -> None:
+    """The server adds up the requests of one sequence."""
     totals = []
     for number in range(3):
         parameters = {"sequence_id": 42, "sequence_start": number == 0, "sequence_end": number == 2}
@@ -176,8 +176,8 @@ def test_a_sequence(client: TritonClient) -> None:
     assert totals == [1, 3, 6]
 
 
-def test_what_the_server_says_of_itself(client: TritonClient) -> None:
-    """Health, metadata, configuration, statistics and index."""
+def test_health_metadata_configuration_statistics_and_index_are_available(client: TritonClient) -> None:
+    """Each call of the control plane returns what the server reports."""
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("double")
     assert not client.is_model_ready("no_such_model") and not client.is_model_ready("double", 9)
     assert "binary_tensor_data" in client.server_metadata()["extensions"]
@@ -192,8 +192,8 @@ def test_what_the_server_says_of_itself(client: TritonClient) -> None:
     assert [tensor.name for tensor in spec.inputs] == ["a", "b"] and spec.max_batch_size == 32
 
 
-def test_a_model_that_is_not_there(client: TritonClient) -> None:
-    """The message lists the models that are."""
+def test_unknown_model_error_lists_available_models(client: TritonClient) -> None:
+    """The error for an unknown model lists the models that the server has."""
     with pytest.raises(ModelNotFoundError, match=r"the server has: .*double.*sum_and_difference") as caught:
         client.infer("no_such_model", X4)
     assert caught.value.status == 404
@@ -202,7 +202,7 @@ def test_a_model_that_is_not_there(client: TritonClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "says"),
+    ("inputs", "expected_parts"),
     [
         ({"y": X4}, ["'y'", "x FP32 [4]"]),
         ({}, ["x"]),
@@ -214,15 +214,17 @@ def test_a_model_that_is_not_there(client: TritonClient) -> None:
         ({"x": None}, ["x"]),
     ],
 )
-def test_inputs_that_do_not_fit(client: TritonClient, inputs: Any, says: list[str]) -> None:
-    """What does not fit is refused before anything is sent, and the message says what would."""
+def test_invalid_inputs_are_rejected_before_sending(
+    client: TritonClient, inputs: Any, expected_parts: list[str]
+) -> None:
+    """Inputs that do not match the model are rejected locally; the message says what the model expects."""
     with pytest.raises(LocalProtocolError) as caught:
         client.infer("double", inputs)
-    assert all(part in str(caught.value) for part in says), str(caught.value)
+    assert all(part in str(caught.value) for part in expected_parts), str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("model", "inputs", "kind", "says"),
+    ("model", "inputs", "error_type", "message"),
     [
         ("rejecting", -X1, InvalidRequestError, "x is negative"),
         ("raising", -X1, ModelExecutionError, "x is negative"),
@@ -230,13 +232,13 @@ def test_inputs_that_do_not_fit(client: TritonClient, inputs: Any, says: list[st
         ("countdown", np.array([3], np.int32), InferenceError, "decoupled"),
     ],
 )
-def test_what_the_server_refuses(
-    triton: LocalTriton, model: str, inputs: npt.NDArray[Any], kind: type[InferenceError], says: str
+def test_server_error_messages_are_preserved(
+    triton: LocalTriton, model: str, inputs: npt.NDArray[Any], error_type: type[InferenceError], message: str
 ) -> None:
-    """The server's own words reach the user, with status and model, and survive a pickle."""
+    """The server's message reaches the user with status and model name, and survives pickling."""
     with (
         TritonClient(triton.endpoint, **IMPATIENT) as impatient,
-        pytest.raises(kind, match=says) as caught,
+        pytest.raises(error_type, match=message) as caught,
     ):
         impatient.infer(model, inputs)
     copy = pickle.loads(pickle.dumps(caught.value))
@@ -247,8 +249,8 @@ def test_what_the_server_refuses(
     )
 
 
-def test_thirty_two_threads(triton: LocalTriton) -> None:
-    """One client on many threads: every answer belongs to its own request, within the pool's limit."""
+def test_client_is_thread_safe(triton: LocalTriton) -> None:
+    """32 threads share one client and its eight connections; each answer belongs to its own request."""
     pool = {"max_total": 8, "max_idle": 8}
     with TritonClient(triton.endpoint, pool=pool, max_concurrent_requests=8) as client:
 
@@ -262,8 +264,8 @@ def test_thirty_two_threads(triton: LocalTriton) -> None:
         assert sockets.established(port) >= 1
 
 
-def test_closing(triton: LocalTriton) -> None:
-    """The last client closes the session; a closed client says so and opens nothing new."""
+def test_closing_the_last_client_closes_the_session(triton: LocalTriton) -> None:
+    """Closing is idempotent; a closed client raises an error and opens no new session."""
     sessions = len(SESSIONS)
     options: dict[str, Any] = {"pool": {"max_total": 77}}
     spec = ModelSpec("double", inputs=(TensorSpec("x", "FP32", (4,)),), max_batch_size=8)
@@ -277,22 +279,22 @@ def test_closing(triton: LocalTriton) -> None:
         assert len(SESSIONS) == sessions
 
 
-def test_clients_of_one_configuration_share(triton: LocalTriton) -> None:
-    """Two clients with equal pools are one session; closing one leaves the other its connections."""
+def test_clients_with_equal_pools_share_a_session(triton: LocalTriton) -> None:
+    """Closing one of two clients leaves the other one its connections."""
     sessions = len(SESSIONS)
     pool = {"max_total": 78}
-    with TritonClient(triton.endpoint, pool=pool) as staying:
-        with TritonClient(triton.endpoint, pool=pool) as passing:
-            passing.infer("double", X4)
+    with TritonClient(triton.endpoint, pool=pool) as remaining:
+        with TritonClient(triton.endpoint, pool=pool) as closing:
+            closing.infer("double", X4)
             assert len(SESSIONS) == sessions + 1
-        staying.infer("double", X4)
+        remaining.infer("double", X4)
 
 
 MLSERVER_METADATA = {"name": "iris", "versions": [], "platform": "", "inputs": [], "outputs": []}
 
 
-def other_server(request: Request) -> Answer:
-    """A server of the protocol without any extension: JSON alone, no configuration, no index."""
+def json_only_server(request: Request) -> Answer:
+    """A server of the protocol without any extension: JSON only, no configuration, no repository index."""
     headers = (("Content-Type", "application/json"),)
     path = request.target
     if path == "/v2":
@@ -310,10 +312,10 @@ def other_server(request: Request) -> Answer:
     return Answer(200, json.dumps(body).encode(), headers)
 
 
-def test_a_server_without_extensions(caplog: pytest.LogCaptureFixture) -> None:
-    """Without binary tensors, configuration and named inputs JSON works, and the log says so once."""
+def test_server_without_extensions_is_used_in_json(caplog: pytest.LogCaptureFixture) -> None:
+    """Without binary tensors, configuration and named inputs JSON is used, and each gap is logged once."""
     with (
-        FaultServer(other_server) as server,
+        FaultServer(json_only_server) as server,
         TritonClient(server.endpoint, **IMPATIENT) as client,
     ):
         for _ in range(2):
@@ -321,9 +323,9 @@ def test_a_server_without_extensions(caplog: pytest.LogCaptureFixture) -> None:
             assert answer.outputs["sum"].tolist() == [1.0, 2.0]
         with pytest.raises(ModelNotFoundError, match="does not list its models"):
             client.infer("elsewhere", {"x": X4})
-    told = "\n".join(record.message for record in caplog.records)
+    logged = "\n".join(record.message for record in caplog.records)
     for missing in ("binary_tensor_data", "model_configuration", "does not name the model's inputs"):
-        assert told.count(missing) == 1
+        assert logged.count(missing) == 1
 
 
 @pytest.mark.parametrize(
@@ -339,8 +341,8 @@ def test_a_server_without_extensions(caplog: pytest.LogCaptureFixture) -> None:
         Answer(401, b"who are you?"),
     ],
 )
-def test_a_server_that_is_no_triton(answer: Answer) -> None:
-    """Any other HTTP server is told as one, in this library's errors and without its secrets."""
+def test_non_inference_servers_raise_library_errors(answer: Answer) -> None:
+    """Any other HTTP server raises an error of this library that shows no secrets."""
     with (
         FaultServer(lambda request: answer) as server,
         TritonClient(server.endpoint, **IMPATIENT) as client,
@@ -351,8 +353,8 @@ def test_a_server_that_is_no_triton(answer: Answer) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-def test_the_grpc_port(triton: LocalTriton) -> None:
-    """The gRPC port is no HTTP/1.1: an error of this library, in time, and not ready."""
+def test_grpc_port_fails_within_the_deadline(triton: LocalTriton) -> None:
+    """The gRPC port does not speak HTTP/1.1: a library error in time, and health checks return False."""
     with TritonClient(f"http://{triton.grpc_endpoint}", **IMPATIENT) as client:
         started = time.monotonic()
         with pytest.raises((RemoteProtocolError, TransportError)):
@@ -362,8 +364,8 @@ def test_the_grpc_port(triton: LocalTriton) -> None:
         assert client.is_server_ready() is False
 
 
-def test_nothing_there() -> None:
-    """A port where nobody listens, and a name that nobody has, are named in the error."""
+def test_connect_error_names_the_unreachable_host() -> None:
+    """A port without a listener and a host name that does not resolve are named in the error."""
     with (
         faults.refusing_port() as port,
         TritonClient(f"http://127.0.0.1:{port}", **IMPATIENT) as client,
@@ -378,8 +380,8 @@ def test_nothing_there() -> None:
         client.infer("double", X4)
 
 
-def test_the_second_endpoint(triton: LocalTriton) -> None:
-    """With the first endpoint away, metadata, health and inference come from the second."""
+def test_second_endpoint_serves_while_the_first_is_down(triton: LocalTriton) -> None:
+    """Metadata, health and inference come from the second endpoint."""
     with (
         faults.refusing_port() as port,
         TritonClient(
@@ -392,8 +394,8 @@ def test_the_second_endpoint(triton: LocalTriton) -> None:
         assert all((client.infer("double", X4).outputs["y"] == 2 * X4).all() for _ in range(4))
 
 
-def test_a_model_that_is_between_versions() -> None:
-    """A model that the server knows, and cannot serve now, is told as that, with the others."""
+def test_loading_model_raises_model_not_ready() -> None:
+    """The error for a model that is loading lists the models and their states."""
 
     def loading(request: Request) -> Answer:
         if request.target == "/v2/repository/index":
@@ -408,12 +410,12 @@ def test_a_model_that_is_between_versions() -> None:
         client.infer("m", X4)
 
 
-def test_a_secret_that_raises(triton: LocalTriton) -> None:
-    """A token's callable that raises is an error without the token; the next call tries again."""
-    is_there = False
+def test_failing_token_callable_is_called_again(triton: LocalTriton) -> None:
+    """A token callable that raises causes an error without the token; the next call tries again."""
+    is_available = False
 
     def token() -> str:
-        if not is_there:
+        if not is_available:
             raise ValueError("s3cret")
         return "s3cret-token"
 
@@ -421,12 +423,12 @@ def test_a_secret_that_raises(triton: LocalTriton) -> None:
         with pytest.raises(ConfigurationError, match="auth_token") as caught:
             client.infer("double", X4)
         assert "s3cret" not in str(caught.value)
-        is_there = True
+        is_available = True
         assert (client.infer("double", X4).outputs["y"] == 2 * X4).all()
 
 
-def test_a_path_in_front() -> None:
-    """An endpoint behind a gateway's path is asked below it; headers travel with everything."""
+def test_endpoint_path_and_headers_apply_to_every_request() -> None:
+    """Paths are appended to the endpoint's own path; headers and credentials are sent with each request."""
     seen: list[Request] = []
 
     def gateway(request: Request) -> Answer:
@@ -449,29 +451,29 @@ def test_a_path_in_front() -> None:
 
 
 @pytest.mark.parametrize("model", ["echo_variable", "rejecting"])
-def test_a_request_is_gone_when_its_answer_is(triton: LocalTriton, model: str) -> None:
-    """No cycle keeps requests and answers: their memory goes with the last reference to them."""
+def test_requests_are_freed_without_garbage_collection(triton: LocalTriton, model: str) -> None:
+    """No reference cycle keeps requests and answers: they are freed with the last reference to them."""
     with TritonClient(triton.endpoint, **IMPATIENT) as client:
 
-        def ask() -> None:
+        def infer() -> None:
             try:
                 client.infer(model, -X1)
             except InvalidRequestError as error:
                 assert model == "rejecting" and "negative" in error.message
 
-        ask()
+        infer()
         gc.collect()
         gc.disable()
         try:
-            ask()
+            infer()
             left = [type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, Call | Exchange)]
             assert left == []
         finally:
             gc.enable()
 
 
-def test_closing_while_others_ask(triton: LocalTriton) -> None:
-    """Closing a client under its own threads gives each of them an answer or an error, and leaks nothing."""
+def test_closing_a_client_in_use_gives_answers_or_errors(triton: LocalTriton) -> None:
+    """Threads that use a client while it is closed get an answer or a library error, and nothing leaks."""
     sessions = len(SESSIONS)
     client = TritonClient(triton.endpoint, pool={"max_total": 79}, retry={"max_retries": 0})
     outcomes: list[object] = []
@@ -484,7 +486,7 @@ def test_closing_while_others_ask(triton: LocalTriton) -> None:
                 outcomes.append(error)
                 return
             except BaseException as error:
-                outcomes.append(("unforeseen", error))
+                outcomes.append(("unexpected", error))
                 raise
 
     threads = [threading.Thread(target=work) for _ in range(8)]

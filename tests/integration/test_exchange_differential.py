@@ -1,6 +1,6 @@
-"""The exchange against ``http.client``: the same bytes, the same answer, or a clear error.
+"""The HTTP exchange compared with ``http.client``: the same bytes give the same answer, or a clear error.
 
-Where the two are meant to differ, the test says so and why.
+Where the two differ on purpose, the test says so and why.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.socket_pair_exchange import Outcome, outcome_of, play
 LIMIT_BYTES = 1 << 20
 
 TOKEN = st.text("abcdefghijklmnopqrstuvwxyzABCXYZ0123456789-_!#$%&'*+.^`|~", min_size=1, max_size=12)
-# What ends no line for either parser; http.client's takes \x0b, \x0c, \x1c to \x1e and \x85 for line ends.
+# Characters that end a line for neither parser: http.client ends lines at \x0b, \x0c, \x1c-\x1e and \x85.
 VALUE = st.text(
     st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f\x85"), max_size=20
 ).map(str.strip)
@@ -30,7 +30,7 @@ FRAMING_NAMES = {"content-length", "transfer-encoding", "connection"}
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer's bytes, and the places where they are cut on their way."""
+    """An answer's bytes, and the positions where they are split in transit."""
 
     data: bytes
     cuts: tuple[int, ...]
@@ -64,7 +64,7 @@ def chunked_body(draw: st.DrawFn, body: bytes) -> bytes:
 
 @st.composite
 def well_formed(draw: st.DrawFn) -> bytes:
-    """Answers as RFC 9112 allows them, each of which the two must take for the same."""
+    """Answers that RFC 9112 allows; both parsers must read them alike."""
     version = draw(st.sampled_from(["HTTP/1.1", "HTTP/1.0"]))
     status = draw(st.sampled_from([200, 201, 204, 206, 301, 304, 400, 404, 429, 500, 502, 503, 599]))
     reason = draw(st.sampled_from(["OK", "", "Not Found", "A  strange (reason)!"]))
@@ -115,7 +115,7 @@ ODD_LINES = st.sampled_from(
 
 @st.composite
 def odd(draw: st.DrawFn) -> bytes:
-    """Heads put together from lines that some server somewhere sends, and bodies that may not fit."""
+    """Heads built from lines that some server somewhere sends, and bodies that may not match them."""
     status_line = draw(
         st.sampled_from(
             [
@@ -157,29 +157,29 @@ def odd(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def broken(draw: st.DrawFn) -> bytes:
-    """A well-formed answer with bytes taken out, put in, or changed."""
+    """A well-formed answer with bytes removed, inserted or changed."""
     data = bytearray(draw(well_formed()))
     for _ in range(draw(st.integers(1, 4))):
-        place = draw(st.integers(0, len(data)))
+        index = draw(st.integers(0, len(data)))
         change = draw(st.sampled_from(["cut", "insert", "replace", "end"]))
         if change == "cut":
-            del data[place : place + draw(st.integers(1, 8))]
+            del data[index : index + draw(st.integers(1, 8))]
         elif change == "insert":
-            data[place:place] = draw(st.binary(min_size=1, max_size=4) | st.sampled_from([b"\r\n", b"\n"]))
-        elif change == "replace" and place < len(data):
-            data[place] = draw(st.integers(0, 255))
+            data[index:index] = draw(st.binary(min_size=1, max_size=4) | st.sampled_from([b"\r\n", b"\n"]))
+        elif change == "replace" and index < len(data):
+            data[index] = draw(st.integers(0, 255))
         else:
-            del data[place:]
+            del data[index:]
     return bytes(data)
 
 
 def by_http_client(data: bytes) -> Outcome | Exception:
-    """What ``http.client`` makes of the same bytes, followed by the connection's end."""
+    """How ``http.client`` reads the same bytes when the connection closes after them."""
     return read_by_http_client(data)[0]
 
 
 def read_by_http_client(data: bytes) -> tuple[Outcome | Exception, bool]:
-    """The same, and whether it would close the connection now."""
+    """The same, and whether ``http.client`` would close the connection now."""
     near, far = socket.socketpair()
     with near, far:
         far.sendall(data)
@@ -197,7 +197,7 @@ def read_by_http_client(data: bytes) -> tuple[Outcome | Exception, bool]:
 
 
 def by_exchange(answer: Answer) -> Outcome | TritonError:
-    """What the exchange makes of them: anything but a `TritonError`, and waiting for ever, fails the test."""
+    """How the exchange reads them; any other error than `TritonError`, or waiting forever, fails the test."""
     try:
         return outcome_of(play(answer.pieces(), max_response_bytes=LIMIT_BYTES))
     except TritonError as error:
@@ -208,8 +208,8 @@ def by_exchange(answer: Answer) -> Outcome | TritonError:
 
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(cut(well_formed()))
-def test_well_formed_answers_are_taken_for_the_same(answer: Answer) -> None:
-    """Status, fields and body of every legal answer are those that ``http.client`` finds."""
+def test_well_formed_answers_are_read_as_by_http_client(answer: Answer) -> None:
+    """Status, headers and body of every legal answer are those that ``http.client`` finds."""
     assert by_exchange(answer) == by_http_client(answer.data)
 
 
@@ -217,12 +217,12 @@ def test_well_formed_answers_are_taken_for_the_same(answer: Answer) -> None:
 @given(cut(odd() | broken()))
 @example(Answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5\n\r\nhello", ()))
 @example(Answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\nhello", ()))
-def test_odd_and_broken_answers_are_taken_for_the_same_or_refused(answer: Answer) -> None:
-    """No body is made of bytes that ``http.client`` would not have taken for it."""
+def test_malformed_answers_are_read_as_by_http_client_or_refused(answer: Answer) -> None:
+    """The exchange never returns a body that ``http.client`` would not return."""
     ours = by_exchange(answer)
     if isinstance(ours, TritonError):
         return
-    # http.client leaves white space at a value's end, against RFC 9112 section 5: "chunked " is no coding.
+    # Against RFC 9112 section 5, http.client keeps trailing white space, so "chunked " is no coding to it.
     assume(not re.search(rb"[ \t]\r?\n", answer.data))
     theirs = by_http_client(answer.data)
     assert not isinstance(theirs, Exception), (ours, theirs)
@@ -232,8 +232,8 @@ def test_odd_and_broken_answers_are_taken_for_the_same_or_refused(answer: Answer
 @settings(max_examples=600, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(well_formed() | odd() | broken())
 @example(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
-def test_no_connection_is_kept_that_http_client_would_close(data: bytes) -> None:
-    """Nor one that HTTP/1.0 sends chunks on, which http.client keeps against RFC 9112 section 6.1."""
+def test_connection_is_reused_only_where_http_client_would(data: bytes) -> None:
+    """Never after chunks over HTTP/1.0, where ``http.client`` reuses it against RFC 9112 section 6.1."""
     try:
         exchange = play([data], max_response_bytes=LIMIT_BYTES)
     except TritonError:
@@ -246,7 +246,7 @@ def test_no_connection_is_kept_that_http_client_would_close(data: bytes) -> None
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(well_formed(), st.lists(st.integers(0, 2000), min_size=2, max_size=12))
-def test_where_an_answer_is_cut_makes_no_difference(data: bytes, cuts: list[int]) -> None:
+def test_splitting_an_answer_does_not_change_the_outcome(data: bytes, cuts: list[int]) -> None:
     """The same bytes give the same outcome in one piece, in several, and byte by byte."""
     whole = by_exchange(Answer(data, ()))
     pieces = by_exchange(Answer(data, tuple(min(cut, len(data)) for cut in cuts)))

@@ -1,4 +1,4 @@
-"""Wheel and sdist: built from a copy of the checkout, looked into, and installed."""
+"""Wheel and sdist are built from a copy of the checkout, inspected, and installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel and the sdist, built as Beam builds what ``--setup_file`` names."""
+    """A folder with the wheel and the sdist, built as Beam builds the package of ``--setup_file``."""
     source = tmp_path_factory.mktemp("packaging") / "source"
     ignored = shutil.ignore_patterns(".*", "build", "dist", "out", "__pycache__", "*.egg-info")
     shutil.copytree(_ROOT, source, ignore=ignored)
@@ -38,8 +38,8 @@ def modules() -> set[str]:
     return files | {"beam_triton/py.typed", "pytest_beam_triton.py"}
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(distributions: Path) -> None:
-    """Every module, the mark of a typed package, the licence; no test, benchmark, pipeline or data."""
+def test_wheel_contains_only_the_package(distributions: Path) -> None:
+    """Every module, the ``py.typed`` marker and the licence; no test, benchmark, pipeline or data."""
     (wheel,) = distributions.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -47,21 +47,21 @@ def test_the_wheel_holds_the_package_and_nothing_else(distributions: Path) -> No
     assert any(name.endswith("/LICENSE") for name in names)
 
 
-def test_the_sdist_holds_the_package_and_what_builds_it(distributions: Path) -> None:
-    """The staged archive has no test, benchmark, pipeline or data either."""
+def test_sdist_contains_only_the_package_and_its_build_files(distributions: Path) -> None:
+    """The staged archive contains no test, benchmark, pipeline or data either."""
     (sdist,) = distributions.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
-    beside = {name for name in names - modules() if not name.startswith("beam_triton.egg-info/")}
+    others = {name for name in names - modules() if not name.startswith("beam_triton.egg-info/")}
     assert names >= modules()
-    assert beside == {
+    assert others == {
         *("CHANGELOG.md", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md"),
         *("pyproject.toml", "setup.cfg", "setup.py"),
     }
 
 
-def test_it_needs_little(distributions: Path) -> None:
-    """Without extras it needs Beam, NumPy, requests and urllib3, and a Python of 3.10 or newer."""
+def test_runtime_dependencies_are_few(distributions: Path) -> None:
+    """Without extras: Beam, NumPy, requests and urllib3, and Python 3.10 or newer."""
     (wheel,) = distributions.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
@@ -73,8 +73,8 @@ def test_it_needs_little(distributions: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])
-def test_it_installs(distributions: Path, tmp_path: Path, kind: str) -> None:
-    """Both install without the network, and what is imported afterwards is what they brought."""
+def test_distributions_install_without_network(distributions: Path, tmp_path: Path, kind: str) -> None:
+    """Both install offline, and the import finds the installed copy."""
     (archive,) = distributions.glob(kind)
     target = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]

@@ -1,4 +1,4 @@
-"""The main job and the library's promises in the three modes of Beam's own runner."""
+"""The main job and the library's promises in the three running modes of Beam's direct runner."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
 
 @pytest.fixture(scope="module")
 def digits(served: LocalTriton, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int]]:
-    """The results of the simplest mode, which the others have to come to."""
+    """The results of the simplest mode, which the other modes have to reproduce."""
     folder = tmp_path_factory.mktemp("in_memory")
     with DirectRunner(folder) as runner:
         return score_digits(runner, served.endpoint, folder / "results.jsonl")
 
 
 def test_in_memory_scores_every_digit(digits: dict[str, tuple[int, int]]) -> None:
-    """All 898 digits of the half that the model has not seen come out, 95 % of them recognized."""
+    """All 898 held-out digits come out, at least 95 % of them recognized."""
     assert len(digits) == 898
     assert accuracy(digits) >= 0.95
 
 
 @pytest.mark.parametrize("mode", ["multi_threading", "multi_processing"])
-def test_score_files_gives_the_same_results(
+def test_score_files_results_do_not_depend_on_the_running_mode(
     mode: Mode, served: LocalTriton, digits: dict[str, tuple[int, int]], tmp_path: Path
 ) -> None:
-    """With several workers the main job comes to the same results, each once."""
+    """With several workers the main job gives the same results, each once."""
     with DirectRunner(tmp_path, mode=mode, workers=WORKERS) as runner:
         assert score_digits(runner, served.endpoint, tmp_path / "results.jsonl") == digits
 
@@ -55,10 +55,10 @@ def test_score_files_gives_the_same_results(
     ("mode", "workers", "processes"),
     [("in_memory", 1, 1), ("multi_threading", WORKERS, 1), ("multi_processing", WORKERS, WORKERS)],
 )
-def test_processes_and_connections(
+def test_each_process_has_one_session_and_bounded_connections(
     mode: Mode, workers: int, processes: int, served: LocalTriton, tmp_path: Path
 ) -> None:
-    """A session a process, max_total connections each, every DoFn torn down, nothing left at the server."""
+    """One session and max_total connections per process, every DoFn torn down, no connection left."""
     with DirectRunner(tmp_path, mode=mode, workers=workers) as runner:
         observation = observe(runner, served.endpoint, tmp_path / "observed", elements=ELEMENTS)
         assert runner.members() == []

@@ -29,8 +29,8 @@ def port_of(triton: LocalTriton) -> int:
     return int(triton.endpoint.rpartition(":")[2])
 
 
-class Seen:
-    """The most of each that was there at a time."""
+class Peaks:
+    """The highest number of each that was seen at one time."""
 
     connections = 0
     sessions = 0
@@ -38,28 +38,28 @@ class Seen:
 
 
 @contextmanager
-def watching(port: int, pool: ConnectionPoolConfig) -> Iterator[Seen]:
-    """Looks at the server's side of its connections, and at the registry, a hundred times a second."""
-    seen, over = Seen(), threading.Event()
+def watching(port: int, pool: ConnectionPoolConfig) -> Iterator[Peaks]:
+    """Samples the server's connections and the session's reference count a hundred times a second."""
+    peaks, stopped = Peaks(), threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.01):
-            seen.connections = max(seen.connections, sockets.established(port))
-            seen.sessions = max(seen.sessions, len(SESSIONS))
+        while not stopped.wait(0.01):
+            peaks.connections = max(peaks.connections, sockets.established(port))
+            peaks.sessions = max(peaks.sessions, len(SESSIONS))
             references = SESSIONS.reference_count(SessionKey(pool, TlsConfig()))
-            seen.references = max(seen.references, references)
+            peaks.references = max(peaks.references, references)
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield seen
+        yield peaks
     finally:
-        over.set()
+        stopped.set()
         thread.join()
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(triton: LocalTriton) -> Iterator[None]:
+def no_leaks(triton: LocalTriton) -> Iterator[None]:
     """Before and after each test: no session, no endpoint state, no connection at the server."""
     for when in ("before", "after"):
         gc.collect()
@@ -89,19 +89,19 @@ def test_sixty_four_instances_share_max_total_connections(triton: LocalTriton) -
         )
         return pipeline | beam.Create(range(256)) | beam.Reshuffle() | beam.FlatMap(repeated) | transform
 
-    with watching(port_of(triton), pool) as seen:
+    with watching(port_of(triton), pool) as peaks:
         outcome = run(build, "--direct_running_mode=multi_threading", "--direct_num_workers=64")
     assert len(outcome.results) == 1024
-    assert seen.sessions == 1
+    assert peaks.sessions == 1
     # Each instance holds one reference; a client that asks for the model in setup holds another.
-    assert seen.references >= 64
-    assert 2 <= seen.connections <= 8
+    assert peaks.references >= 64
+    assert 2 <= peaks.connections <= 8
     assert outcome.counters["connections_opened"] <= 8
     assert outcome.counters["connections_reused"] >= outcome.counters["requests"] - 8
 
 
 def test_two_models_share_one_pool(triton: LocalTriton) -> None:
-    """Limits of requests are a model's own, ``max_total`` is everybody's: some wait, nobody fails."""
+    """``max_concurrent_requests`` is per model, ``max_total`` is shared: some requests wait, none fails."""
     pool = ConnectionPoolConfig(max_total=4, max_idle=4)
     options: dict[str, Any] = {
         "pool": pool,
@@ -116,16 +116,16 @@ def test_two_models_share_one_pool(triton: LocalTriton) -> None:
             for name in ("echo", "remote_like")
         }
 
-    with watching(port_of(triton), pool) as seen:
+    with watching(port_of(triton), pool) as peaks:
         outcome = run(build, "--direct_running_mode=multi_threading", "--direct_num_workers=4")
     assert len(outcome.outputs["echo"]) == len(outcome.outputs["remote_like"]) == 60
-    assert seen.sessions == 1
-    assert 1 <= seen.connections <= 4
+    assert peaks.sessions == 1
+    assert 1 <= peaks.connections <= 4
 
 
 @pytest.mark.parametrize("mode", ["in_memory", "multi_threading"])
-def test_twice_in_one_stage_with_one_slot(triton: LocalTriton, mode: str) -> None:
-    """A model applied to its own results, all in one fused stage, goes on where one request is allowed."""
+def test_two_transforms_in_one_stage_do_not_deadlock_on_one_slot(triton: LocalTriton, mode: str) -> None:
+    """A model applied to its own results in one fused stage progresses with one slot."""
     options: dict[str, Any] = {
         "max_concurrent_requests": 1,
         "pool": {"max_total": 1, "max_idle": 1},
@@ -155,19 +155,19 @@ def fail_after(count: int) -> Iterator[Any]:
 
 
 def fail(result: Any) -> None:
-    raise ValueError("a sibling fails")
+    raise ValueError("downstream fails")
 
 
-def test_a_failing_sibling_leaves_nothing_in_flight(triton: LocalTriton) -> None:
-    """When what follows in the bundle fails, requests in flight end with it."""
+def test_downstream_failure_cancels_requests_in_flight(triton: LocalTriton) -> None:
+    """When a downstream step of the bundle fails, requests in flight are cancelled."""
     elements = [X] * 400
     transform = TritonInference(triton.endpoint, "remote_like", batching={"max_batch_size": 1})
-    with pytest.raises(Exception, match="a sibling fails"):
+    with pytest.raises(Exception, match="downstream fails"):
         run(lambda pipeline: pipeline | beam.Create(elements, reshuffle=False) | transform | beam.Map(fail))
 
 
-def test_a_failing_neighbour_before_the_transform(triton: LocalTriton) -> None:
-    """When what comes before fails in mid-bundle, what was sent is let go of."""
+def test_upstream_failure_cancels_requests_in_flight(triton: LocalTriton) -> None:
+    """When an upstream step fails in mid-bundle, requests in flight are cancelled."""
 
     transform = TritonInference(triton.endpoint, "remote_like", batching={"max_batch_size": 1})
     with pytest.raises(Exception, match="the source fails"):
@@ -175,16 +175,16 @@ def test_a_failing_neighbour_before_the_transform(triton: LocalTriton) -> None:
 
 
 def feed(dofn: TritonInferenceDoFn, *values: float) -> list[Any]:
-    """What leaves while the values are processed."""
-    left: list[Any] = []
+    """The outputs emitted while the values are processed."""
+    emitted: list[Any] = []
     for value in values:
         element = np.array([value], np.float32)
-        left += dofn.process(element, WindowedValue(element, 0, (GlobalWindow(),))) or ()
-    return left
+        emitted += dofn.process(element, WindowedValue(element, 0, (GlobalWindow(),))) or ()
+    return emitted
 
 
-def test_a_repeated_bundle_has_all_slots(triton: LocalTriton) -> None:
-    """A bundle that is begun anew, as after a failure, waits for nothing that the last one left."""
+def test_restarted_bundle_has_all_slots(triton: LocalTriton) -> None:
+    """A bundle that starts again, as after a failure, does not wait for requests of the previous one."""
     dofn = TritonInferenceDoFn(
         triton.endpoint, "slow", max_concurrent_requests=2, batching={"max_batch_size": 1}
     )
@@ -199,8 +199,8 @@ def test_a_repeated_bundle_has_all_slots(triton: LocalTriton) -> None:
     dofn.teardown()
 
 
-def test_a_teardown_on_another_thread_in_mid_bundle(triton: LocalTriton) -> None:
-    """Beam tears failed bundles' DoFns down wherever it likes: connections are closed, slots given back."""
+def test_teardown_on_another_thread_closes_connections(triton: LocalTriton) -> None:
+    """Beam may tear down the DoFn of a failed bundle on any thread: connections close, slots are released."""
     dofn = TritonInferenceDoFn(triton.endpoint, "slow", batching={"max_batch_size": 1})
     dofn.setup()
     dofn.start_bundle()
@@ -213,12 +213,12 @@ def test_a_teardown_on_another_thread_in_mid_bundle(triton: LocalTriton) -> None
 
 
 def test_without_reuse_every_request_opens_a_connection(triton: LocalTriton) -> None:
-    """``reuse_enabled=False``: as many connections as requests, and none stays."""
+    """With ``reuse_enabled=False`` there are as many connections as requests, and none is kept."""
     transform = TritonInference(
         triton.endpoint, "echo", pool={"reuse_enabled": False}, batching={"max_batch_size": 5}
     )
     outcome = score([X] * 50, transform)
     assert outcome.counters["requests"] == 10
-    # Metadata, extensions and configuration were asked for, too.
+    # Metadata, extensions and configuration take three more.
     assert outcome.counters["connections_opened"] == 10 + 3
     assert "connections_reused" not in outcome.counters

@@ -1,4 +1,4 @@
-"""`TritonInference` on a real Triton: what goes in, and what comes out of it."""
+"""`TritonInference` on a real Triton: elements in, results out."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def fp32(*values: float) -> Any:
         pytest.param(One(ROW), id="NamedTuple"),
     ],
 )
-def test_forms_of_one_input(triton: LocalTriton, element: Any) -> None:
-    """Each way of giving one tensor gives the same result, and the element comes back as it was given."""
+def test_single_input_accepts_arrays_lists_dicts_and_rows(triton: LocalTriton, element: Any) -> None:
+    """Each form of one tensor gives the same result, and the element comes back as it was given."""
     (result,) = score([element], TritonInference(triton.endpoint, "double")).results
     assert type(result) is PredictionResult
     assert result.model_id == "double:1"
@@ -74,8 +74,8 @@ def test_forms_of_one_input(triton: LocalTriton, element: Any) -> None:
     np.testing.assert_equal(result.example, element)
 
 
-def test_rows_of_beams(triton: LocalTriton) -> None:
-    """A Row is taken by its names, both as it is made and as Beam's coders give it back."""
+def test_beam_rows_are_accepted(triton: LocalTriton) -> None:
+    """A ``beam.Row`` is read by its field names, before and after it passes through Beam's coders."""
 
     def build(pipeline: beam.Pipeline) -> Any:
         rows = pipeline | beam.Create([ROW]) | beam.Map(lambda row: beam.Row(x=row))
@@ -98,8 +98,8 @@ def test_rows_of_beams(triton: LocalTriton) -> None:
         pytest.param(Pair(list(range(16)), [1] * 16), id="NamedTuple of two"),
     ],
 )
-def test_forms_of_two_inputs(triton: LocalTriton, element: Any) -> None:
-    """Inputs come by name; a NamedTuple of two fields is a row, not a key and its element."""
+def test_two_inputs_are_matched_by_name(triton: LocalTriton, element: Any) -> None:
+    """A NamedTuple of two fields is a row, not a key and an element."""
     (result,) = score([element], TritonInference(triton.endpoint, "sum_and_difference")).results
     assert sorted(result.inference) == ["difference", "sum"]
     assert result.inference["sum"].tolist() == list(range(1, 17))
@@ -107,8 +107,8 @@ def test_forms_of_two_inputs(triton: LocalTriton, element: Any) -> None:
 
 
 @pytest.mark.parametrize("element", [3, 3.0, np.float32(3), np.array(3.0), [3.0], fp32(3)])
-def test_a_scalar_is_a_tensor_of_one(triton: LocalTriton, element: Any) -> None:
-    """A number alone is taken by an input of shape [1]."""
+def test_scalar_is_accepted_for_shape_one(triton: LocalTriton, element: Any) -> None:
+    """An input of shape [1] accepts a single number."""
     (result,) = score([element], TritonInference(triton.endpoint, "rejecting")).results
     assert result.inference["y"].tolist() == [6.0]
 
@@ -117,16 +117,18 @@ def test_a_scalar_is_a_tensor_of_one(triton: LocalTriton, element: Any) -> None:
     ("element", "loud", "length_bytes"),
     [("grüße", "GRüßE", 7), (b"a\xffb", b"A\xffB", 3), (["hello"], "HELLO", 5), ({"text": "a"}, "A", 1)],
 )
-def test_strings(triton: LocalTriton, element: Any, loud: str | bytes, length_bytes: int) -> None:
-    """str travels as UTF-8, bytes as they are; what comes back is bytes."""
+def test_strings_are_sent_as_utf8_and_returned_as_bytes(
+    triton: LocalTriton, element: Any, loud: str | bytes, length_bytes: int
+) -> None:
+    """``str`` is encoded as UTF-8, bytes are sent as they are; results are bytes."""
     (result,) = score([element], TritonInference(triton.endpoint, "shout")).results
     expected = loud if isinstance(loud, bytes) else loud.encode()
     assert result.inference["loud"].tolist() == [expected]
     assert result.inference["length_bytes"].tolist() == [length_bytes]
 
 
-def test_keys_come_back(triton: LocalTriton) -> None:
-    """(key, element) gives (key, result), whatever the key is; the example is without its key."""
+def test_keys_are_returned_with_results(triton: LocalTriton) -> None:
+    """(key, element) gives (key, result) for any type of key; the example is the element without its key."""
     elements = [("name", ROW), (7, {"x": ROW}), (None, fp32(*ROW)), (("a", "b"), One(ROW))]
     results = score(elements, TritonInference(triton.endpoint, "double")).results
     assert len(results) == len(elements)
@@ -136,22 +138,22 @@ def test_keys_come_back(triton: LocalTriton) -> None:
         np.testing.assert_equal(result_of[key].example, element)
 
 
-def test_a_key_with_an_element_of_two_numbers(triton: LocalTriton) -> None:
-    """Only the outermost plain tuple of two is taken apart: its second half may be one too."""
+def test_only_the_outermost_pair_is_split_into_key_and_element(triton: LocalTriton) -> None:
+    """The element of a pair may be a tuple of two itself."""
     ((key, result),) = score([("key", (1.0, 2.0))], TritonInference(triton.endpoint, "identity_fp32")).results
     assert key == "key"
     assert result.inference["y"].tolist() == [1.0, 2.0]
 
 
-def test_named_outputs_only(triton: LocalTriton) -> None:
-    """``outputs`` names what is asked for; nothing else comes."""
+def test_outputs_selects_which_outputs_are_returned(triton: LocalTriton) -> None:
+    """Only the outputs that ``outputs`` names are returned."""
     transform = TritonInference(triton.endpoint, "sum_and_difference", outputs=["difference"])
     (result,) = score([{"a": [3] * 16, "b": [1] * 16}], transform).results
     assert {name: array.tolist() for name, array in result.inference.items()} == {"difference": [2] * 16}
 
 
-def test_optional_inputs_may_be_left_out_by_some(triton: LocalTriton) -> None:
-    """Elements with and without an optional input come in one bundle, and each is taken as it is."""
+def test_optional_inputs_may_be_omitted_per_element(triton: LocalTriton) -> None:
+    """Elements with and without an optional input share a bundle."""
     elements = [{"x": [n] * 4, "factor": [10.0]} if n % 2 else {"x": [n] * 4} for n in range(10)]
     results = score(elements, TritonInference(triton.endpoint, "optional_input")).results
     found = sorted(float(result.inference["y"][0]) for result in results)
@@ -159,27 +161,27 @@ def test_optional_inputs_may_be_left_out_by_some(triton: LocalTriton) -> None:
 
 
 def test_ragged_elements_share_a_bundle(triton: LocalTriton) -> None:
-    """Elements of many lengths are all scored, each with its own; none fails another."""
+    """Elements of different lengths are all scored, each at its own length; none fails another."""
     elements = [(n, np.full(n % 7, n, np.float32)) for n in range(200)]
     outcome = score(elements, TritonInference(triton.endpoint, "ragged"))
     assert len(outcome.results) == 200
     for n, result in outcome.results:
         assert result.inference["total"].tolist() == [n * (n % 7)]
         assert result.inference["doubled"].tolist() == [2 * n] * (n % 7)
-    # 200 elements of 7 lengths, 32 a request at the most.
+    # 200 elements of 7 lengths, at most 32 per request.
     assert outcome.counters["requests"] == 7
 
 
-def test_ragged_rows_of_matrices(triton: LocalTriton) -> None:
-    """Two free dimensions at once: results have the element's own shape, turned."""
+def test_two_variable_dimensions_keep_each_elements_shape(triton: LocalTriton) -> None:
+    """With two variable dimensions each result has the shape of its own element, transposed."""
     shapes = [(1, 2), (2, 1), (3, 3), (1, 2), (2, 1)]
     elements = [np.arange(np.prod(shape), dtype=np.float32).reshape(shape) for shape in shapes]
     for result in score(elements, TritonInference(triton.endpoint, "transpose")).results:
         np.testing.assert_array_equal(result.inference["y"], result.example.T)
 
 
-def test_one_element_a_request_without_a_batch_dimension(triton: LocalTriton) -> None:
-    """``max_batch_size: 0``: an element is a whole request, its result the whole answer."""
+def test_unbatched_model_gets_one_element_per_request(triton: LocalTriton) -> None:
+    """With ``max_batch_size: 0`` an element is a whole request, and its result the whole response."""
     elements = [np.full((rows, 4), rows, np.float32) for rows in (1, 2, 3, 0)]
     outcome = score(elements, TritonInference(triton.endpoint, "unbatched"))
     assert outcome.counters["requests"] == 4
@@ -188,8 +190,8 @@ def test_one_element_a_request_without_a_batch_dimension(triton: LocalTriton) ->
         assert result.inference["y"].shape == result.example.shape
 
 
-def test_more_than_the_models_limit_is_split(triton: LocalTriton) -> None:
-    """The model takes 32 a request: 100 elements go as 32, 32, 32 and 4, a larger setting or not."""
+def test_batches_are_split_to_the_models_limit(triton: LocalTriton) -> None:
+    """The model takes 32 rows: 100 elements go as 32, 32, 32 and 4, whatever the policy allows."""
     for options in ({}, {"batching": {"max_batch_size": 1000}}):
         outcome = score([fp32(n) for n in range(100)], facts_of(triton, **options))
         rows = sorted(facts(result)["rows"] for result in outcome.results)
@@ -197,8 +199,8 @@ def test_more_than_the_models_limit_is_split(triton: LocalTriton) -> None:
         assert outcome.counters["requests"] == 4
 
 
-def test_max_batch_size_and_max_batch_bytes(triton: LocalTriton) -> None:
-    """Requests hold no more than the policy says, in elements and in bytes."""
+def test_max_batch_size_and_max_batch_bytes_bound_requests(triton: LocalTriton) -> None:
+    """Requests exceed the policy neither in elements nor in bytes."""
     few = score([fp32(n) for n in range(10)], facts_of(triton, batching={"max_batch_size": 3}))
     assert sorted(facts(result)["rows"] for result in few.results) == [1] + [3] * 9
     small = score([fp32(n) for n in range(10)], facts_of(triton, batching={"max_batch_bytes": 8}))
@@ -206,8 +208,8 @@ def test_max_batch_size_and_max_batch_bytes(triton: LocalTriton) -> None:
 
 
 @pytest.mark.parametrize("element", [ROW, fp32(*ROW)], ids=["list", "array"])
-def test_a_lingering_batch_leaves_before_it_is_full(triton: LocalTriton, element: Any) -> None:
-    """``linger_seconds``: what has waited for so long goes with the next element that comes."""
+def test_linger_seconds_sends_incomplete_batches(triton: LocalTriton, element: Any) -> None:
+    """A batch older than ``linger_seconds`` is sent when the next element arrives, though it is not full."""
     with bundle_of(TritonInferenceDoFn(triton.endpoint, "double", batching={"linger_seconds": 0.05})) as dofn:
         assert len(fed_slowly(dofn, element, 25)) >= 10
     with bundle_of(TritonInferenceDoFn(triton.endpoint, "double")) as dofn:
@@ -215,7 +217,7 @@ def test_a_lingering_batch_leaves_before_it_is_full(triton: LocalTriton, element
 
 
 def fed_slowly(dofn: TritonInferenceDoFn, element: Any, count: int) -> list[Any]:
-    """What leaves a DoFn while an element goes in each hundredth of a second, before the bundle ends."""
+    """The outputs emitted before the bundle ends, with one element every 10 ms."""
     found: list[Any] = []
     for _ in range(count):
         time.sleep(0.01)
@@ -223,8 +225,8 @@ def fed_slowly(dofn: TritonInferenceDoFn, element: Any, count: int) -> list[Any]
     return found
 
 
-def test_request_parameters_version_and_priority(triton: LocalTriton) -> None:
-    """Request parameters and the model's version reach the model."""
+def test_request_parameters_and_version_reach_the_model(triton: LocalTriton) -> None:
+    """Parameters reach the requested version of the model; ``priority`` is not one of them."""
     transform = facts_of(triton, model_version=1, request_parameters={"tag": "blue", "n": 3}, priority=2)
     (result,) = score([fp32(1)], transform).results
     assert result.model_id == "request_facts:1"
@@ -232,35 +234,35 @@ def test_request_parameters_version_and_priority(triton: LocalTriton) -> None:
     assert facts(result)["parameters"] == {"tag": "blue", "n": 3}
 
 
-def test_the_servers_version_is_in_the_model_id(triton: LocalTriton) -> None:
-    """Without ``model_version`` the server serves the latest, and the result says which one."""
+def test_model_id_contains_the_version_that_served(triton: LocalTriton) -> None:
+    """Without ``model_version`` the server uses the latest version, and the result names it."""
     (result,) = score([fp32(1)], facts_of(triton)).results
     assert result.model_id == "request_facts:3"
 
 
-def test_classification(triton: LocalTriton) -> None:
-    """The k best classes come as BYTES ``value:index:label``, best first."""
+def test_classification_returns_top_classes_with_labels(triton: LocalTriton) -> None:
+    """The k highest-scoring classes come as BYTES ``value:index:label``, best first."""
     transform = TritonInference(triton.endpoint, "classifier", classification={"scores": 2})
     (result,) = score([[0.1, 0.7, 0.05, 0.15]], transform).results
     classes = [text.decode().split(":", 1)[1] for text in result.inference["scores"]]
     assert classes == ["1:bee", "3:dog"]
 
 
-def test_empty_outputs(triton: LocalTriton) -> None:
-    """A model may answer nothing for its elements; each still has its result."""
+def test_empty_outputs_still_give_results(triton: LocalTriton) -> None:
+    """A model may return no values for its elements; each element still has its result."""
     results = score([[1.0], [2.0]], TritonInference(triton.endpoint, "empty_output")).results
     assert [result.inference["y"].shape for result in results] == [(0,), (0,)]
 
 
-def test_an_ensemble(triton: LocalTriton) -> None:
-    """An ensemble is a model as any other."""
+def test_ensembles_are_scored_like_models(triton: LocalTriton) -> None:
+    """An ensemble is scored like any other model."""
     (result,) = score([ROW], TritonInference(triton.endpoint, "ensemble")).results
     assert result.inference["y"].tolist() == [4.0, 8.0, 12.0, 16.0]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_compressed_both_ways(triton: LocalTriton, encoding: str) -> None:
-    """Compressed requests and answers give the same results."""
+def test_compression_does_not_change_results(triton: LocalTriton, encoding: str) -> None:
+    """Compressed requests and responses give the same results."""
     transform = TritonInference(
         triton.endpoint, "double", compression=encoding, response_compression=encoding
     )
@@ -268,8 +270,8 @@ def test_compressed_both_ways(triton: LocalTriton, encoding: str) -> None:
     assert [result.inference["y"].tolist() for result in results] == [[2.0, 4.0, 6.0, 8.0]] * 40
 
 
-def test_options_from_plain_dicts(triton: LocalTriton) -> None:
-    """Every policy may be a plain dict, as YAML pipelines and other SDKs give them."""
+def test_options_may_be_plain_dicts(triton: LocalTriton) -> None:
+    """Every policy may be a plain dict, as YAML pipelines and other SDKs pass them."""
     options = json.loads(
         """{"timeout_seconds": 20, "max_concurrent_requests": 4, "retry": {"max_retries": 1},
             "batching": {"max_batch_size": 8}, "pool": {"max_total": 4, "max_idle": 2},
@@ -280,8 +282,8 @@ def test_options_from_plain_dicts(triton: LocalTriton) -> None:
     assert [result.inference["y"].tolist() for result in results] == [[2.0, 4.0, 6.0, 8.0]] * 20
 
 
-def test_pickled_transform_and_dofn(triton: LocalTriton) -> None:
-    """Both pickle before and after use."""
+def test_transform_and_dofn_pickle_before_and_after_use(triton: LocalTriton) -> None:
+    """Pickled copies score as the originals do."""
     transform = TritonInference(triton.endpoint, "double")
     dofn = TritonInferenceDoFn(triton.endpoint, "double")
     for _ in range(2):
@@ -290,8 +292,8 @@ def test_pickled_transform_and_dofn(triton: LocalTriton) -> None:
         assert len(score([ROW], beam.ParDo(dofn)).results) == 1
 
 
-def test_no_elements(triton: LocalTriton) -> None:
-    """An empty PCollection, and bundles without elements, send nothing."""
+def test_empty_input_sends_no_requests(triton: LocalTriton) -> None:
+    """An empty PCollection and bundles without elements send no requests."""
     outcome = score([], TritonInference(triton.endpoint, "double"))
     assert outcome.results == []
     assert "requests" not in outcome.counters
@@ -301,8 +303,8 @@ def test_no_elements(triton: LocalTriton) -> None:
             dofn.start_bundle()
 
 
-def test_a_monitored_pool_gives_gauges(triton: LocalTriton) -> None:
-    """The figures that monitoring logs are metrics, too, and only where it is on."""
+def test_monitoring_enabled_reports_pool_gauges(triton: LocalTriton) -> None:
+    """The figures that monitoring logs are metrics, too, and only where it is enabled."""
     elements = [fp32(n) for n in range(10)]
     pool = {"monitoring_enabled": True}
     outcome = score(elements, TritonInference(triton.endpoint, "rejecting", pool=pool))
@@ -310,8 +312,8 @@ def test_a_monitored_pool_gives_gauges(triton: LocalTriton) -> None:
     assert score(elements, TritonInference(triton.endpoint, "rejecting")).gauges == {}
 
 
-def test_metrics(triton: LocalTriton) -> None:
-    """Counters and distributions add up to what was sent."""
+def test_metrics_add_up_to_the_requests_sent(triton: LocalTriton) -> None:
+    """Counters and distributions add up to the requests that were sent."""
     elements = [fp32(n if n % 10 else -n - 1) for n in range(100)]
     transform = TritonInference(
         triton.endpoint, "rejecting", batching={"max_batch_size": 10}, max_concurrent_requests=3
@@ -321,11 +323,11 @@ def test_metrics(triton: LocalTriton) -> None:
     assert len(outcome.results) == 90
     assert counters["elements"] == 100
     assert counters["failures"] == 10
-    # Ten batches of ten, each halved down to its bad element: 10, 5 5, 2 3, 1 1 or the like.
+    # Ten batches of ten, each bisected down to its bad element: 10, 5 5, 2 3, 1 1 or similar.
     assert counters["requests"] == distributions["batch_size"].count
     assert counters["split_batches"] * 2 + 10 == counters["requests"]
     assert 1 <= counters["connections_opened"] <= 3
-    # One was opened to ask for the model, and reused.
+    # One connection was opened for the model's metadata, and reused.
     assert counters["connections_opened"] + counters["connections_reused"] == counters["requests"] + 1
     assert distributions["batch_size"].max == 10
     assert distributions["batch_size"].min == 1
@@ -339,8 +341,8 @@ def test_metrics(triton: LocalTriton) -> None:
         assert name not in counters
 
 
-def test_default_values_are_counted(triton: LocalTriton) -> None:
-    """An element that yields its default is an element, but no failure."""
+def test_default_values_are_not_counted_as_failures(triton: LocalTriton) -> None:
+    """An element that yields its default counts as an element, but not as a failure."""
     transform = TritonInference(triton.endpoint, "rejecting", default_value=[0.0])
     counters = score([fp32(1), fp32(-1)], transform).counters
     assert counters["elements"] == 2
@@ -348,8 +350,8 @@ def test_default_values_are_counted(triton: LocalTriton) -> None:
     assert "failures" not in counters
 
 
-def test_default_values(triton: LocalTriton) -> None:
-    """Elements that fail yield the default: a result of its own kind, with arrays nobody else has."""
+def test_default_value_replaces_failed_elements(triton: LocalTriton) -> None:
+    """Failed elements yield the default as a ``DefaultResult`` of its own, whose arrays are not shared."""
     transform = TritonInference(triton.endpoint, "rejecting", default_value={"y": [-5]})
     results = dict(score([("good", fp32(3)), ("bad", fp32(-1)), ("worse", "text")], transform).results)
     assert results["good"].inference["y"].tolist() == [6.0]
@@ -372,16 +374,18 @@ def test_default_values(triton: LocalTriton) -> None:
         ("text", "y"),
     ],
 )
-def test_a_default_value_that_does_not_fit(triton: LocalTriton, default_value: Any, message: str) -> None:
-    """It is refused at the start, before any element, and says why."""
+def test_invalid_default_value_is_rejected_in_setup(
+    triton: LocalTriton, default_value: Any, message: str
+) -> None:
+    """It is rejected before any element is scored, and the message says why."""
     transform = TritonInference(triton.endpoint, "rejecting", default_value=default_value)
     with pytest.raises(ConfigurationError, match=message) as caught:
         score([fp32(1)], transform)
     assert "default_value" in str(caught.value)
 
 
-def test_the_default_value_of_several_outputs_needs_names(triton: LocalTriton) -> None:
-    """One value for two outputs is refused; asking for one of them makes it fit."""
+def test_default_value_for_several_outputs_requires_names(triton: LocalTriton) -> None:
+    """One value for two outputs is rejected; it is accepted when only one of them is requested."""
     element = {"a": "text", "b": [0] * 16}
     with pytest.raises(ConfigurationError, match="difference"):
         score([element], TritonInference(triton.endpoint, "sum_and_difference", default_value=[0] * 16))
@@ -392,7 +396,7 @@ def test_the_default_value_of_several_outputs_needs_names(triton: LocalTriton) -
     assert {name: array.tolist() for name, array in result.inference.items()} == {"sum": [0] * 16}
 
 
-def test_failures_come_beside_the_results(triton: LocalTriton) -> None:
+def test_failures_are_a_second_output(triton: LocalTriton) -> None:
     """A failure is the element as it was given, with type, message and traceback lines of its error."""
     elements = [("a", fp32(1)), ("b", fp32(-1)), ("c", fp32(1, 2)), ("d", fp32(4))]
     transform = TritonInference(triton.endpoint, "rejecting").with_exception_handling()
@@ -410,8 +414,8 @@ def test_failures_come_beside_the_results(triton: LocalTriton) -> None:
     assert any("LocalProtocolError" in line for line in lines)
 
 
-def test_elements_that_no_tensor_can_be_made_of(triton: LocalTriton) -> None:
-    """Whatever an element is, it fails alone, and the message says what the model takes."""
+def test_unconvertible_elements_fail_alone(triton: LocalTriton) -> None:
+    """An element that cannot be converted fails alone, and the message says what the model takes."""
     wrong = [None, object, "text", {}, {"y": ROW}, {"x": None}, [[1, 2], [3]], [*ROW, 5.0], ["1", "2"]]
     transform = TritonInference(triton.endpoint, "double").with_exception_handling()
     outcome = score([*wrong, ROW], transform)
@@ -422,17 +426,17 @@ def test_elements_that_no_tensor_can_be_made_of(triton: LocalTriton) -> None:
         assert "x" in message
 
 
-class Handled(beam.PTransform[Any, Any]):
+class FailureTypeNames(beam.PTransform[Any, Any]):
     def expand(self, failures: Any) -> Any:
         return failures | beam.Map(lambda failure: failure[1][0].__name__)
 
 
-def test_an_error_handler_of_beams(triton: LocalTriton) -> None:
-    """``with_error_handler`` sends the failures there and leaves the results; None changes nothing."""
+def test_with_error_handler_receives_the_failures(triton: LocalTriton) -> None:
+    """``with_error_handler`` routes failures to the handler and leaves the results; None changes nothing."""
 
     def build(pipeline: beam.Pipeline) -> dict[str, Any]:
         elements = pipeline | beam.Create([fp32(1), fp32(-1)], reshuffle=False)
-        handler = ErrorHandler(Handled())
+        handler = ErrorHandler(FailureTypeNames())
         with handler:
             transform = TritonInference(triton.endpoint, "rejecting").with_error_handler(handler)
             results = elements | transform
@@ -446,8 +450,8 @@ def test_an_error_handler_of_beams(triton: LocalTriton) -> None:
 
 
 @pytest.mark.parametrize("keyed", [False, True])
-def test_without_exception_handling_the_element_is_named(triton: LocalTriton, keyed: bool) -> None:
-    """The first failure fails the pipeline and says which element it was, by number and key."""
+def test_pipeline_error_names_the_failing_element(triton: LocalTriton, keyed: bool) -> None:
+    """The first failure fails the pipeline; the message has the element's index and key."""
     elements: list[Any] = [fp32(n if n != 5 else -1) for n in range(8)]
     if keyed:
         elements = [(f"key {n}", element) for n, element in enumerate(elements)]
@@ -457,7 +461,7 @@ def test_without_exception_handling_the_element_is_named(triton: LocalTriton, ke
     assert ("'key 5'" in str(caught.value)) is keyed
 
 
-def test_an_answer_that_does_not_account_for_every_element(triton: LocalTriton) -> None:
+def test_response_with_missing_rows_fails_all_its_elements(triton: LocalTriton) -> None:
     """Results are never guessed: all elements of such a request fail."""
     transform = TritonInference(triton.endpoint, "one_row_less").with_exception_handling()
     outcome = score([fp32(n) for n in range(5)], transform)
@@ -466,33 +470,35 @@ def test_an_answer_that_does_not_account_for_every_element(triton: LocalTriton) 
     assert len(outcome.failures) == 5
 
 
-def test_a_model_that_is_not_there(triton: LocalTriton) -> None:
-    """The error lists the models that are."""
+def test_unknown_model_error_lists_available_models(triton: LocalTriton) -> None:
+    """The error lists the models that the server has."""
     with pytest.raises(ModelNotFoundError, match=r"'doubel'.*the server has: .*\bdouble\b"):
         score([ROW], TritonInference(triton.endpoint, "doubel"))
 
 
-def test_a_version_that_is_not_there(triton: LocalTriton) -> None:
-    """A missing version is a missing model, and the message says so."""
+def test_unknown_version_raises_model_not_found(triton: LocalTriton) -> None:
+    """A missing version is a missing model, and the message names the version."""
     with pytest.raises(ModelNotFoundError, match="7"):
         score([ROW], TritonInference(triton.endpoint, "double", model_version=7))
 
 
-def test_outputs_that_are_not_there(triton: LocalTriton) -> None:
-    """An output that the model has not got is refused in setup, with those that it has."""
+def test_unknown_output_is_rejected_in_setup(triton: LocalTriton) -> None:
+    """The error lists the outputs that the model has."""
     with pytest.raises(ConfigurationError, match="sum"):
         score([ROW], TritonInference(triton.endpoint, "sum_and_difference", outputs=["product"]))
 
 
 @pytest.mark.parametrize(("model_name", "word"), [("countdown", "decoupled"), ("running_sum", "sequence")])
-def test_models_that_take_no_batches(triton: LocalTriton, model_name: str, word: str) -> None:
-    """Models whose requests depend on each other, or have many answers, are refused in setup."""
+def test_decoupled_and_sequence_models_are_rejected_in_setup(
+    triton: LocalTriton, model_name: str, word: str
+) -> None:
+    """Models whose requests depend on each other, or have several responses, are rejected."""
     with pytest.raises(ConfigurationError, match=word):
         score([1], TritonInference(triton.endpoint, model_name))
 
 
-def test_a_server_that_is_not_there() -> None:
-    """The error names the server; it comes as soon as ``timeout_seconds`` is over."""
+def test_unreachable_server_error_names_the_server() -> None:
+    """The error is raised as soon as ``timeout_seconds`` is over, and names the server."""
     with faults.refusing_port() as port:
         transform = TritonInference(
             f"http://127.0.0.1:{port}", "double", timeout_seconds=0.5, pool={"connect_timeout_seconds": 0.4}
@@ -502,13 +508,13 @@ def test_a_server_that_is_not_there() -> None:
 
 
 def hundred(n: int) -> Iterator[Any]:
-    """A hundred elements of one key."""
+    """A hundred copies of one keyed element."""
     yield from ((n, fp32(n, n, n, n)) for _ in range(100))
 
 
 @pytest.mark.parametrize("mode", ["in_memory", "multi_threading", "multi_processing"])
-def test_every_running_mode(triton: LocalTriton, mode: str) -> None:
-    """Each element comes out once, however the runner spreads them over threads and processes."""
+def test_each_element_comes_out_once_in_every_running_mode(triton: LocalTriton, mode: str) -> None:
+    """However the runner distributes elements over threads and processes."""
     options = [f"--direct_running_mode={mode}", "--direct_num_workers=2"]
 
     def build(pipeline: beam.Pipeline) -> Any:
@@ -525,19 +531,19 @@ def test_every_running_mode(triton: LocalTriton, mode: str) -> None:
             | beam.combiners.ToList()
             | beam.Map(check_counts)
         )
-        # What is kept in this process is out of reach for others.
+        # Workers in other processes cannot reach what this process collects.
         return {}
 
     run(build, *options)
 
 
 def check_counts(counts: Iterable[tuple[tuple[int, float], int]]) -> None:
-    """Runs on a worker, which may be another process: an assertion there fails the pipeline here."""
+    """Runs on a worker, which may be another process, where a failing assertion fails the pipeline."""
     assert sorted(counts) == [((n, 2.0 * n), 100) for n in range(20)]
 
 
 def facts_of(triton: LocalTriton, **options: Any) -> TritonInference:
-    """A transform on the model that tells what came with its request."""
+    """A transform on the model that returns what came with its request."""
     return TritonInference(triton.endpoint, "request_facts", **options)
 
 

@@ -1,4 +1,4 @@
-"""Timestamps, windows and panes of results and failures are those of their own elements."""
+"""Results and failures keep the timestamps, windows and panes of their elements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from beam_triton import TritonInference
 from beam_triton.testing import LocalTriton
 from tests.support.pipelines import Output, Run, run
 
-# Small batches, so that many results leave while later elements, of other windows, are processed.
+# Small batches, so that many results are emitted while later elements, of other windows, are processed.
 BATCHING = {"max_batch_size": 4}
 COUNT = 200
 
@@ -26,29 +26,31 @@ WINDOWS = [
 ]
 
 
-def in_time(count: int) -> Iterator[Any]:
-    """Elements with timestamps of their own, all in one bundle; every seventh is refused by the model."""
+def timestamped(count: int) -> Iterator[Any]:
+    """Elements with timestamps of their own, all in one bundle; the model rejects every seventh."""
     for n in range(count):
         value = np.array([n if n % 7 else -n - 1], np.float32)
         yield window.TimestampedValue((n, value), n / 3)
 
 
 def numbered(pipeline: beam.Pipeline, windows: Any) -> Any:
-    elements = pipeline | beam.Create([COUNT], reshuffle=False) | beam.FlatMap(in_time)
+    elements = pipeline | beam.Create([COUNT], reshuffle=False) | beam.FlatMap(timestamped)
     return elements | beam.WindowInto(windows)
 
 
-def where(output: Output) -> tuple[Any, ...]:
-    """Everything but the value, in a form that compares."""
+def placement_of(output: Output) -> tuple[Any, ...]:
+    """Timestamp, windows and pane of an output, in a comparable form."""
     return output.timestamp, tuple(sorted(map(repr, output.windows))), repr(output.pane)
 
 
-def places(run: Run, name: str, key: Any) -> list[tuple[Any, ...]]:
-    return sorted((key(output.value), *where(output)) for output in run.outputs[name])
+def placements(run: Run, name: str, key: Any) -> list[tuple[Any, ...]]:
+    return sorted((key(output.value), *placement_of(output)) for output in run.outputs[name])
 
 
 @pytest.mark.parametrize(("windows", "each"), WINDOWS)
-def test_results_and_failures_stay_where_they_were(triton: LocalTriton, windows: Any, each: int) -> None:
+def test_results_and_failures_keep_timestamp_windows_and_pane(
+    triton: LocalTriton, windows: Any, each: int
+) -> None:
     """Every element comes out once, as a result or failure, at its own time and in its own windows."""
 
     def build(pipeline: beam.Pipeline) -> dict[str, Any]:
@@ -58,11 +60,11 @@ def test_results_and_failures_stay_where_they_were(triton: LocalTriton, windows:
         return {"given": elements, "results": results, "failures": failures}
 
     outcome = run(build)
-    given = places(outcome, "given", lambda value: value[0])
-    results = places(outcome, "results", lambda value: value[0])
-    failures = places(outcome, "failures", lambda value: value[0][0])
+    given = placements(outcome, "given", lambda value: value[0])
+    results = placements(outcome, "results", lambda value: value[0])
+    failures = placements(outcome, "failures", lambda value: value[0][0])
     assert sorted(results + failures) == given
-    assert [place[0] for place in failures] == [n for n in range(COUNT) if n % 7 == 0]
+    assert [placement[0] for placement in failures] == [n for n in range(COUNT) if n % 7 == 0]
     assert all(len(output.windows) == each for output in outcome.outputs["results"])
     for output in outcome.outputs["results"]:
         n, result = output.value
@@ -70,8 +72,10 @@ def test_results_and_failures_stay_where_they_were(triton: LocalTriton, windows:
 
 
 @pytest.mark.parametrize(("windows", "each"), WINDOWS)
-def test_what_follows_sees_each_result_once_a_window(triton: LocalTriton, windows: Any, each: int) -> None:
-    """A grouping after the transform counts exactly what one before it counts."""
+def test_downstream_grouping_sees_each_result_once_per_window(
+    triton: LocalTriton, windows: Any, each: int
+) -> None:
+    """A grouping after the transform counts exactly what a grouping before it counts."""
 
     def count(elements: Any, label: str) -> Any:
         return (
@@ -89,12 +93,12 @@ def test_what_follows_sees_each_result_once_a_window(triton: LocalTriton, window
         return {"given": count(elements, "before"), "results": count(elements | transform, "after")}
 
     outcome = run(build)
-    given = places(outcome, "given", lambda value: value)
-    assert places(outcome, "results", lambda value: value) == given
+    given = placements(outcome, "given", lambda value: value)
+    assert placements(outcome, "results", lambda value: value) == given
     assert sum(len(numbers) for numbers, *_ in given) == COUNT * each
 
 
-def test_sessions_after_a_grouping(triton: LocalTriton) -> None:
+def test_session_windows_and_panes_of_a_grouping_are_kept(triton: LocalTriton) -> None:
     """Merged session windows and the panes of a grouping come out as they went in."""
 
     def build(pipeline: beam.Pipeline) -> dict[str, Any]:
@@ -111,16 +115,16 @@ def test_sessions_after_a_grouping(triton: LocalTriton) -> None:
         return {"given": groups, "results": groups | transform}
 
     outcome = run(build)
-    given = places(outcome, "given", lambda value: value[0])
-    assert places(outcome, "results", lambda value: value[0]) == given
-    assert len({place[2] for place in given}) > 3
+    given = placements(outcome, "given", lambda value: value[0])
+    assert placements(outcome, "results", lambda value: value[0]) == given
+    assert len({placement[2] for placement in given}) > 3
     for output in outcome.outputs["results"]:
         _, result = output.value
         assert result.inference["y"].tolist() == result.example
 
 
-def test_panes_of_a_trigger(triton: LocalTriton) -> None:
-    """A trigger that fires more than once gives panes of different numbers, which stay."""
+def test_panes_of_a_repeated_trigger_are_kept(triton: LocalTriton) -> None:
+    """A trigger that fires more than once gives panes with different indices, which are kept."""
 
     def build(pipeline: beam.Pipeline) -> dict[str, Any]:
         fired = (
@@ -137,6 +141,6 @@ def test_panes_of_a_trigger(triton: LocalTriton) -> None:
         return {"given": fired, "results": fired | TritonInference(triton.endpoint, "identity_fp32")}
 
     outcome = run(build)
-    given = places(outcome, "given", lambda value: value[0])
-    assert places(outcome, "results", lambda value: value[0]) == given
+    given = placements(outcome, "given", lambda value: value[0])
+    assert placements(outcome, "results", lambda value: value[0]) == given
     assert all(output.pane.timing != 3 for output in outcome.outputs["results"])

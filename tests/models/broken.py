@@ -1,4 +1,4 @@
-"""Cannot be loaded."""
+"""A model that fails to load."""
 
 
 class TritonPythonModel:

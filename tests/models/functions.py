@@ -1,4 +1,4 @@
-"""Small models of one idea each: the configuration's parameter ``function`` names the one to be."""
+"""Small models, one function each; the configuration's parameter ``function`` selects it."""
 
 import json
 import time
@@ -28,7 +28,7 @@ def classify(x):
 
 
 def shout(text):
-    # As the protocol has it, BYTES are bytes; what they mean is between the client and the model.
+    # BYTES are raw bytes in the protocol; client and model agree on their meaning.
     lengths = np.frompyfunc(len, 1, 1)(text).astype(np.int64)
     return {"loud": np.frompyfunc(bytes.upper, 1, 1)(text), "length_bytes": lengths}
 

@@ -1,6 +1,6 @@
-"""Answers every input unchanged as the output at the same place in the configuration.
+"""Returns every input unchanged as the output at the same position in the configuration.
 
-The configuration's parameter ``sleep_seconds`` makes it take its time, once a call, as a GPU far away would.
+The configuration's parameter ``sleep_seconds`` adds a pause to each call, like a GPU far away.
 """
 
 import json

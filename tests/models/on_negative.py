@@ -1,7 +1,7 @@
-"""Doubles x; a negative value anywhere in a request brings the fault that the configuration names.
+"""Doubles x; a negative value anywhere in a request triggers the fault that the configuration names.
 
 ``on_negative`` is one of invalid_argument (400), unavailable (503), raise (500), exit (the model's process
-ends) and hang (it never answers).
+exits) and hang (it never answers).
 """
 
 import json

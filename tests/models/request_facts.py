@@ -1,4 +1,4 @@
-"""Says what came with the request beside its tensors, as JSON: its id, its parameters, its rows."""
+"""Returns what came with the request besides its tensors, as JSON: its id, its parameters, its rows."""
 
 import json
 
