@@ -1,4 +1,4 @@
-"""A real nginx in front of a real Triton: certificates, idle connections, restarts and reloads behind it."""
+"""A real nginx in front of a real Triton: certificates, idle connections, restarts and reloads."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def echoes(endpoint: str, tls: Mapping[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_good_certificate(triton: LocalTriton, certificates: Certificates, host: str) -> None:
-    """With the authority's bundle the server is trusted, by name and by address."""
+def test_valid_certificate_is_trusted(triton: LocalTriton, certificates: Certificates, host: str) -> None:
+    """With the authority's bundle the server is trusted, by host name and by address."""
     with Nginx([port_of(triton)], certificate=certificates.good) as nginx:
         endpoint = f"https://{host}:{nginx.port}"
         assert echoes(endpoint, {"ca_bundle": str(certificates.ca)})
@@ -48,10 +48,10 @@ def test_a_good_certificate(triton: LocalTriton, certificates: Certificates, hos
     ("certificate", "reason"),
     [("expired", r"expired"), ("wrong_host", r"mismatch|doesn't match|not valid for")],
 )
-def test_a_bad_certificate(
+def test_invalid_certificate_raises_tls_error_at_once(
     triton: LocalTriton, certificates: Certificates, certificate: str, reason: str
 ) -> None:
-    """``TlsError`` says what is wrong with it, at once: nothing is retried."""
+    """``TlsError`` says what is wrong with the certificate; nothing is retried."""
     with Nginx([port_of(triton)], certificate=getattr(certificates, certificate)) as nginx:
         started = time.monotonic()
         with pytest.raises(TlsError, match=reason):
@@ -59,8 +59,10 @@ def test_a_bad_certificate(
         assert time.monotonic() - started <= 1.0
 
 
-def test_an_unknown_authority(triton: LocalTriton, certificates: Certificates) -> None:
-    """Without the bundle the certificate is refused; ``verify=False`` takes it, as it takes any other."""
+def test_unknown_authority_is_refused_unless_verification_is_off(
+    triton: LocalTriton, certificates: Certificates
+) -> None:
+    """Without the bundle the certificate is refused; ``verify=False`` accepts any certificate."""
     with Nginx([port_of(triton)], certificate=certificates.good) as nginx:
         with pytest.raises(TlsError, match=r"(?i)certificate verify failed|unable to get local issuer"):
             echoes(nginx.endpoint, {})
@@ -71,37 +73,39 @@ def test_an_unknown_authority(triton: LocalTriton, certificates: Certificates) -
         assert echoes(nginx.endpoint, {"verify": False})
 
 
-def test_verification_switched_off_is_said_loudly(
+def test_disabled_verification_logs_a_warning(
     triton: LocalTriton, certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """``verify=False`` is a warning in the log."""
+    """``verify=False`` logs a warning."""
     with Nginx([port_of(triton)], certificate=certificates.good) as nginx:
         echoes(nginx.endpoint, {"verify": False})
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any("verif" in message for message in warnings), warnings
 
 
-def test_a_client_certificate(triton: LocalTriton, certificates: Certificates) -> None:
-    """The client's own certificate opens the door; none, or a stranger's, is refused with a reason."""
+def test_client_certificate_is_verified_by_the_server(
+    triton: LocalTriton, certificates: Certificates
+) -> None:
+    """The client's own certificate is accepted; the error for a missing or foreign one gives the reason."""
     nginx = Nginx([port_of(triton)], certificate=certificates.good, client_ca=certificates.ca)
     ca = {"ca_bundle": str(certificates.ca)}
     own = {
         "client_certificate": str(certificates.client.certificate),
         "client_key": str(certificates.client.key),
     }
-    strangers = {
+    foreign = {
         "client_certificate": str(certificates.stranger.certificate),
         "client_key": str(certificates.stranger.key),
     }
     with nginx:
         assert echoes(nginx.endpoint, ca | own)
-        for wrong in (ca, ca | strangers):
+        for wrong in (ca, ca | foreign):
             with pytest.raises((InferenceError, TlsError), match=r"(?i)certificate"):
                 echoes(nginx.endpoint, wrong)
 
 
-def test_large_tensors_over_tls(triton: LocalTriton, certificates: Certificates) -> None:
-    """Megabytes go both ways unharmed through TLS records and nginx's buffers."""
+def test_large_tensors_pass_through_tls_unchanged(triton: LocalTriton, certificates: Certificates) -> None:
+    """Megabytes go both ways through TLS records and nginx's buffers."""
     large = np.random.default_rng(1).random((8, 300_000), np.float32)
     with (
         Nginx([port_of(triton)], certificate=certificates.good) as nginx,
@@ -111,7 +115,7 @@ def test_large_tensors_over_tls(triton: LocalTriton, certificates: Certificates)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_an_idle_timeout_shorter_than_keep_alive_seconds(
+def test_connections_closed_while_idle_cause_no_errors(
     triton: LocalTriton, certificates: Certificates, scheme: str
 ) -> None:
     """Connections that nginx closes while they are idle, or just as they are used, are never an error."""
@@ -129,17 +133,17 @@ def test_an_idle_timeout_shorter_than_keep_alive_seconds(
         ThreadPoolExecutor(6) as threads,
     ):
 
-        def ask(pause_seconds: float) -> bool:
+        def infer_after(pause_seconds: float) -> bool:
             time.sleep(pause_seconds)
             return bool(np.array_equal(client.infer(MODEL, {"x": X}).outputs["y"], X))
 
-        # Around the idle time, so that the close and the next request often cross.
+        # Pauses around nginx's idle timeout, so that its close and the next request often cross.
         pauses = random.uniform(0.09, 0.13, 240)
-        assert all(threads.map(ask, pauses))
+        assert all(threads.map(infer_after, pauses))
 
 
-def test_connections_that_end_after_some_requests(triton: LocalTriton) -> None:
-    """A proxy that ends each connection after five requests, announced, costs nothing but new ones."""
+def test_announced_connection_close_costs_no_retry(triton: LocalTriton) -> None:
+    """A proxy that closes each connection after five requests, announced, costs only new connections."""
     with (
         Nginx([port_of(triton)], requests_per_connection=5) as nginx,
         TritonClient(nginx.endpoint, retry={"max_retries": 0}) as client,
@@ -148,8 +152,8 @@ def test_connections_that_end_after_some_requests(triton: LocalTriton) -> None:
             assert np.array_equal(client.infer(MODEL, {"x": X}).outputs["y"], X)
 
 
-def test_a_server_restarted_behind_nginx(tmp_path: Path) -> None:
-    """nginx's own 502s and 504s while Triton is away are waited out: nothing is lost."""
+def test_server_restart_behind_nginx_loses_nothing(tmp_path: Path) -> None:
+    """nginx's own 502s and 504s during the restart are waited out."""
     elements = 50_000
     with (
         LocalTriton(write_models(tmp_path / "models", [MODEL])) as server,
@@ -165,7 +169,7 @@ def test_a_server_restarted_behind_nginx(tmp_path: Path) -> None:
 
 
 def run_over_tls(nginx: Nginx, certificates: Certificates, elements: int, strike: Callable[[], None]) -> None:
-    """All elements come out once, although ``strike`` happens twice meanwhile."""
+    """Asserts that all elements come out once although ``strike`` happens twice during the run."""
     run = run_numbered(
         TritonInference(
             nginx.endpoint, MODEL, tls={"ca_bundle": str(certificates.ca)}, batching={"max_batch_size": 64}
@@ -177,8 +181,8 @@ def run_over_tls(nginx: Nginx, certificates: Certificates, elements: int, strike
     assert run.counters.get("failures", 0) == 0
 
 
-def test_a_killed_server_behind_tls(tmp_path: Path, certificates: Certificates) -> None:
-    """nginx says 502 over TLS while Triton, killed by ``kill -9``, is away and comes back."""
+def test_server_killed_behind_tls_loses_nothing(tmp_path: Path, certificates: Certificates) -> None:
+    """nginx returns 502 over TLS while Triton, killed with ``kill -9``, is down and restarts."""
     with (
         LocalTriton(write_models(tmp_path / "models", [MODEL])) as server,
         Nginx([port_of(server)], certificate=certificates.good, access_log=True) as nginx,
@@ -187,8 +191,8 @@ def test_a_killed_server_behind_tls(tmp_path: Path, certificates: Certificates) 
         assert nginx.statuses()[502] > 0
 
 
-def test_a_frozen_server_behind_tls(tmp_path: Path, certificates: Certificates) -> None:
-    """nginx says 504 over TLS of a Triton that is stopped for longer than nginx waits, and goes on then."""
+def test_server_frozen_behind_tls_loses_nothing(tmp_path: Path, certificates: Certificates) -> None:
+    """nginx returns 504 over TLS for a Triton that is stopped for longer than nginx waits, then continues."""
     with (
         LocalTriton(write_models(tmp_path / "models", [MODEL])) as server,
         Nginx(
@@ -196,7 +200,7 @@ def test_a_frozen_server_behind_tls(tmp_path: Path, certificates: Certificates) 
         ) as nginx,
     ):
 
-        def strike() -> None:
+        def freeze() -> None:
             pid = server.pid
             assert pid is not None
             os.kill(pid, signal.SIGSTOP)
@@ -205,37 +209,37 @@ def test_a_frozen_server_behind_tls(tmp_path: Path, certificates: Certificates) 
             finally:
                 os.kill(pid, signal.SIGCONT)
 
-        run_over_tls(nginx, certificates, 50_000, strike)
+        run_over_tls(nginx, certificates, 50_000, freeze)
         assert nginx.statuses()[504] > 0
 
 
-def test_a_proxy_out_of_service_behind_tls(triton: LocalTriton, certificates: Certificates) -> None:
-    """nginx says 503 over TLS for a second, as it does in maintenance; reloads begin and end it."""
+def test_proxy_maintenance_behind_tls_loses_nothing(triton: LocalTriton, certificates: Certificates) -> None:
+    """nginx returns 503 over TLS for a second, as during maintenance; reloads begin and end it."""
     with Nginx([port_of(triton)], certificate=certificates.good, access_log=True) as nginx:
 
-        def strike() -> None:
+        def go_into_maintenance() -> None:
             nginx.answer_always(503)
             time.sleep(1.0)
             nginx.answer_always(None)
 
-        run_over_tls(nginx, certificates, 50_000, strike)
+        run_over_tls(nginx, certificates, 50_000, go_into_maintenance)
         assert nginx.statuses()[503] > 0
 
 
-def test_reloads_during_a_run(triton: LocalTriton) -> None:
+def test_nginx_reloads_lose_nothing(triton: LocalTriton) -> None:
     """Five reloads under load: old workers drain, and no element is lost or repeated."""
     elements = 100_000
     with Nginx([port_of(triton)]) as nginx:
         run_numbered(
-            # Small requests, few at a time: a faster run would be over before its fifth reload.
+            # Small requests, few in flight: a faster run would end before its fifth reload.
             TritonInference(nginx.endpoint, MODEL, batching={"max_batch_size": 8}, max_concurrent_requests=4),
             elements,
             meanwhile=strikes(5, elements, nginx.reload),
         )
 
 
-def test_a_run_moves_to_another_server(triton: LocalTriton, tmp_path: Path) -> None:
-    """A deployment: nginx is pointed at a new server and the old one is stopped, in mid-run."""
+def test_switching_nginx_to_another_server_loses_nothing(triton: LocalTriton, tmp_path: Path) -> None:
+    """A deployment: nginx is switched to a new server and the old one is stopped in mid-run."""
     elements = 50_000
     with (
         LocalTriton(write_models(tmp_path / "models", [MODEL])) as old,

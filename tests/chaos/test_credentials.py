@@ -1,4 +1,4 @@
-"""Credentials reach the server and nothing else: no message, log, repr, graph or dead letter shows one."""
+"""Credentials reach the server and nothing else: no message, log, repr, graph or dead letter shows them."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def everything_of(error: BaseException) -> list[object]:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_errors_and_logs_show_none(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever goes wrong, errors and the log at its most talkative show no credential that was sent."""
+def test_errors_and_logs_show_no_credentials(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever goes wrong, errors and the log at level DEBUG show no credential that was sent."""
     caplog.set_level(logging.DEBUG)
     with (
         FaultServer(always(Answer()), FAULTS[name]) as server,
@@ -84,8 +84,8 @@ def test_errors_and_logs_show_none(name: str, caplog: pytest.LogCaptureFixture) 
             assert server.requests[0].header("Authorization") == f"Basic {BASIC}"
 
 
-def test_connection_errors_show_none(caplog: pytest.LogCaptureFixture) -> None:
-    """Refused connections and unknown hosts name the endpoint without its credentials."""
+def test_connection_errors_show_no_credentials(caplog: pytest.LogCaptureFixture) -> None:
+    """Errors for refused connections and unknown hosts name the endpoint without its credentials."""
     caplog.set_level(logging.DEBUG)
     with faults.refusing_port() as port:
         for host in (f"127.0.0.1:{port}", "no-such-host.invalid:8000"):
@@ -117,16 +117,16 @@ def test_connection_errors_show_none(caplog: pytest.LogCaptureFixture) -> None:
         f"http://{USER}:{PASSWORD}@[::1",
     ],
 )
-def test_refused_configurations_show_none(endpoint: str) -> None:
-    """An endpoint that cannot work is refused without repeating its password."""
+def test_rejected_endpoints_show_no_credentials(endpoint: str) -> None:
+    """The error for an invalid endpoint does not repeat its password."""
     with pytest.raises(ConfigurationError) as caught:
         TritonInference(endpoint, MODEL)
     assert_secret_free(*everything_of(caught.value))
 
 
 @pytest.mark.parametrize("value", [f"{TOKEN}\r\nX: y", f"{TOKEN}\n", f"{TOKEN}\u20ac"])
-def test_refused_tokens_are_not_shown(value: str) -> None:
-    """A token that is no header value is refused without being repeated."""
+def test_rejected_tokens_are_not_shown(value: str) -> None:
+    """The error for a token that is not a valid header value does not repeat it."""
     with (
         pytest.raises(ConfigurationError) as caught,
         TritonClient("http://127.0.0.1:9", auth_token=value) as client,
@@ -138,7 +138,7 @@ def test_refused_tokens_are_not_shown(value: str) -> None:
 def test_references_keep_secrets_out_of_the_graph(
     triton: LocalTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With references the secret is in no pickle and no pipeline proto, and yet reaches the server."""
+    """With references the secret is in no pickle and no pipeline proto, but still reaches the server."""
     monkeypatch.setenv("TEST_GATEWAY_TOKEN", TOKEN)
     (tmp_path / "key").write_text(KEY + "\n")
     port = int(triton.endpoint.rpartition(":")[2])
@@ -158,8 +158,8 @@ def test_references_keep_secrets_out_of_the_graph(
         assert all(request.header("X-Api-Key") == KEY for request in proxy.requests)
 
 
-def test_transforms_show_none() -> None:
-    """Literal credentials are in no repr, label or display data of a transform."""
+def test_transforms_show_no_credentials() -> None:
+    """No repr, label or display data of a transform contains literal credentials."""
     transform = TritonInference(
         f"http://{USER}:{PASSWORD}@host:8000", MODEL, auth_token=TOKEN, headers={"X-Api-Key": KEY}
     )
@@ -169,8 +169,8 @@ def test_transforms_show_none() -> None:
         assert_secret_free(repr(shown), str(shown), shown.label, [item.get_dict() for item in display.items])
 
 
-def test_dead_letters_and_metrics_show_none(caplog: pytest.LogCaptureFixture) -> None:
-    """Failures that leave the pipeline as data, and its counters' names, show no credential."""
+def test_dead_letters_and_metrics_show_no_credentials(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither failures that leave the pipeline as data nor the names of counters show a credential."""
     caplog.set_level(logging.DEBUG)
     with FaultServer(always(Answer()), faults.answered(Answer(403, b"no"))) as server:
         transform = TritonInference(

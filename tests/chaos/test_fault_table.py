@@ -1,7 +1,7 @@
-"""The table of faults: what the user sees of each, and in how long.
+"""The table of faults: what the user sees for each, and within how long.
 
-A proxy stands in front of a real Triton and plays one fault on the inference request; the time is the time of
-that one request. ``timeout_seconds`` is 1, and a deadline is overrun by half a second at most.
+A proxy in front of a real Triton plays one fault on the inference request; the time is that of this one
+request. ``timeout_seconds`` is 1, and a deadline may be overrun by half a second at most.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ QUICK_POOL = {"connect_timeout_seconds": 0.9}
 MODEL = "echo_variable"
 
 SMALL = np.arange(12, dtype=np.float32).reshape(4, 3)
-LARGE = np.zeros((16, 1 << 19), np.float32)  # 32 MiB: more than the kernel takes from a client unasked
+LARGE = np.zeros((16, 1 << 19), np.float32)  # 32 MiB: more than the kernel buffers for a client
 
-# Where an answer of Triton to SMALL is cut: within its head, and within its body.
+# Offsets that cut Triton's answer to SMALL: within its head, and within its body.
 IN_HEAD = 40
 IN_BODY = -10
 
@@ -58,7 +58,7 @@ HTML = Answer(200, b"<html><body>Please log in</body></html>", (("Content-Type",
 
 @dataclass(frozen=True)
 class Row:
-    """``sees`` is None where the fault is none to the user: the right answer comes."""
+    """``sees`` is None where the user notices no fault: the right answer comes."""
 
     fault: Fault
     sees: type[TritonError] | None
@@ -94,21 +94,21 @@ TABLE = {
     "closed within the head": at_once(faults.truncated(IN_HEAD), ConnectionLostError),
     "closed within the body": at_once(faults.truncated(IN_BODY), ConnectionLostError),
     "closed one byte early": at_once(faults.truncated_body(1), ConnectionLostError),
-    # Nothing comes, or too slowly.
+    # No answer, or too slow.
     "silence": by_deadline(faults.silence),
-    "silence, the request unread": by_deadline(faults.deafness),
+    "silence, request unread": by_deadline(faults.deafness),
     "silence within the head": by_deadline(faults.stalled(IN_HEAD)),
     "silence within the body": by_deadline(faults.stalled(IN_BODY)),
     "a byte a second from the start": by_deadline(faults.trickle(1.0)),
     "a byte every 50 ms from the start": by_deadline(faults.trickle(0.05)),
     "a byte every 50 ms of the body": by_deadline(faults.trickle(0.05, after_bytes=150)),
-    "the request's body is not read": by_deadline(
+    "request body is not read": by_deadline(
         faults.stops_reading(), inputs=LARGE, server={"receive_buffer_bytes": 4096}
     ),
-    "the request's body is read in part": by_deadline(
+    "request body is read in part": by_deadline(
         faults.stops_reading(1 << 20), inputs=LARGE, server={"receive_buffer_bytes": 4096}
     ),
-    "late, but in time": Row(faults.late(0.4), None, BY_DEADLINE_SECONDS),
+    "late, within the deadline": Row(faults.late(0.4), None, BY_DEADLINE_SECONDS),
     # Lengths.
     "length too long, closed": at_once(faults.wrong_content_length(5, close=True), ConnectionLostError),
     "length too long, open": by_deadline(faults.wrong_content_length(5, close=False)),
@@ -120,47 +120,45 @@ TABLE = {
     "length above max_response_bytes": at_once(
         faults.content_length(str(1 << 40), close=False), RemoteProtocolError
     ),
-    "length above all numbers": at_once(faults.content_length("9" * 400, close=False), RemoteProtocolError),
+    "length of 400 digits": at_once(faults.content_length("9" * 400, close=False), RemoteProtocolError),
     "two different lengths": at_once(faults.content_length("12", "13", close=False), RemoteProtocolError),
-    "no length, closed at the end": at_once(faults.close_delimited, None),
-    "in chunks": at_once(faults.chunked(), None),
-    "in chunks of a byte": at_once(faults.chunked(chunk_bytes=1), None),
-    "in chunks with a trailer": at_once(faults.chunked(ending=b"0\r\nX-Sum: 1\r\n\r\n"), None),
-    "in chunks, closed within one": at_once(
+    "no length, delimited by close": at_once(faults.close_delimited, None),
+    "chunked": at_once(faults.chunked(), None),
+    "chunked, chunks of one byte": at_once(faults.chunked(chunk_bytes=1), None),
+    "chunked, with a trailer": at_once(faults.chunked(ending=b"0\r\nX-Sum: 1\r\n\r\n"), None),
+    "chunked, closed within a chunk": at_once(
         faults.chunked(ending=b"5\r\nab", close=True), ConnectionLostError
     ),
-    "in chunks, closed before the last": at_once(faults.chunked(ending=b"", close=True), ConnectionLostError),
-    "in chunks, silence before the last": by_deadline(faults.chunked(ending=b"")),
-    "in chunks, a size that is none": at_once(faults.chunked(ending=b"no\r\n"), RemoteProtocolError),
-    "in chunks, a negative size": at_once(faults.chunked(ending=b"-1\r\n"), RemoteProtocolError),
-    "in chunks, a huge size": at_once(faults.chunked(ending=b"f" * 40 + b"\r\n"), RemoteProtocolError),
-    "in chunks, one longer than its size": at_once(
+    "chunked, closed before the last chunk": at_once(
+        faults.chunked(ending=b"", close=True), ConnectionLostError
+    ),
+    "chunked, silence before the last chunk": by_deadline(faults.chunked(ending=b"")),
+    "chunked, size not a number": at_once(faults.chunked(ending=b"no\r\n"), RemoteProtocolError),
+    "chunked, negative size": at_once(faults.chunked(ending=b"-1\r\n"), RemoteProtocolError),
+    "chunked, huge size": at_once(faults.chunked(ending=b"f" * 40 + b"\r\n"), RemoteProtocolError),
+    "chunked, chunk longer than its size": at_once(
         faults.chunked(ending=b"2\r\nabcd\r\n0\r\n\r\n"), RemoteProtocolError
     ),
-    "in chunks, an endless size line": at_once(faults.chunked(ending=b"0" * 100_000), RemoteProtocolError),
+    "chunked, endless size line": at_once(faults.chunked(ending=b"0" * 100_000), RemoteProtocolError),
     # Heads.
-    "no HTTP at all": at_once(faults.garbage_status_line, RemoteProtocolError),
-    "a head that never ends": at_once(faults.endless_header, RemoteProtocolError),
-    "a head of lines that never end": at_once(faults.endless_header_lines, RemoteProtocolError),
-    "a body that never ends": at_once(faults.endless_body, RemoteProtocolError),
-    "HTTP/2's preface": at_once(
-        faults.raw_answer(b"\0\0\x12\4\0\0\0\0\0\0\3\0\0\0\x80"), ConnectionLostError
-    ),
-    "a 103 before the answer": at_once(faults.informational_first(103), None),
-    "a 100 before the answer": at_once(faults.informational_first(100), None),
+    "not HTTP": at_once(faults.garbage_status_line, RemoteProtocolError),
+    "endless header": at_once(faults.endless_header, RemoteProtocolError),
+    "endless header lines": at_once(faults.endless_header_lines, RemoteProtocolError),
+    "endless body": at_once(faults.endless_body, RemoteProtocolError),
+    "HTTP/2 preface": at_once(faults.raw_answer(b"\0\0\x12\4\0\0\0\0\0\0\3\0\0\0\x80"), ConnectionLostError),
+    "103 before the answer": at_once(faults.informational_first(103), None),
+    "100 before the answer": at_once(faults.informational_first(100), None),
     "thousands of 100s before the answer": at_once(faults.informational_first(100, 5000), None),
     "101": at_once(faults.answered(Answer(101)), RemoteProtocolError),
     # Encodings.
-    "gzip, unasked": at_once(faults.gzipped, None),
-    "gzip that is none": at_once(faults.with_headers(("Content-Encoding", "gzip")), RemoteProtocolError),
-    "deflate that is none": at_once(
-        faults.with_headers(("Content-Encoding", "deflate")), RemoteProtocolError
-    ),
-    "an unknown encoding": at_once(faults.with_headers(("Content-Encoding", "br")), RemoteProtocolError),
-    "a gzip bomb of 1 GiB": at_once(faults.gzip_bomb(1 << 30), RemoteProtocolError),
-    # Statuses, by a proxy rather than by Triton.
-    "a login page": at_once(faults.answered(HTML), RemoteProtocolError),
-    "an empty 200": at_once(faults.answered(Answer(200)), RemoteProtocolError),
+    "gzip, not requested": at_once(faults.gzipped, None),
+    "invalid gzip": at_once(faults.with_headers(("Content-Encoding", "gzip")), RemoteProtocolError),
+    "invalid deflate": at_once(faults.with_headers(("Content-Encoding", "deflate")), RemoteProtocolError),
+    "unknown encoding": at_once(faults.with_headers(("Content-Encoding", "br")), RemoteProtocolError),
+    "gzip bomb of 1 GiB": at_once(faults.gzip_bomb(1 << 30), RemoteProtocolError),
+    # Statuses that a proxy sends rather than Triton.
+    "login page": at_once(faults.answered(HTML), RemoteProtocolError),
+    "empty 200": at_once(faults.answered(Answer(200)), RemoteProtocolError),
     "204": at_once(faults.answered(Answer(204)), InferenceError),
     "redirect": at_once(
         faults.answered(Answer(302, b"", (("Location", "http://elsewhere.example/"),))), InferenceError
@@ -191,7 +189,7 @@ TABLE = {
 def proxied(
     triton: LocalTriton, row: Row, *, once: bool = False, **client_options: Any
 ) -> Iterator[tuple[FaultServer, TritonClient]]:
-    """A fault proxy in front of Triton, and a client that knows the model already."""
+    """A fault proxy in front of Triton, and a client that already knows the model."""
     upstream = forward_to(int(triton.endpoint.rpartition(":")[2]))
     with FaultServer(upstream, when=infer_requests, **row.server) as proxy:
         options: dict[str, Any] = {
@@ -217,8 +215,8 @@ def inferences(proxy: FaultServer) -> int:
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_what_the_user_sees(triton: LocalTriton, name: str) -> None:
-    """The fault's own error, in its time, and nothing of it in the next request or on an open connection."""
+def test_fault_raises_its_error_within_its_time(triton: LocalTriton, name: str) -> None:
+    """The next request succeeds, and no connection stays open."""
     row = TABLE[name]
     with proxied(triton, row) as (proxy, client):
         started = time.monotonic()
@@ -237,8 +235,8 @@ def test_what_the_user_sees(triton: LocalTriton, name: str) -> None:
 @pytest.mark.parametrize(
     "name", [name for name, row in TABLE.items() if row.within_seconds <= AT_ONCE_SECONDS]
 )
-def test_what_a_retry_makes_of_it(triton: LocalTriton, name: str) -> None:
-    """A fault that passes costs a retryable request time alone; any other is seen as it is, asked once."""
+def test_transient_faults_are_retried_and_others_are_not(triton: LocalTriton, name: str) -> None:
+    """A fault that does not last costs a retryable request only time; any other is sent only once."""
     row = TABLE[name]
     with proxied(triton, row, once=True, timeout_seconds=10.0, retry={}) as (proxy, client):
         if row.sees is None or row.sees.retryable:
@@ -250,25 +248,25 @@ def test_what_a_retry_makes_of_it(triton: LocalTriton, name: str) -> None:
             assert inferences(proxy) - before == 1
 
 
-def test_a_timed_out_request_closes_its_connection(triton: LocalTriton) -> None:
-    """The connection of a request that timed out is closed at once, while the client lives on."""
+def test_timed_out_request_closes_its_connection(triton: LocalTriton) -> None:
+    """The connection of a request that timed out is closed at once, while the client stays open."""
     with proxied(triton, by_deadline(faults.silence)) as (proxy, client):
         with pytest.raises(DeadlineExceededError):
             echo(client, SMALL)
         assert sockets.settles(lambda: proxy.open_now, 0, within_seconds=0.5) == 0
 
 
-def test_a_timed_out_upload_closes_its_connection(triton: LocalTriton) -> None:
-    """Megabytes that the server does not read do not keep the connection alive after the deadline."""
-    row = TABLE["the request's body is not read"]
+def test_timed_out_upload_closes_its_connection(triton: LocalTriton) -> None:
+    """Megabytes that the server does not read do not keep the connection open after the deadline."""
+    row = TABLE["request body is not read"]
     with proxied(triton, row) as (proxy, client):
         with pytest.raises(DeadlineExceededError):
             echo(client, row.inputs)
         assert sockets.settles(lambda: proxy.open_now, 0, within_seconds=0.5) == 0
 
 
-def test_refused(triton: LocalTriton) -> None:
-    """A port where nobody listens is a ``ConnectError``, at once."""
+def test_refused_connection_raises_connect_error_at_once(triton: LocalTriton) -> None:
+    """A port without a listener raises ``ConnectError``, and the request cannot have run."""
     started = time.monotonic()
     with faults.refusing_port() as port, pytest.raises(ConnectError) as caught:
         refused = TritonClient(
@@ -285,8 +283,8 @@ def test_refused(triton: LocalTriton) -> None:
 
 
 @pytest.mark.parametrize("connect_timeout_seconds", [0.3, 0.9])
-def test_no_answer_to_a_connection_request(connect_timeout_seconds: float) -> None:
-    """Connecting is bounded by ``connect_timeout_seconds``."""
+def test_connecting_is_bounded_by_connect_timeout_seconds(connect_timeout_seconds: float) -> None:
+    """A port that never answers a connection request raises ``ConnectTimeoutError``."""
     started = time.monotonic()
     with (
         faults.unanswering_port() as port,
@@ -302,8 +300,8 @@ def test_no_answer_to_a_connection_request(connect_timeout_seconds: float) -> No
     assert time.monotonic() - started <= connect_timeout_seconds + 0.5
 
 
-def test_reset_on_accept(triton: LocalTriton) -> None:
-    """A connection that ends as soon as it stands is lost, and a retry finds the next one."""
+def test_connection_reset_on_accept_is_retried(triton: LocalTriton) -> None:
+    """A connection that is reset as soon as it is established is lost, and a retry opens the next one."""
     pending = iter([faults.reset_before_reading, faults.reset_before_reading])
     with proxied(triton, at_once(serve, None), timeout_seconds=10.0, retry={}) as (proxy, client):
         opened = proxy.opened
@@ -313,8 +311,8 @@ def test_reset_on_accept(triton: LocalTriton) -> None:
         assert proxy.opened - opened == 3
 
 
-def test_a_server_that_speaks_no_tls(triton: LocalTriton) -> None:
-    """``https`` to a port that speaks plain HTTP fails as a connection, at once, and names TLS."""
+def test_https_to_a_plain_http_port_raises_connect_error(triton: LocalTriton) -> None:
+    """The error is raised at once and names TLS."""
     started = time.monotonic()
     endpoint = triton.endpoint.replace("http:", "https:")
     with (
@@ -327,8 +325,8 @@ def test_a_server_that_speaks_no_tls(triton: LocalTriton) -> None:
     assert time.monotonic() - started <= AT_ONCE_SECONDS
 
 
-def test_another_server_is_asked_where_tls_fails(triton: LocalTriton) -> None:
-    """A handshake that fails is not tried again there, but at the next endpoint."""
+def test_tls_failure_fails_over_to_the_next_endpoint(triton: LocalTriton) -> None:
+    """A failed handshake is not retried at the same endpoint, but at the next one."""
     broken = triton.endpoint.replace("http:", "https:")
     with TritonClient(
         [broken, triton.endpoint], timeout_seconds=TIMEOUT_SECONDS, pool=QUICK_POOL, retry={"max_retries": 1}
@@ -337,8 +335,8 @@ def test_another_server_is_asked_where_tls_fails(triton: LocalTriton) -> None:
             assert np.array_equal(echo(client, SMALL), SMALL)
 
 
-def test_a_tls_handshake_that_is_never_answered(triton: LocalTriton) -> None:
-    """The handshake counts as connecting: ``connect_timeout_seconds`` bounds it."""
+def test_tls_handshake_is_bounded_by_connect_timeout_seconds(triton: LocalTriton) -> None:
+    """The handshake is part of connecting."""
     started = time.monotonic()
     with (
         FaultServer(lambda request: Answer(), on_accept=faults.deafness) as server,
@@ -354,12 +352,12 @@ def test_a_tls_handshake_that_is_never_answered(triton: LocalTriton) -> None:
     assert time.monotonic() - started <= 1.0
 
 
-def test_no_free_connection(triton: LocalTriton) -> None:
+def test_request_fails_with_pool_timeout_when_no_connection_becomes_free(triton: LocalTriton) -> None:
     """Waiting for a connection that another client of the process holds ends at the deadline."""
     one: dict[str, Any] = {"pool": QUICK_POOL | {"max_total": 1, "max_idle": 1}, "max_concurrent_requests": 1}
     with (
         proxied(triton, by_deadline(faults.silence), **one) as (proxy, waiting),
-        # Another retry policy, so that the two share the pool but not the limit of requests in flight.
+        # A different retry policy, so that the two share the pool but not the limit of requests in flight.
         TritonClient(proxy.endpoint, timeout_seconds=3.0, retry={"max_retries": 1}, **one) as holding,
         ThreadPoolExecutor(1) as threads,
     ):
@@ -373,9 +371,9 @@ def test_no_free_connection(triton: LocalTriton) -> None:
         assert proxy.most_open == 1
 
 
-def test_a_bomb_inflates_to_its_limit_at_most(triton: LocalTriton) -> None:
-    """A 1 GiB bomb under a limit of 4 MiB costs tens of MiB at the very most."""
-    with proxied(triton, TABLE["a gzip bomb of 1 GiB"], timeout_seconds=10.0) as (_, client):
+def test_gzip_bomb_inflates_at_most_to_max_response_bytes(triton: LocalTriton) -> None:
+    """A 1 GiB bomb under a limit of 4 MiB costs at most tens of MiB."""
+    with proxied(triton, TABLE["gzip bomb of 1 GiB"], timeout_seconds=10.0) as (_, client):
         gc.collect()
         tracemalloc.start()
         try:
@@ -387,8 +385,8 @@ def test_a_bomb_inflates_to_its_limit_at_most(triton: LocalTriton) -> None:
     assert peak_bytes <= 32 << 20
 
 
-def test_retries_keep_the_deadline(triton: LocalTriton) -> None:
-    """A fault that does not pass ends with the deadline, or before where no retry fits any more."""
+def test_retries_end_at_the_deadline(triton: LocalTriton) -> None:
+    """A fault that lasts fails at the deadline, or earlier where no further retry fits."""
     row = TABLE["502"]
     with proxied(triton, row, timeout_seconds=1.5, retry={}) as (proxy, client):
         before, started = inferences(proxy), time.monotonic()

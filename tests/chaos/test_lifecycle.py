@@ -1,4 +1,4 @@
-"""DoFns and clients come and go, on any thread and in any order, and leave nothing behind."""
+"""DoFns and clients are created and closed on any thread and in any order, and leak nothing."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ def port_of(triton: LocalTriton) -> int:
 
 
 @pytest.fixture
-def nothing_of_ours_left(triton: LocalTriton) -> Iterator[None]:
-    """After the test: no session, no thread of the library, and nobody connected to the server."""
+def no_library_leaks(triton: LocalTriton) -> Iterator[None]:
+    """After the test: no session, no thread of the library, and no connection to the server."""
     assert len(SESSIONS) == len(ENDPOINT_SETS) == 0
     yield
     gc.collect()
     assert len(SESSIONS) == len(ENDPOINT_SETS) == 0
     assert sockets.settles(lambda: sockets.established(port_of(triton)), 0) == 0
-    assert sockets.settles(lambda: len(own_threads()), 0) == 0, own_threads()
+    assert sockets.settles(lambda: len(library_threads()), 0) == 0, library_threads()
 
 
 @pytest.fixture
-def nothing_left(triton: LocalTriton, nothing_of_ours_left: None) -> Iterator[None]:
-    """After the test also: as many threads and sockets as before, whoever made them.
+def no_leaks(triton: LocalTriton, no_library_leaks: None) -> Iterator[None]:
+    """After the test also: as many threads and sockets as before, whoever created them.
 
     Not for tests that run a pipeline: Beam keeps some of its own.
     """
-    # A thread keeps the two sockets that wake it from its first new connection on.
+    # From its first new connection on, a thread keeps the two sockets that wake it.
     with TritonClient(triton.endpoint, pool={"reuse_enabled": False}) as client:
-        assert ask(client)
+        assert echoes(client)
     gc.collect()
     threads, open_sockets = sockets.threads(), sockets.open_sockets()
     yield
@@ -67,32 +67,32 @@ def nothing_left(triton: LocalTriton, nothing_of_ours_left: None) -> Iterator[No
     assert sockets.settles(sockets.open_sockets, open_sockets) == open_sockets
 
 
-def own_threads() -> list[str]:
+def library_threads() -> list[str]:
     return [name for name in sockets.threads() if name.startswith("beam_triton")]
 
 
-def ask(client: TritonClient) -> bool:
+def echoes(client: TritonClient) -> bool:
     return bool(np.array_equal(client.infer(MODEL, {"x": X}).outputs["y"], X))
 
 
-def live(dofn: TritonInferenceDoFn, number: int) -> None:
-    """One DoFn's life, good or bad; what it raises is its own."""
-    way = number % 6
+def run_lifecycle(dofn: TritonInferenceDoFn, number: int) -> None:
+    """Takes one DoFn through one of six lifecycles, good or bad; a library error is part of some."""
+    variant = number % 6
     try:
-        if way == 0:
+        if variant == 0:
             dofn.setup()
             dofn.teardown()
-        elif way == 1:
+        elif variant == 1:
             dofn.setup()
             dofn.teardown()
             dofn.teardown()
-        elif way == 2:
+        elif variant == 2:
             dofn.teardown()
-        elif way == 3:
+        elif variant == 3:
             dofn.setup()
             dofn.start_bundle()
             dofn.teardown()
-        elif way == 4:
+        elif variant == 4:
             dofn.setup()
             dofn.setup()
             dofn.teardown()
@@ -105,13 +105,13 @@ def live(dofn: TritonInferenceDoFn, number: int) -> None:
         dofn.teardown()
 
 
-@pytest.mark.usefixtures("nothing_left")
-def test_ten_thousand_cycles(triton: LocalTriton) -> None:
-    """10,000 setups and teardowns on four threads, some failing, some twice, some never set up.
+@pytest.mark.usefixtures("no_leaks")
+def test_ten_thousand_setups_and_teardowns_leak_nothing(triton: LocalTriton) -> None:
+    """10,000 setups and teardowns on four threads: some fail, some happen twice, some have no setup.
 
     One in ten asks the server for its model, one in ten finds no server, and the others know the model.
     """
-    asking = pickle.dumps(TritonInferenceDoFn(triton.endpoint, MODEL, **IMPATIENT))
+    asks_the_server = pickle.dumps(TritonInferenceDoFn(triton.endpoint, MODEL, **IMPATIENT))
     spec = ModelSpec(
         MODEL,
         "1",
@@ -119,42 +119,46 @@ def test_ten_thousand_cycles(triton: LocalTriton) -> None:
         outputs=(TensorSpec("y", "FP32", (-1,)),),
         max_batch_size=64,
     )
-    knowing = pickle.dumps(TritonInferenceDoFn(triton.endpoint, MODEL, model_spec=spec, **IMPATIENT))
+    has_the_model_spec = pickle.dumps(
+        TritonInferenceDoFn(triton.endpoint, MODEL, model_spec=spec, **IMPATIENT)
+    )
     with faults.refusing_port() as port, ThreadPoolExecutor(4) as threads:
-        hasty = IMPATIENT | {"timeout_seconds": 0.1, "pool": {"connect_timeout_seconds": 0.09}}
-        bad = pickle.dumps(TritonInferenceDoFn(f"http://127.0.0.1:{port}", MODEL, **hasty))
+        short_timeouts = IMPATIENT | {"timeout_seconds": 0.1, "pool": {"connect_timeout_seconds": 0.09}}
+        finds_no_server = pickle.dumps(
+            TritonInferenceDoFn(f"http://127.0.0.1:{port}", MODEL, **short_timeouts)
+        )
 
         def cycle(number: int) -> None:
-            kind = {0: bad, 1: asking}.get(number % 10, knowing)
-            live(pickle.loads(kind), number // 10)
+            kind = {0: finds_no_server, 1: asks_the_server}.get(number % 10, has_the_model_spec)
+            run_lifecycle(pickle.loads(kind), number // 10)
 
         for _ in threads.map(cycle, range(CYCLES), chunksize=100):
             pass
 
 
-@pytest.mark.usefixtures("nothing_left")
-def test_a_teardown_beside_requests_of_others(triton: LocalTriton) -> None:
-    """While one client works, others come and go with the same configuration and disturb nothing."""
+@pytest.mark.usefixtures("no_leaks")
+def test_closing_a_client_does_not_disturb_others(triton: LocalTriton) -> None:
+    """While one client works, others with the same configuration open and close."""
     stop = threading.Event()
 
-    def come_and_go() -> None:
+    def open_and_close() -> None:
         while not stop.is_set():
-            with TritonClient(triton.endpoint) as passing:
-                assert ask(passing)
+            with TritonClient(triton.endpoint) as short_lived:
+                assert echoes(short_lived)
 
-    with TritonClient(triton.endpoint) as staying, ThreadPoolExecutor(3) as threads:
-        passing = [threads.submit(come_and_go) for _ in range(3)]
+    with TritonClient(triton.endpoint) as remaining, ThreadPoolExecutor(3) as threads:
+        others = [threads.submit(open_and_close) for _ in range(3)]
         try:
-            assert all(ask(staying) for _ in range(300))
+            assert all(echoes(remaining) for _ in range(300))
         finally:
             stop.set()
-        for each in passing:
+        for each in others:
             each.result()
 
 
-@pytest.mark.usefixtures("nothing_left")
-def test_a_dofn_that_is_never_torn_down(triton: LocalTriton) -> None:
-    """A DoFn that Beam forgets, as after a sibling's failed setup, gives its reference back as garbage."""
+@pytest.mark.usefixtures("no_leaks")
+def test_dofn_without_teardown_releases_its_session(triton: LocalTriton) -> None:
+    """A DoFn that Beam drops, as after a sibling's failed setup, releases its reference as garbage."""
     for _ in range(10):
         dofn = TritonInferenceDoFn(triton.endpoint, MODEL)
         dofn.setup()
@@ -162,39 +166,39 @@ def test_a_dofn_that_is_never_torn_down(triton: LocalTriton) -> None:
         gc.collect()
 
 
-@pytest.mark.usefixtures("nothing_left")
-def test_failing_requests_leave_nothing(triton: LocalTriton) -> None:
-    """Clients whose every request fails, in ways that end connections, are gone as others are."""
+@pytest.mark.usefixtures("no_leaks")
+def test_failing_requests_leak_nothing(triton: LocalTriton) -> None:
+    """Clients whose requests all fail, in ways that end connections, leak nothing either."""
     script = [faults.reset_after_reading, faults.truncated_body(1), faults.answered(Answer(500))] * 100
     for _ in range(20):
         with FaultServer(forward_to(port_of(triton)), script) as proxy:
             with TritonClient(proxy.endpoint, **IMPATIENT) as client:
                 for _ in range(10):
                     with pytest.raises(TritonError):
-                        ask(client)
+                        echoes(client)
             assert sockets.settles(lambda: proxy.open_now, 0) == 0
 
 
-@pytest.mark.usefixtures("nothing_left")
-def test_a_closed_client_says_so(triton: LocalTriton) -> None:
-    """A client after ``close`` raises an error of this library, and closing again does nothing."""
+@pytest.mark.usefixtures("no_leaks")
+def test_closed_client_raises_an_error(triton: LocalTriton) -> None:
+    """A request after ``close`` raises an error of this library, and closing again does nothing."""
     client = TritonClient(triton.endpoint)
-    assert ask(client)
+    assert echoes(client)
     client.close()
     client.close()
     with pytest.raises(TritonError):
-        ask(client)
+        echoes(client)
 
 
-@pytest.mark.usefixtures("nothing_of_ours_left")
-def test_a_failed_pipeline_leaves_nothing(triton: LocalTriton) -> None:
-    """A run that fails in mid-bundle closes what it opened."""
+@pytest.mark.usefixtures("no_library_leaks")
+def test_failed_pipeline_leaks_nothing(triton: LocalTriton) -> None:
+    """A run that fails closes what it opened."""
     with pytest.raises(Exception, match="elsewhere"):
         run_numbered(TritonInference(triton.endpoint, "elsewhere"), 5000)
 
 
 def forked(work: Any) -> int:
-    """The exit status of a child that does ``work``: 0 when it returned True; a hanging one is ended."""
+    """The exit status of a child that runs ``work``: 0 when it returned True. A hanging child is ended."""
     pid = os.fork()
     if pid == 0:
         status = 3
@@ -209,54 +213,54 @@ def forked(work: Any) -> int:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.usefixtures("nothing_left")
-def test_a_forked_child_uses_its_own_connections(triton: LocalTriton) -> None:
-    """Parent and child go on with the same client, and never on the same connection."""
+@pytest.mark.usefixtures("no_leaks")
+def test_forked_child_uses_its_own_connections(triton: LocalTriton) -> None:
+    """Parent and child continue with the same client, and never on the same connection."""
     with FaultServer(forward_to(port_of(triton))) as proxy, TritonClient(proxy.endpoint) as client:
-        assert ask(client)
+        assert echoes(client)
         opened = proxy.opened
-        assert forked(lambda: ask(client) and ask(client)) == 0
+        assert forked(lambda: echoes(client) and echoes(client)) == 0
         assert proxy.opened == opened + 1
-        assert ask(client)
+        assert echoes(client)
         assert proxy.opened == opened + 1
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.usefixtures("nothing_left")
-def test_a_fork_while_all_slots_are_taken(triton: LocalTriton) -> None:
-    """What other threads hold at the moment of a fork, slots and connections, is free in the child."""
+@pytest.mark.usefixtures("no_leaks")
+def test_forked_child_has_all_slots_and_connections_free(triton: LocalTriton) -> None:
+    """Slots and connections that other threads hold at the moment of a fork are free in the child."""
     limits: dict[str, Any] = {"max_concurrent_requests": 4, "pool": {"max_total": 4, "max_idle": 4}}
     with (
         FaultServer(forward_to(port_of(triton)), when=infer_requests) as proxy,
         TritonClient(proxy.endpoint, **limits) as client,
         ThreadPoolExecutor(4) as threads,
     ):
-        assert ask(client)
+        assert echoes(client)
         before = len(proxy.requests)
         proxy.play(faults.late(2.0))
-        held = [threads.submit(ask, client) for _ in range(4)]
+        held = [threads.submit(echoes, client) for _ in range(4)]
         assert sockets.settles(lambda: len(proxy.requests) - before, 4) == 4
         proxy.play(serve)
-        status = forked(lambda: ask(client))
+        status = forked(lambda: echoes(client))
         assert all(each.result() for each in held)
         assert status == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.usefixtures("nothing_left")
-def test_forks_beside_busy_threads(triton: LocalTriton) -> None:
-    """A fork at any moment leaves a child that works: no lock stays taken by a thread that it has not got."""
+@pytest.mark.usefixtures("no_leaks")
+def test_fork_beside_busy_threads_leaves_no_lock_held(triton: LocalTriton) -> None:
+    """After a fork at any moment the child works: no lock stays held by a thread that it does not have."""
     stop = threading.Event()
 
     def work() -> None:
         while not stop.is_set():
-            assert ask(client)
+            assert echoes(client)
 
     with TritonClient(triton.endpoint) as client, ThreadPoolExecutor(4) as threads:
         working = [threads.submit(work) for _ in range(4)]
         try:
             for _ in range(15):
-                assert forked(lambda: ask(client)) == 0
+                assert forked(lambda: echoes(client)) == 0
         finally:
             stop.set()
         for each in working:
@@ -264,11 +268,11 @@ def test_forks_beside_busy_threads(triton: LocalTriton) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.usefixtures("nothing_left")
-def test_a_child_that_closes_leaves_the_parents_connections(triton: LocalTriton) -> None:
+@pytest.mark.usefixtures("no_leaks")
+def test_closing_in_a_forked_child_keeps_the_parents_connections(triton: LocalTriton) -> None:
     """A child's ``close`` takes nothing from its parent."""
     with FaultServer(forward_to(port_of(triton))) as proxy, TritonClient(proxy.endpoint) as client:
-        assert ask(client)
+        assert echoes(client)
         opened = proxy.opened
 
         def close_in_child() -> bool:
@@ -276,13 +280,13 @@ def test_a_child_that_closes_leaves_the_parents_connections(triton: LocalTriton)
             return True
 
         assert forked(close_in_child) == 0
-        assert ask(client)
+        assert echoes(client)
         assert proxy.opened == opened
 
 
-@pytest.mark.usefixtures("nothing_of_ours_left")
+@pytest.mark.usefixtures("no_library_leaks")
 @pytest.mark.parametrize("mode", ["in_memory", "multi_threading"])
-def test_a_run_leaves_nothing_in_this_process(triton: LocalTriton, mode: str) -> None:
+def test_pipeline_run_leaks_nothing(triton: LocalTriton, mode: str) -> None:
     """After a run its connections, threads and sessions are gone."""
     run_numbered(
         TritonInference(triton.endpoint, MODEL),
@@ -292,9 +296,9 @@ def test_a_run_leaves_nothing_in_this_process(triton: LocalTriton, mode: str) ->
     )
 
 
-@pytest.mark.usefixtures("nothing_of_ours_left")
-def test_a_run_in_several_processes(triton: LocalTriton) -> None:
-    """Each process of the multi-processing runner has its own pool, and none outlives the run."""
+@pytest.mark.usefixtures("no_library_leaks")
+def test_multi_processing_run_leaks_nothing(triton: LocalTriton) -> None:
+    """Each process of the multi-processing runner has its own pool, and no connection outlives the run."""
     run_numbered(
         TritonInference(triton.endpoint, MODEL),
         20_000,
@@ -303,20 +307,20 @@ def test_a_run_in_several_processes(triton: LocalTriton) -> None:
     )
 
 
-@pytest.mark.usefixtures("nothing_left")
-def test_idle_connections_go_when_their_time_is_over(triton: LocalTriton) -> None:
-    """``keep_alive_seconds`` after the last request no connection is left, though the client is."""
+@pytest.mark.usefixtures("no_leaks")
+def test_idle_connections_are_closed_after_keep_alive_seconds(triton: LocalTriton) -> None:
+    """``keep_alive_seconds`` after the last request no connection is left, though the client is open."""
     with TritonClient(triton.endpoint, pool={"keep_alive_seconds": 0.5}) as client:
-        assert ask(client)
+        assert echoes(client)
         assert sockets.established(port_of(triton)) == 1
         time.sleep(0.2)
         assert sockets.established(port_of(triton)) == 1
         assert sockets.settles(lambda: sockets.established(port_of(triton)), 0, within_seconds=2.0) == 0
-        assert ask(client)
+        assert echoes(client)
 
 
 def test_pickled_transforms_work(triton: LocalTriton) -> None:
-    """A transform is the same after pickling, before and after its first use."""
+    """A transform works after pickling, before and after its first use."""
     transform = TritonInference(triton.endpoint, MODEL)
     for _ in range(2):
         transform = pickle.loads(pickle.dumps(transform))

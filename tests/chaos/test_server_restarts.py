@@ -1,4 +1,4 @@
-"""Servers that die, come back, lose a model or have no room: every element comes out once all the same."""
+"""Servers that die, restart, lose a model or have a full queue: every element still comes out once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def scoring(endpoint: str | list[str], model_name: str = MODEL) -> TritonInferen
     return TritonInference(endpoint, model_name, batching={"max_batch_size": 64})
 
 
-def test_a_server_killed_and_restarted_five_times(tmp_path: Path) -> None:
+def test_five_server_restarts_lose_nothing(tmp_path: Path) -> None:
     """200,000 elements, five times ``kill -9``: 200,000 results, each once."""
     with LocalTriton(write_models(tmp_path / "models", [MODEL])) as server:
         run = run_numbered(
@@ -35,8 +35,8 @@ def test_a_server_killed_and_restarted_five_times(tmp_path: Path) -> None:
     assert run.counters.get("failures", 0) == 0
 
 
-def test_an_outage_longer_than_the_deadline(tmp_path: Path) -> None:
-    """A server that is away for twice ``timeout_seconds`` is waited for: only the breaker gives up."""
+def test_outage_longer_than_the_deadline_loses_nothing(tmp_path: Path) -> None:
+    """Requests are held while the server is down for twice ``timeout_seconds``: only the breaker gives up."""
     elements = 50_000
     with LocalTriton(write_models(tmp_path / "models", [MODEL])) as server:
         run = run_numbered(
@@ -53,8 +53,8 @@ def test_an_outage_longer_than_the_deadline(tmp_path: Path) -> None:
     assert run.counters.get("failures", 0) == 0
 
 
-def test_a_server_killed_under_several_threads(tmp_path: Path) -> None:
-    """The same with several bundles at a time, whose DoFns share connections and circuit breaker."""
+def test_server_restarts_under_several_threads_lose_nothing(tmp_path: Path) -> None:
+    """Several bundles at a time, whose DoFns share connections and the circuit breaker."""
     elements = 60_000
     with LocalTriton(write_models(tmp_path / "models", [MODEL])) as server:
         run_numbered(
@@ -66,8 +66,8 @@ def test_a_server_killed_under_several_threads(tmp_path: Path) -> None:
         )
 
 
-def test_one_of_two_servers_dies_for_good(tmp_path: Path) -> None:
-    """The other server scores what is left; nothing waits for the dead one's return."""
+def test_loss_of_one_of_two_servers_loses_nothing(tmp_path: Path) -> None:
+    """The other server scores the rest; nothing waits for the dead one to return."""
     models = write_models(tmp_path / "models", [MODEL])
     with LocalTriton(models) as surviving, LocalTriton(models) as dying:
         run = run_numbered(
@@ -78,8 +78,8 @@ def test_one_of_two_servers_dies_for_good(tmp_path: Path) -> None:
     assert run.counters["elements"] == ELEMENTS
 
 
-def test_two_servers_restarted_in_turn(tmp_path: Path) -> None:
-    """A rolling restart: each server is away for a while, never both."""
+def test_rolling_restart_loses_nothing(tmp_path: Path) -> None:
+    """Each server is down for a while, never both."""
     models = write_models(tmp_path / "models", [MODEL])
     with LocalTriton(models) as first, LocalTriton(models) as second:
         rolling = iter([first, second])
@@ -92,8 +92,8 @@ def test_two_servers_restarted_in_turn(tmp_path: Path) -> None:
         )
 
 
-def test_a_server_that_is_away_at_the_start(tmp_path: Path) -> None:
-    """A run that starts before its server waits for it."""
+def test_run_waits_for_a_server_that_starts_later(tmp_path: Path) -> None:
+    """A run that starts before its server does not fail."""
     with LocalTriton(write_models(tmp_path / "models", [MODEL])) as server:
         server.kill()
 
@@ -104,8 +104,8 @@ def test_a_server_that_is_away_at_the_start(tmp_path: Path) -> None:
         run_numbered(scoring(server.endpoint), 5_000, meanwhile=meanwhile)
 
 
-def test_an_instance_set_up_while_the_server_restarts(tmp_path: Path) -> None:
-    """Runners set DoFns up in mid-job: one more waits like requests do, one alone for its own deadline."""
+def test_setup_in_mid_job_waits_for_a_restarting_server(tmp_path: Path) -> None:
+    """A further DoFn waits as requests do; the first of a process waits only for its own deadline."""
     options: dict[str, Any] = {"timeout_seconds": 0.5, "pool": {"connect_timeout_seconds": 0.2}}
     with LocalTriton(write_models(tmp_path / "models", [MODEL])) as server:
         first, second = (TritonInferenceDoFn(server.endpoint, MODEL, **options) for _ in range(2))
@@ -113,7 +113,7 @@ def test_an_instance_set_up_while_the_server_restarts(tmp_path: Path) -> None:
         server.kill()
         with ThreadPoolExecutor(1) as thread:
             setting_up = thread.submit(second.setup)
-            # Long after the second one's own deadline.
+            # Long after the second DoFn's own deadline.
             time.sleep(2.0)
             assert not setting_up.done()
             server.start()
@@ -121,30 +121,30 @@ def test_an_instance_set_up_while_the_server_restarts(tmp_path: Path) -> None:
         second.teardown()
         first.teardown()
         server.kill()
-        alone = TritonInferenceDoFn(server.endpoint, MODEL, **options)
+        first_of_the_process = TritonInferenceDoFn(server.endpoint, MODEL, **options)
         started = time.monotonic()
         with pytest.raises(ConnectError):
-            alone.setup()
+            first_of_the_process.setup()
         assert time.monotonic() - started < 2.0
 
 
-def test_a_model_unloaded_and_loaded_again(tmp_path: Path) -> None:
-    """While the model is away its requests wait, and none of its elements fails."""
+def test_model_reload_loses_nothing(tmp_path: Path) -> None:
+    """While the model is unloaded its requests are held, and none of its elements fails."""
     models = write_models(tmp_path / "models", [MODEL])
     with LocalTriton(models, models_control="explicit", load_models=[MODEL]) as server:
 
-        def strike() -> None:
+        def reload_model() -> None:
             server.unload_model(MODEL)
             time.sleep(1.0)
             server.load_model(MODEL)
 
-        run = run_numbered(scoring(server.endpoint), ELEMENTS, meanwhile=strikes(2, ELEMENTS, strike))
+        run = run_numbered(scoring(server.endpoint), ELEMENTS, meanwhile=strikes(2, ELEMENTS, reload_model))
     assert run.counters["retries"] > 0
     assert run.counters.get("failures", 0) == 0
 
 
-def test_a_full_queue_throughout(tmp_path: Path) -> None:
-    """A queue of two under sixteen requests loses nothing, and the time lost is told as throttling."""
+def test_full_queue_loses_nothing_and_reports_throttling(tmp_path: Path) -> None:
+    """A queue of two under sixteen requests loses nothing, and the time lost is reported as throttling."""
     elements = 500
     with LocalTriton(write_models(tmp_path / "models", ["full_queue"], instances=2)) as server:
         run = run_numbered(
@@ -153,18 +153,18 @@ def test_a_full_queue_throughout(tmp_path: Path) -> None:
     assert run.counters["elements"] == elements
     assert run.counters["retries"] > 0
     assert run.counters["cumulativeThrottlingSeconds"] > 0
-    # 4 rows a batch, 50 ms, two instances: 3.1 s of pure work, and pauses must not be most of the run.
+    # 4 rows a batch, 50 ms, two instances: 3.1 s of pure work; pauses must not dominate the run.
     assert run.seconds < 30
 
 
-def test_many_workers_share_a_full_queue(tmp_path: Path) -> None:
-    """Sixteen that know nothing of each other, two instances, a queue of two: 400 requests are answered."""
+def test_full_queue_shared_by_sixteen_workers_loses_nothing(tmp_path: Path) -> None:
+    """Sixteen independent clients, two instances, a queue of two: 400 requests are answered."""
     workers, rows = 16, 100
 
     def score(number: int, endpoint: str) -> int:
-        # Those who agree on all policies share a limit, as the DoFns of one process do.
-        own = {"initial_backoff_seconds": 0.1 + number / 1e6}
-        with TritonClient(endpoint, retry=own) as client:
+        # Clients with equal policies share a limit, as the DoFns of one process do.
+        retry = {"initial_backoff_seconds": 0.1 + number / 1e6}
+        with TritonClient(endpoint, retry=retry) as client:
             return len(client.infer("full_queue", {"x": np.zeros((rows, 1), np.float32)}).outputs["y"])
 
     models = write_models(tmp_path / "models", ["full_queue"], instances=2)
@@ -173,15 +173,15 @@ def test_many_workers_share_a_full_queue(tmp_path: Path) -> None:
         assert list(scored) == [rows] * workers
 
 
-def test_one_of_two_servers_freezes(tmp_path: Path) -> None:
-    """Requests to one that accepts them and says nothing any more are taken over by the other."""
+def test_requests_to_a_frozen_server_fail_over(tmp_path: Path) -> None:
+    """Requests to a server that accepts them and stops answering are taken over by the other one."""
     elements = 50_000
     models = write_models(tmp_path / "models", [MODEL])
-    with LocalTriton(models) as well, LocalTriton(models) as freezing:
+    with LocalTriton(models) as healthy, LocalTriton(models) as freezing:
         try:
             run = run_numbered(
                 TritonInference(
-                    [well.endpoint, freezing.endpoint],
+                    [healthy.endpoint, freezing.endpoint],
                     MODEL,
                     timeout_seconds=6.0,
                     pool={"connect_timeout_seconds": 1.0},
@@ -197,14 +197,14 @@ def test_one_of_two_servers_freezes(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_twenty_restarts_of_two_servers(tmp_path: Path) -> None:
-    """Two million elements, both servers killed at random moments, sometimes both at a time."""
+def test_twenty_random_restarts_of_two_servers_lose_nothing(tmp_path: Path) -> None:
+    """Two million elements; both servers are killed at random moments, sometimes at the same time."""
     elements = 2_000_000
     random = np.random.default_rng(20)
     models = write_models(tmp_path / "models", [MODEL])
     with LocalTriton(models) as first, LocalTriton(models) as second:
 
-        def strike() -> None:
+        def kill_and_restart_at_random() -> None:
             for server in (first, second):
                 if random.random() < 0.6:
                     server.kill()
@@ -213,5 +213,7 @@ def test_twenty_restarts_of_two_servers(tmp_path: Path) -> None:
                 server.start()
 
         run_numbered(
-            scoring([first.endpoint, second.endpoint]), elements, meanwhile=strikes(20, elements, strike)
+            scoring([first.endpoint, second.endpoint]),
+            elements,
+            meanwhile=strikes(20, elements, kill_and_restart_at_random),
         )
