@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up by themselves; `make` alone tells the targets.
+# `make` lists the targets. Each target installs what it needs first.
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -8,15 +8,17 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check --no-input
 PYTEST := $(PYTHON) -m pytest
+# Two processes whatever the machine has: the tests of one file stay together and share its server.
+PARALLEL := --numprocesses 2 --dist loadfile
 
-# The commands of a virtual environment know nothing of the one that is active around them.
+# An active virtual environment must not affect the one of this project.
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
 .PHONY: help
-help: ## Tell the targets
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Any Python >= 3.10 that runs and can make environments: a version manager's shim may do neither.
+# Any Python >= 3.10 that runs and can make environments; a version manager's shim may do neither.
 $(VENV)/bin/python:
 	@for python in python3 python3.13 python3.12 python3.11 python3.10 python3.14 python; do \
 	  if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then \
@@ -27,7 +29,7 @@ $(VENV)/bin/python:
 	echo "No Python 3.10 or newer with the venv module on PATH (Debian and Ubuntu: apt-get install python3-venv)." >&2; \
 	exit 1
 
-# requirements.txt pins everything; the demo installs no more of it than it needs.
+# requirements.txt pins every version; the demo installs only the packages that it needs.
 $(VENV)/demo.stamp: requirements.txt setup.py | $(VENV)/bin/python
 	@echo "Installing what the demo needs into $(VENV)"
 	@$(PIP) install --quiet --constraint requirements.txt setuptools wheel
@@ -40,63 +42,77 @@ $(VENV)/all.stamp: requirements.txt setup.py $(VENV)/demo.stamp
 	@touch $@
 
 .PHONY: server
-server: $(VENV)/demo.stamp ## Make the environment of the local Triton server, if it is not there
+server: $(VENV)/demo.stamp ## Install the local Triton server, unless it is there
 	@$(PYTHON) -m beam_triton.testing.serve >/dev/null
 
 .PHONY: demo
-demo: $(VENV)/demo.stamp ## Score handwritten digits on a real Triton (ENDPOINT=http://… for one that runs elsewhere)
+demo: $(VENV)/demo.stamp ## Score handwritten digits on a local Triton (ENDPOINT=http://… uses another one)
 	@$(PYTHON) -m pipelines.demo $(if $(ENDPOINT),--endpoint $(ENDPOINT))
 
 .PHONY: flink-demo
-flink-demo: engine-tools server ## The same on a Flink cluster of two task managers, started here
+flink-demo: engines server ## Score the digits on a local Flink cluster with two task managers
 	@$(PYTHON) -m engines.flink_demo
 
 .PHONY: bench
-bench: $(VENV)/all.stamp server ## Benchmarks side by side with the peers, with charts (BENCH="…" for options)
+bench: $(VENV)/all.stamp server ## Run the benchmarks, this library beside others (BENCH="…" passes options)
 	@$(PYTHON) -m benchmarks $(BENCH)
 
 .PHONY: docs
-docs: $(VENV)/all.stamp ## The documentation and API reference, into build/docs
+docs: $(VENV)/all.stamp ## Build the documentation and API reference in build/docs
 	@$(PYTHON) -m sphinx --quiet --fail-on-warning --keep-going -b html docs build/docs
 	@echo "build/docs/index.html"
 
 .PHONY: test
-test: check server ## Every test that needs Python only
-	$(PYTEST) tests --ignore tests/engines
+test: check unit integration chaos-short ## Run every test that needs Python only
+
+.PHONY: unit
+unit: $(VENV)/all.stamp ## Run the unit tests, which need no server
+	$(PYTEST) tests/unit $(PARALLEL)
+
+.PHONY: integration
+integration: $(VENV)/all.stamp server worker-packages ## Run the tests against a real Triton
+	$(PYTEST) tests/integration $(PARALLEL)
 
 .PHONY: check
-check: $(VENV)/all.stamp ## ruff and mypy
+check: $(VENV)/all.stamp ## Run ruff and mypy
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
+.PHONY: chaos-short
+chaos-short: $(VENV)/all.stamp server
+	$(PYTEST) tests/chaos $(PARALLEL)
+
 .PHONY: chaos
-chaos: $(VENV)/all.stamp server ## The chaos tests, the long ones too
+chaos: $(VENV)/all.stamp server ## Run the tests in which servers and networks fail, the long ones too; fuzz the decoder
 	$(PYTEST) tests/chaos --long
 	$(PYTHON) tests/chaos/fuzz_decoder.py --runs 1000000
 	@if $(PYTHON) -c 'import atheris' 2>/dev/null; then \
 	  $(PYTHON) tests/chaos/fuzz_decoder.py --atheris -runs=1000000 -max_total_time=300; \
-	else echo "atheris has no wheel here: the decoder was fuzzed without its guidance"; fi
+	else echo "The decoder was fuzzed without coverage guidance: atheris has no wheel for this platform"; fi
 
 .PHONY: test-engines
-test-engines: engine-tools server ## Prism and Flink; needs Java 17, Maven and Go
+test-engines: engines server ## Run the tests on Prism and Flink; needs Java 17, Maven and Go
 	$(PYTEST) tests/engines
 
-# Before anything is installed for them. The Python that judges is there to run the tests anyway.
-.PHONY: engine-tools
-engine-tools: $(VENV)/all.stamp
-	@$(PYTHON) -m engines --tools_only
+.PHONY: engines
+engines: $(VENV)/all.stamp ## Install Prism and Flink in .engines; needs Java 17, Maven and Go
+	@$(PYTHON) -m engines install
+
+.PHONY: worker-packages
+worker-packages: $(VENV)/all.stamp
+	@$(PYTHON) -m engines install-worker-packages
 
 .PHONY: format
-format: $(VENV)/all.stamp ## Sort imports, lay the code out, and mend what ruff can
+format: $(VENV)/all.stamp ## Format the code, sort imports and fix what ruff can fix
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
 .PHONY: dist
-dist: $(VENV)/all.stamp ## Wheel and sdist, into dist
+dist: $(VENV)/all.stamp ## Build the wheel and the sdist in dist
 	@$(PYTHON) -m build --no-isolation --outdir dist .
 
 .PHONY: clean
-clean: ## Remove everything that make made here; the server's environment in the user's cache stays
+clean: ## Remove everything that make made here, but not the server in the user's cache
 	rm -rf $(VENV) .cache .engines build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

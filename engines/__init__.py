@@ -1,15 +1,13 @@
-"""Engines that a Beam pipeline runs on, installed and started here: Prism, Flink, a Flink cluster.
+"""Starts the engines that a Beam pipeline runs on: Beam's own runner, Prism, Flink and a Flink cluster.
 
-Each is a context manager with ``options``, the pipeline options to run on it, and ``run_pipeline``, which
-runs a script with them; leaving it stops every process that belongs to it. ``versions.py`` pins what is
-installed, ``install.py`` installs it into ``.engines``.
+Each engine is a context manager with ``options``, the pipeline options that run a pipeline on it, and
+``run_pipeline``, which runs a script with them. Leaving the context ends every process of the engine.
+``make engines`` installs what they need; nothing is installed while an engine starts.
 """
 
 from __future__ import annotations
 
-from engines.direct import DirectRunner
-from engines.flink_cluster import FlinkCluster
-from engines.flink_job_server import FlinkJobServer
-from engines.prism import Prism
+from engines.flink import FlinkCluster, FlinkJobServer
+from engines.local_runners import DirectRunner, Prism
 
 __all__ = ["DirectRunner", "FlinkCluster", "FlinkJobServer", "Prism"]

@@ -1,23 +1,29 @@
-"""Install every engine that is not there yet: ``python -m engines``.
-
-With ``--tools_only`` nothing is installed: what is missing to do so is told, in one line.
-"""
+"""Commands that the Makefile and the workers' boot script run: ``python -m engines COMMAND``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
-from engines import tools
-from engines.install import InstallError, all_engines
+from engines import install, tools, workers
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--tools_only", action="store_true", help="only look for Java, Maven and Go")
+parser = argparse.ArgumentParser(prog="python -m engines", description=__doc__)
+commands = parser.add_subparsers(dest="command", required=True)
+commands.add_parser("install", help="install every engine that is not there yet into .engines")
+commands.add_parser("install-worker-packages", help="install only the Python packages of a bare worker")
+commands.add_parser("check-tools", help="check that Java, Maven and Go are there; install nothing")
+environment = commands.add_parser("worker-environment", help="make the Python environment of one worker")
+environment.add_argument("folder", type=Path)
 arguments = parser.parse_args()
 try:
-    if arguments.tools_only:
+    if arguments.command == "install":
+        install.install_all()
+    elif arguments.command == "install-worker-packages":
+        install.install_worker_packages()
+    elif arguments.command == "check-tools":
         tools.require_all()
     else:
-        all_engines()
-except (tools.MissingToolsError, InstallError) as error:
+        workers.bare_environment(arguments.folder)
+except (tools.MissingToolsError, install.InstallError, install.NotInstalledError) as error:
     sys.exit(f"error: {error}")

@@ -1,4 +1,4 @@
-"""What every engine is: a context manager with pipeline options, whose processes end with it."""
+"""The base class of the engines: pipeline options, and processes that end when its context is left."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ from types import TracebackType
 from typing import TypeVar
 
 from engines.install import REPOSITORY
-from engines.processes import EngineError, Scope
+from engines.processes import EngineError, Scope, tail
 
 Self = TypeVar("Self", bound="Engine")
 
 
 @dataclass
 class PipelineRun:
-    """A pipeline's process, started in the repository's folder; what it says goes to ``log``."""
+    """A pipeline's process, started in the repository's folder; its output goes to ``log``."""
 
     process: subprocess.Popen[bytes]
     log: Path
     started: float
 
     def finish(self, *, within_seconds: float = 300.0) -> float:
-        """Wait for a successful end; return the seconds since the start. EngineError for any other end."""
+        """Wait until the pipeline succeeds and return the seconds since its start.
+
+        Raises:
+            EngineError: the pipeline failed, or still runs after ``within_seconds``.
+        """
         try:
             exit_code = self.process.wait(max(0.0, self.started + within_seconds - time.monotonic()))
         except subprocess.TimeoutExpired:
-            raise EngineError(f"the pipeline still runs after {within_seconds:g} s\n{self._tail()}") from None
+            outcome = f"the pipeline still runs after {within_seconds:g} s"
+            raise EngineError(f"{outcome}\n{tail(self.log)}") from None
         if exit_code != 0:
-            raise EngineError(f"the pipeline ended with exit code {exit_code}\n{self._tail()}")
+            raise EngineError(f"the pipeline ended with exit code {exit_code}\n{tail(self.log)}")
         return time.monotonic() - self.started
-
-    def _tail(self) -> str:
-        return f"{self.log}:\n" + "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
 
 
 class Engine(ABC):
-    """An engine whose logs go to ``folder``; ``with`` starts it, and ends whatever belongs to it."""
+    """An engine that logs into ``folder``. Entering its context starts it; leaving ends all its processes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,27 +57,27 @@ class Engine(ABC):
         """Pipeline options to run on this engine."""
 
     def start_pipeline(self, script: str | Path, *arguments: str) -> PipelineRun:
-        """Run a pipeline's script on this engine, with this Python; it ends with the engine at the latest."""
+        """Start a pipeline's script with this Python; the pipeline ends with the engine at the latest."""
         name = f"pipeline-{self._pipelines}"
         self._pipelines += 1
         command = [sys.executable, str(script), *arguments, *self.options]
-        path = {"PYTHONPATH": str(REPOSITORY)}
-        process = self._scope.start(name, command, environment=path, cwd=REPOSITORY)
+        environment = {"PYTHONPATH": str(REPOSITORY)}
+        process = self._scope.start(name, command, environment=environment, cwd=REPOSITORY)
         return PipelineRun(process, self._scope.log(name), time.monotonic())
 
     def run_pipeline(self, script: str | Path, *arguments: str, within_seconds: float = 300.0) -> PipelineRun:
-        """The same, and wait for its end. EngineError where it fails, or takes longer."""
+        """Start a pipeline's script and wait until it succeeds. EngineError as in `PipelineRun.finish`."""
         run = self.start_pipeline(script, *arguments)
         run.finish(within_seconds=within_seconds)
         return run
 
     def members(self) -> list[int]:
-        """Ids of the running processes that belong to this engine, pipelines and workers included."""
+        """Ids of this engine's running processes, pipelines and workers included."""
         return self._scope.members()
 
     @abstractmethod
     def _start(self) -> None:
-        """Start the processes, and wait until they are ready."""
+        """Start the engine's processes and wait until they are ready."""
 
     def __enter__(self: Self) -> Self:
         self._parts.enter_context(self._scope)

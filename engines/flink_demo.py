@@ -1,4 +1,4 @@
-"""``make flink-demo``: a Flink cluster and a Triton on this machine, and the digits scored on them."""
+"""``make flink-demo``: starts a Flink cluster and a Triton on this machine, and scores digits on them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from pathlib import Path
 
 from beam_triton import TritonClient, TritonError
 from beam_triton.testing import LocalTriton
-from engines import FlinkCluster, install, served
+from engines import FlinkCluster, install
+from engines.digits_job import MODEL, MODELS, accuracy, digits_arguments, read_results
 from engines.engine import PipelineRun
 from engines.flink_rest import FlinkRest
-from engines.jobs import accuracy, digits_arguments, read_digits
 from engines.processes import EngineError
 from engines.tools import MissingToolsError
 
 OUTPUT = install.REPOSITORY / "out" / "flink-demo" / "digits.jsonl"
 
-_MODELS = install.REPOSITORY / "pipelines" / "model_repository"
-_TOTAL = 898
+_DIGITS = 898
 
 
 def main() -> int:
@@ -30,13 +29,13 @@ def main() -> int:
     parser.add_argument(
         "--keep_running",
         action="store_true",
-        help="leave the cluster up after the job, until Enter is pressed",
+        help="leave the cluster running after the job, until Enter is pressed",
     )
     arguments = parser.parse_args()
     try:
-        install.all_engines()
+        install.require_all()
         _run(arguments.keep_running)
-    except (EngineError, MissingToolsError, install.InstallError, TritonError, OSError) as error:
+    except (EngineError, MissingToolsError, install.NotInstalledError, TritonError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -47,21 +46,21 @@ def main() -> int:
 def _run(keep_running: bool) -> None:
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="beam_triton_flink_") as folder, contextlib.ExitStack() as parts:
-        with _step("starting Triton with the digits model"):
-            triton = parts.enter_context(LocalTriton(_MODELS, stop_timeout_seconds=2))
-        with _step("starting a job manager and two task managers of two slots"):
+        with _step("Starting Triton with the digits model"):
+            triton = parts.enter_context(LocalTriton(MODELS, stop_timeout_seconds=2))
+        with _step("Starting a job manager and two task managers with two slots each"):
             cluster = parts.enter_context(FlinkCluster(Path(folder)))
-        print(f"Flink's page: {cluster.rest_url}   Triton: {triton.endpoint}", flush=True)
-        with _step("the job: workers install the package, score the digits and write the results"):
+        print(f"Flink's web page: {cluster.rest.url}   Triton: {triton.endpoint}", flush=True)
+        with _step("Running the job: workers install the package, score the digits and write the results"):
             arguments = digits_arguments(triton.endpoint, OUTPUT)
-            _watch(cluster.start_pipeline(*arguments), cluster, triton)
-        _show()
+            _follow(cluster.start_pipeline(*arguments), cluster, triton)
+        _print_results()
         if keep_running and sys.stdin.isatty():
             input("Press Enter to stop everything. ")
 
 
-def _watch(run: PipelineRun, cluster: FlinkCluster, triton: LocalTriton) -> None:
-    """One line a change, the last one after the job: what Flink says of it, and what Triton has scored."""
+def _follow(run: PipelineRun, cluster: FlinkCluster, triton: LocalTriton) -> None:
+    """Print the job's progress whenever it changes, and once more when the job has ended."""
     last = ""
     with TritonClient(triton.endpoint) as client:
         has_ended = False
@@ -77,22 +76,22 @@ def _watch(run: PipelineRun, cluster: FlinkCluster, triton: LocalTriton) -> None
 
 
 def progress(rest: FlinkRest, client: TritonClient) -> str:
-    """How far the job is, as far as the job manager and Triton tell."""
-    # A busy machine may keep an answer back: how the job ends is for its own process to say.
+    """The job's state according to Flink, and the number of digits that Triton has scored."""
+    # A busy server may miss one answer; the exit code of the job's process decides whether the job failed.
     try:
-        states = ", ".join(sorted(set(rest.states().values()))) or "on its way to the cluster"
-        statistics = client.statistics(served.DIGITS)["model_stats"][0]
+        states = ", ".join(sorted(set(rest.job_states().values()))) or "being submitted"
+        statistics = client.statistics(MODEL)["model_stats"][0]
     except (OSError, TritonError) as error:
-        return f"cannot be seen just now: {error}"
-    return f"{states.lower()}, {statistics['inference_count']:,} of {_TOTAL} digits scored"
+        return f"progress unknown: {error}"
+    return f"{states.lower()}, {statistics['inference_count']:,} of {_DIGITS} digits scored"
 
 
-def _show() -> None:
-    results = read_digits(OUTPUT)
+def _print_results() -> None:
+    results = read_results(OUTPUT)
     print(f"{len(results)} digits scored, {accuracy(results):.1%} of them recognized; for example")
-    for name, (meant, said) in list(results.items())[:3]:
-        print(f"  {name}: a {meant}, taken for a {said}")
-    print(f"results: {OUTPUT.relative_to(install.REPOSITORY)}")
+    for name, (label, predicted) in list(results.items())[:3]:
+        print(f"  {name}: a {label}, recognized as a {predicted}")
+    print(f"Results: {OUTPUT.relative_to(install.REPOSITORY)}")
 
 
 @contextlib.contextmanager

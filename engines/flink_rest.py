@@ -1,70 +1,47 @@
-"""The parts of a Flink job manager's REST API that the engines and their tests need."""
+"""The few calls of a Flink job manager's REST API that the engines and their tests make."""
 
 from __future__ import annotations
 
 import json
 import time
-import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from typing import Any
 
-ENDED = frozenset({"FINISHED", "CANCELED", "FAILED"})
-"""States that a job does not leave."""
-
-
-@dataclass(frozen=True)
-class Overview:
-    """``GET /overview``."""
-
-    task_managers: int
-    slots: int
-    free_slots: int
-    running: int
+_FINAL_STATES = frozenset({"FINISHED", "CANCELED", "FAILED"})
 
 
 class FlinkRest:
-    """A job manager at ``url``, such as ``http://127.0.0.1:8081``."""
+    """A job manager at ``url``, such as ``http://127.0.0.1:8081``.
+
+    Every call raises OSError where the job manager does not answer.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def overview(self) -> Overview:
-        """How many task managers, slots and running jobs there are. OSError where nothing answers."""
-        answer = self._ask("GET", "/overview")
-        return Overview(
-            answer["taskmanagers"], answer["slots-total"], answer["slots-available"], answer["jobs-running"]
-        )
+    def task_managers(self) -> int:
+        """The number of task managers that are connected to the job manager."""
+        return int(self._request("GET", "/overview")["taskmanagers"])
 
-    def overview_if_up(self) -> Overview | None:
-        """The same, or None where the job manager does not answer or is still starting."""
-        try:
-            return self.overview()
-        except (OSError, KeyError):
-            return None
+    def job_states(self) -> dict[str, str]:
+        """The state of every job that the job manager knows, by id."""
+        return {job["id"]: job["status"] for job in self._request("GET", "/jobs")["jobs"]}
 
-    def states(self) -> dict[str, str]:
-        """The state of every job that the job manager remembers, by id."""
-        return {job["id"]: job["status"] for job in self._ask("GET", "/jobs")["jobs"]}
+    def running_jobs(self) -> list[str]:
+        """Ids of the jobs in state RUNNING."""
+        return [job for job, state in self.job_states().items() if state == "RUNNING"]
 
-    def running(self) -> list[str]:
-        """Ids of the jobs that are in state RUNNING."""
-        return [job for job, state in self.states().items() if state == "RUNNING"]
-
-    def cancel(self, job: str) -> None:
-        """Ask for a job's end; returns at once."""
-        self._ask("PATCH", f"/jobs/{job}?mode=cancel")
-
-    def await_end(self, job: str, *, within_seconds: float) -> str:
-        """The state that the job ended in. TimeoutError where it still runs after ``within_seconds``."""
+    def cancel(self, job: str, *, within_seconds: float = 60.0) -> str:
+        """Cancel a job and return its final state. TimeoutError if it has none after ``within_seconds``."""
+        self._request("PATCH", f"/jobs/{job}?mode=cancel")
         deadline = time.monotonic() + within_seconds
-        while (state := self.states()[job]) not in ENDED:
+        while (state := self.job_states()[job]) not in _FINAL_STATES:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"Flink job {job} is {state} after {within_seconds:g} s")
             time.sleep(0.3)
         return state
 
-    def _ask(self, method: str, path: str) -> dict[str, Any]:
+    def _request(self, method: str, path: str) -> dict[str, Any]:
         request = urllib.request.Request(self.url + path, method=method)
         with urllib.request.urlopen(request, timeout=10.0) as response:
             answer: dict[str, Any] = json.loads(response.read() or b"{}")

@@ -1,8 +1,10 @@
-"""Put the engines into the ignored folder ``.engines``: once, under a lock, each in a folder of its version.
+"""Installs what the engines need into the ignored folder ``.engines``: ``python -m engines install``.
 
-``python -m engines`` installs all of them. A folder that has its final name is
-complete: everything is made beside it and renamed at the end, so that an interrupted installation leaves
-nothing that looks finished.
+Each part has a folder that is named after its version. An installation fills a temporary folder and renames
+it at the end, so a folder with its final name is complete, and an interrupted installation leaves none.
+
+The functions at the end return where a part is and never install it: a download in the middle of a test
+would run under the test's time limit.
 """
 
 from __future__ import annotations
@@ -11,151 +13,303 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
-from engines import tools, versions
+from engines import tools
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
 ENGINES = REPOSITORY / ".engines"
 
+BEAM = version("apache-beam")
+"""Prism and the boot program are built from the release of the installed SDK, which ``requirements.txt``
+pins: Beam does not promise that a runner and an SDK of different releases work together."""
+
+FLINK = "1.19.3"
+"""``apache-flink-libraries`` of this version contains the whole Flink distribution."""
+
+FLINK_JOB_SERVER = "2.62.0"
+"""The newest Beam release whose job server for Flink 1.19 has all its parts on Maven Central. The job API
+is stable across releases; ``tests/engines`` proves that it works with the installed SDK."""
+
+_FLINK_MINOR = FLINK.rpartition(".")[0]
+
+_WORKER_CONSTRAINTS = HERE / "worker_constraints.txt"
+_WORKER_REQUIREMENTS = (f"apache-beam=={BEAM}", "setuptools", "wheel", "pip")
+
+_MEGABYTE = 1_000_000
+
 
 class InstallError(RuntimeError):
-    """A download or a build failed; the message ends with the last lines of what the tool said."""
+    """A part could not be installed; the message ends with the last lines of the failed tool's output."""
+
+
+class NotInstalledError(RuntimeError):
+    """A part is not there; the message is one line that names the make target which installs it."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that downloads or builds something, and variables to add to its environment."""
+
+    words: Sequence[str | Path]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing to install: ``folder`` below ``.engines``, which ``commands`` fill.
+
+    Whatever the commands leave in the subfolder ``cache`` is deleted. The commands run in sequence, each
+    with a few attempts.
+    """
+
+    title: str
+    folder: str
+    commands: Callable[[Path], Iterable[Command]]
+    make_target: str = "engines"
+
+    def path(self) -> Path:
+        """The part's folder. NotInstalledError if it is not there."""
+        path = ENGINES / self.folder
+        if not path.is_dir():
+            raise NotInstalledError(f"{self.title} is not installed: run `make {self.make_target}` first")
+        return path
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long an installation may take, how often it is repeated, and how often it reports progress."""
+
+    attempts: int = 3
+    attempt_limit_seconds: float = 900.0
+    pause_seconds: float = 10.0
+    report_interval_seconds: float = 60.0
+
+
+def _go_commands(target: Path) -> Iterator[Command]:
+    cache = target / "cache"
+    environment = {
+        "GOPATH": str(cache),
+        "GOCACHE": str(cache / "build"),
+        "GOBIN": str(target),
+        # Go's module cache is read-only by default, and could not be deleted.
+        "GOFLAGS": f"{os.environ.get('GOFLAGS', '')} -modcacherw".strip(),
+    }
+    for package in ("go/cmd/prism", "python/container"):
+        module = f"github.com/apache/beam/sdks/v2/{package}@v{BEAM}"
+        yield Command([tools.go(), "install", module], environment)
+
+
+def _maven_commands(target: Path) -> Iterator[Command]:
+    yield Command(
+        [
+            *(tools.maven(), "--batch-mode", "--file", HERE / "pom.xml"),
+            # Maven caches failed downloads and would not repeat them for a day.
+            "--update-snapshots",
+            # Give up on a silent server after a minute; Maven 3.8 reads the first name, 3.9 the second.
+            *("-Dmaven.wagon.rto=60000", "-Daether.connector.requestTimeout=60000"),
+            *(f"-Dflink.minor={_FLINK_MINOR}", f"-Dbeam.version={FLINK_JOB_SERVER}"),
+            *("dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={target}"),
+        ]
+    )
+
+
+def _pip_command(target: Path, *requirements: str) -> Command:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
+    return Command([*pip, "--progress-bar=off", "--upgrade", "--target", target, *requirements])
+
+
+def _flink_commands(target: Path) -> Iterator[Command]:
+    yield _pip_command(target, "--no-deps", f"apache-flink-libraries=={FLINK}")
+
+
+def _worker_commands(target: Path) -> Iterator[Command]:
+    yield _pip_command(target, "--constraint", str(_WORKER_CONSTRAINTS), *_WORKER_REQUIREMENTS)
+
+
+def _worker_folder() -> str:
+    digest = hashlib.sha256(_WORKER_CONSTRAINTS.read_bytes() + " ".join(_WORKER_REQUIREMENTS).encode())
+    return f"worker-{BEAM}-py{sys.version_info.major}.{sys.version_info.minor}-{digest.hexdigest()[:8]}"
+
+
+_GO_PROGRAMS = Part("Prism and Beam's boot program (go install)", f"beam-go-{BEAM}", _go_commands)
+_JOB_SERVER = Part(
+    "Beam's Flink job server (Maven)", f"flink-job-server-{_FLINK_MINOR}-{FLINK_JOB_SERVER}", _maven_commands
+)
+_FLINK = Part(f"Flink {FLINK} (pip)", f"flink-{FLINK}", _flink_commands)
+_WORKER_PACKAGES = Part(
+    "the Python packages of a bare worker (pip)", _worker_folder(), _worker_commands, "worker-packages"
+)
+
+
+def install_worker_packages() -> None:
+    """Install the Python packages of a bare worker if they are not there: 300 MB, half a minute."""
+    install(_WORKER_PACKAGES)
+
+
+def install_all() -> None:
+    """Install every part that is not there: about 900 MB of downloads, five minutes.
+
+    Raises:
+        MissingToolsError: Java, Maven or Go is missing; nothing was downloaded.
+        InstallError: a part failed in every attempt.
+    """
+    tools.require_all()
+    for part in (_GO_PROGRAMS, _JOB_SERVER, _FLINK, _WORKER_PACKAGES):
+        install(part)
+
+
+def require_all() -> None:
+    """Raise MissingToolsError or NotInstalledError unless every engine can be started."""
+    tools.require_all()
+    for part in (_GO_PROGRAMS, _JOB_SERVER, _FLINK, _WORKER_PACKAGES):
+        part.path()
+
+
+def install(part: Part, patience: Patience | None = None) -> None:
+    """Install a part if it is not there. InstallError if that fails in every attempt."""
+    folder = ENGINES / part.folder
+    if folder.is_dir():
+        return
+    ENGINES.mkdir(exist_ok=True)
+    with _locked(ENGINES / f"{part.folder}.lock", part.title):
+        if folder.is_dir():
+            return
+        _say(f"Installing {part.title} into {folder}")
+        started = time.monotonic()
+        unfinished = Path(tempfile.mkdtemp(prefix=f"{part.folder}.", dir=ENGINES))
+        try:
+            for command in part.commands(unfinished):
+                run_with_retries(command, unfinished, patience or Patience())
+            shutil.rmtree(unfinished / "cache", ignore_errors=True)
+            unfinished.chmod(0o755)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        _say(f"  installed after {time.monotonic() - started:.0f} s, {_megabytes(folder):,} MB")
+
+
+def run_with_retries(command: Command, target: Path, patience: Patience) -> None:
+    """Run a command that fills ``target``, and report its progress. InstallError if every attempt fails."""
+    for attempt in range(1, patience.attempts + 1):
+        try:
+            _run(command, target, patience)
+            return
+        except InstallError as error:
+            if attempt == patience.attempts:
+                raise
+            pause_seconds = patience.pause_seconds * attempt
+            _say(f"  attempt {attempt} of {patience.attempts} failed: {error}")
+            _say(f"  next attempt in {pause_seconds:g} s")
+            time.sleep(pause_seconds)
+
+
+def _run(command: Command, target: Path, patience: Patience) -> None:
+    words = [str(word) for word in command.words]
+    with tempfile.TemporaryDirectory(prefix="beam_triton_install_") as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                words,
+                env={**os.environ, **command.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # In a process group of its own, so that the end of an attempt ends its children too.
+                start_new_session=True,
+            )
+        try:
+            exit_code = _wait(process, log, target, patience)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if exit_code != 0:
+            outcome = "took too long" if exit_code is None else f"exit code {exit_code}"
+            raise InstallError("\n".join([f"{' '.join(words)}: {outcome}", *_last_lines(log, 15)]))
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path, target: Path, patience: Patience) -> int | None:
+    """The exit code, or None where the process still runs at the end of the limit."""
+    started = time.monotonic()
+    while (elapsed := time.monotonic() - started) < patience.attempt_limit_seconds:
+        try:
+            return process.wait(
+                min(patience.report_interval_seconds, patience.attempt_limit_seconds - elapsed)
+            )
+        except subprocess.TimeoutExpired:
+            last_line = "".join(_last_lines(log, 1))[:100] or "no output yet"
+            seconds = time.monotonic() - started
+            _say(f"  {seconds:4.0f} s, {_megabytes(target):,} MB: {last_line}")
+    return None
+
+
+def _last_lines(log: Path, count: int) -> list[str]:
+    return log.read_text(errors="replace").strip().splitlines()[-count:]
+
+
+def _megabytes(folder: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # tools delete their temporary files meanwhile
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return round(total / _MEGABYTE)
+
+
+@contextmanager
+def _locked(path: Path, title: str) -> Iterator[None]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(f"Waiting for another process that installs {title}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 @dataclass(frozen=True)
 class GoPrograms:
-    """What ``go install`` builds from Beam's own source."""
+    """Programs built from Beam's own Go source."""
 
     prism: Path
     boot: Path
 
 
 def go_programs() -> GoPrograms:
-    """Prism and the boot program of Beam's Python image, of the installed Beam's release.
-
-    Two minutes and 0.5 GB of downloads and build cache the first time; only the programs stay.
-    """
-
-    def build(target: Path) -> None:
-        modules = target / "modules"
-        source = "github.com/apache/beam/sdks/v2"
-        environment = {
-            "GOPATH": str(modules),
-            "GOCACHE": str(modules / "cache"),
-            "GOBIN": str(target),
-            # Go's module cache is read-only unless asked otherwise, and could not be removed below.
-            "GOFLAGS": f"{os.environ.get('GOFLAGS', '')} -modcacherw".strip(),
-        }
-        for package in ("go/cmd/prism", "python/container"):
-            _run([tools.go(), "install", f"{source}/{package}@v{versions.BEAM}"], environment)
-        shutil.rmtree(modules)
-
-    folder = _installed(f"beam-go-{versions.BEAM}", "Prism and Beam's boot program (go install)", build)
+    """Prism, and the boot program of Beam's Python image. NotInstalledError if they are not there."""
+    folder = _GO_PROGRAMS.path()
     return GoPrograms(prism=folder / "prism", boot=folder / "container")
 
 
 def flink_job_server() -> Path:
-    """The folder of jars that Beam's Flink job server runs from: 160 of them, 150 MB."""
-    minor = versions.FLINK.rpartition(".")[0]
-
-    def fetch(target: Path) -> None:
-        _run(
-            [
-                *(tools.maven(), "--batch-mode", "--quiet", "--file", HERE / "pom.xml"),
-                *(f"-Dflink.minor={minor}", f"-Dbeam.version={versions.FLINK_JOB_SERVER}"),
-                *("dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={target}"),
-            ]
-        )
-
-    return _installed(
-        f"flink-job-server-{minor}-{versions.FLINK_JOB_SERVER}", "the Flink job server (Maven)", fetch
-    )
+    """The folder of the 160 jars of Beam's Flink job server. NotInstalledError if it is not there."""
+    return _JOB_SERVER.path()
 
 
 def flink() -> Path:
-    """The folder of jars that a Flink job manager and its task managers run from: 235 MB."""
-
-    def fetch(target: Path) -> None:
-        _pip("--no-deps", "--target", str(target), f"apache-flink-libraries=={versions.FLINK}")
-
-    return _installed(f"flink-{versions.FLINK}", f"Flink {versions.FLINK} (pip)", fetch) / "pyflink" / "lib"
+    """The folder of the jars of a Flink job manager and task manager. NotInstalledError if not there."""
+    return _FLINK.path() / "pyflink" / "lib"
 
 
 def worker_packages() -> Path:
-    """A folder of Python packages as on a bare worker: apache-beam and its build tools, nothing of ours.
+    """The folder of the packages of a bare worker: apache-beam and its build tools, and nothing of ours.
 
-    The versions are those of Beam's Docker image (``worker_constraints.txt``), for the running Python.
+    Their versions are those of Beam's Docker image (``worker_constraints.txt``), for the running Python.
+    NotInstalledError if the folder is not there.
     """
-    constraints = HERE / "worker_constraints.txt"
-    wanted = [f"apache-beam=={versions.BEAM}", "setuptools", "wheel", "pip"]
-    digest = hashlib.sha256(constraints.read_bytes() + " ".join(wanted).encode()).hexdigest()[:8]
-    python = f"py{sys.version_info.major}.{sys.version_info.minor}"
-
-    def fetch(target: Path) -> None:
-        _pip("--target", str(target), "--constraint", str(constraints), *wanted)
-
-    return _installed(f"worker-{versions.BEAM}-{python}-{digest}", "the worker's packages (pip)", fetch)
-
-
-def all_engines() -> None:
-    """Install whatever is not there yet. Raises MissingToolsError before anything is downloaded."""
-    tools.require_all()
-    go_programs()
-    flink_job_server()
-    flink()
-    worker_packages()
-
-
-def _installed(name: str, what: str, make: Callable[[Path], None]) -> Path:
-    folder = ENGINES / name
-    if folder.is_dir():
-        return folder
-    ENGINES.mkdir(exist_ok=True)
-    with _locked(ENGINES / f"{name}.lock"):
-        if folder.is_dir():
-            return folder
-        print(f"installing {what} into {folder.relative_to(REPOSITORY)}", file=sys.stderr, flush=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=ENGINES))
-        try:
-            make(unfinished)
-            unfinished.chmod(0o755)
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _pip(*arguments: str) -> None:
-    _run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments])
-
-
-def _run(command: list[str | Path], environment: Mapping[str, str] | None = None) -> None:
-    words = [str(word) for word in command]
-    done = subprocess.run(
-        words,
-        env={**os.environ, **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode != 0:
-        last_lines = "\n".join(done.stdout.strip().splitlines()[-15:])
-        raise InstallError(f"{' '.join(words)}: exit code {done.returncode}\n{last_lines}")
+    return _WORKER_PACKAGES.path()

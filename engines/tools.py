@@ -1,4 +1,4 @@
-"""The three tools that engines are built and run with, and one line for those that are missing."""
+"""Finds Java, Maven and Go, and names in one line which of them are missing."""
 
 from __future__ import annotations
 
@@ -8,60 +8,40 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from engines import versions
-
-_JAVA_OPENED = (
-    "java.lang",
-    "java.lang.reflect",
-    "java.net",
-    "java.io",
-    "java.nio",
-    "sun.nio.ch",
-    "java.text",
-    "java.time",
-    "java.util",
-    "java.util.concurrent",
-    "java.util.concurrent.atomic",
-    "java.util.concurrent.locks",
-)
-JAVA_MODULE_OPTIONS = (
-    "--add-exports=java.base/sun.net.util=ALL-UNNAMED",
-    "--add-exports=java.rmi/sun.rmi.registry=ALL-UNNAMED",
-    *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _JAVA_OPENED),
-)
-"""What Flink reaches into that Java 17 keeps closed; Flink's own start scripts pass the same."""
+JAVA_MAJOR = 17
+"""The newest Java that Flink 1.19 supports without calling it experimental."""
 
 
 class MissingToolsError(RuntimeError):
-    """Java, Maven or Go is not on this machine, or is of the wrong version; the message is one line."""
+    """Java, Maven or Go is missing or has the wrong version; the message is one line."""
 
 
 def java() -> Path:
-    """Return the ``java`` to run Flink with: ``$JAVA_HOME``'s, else the first on ``PATH``.
+    """Return the ``java`` to run Flink with: that of ``$JAVA_HOME``, else the first on ``PATH``.
 
-    Raises MissingToolsError where there is none, or where it is not Java 17.
+    Raises MissingToolsError if there is none, or if it is not Java 17.
     """
     home = os.environ.get("JAVA_HOME")
     found = shutil.which("java", path=f"{home}/bin") if home else shutil.which("java")
     if found is None:
         where = f"in JAVA_HOME={home}" if home else "on PATH"
-        raise MissingToolsError(f"Java {versions.JAVA_MAJOR} (no java {where})")
+        raise MissingToolsError(f"Java {JAVA_MAJOR} (no java {where})")
     major = _java_major(found)
-    if major != versions.JAVA_MAJOR:
-        wanted = f"Java {versions.JAVA_MAJOR}"
-        # macOS has a java that only says where to get one.
-        what = f"is Java {major}" if major else "tells no version"
+    if major != JAVA_MAJOR:
+        wanted = f"Java {JAVA_MAJOR}"
+        # macOS ships a java that prints where to download Java, and no version.
+        what = f"is Java {major}" if major else "prints no version"
         raise MissingToolsError(f"{wanted} ({found} {what}; set JAVA_HOME to a {wanted})")
     return Path(found)
 
 
 def maven() -> Path:
-    """Return the first ``mvn`` on ``PATH``. Raises MissingToolsError where there is none."""
+    """Return the first ``mvn`` on ``PATH``. Raises MissingToolsError if there is none."""
     return _on_path("mvn", "Maven")
 
 
 def go() -> Path:
-    """Return the first ``go`` on ``PATH``. Raises MissingToolsError where there is none."""
+    """Return the first ``go`` on ``PATH``. Raises MissingToolsError if there is none."""
     return _on_path("go", "Go")
 
 
@@ -74,7 +54,7 @@ def require_all() -> None:
         except MissingToolsError as error:
             missing.append(str(error))
     if missing:
-        raise MissingToolsError(f"the engines need, and this machine lacks: {', '.join(missing)}")
+        raise MissingToolsError(f"the engines need tools that this machine lacks: {', '.join(missing)}")
 
 
 def _on_path(command: str, name: str) -> Path:
@@ -85,7 +65,7 @@ def _on_path(command: str, name: str) -> Path:
 
 
 def _java_major(command: str) -> int:
-    # Java writes its version to stderr, before 9 as 1.8, and after a line that tells JAVA_TOOL_OPTIONS.
+    # Java prints its version to stderr, up to Java 8 as 1.8, below a line with JAVA_TOOL_OPTIONS if set.
     answer = subprocess.run([command, "-version"], capture_output=True, text=True, check=False)
     match = re.search(r'version "(?:1\.)?(\d+)', answer.stderr + answer.stdout)
     return int(match.group(1)) if match else 0

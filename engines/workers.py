@@ -1,9 +1,9 @@
 """Worker processes as Beam's Docker image starts them: its own boot program, in a bare environment.
 
-The runner starts a command with ``--id`` and ``--provision_endpoint``; the boot program fetches what was
-staged, pip-installs the ``workflow.tar.gz`` of ``--setup_file``, and starts Python. Each worker gets
-an environment made for it, holding what Beam's image holds and nothing of this repository, so that a file
-missing from the package is missing here as it would be on Dataflow.
+The runner starts a command with ``--id`` and ``--provision_endpoint``. The boot program downloads the
+staged files, pip-installs the ``workflow.tar.gz`` of ``--setup_file`` and starts Python. Each worker gets
+a new environment with the packages of Beam's image and nothing of this repository, so that a file which
+is missing from the package is missing here as it would be on Dataflow.
 """
 
 from __future__ import annotations
@@ -11,29 +11,30 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import venv
 from pathlib import Path
 
 from engines import install
 
 LOOPBACK = ["--environment_type=LOOPBACK"]
-"""Pipeline options for workers that are threads of the process that submits."""
+"""Pipeline options that run the workers as threads of the process that submits."""
 
 _BOOT = """\
 #!/bin/sh
-# The workers of the engines in engines; each one's output goes to a file of its own.
+# Starts one worker; its output goes to a file of its own.
 set -eu
 exec >>{logs}/worker-$$.log 2>&1
 environment={environments}/$$
-PYTHONPATH={repository} {python} -m engines.bare_environment "$environment"
-# Prism quotes the id as for a shell but starts none; the boot program would take the quotes as part of it.
+PYTHONPATH={repository} {python} -m engines worker-environment "$environment"
+# Prism quotes the id for a shell but starts no shell, and the boot program would keep the quotes.
 for argument; do
   shift
   set -- "$@" "$(printf %s "$argument" | tr -d "'")"
 done
 unset PYTHONPATH VIRTUAL_ENV
 PATH="$environment/bin:$PATH"
-# Without this the boot program makes its environments under /opt/apache, by worker id: those of two task
-# managers have the same ids, and race.
+# Otherwise the boot program makes environments under /opt/apache by worker id; workers of two task managers
+# have the same ids and would race.
 RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1
 export PATH RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT
 cd "$environment"
@@ -42,9 +43,9 @@ exec {boot} --semi_persist_dir="$environment" "$@"
 
 
 def process_environment_options(folder: Path) -> list[str]:
-    """Pipeline options for worker processes of this kind; logs and environments go below ``folder``.
+    """Pipeline options for such worker processes, which install the library from ``--setup_file``.
 
-    The workers get the library by way of ``--setup_file``, as anywhere.
+    Their logs and environments go below ``folder``.
     """
     command = _write_boot_script(folder)
     return [
@@ -54,14 +55,21 @@ def process_environment_options(folder: Path) -> list[str]:
     ]
 
 
-def worker_logs(folder: Path) -> list[Path]:
-    """What the workers below ``folder`` have written, one file each."""
-    return sorted((folder / "workers").glob("worker-*.log"))
+def bare_environment(folder: Path) -> Path:
+    """Make an environment as on a worker before anything was staged, and return its Python.
+
+    It holds Beam and its build tools, and nothing of this repository. Packages are not copied: they stay
+    in the folder where they are installed once.
+    """
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    line = f"import site; site.addsitedir({str(install.worker_packages())!r})\n"
+    (site_packages / "worker_packages.pth").write_text(line)
+    return folder / "bin" / "python"
 
 
 def _write_boot_script(folder: Path) -> Path:
-    # Here rather than by two workers at once, which would wait for each other's lock.
-    install.worker_packages()
+    install.worker_packages()  # raises here, not in a worker, if they are not installed
     logs = folder / "workers"
     logs.mkdir(parents=True, exist_ok=True)
     script = logs / "boot.sh"

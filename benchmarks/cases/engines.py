@@ -1,4 +1,4 @@
-"""The same pipeline on every engine: elements a second, requests, batches and connections."""
+"""The same pipeline on every engine: elements per second, requests, batches and connections."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _WRK = f"{WRK.name} -c{_AT_ONCE}"
 
 @dataclass(frozen=True)
 class _Place:
-    """An engine, how many bundles it runs at a time, and what its pipeline is told beyond the rest."""
+    """An engine, the number of bundles it runs at a time, and further arguments of its pipeline."""
 
     name: str
     slots: int
@@ -53,14 +53,14 @@ PLACES = (
     _Place("Prism, worker process", 1, partial(Prism, worker_processes=True)),
     _Place("Flink, embedded", 2, FlinkJobServer),
     _Place(_CLUSTER, 4, FlinkCluster),
-    # Flink counts what it deals out: with an element each a bundle is at most 1,000 elements.
+    # Flink limits a bundle to 1,000 of its own elements; with blocks of one, these are the digits.
     _Place(f"{_CLUSTER}, streaming", 4, FlinkCluster, ("--streaming", "--block_elements=1")),
 )
 
 
 @dataclass(frozen=True)
 class EngineRun:
-    """What a job took, and what the server had to do for it."""
+    """A job's rate, and the requests and connections that the server counted."""
 
     throughput: Throughput
     requests: int
@@ -68,9 +68,9 @@ class EngineRun:
 
 
 def _engines(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
-    """Each engine is started once, and its peers take turns on it."""
+    """Start each engine once and let the peers take turns on it."""
     try:
-        install.all_engines()
+        install.install_all()
     except tools.MissingToolsError as missing:
         raise CaseLeftOut(str(missing)) from None
     except install.InstallError as error:
@@ -87,7 +87,7 @@ def _engines(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     rates_by_name = {name: rates([run.throughput for run in taken]) for name, taken in runs.items()}
     notes = [
         "digits padded to the model's 128 values; seconds from the first element made to the last result",
-        f"{TRITONCLIENT_HTTP.name} scores fewer elements, 20,000 a slot: its rate does not change",
+        f"{TRITONCLIENT_HTTP.name} scores fewer elements, 20,000 per slot: its rate does not depend on it",
     ]
     load = Workload(
         served, 1, batch_size=BATCH_SIZE, load_connections=_AT_ONCE, load_seconds=scale.seconds(5)
@@ -148,7 +148,7 @@ def score_on(
     """Run `engine_pipeline.py`, with ``more`` arguments, on a started engine.
 
     Raises:
-        EngineError: it failed, or a result was lost, came twice or was wrong.
+        EngineError: the pipeline failed, or a result was missing, repeated or wrong.
     """
     summary = engine.folder / "summary.json"
     arguments = {
@@ -168,7 +168,7 @@ def score_on(
 
 
 def _requests(served: Target) -> int:
-    """How many requests the model has answered so far."""
+    """The number of requests that the model has answered so far."""
     with TritonClient(served.endpoint) as client:
         (model,) = client.statistics(served.model_name)["model_stats"]
     return int(model["inference_stats"]["success"]["count"])
@@ -176,7 +176,7 @@ def _requests(served: Target) -> int:
 
 @contextmanager
 def _connections_opened(served: Target) -> Iterator[set[int]]:
-    """The ports of clients that connect meanwhile. A closed connection's port is seen for a minute more."""
+    """Collect the ports of clients that connect within the block; TIME_WAIT keeps closed ones visible."""
     port = int(served.endpoint.rpartition(":")[2])
     before, opened = client_ports(port), set[int]()
     over = threading.Event()
@@ -196,9 +196,9 @@ def _connections_opened(served: Target) -> Iterator[set[int]]:
 
 
 def _reached(rates_by_name: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
-    """The cluster's rate over the peer's there, which has a request in flight per slot, and over wrk's.
+    """The cluster's rate divided by the peer's, which has one request in flight per slot, and by wrk's.
 
-    Beside each the ratio that is enough where the other is missed.
+    Each comes with the ratio to reach; one of the two is enough.
     """
     cluster = next(place for place in PLACES if place.name == _CLUSTER)
     ours, peers = (rates_by_name[_row_name(cluster, peer)] for peer in (BEAM_TRITON, TRITONCLIENT_HTTP))

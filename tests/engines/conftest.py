@@ -1,4 +1,4 @@
-"""The tools that engines need, and a real Triton whose models are as slow as the tests need them."""
+"""A check that the engines are installed, a Triton with slow models, and the digits to compare with."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import pytest
 
 from beam_triton.testing import LocalTriton
 from engines import DirectRunner
-from engines.install import all_engines
-from engines.jobs import accuracy, score_digits
-from engines.served import write_repository
+from engines.digits_job import accuracy, score_digits
+from engines.install import NotInstalledError, require_all
 from engines.tools import MissingToolsError
+from tests.engines.numbers_job import write_repository
 
 
 @pytest.fixture(scope="session", autouse=True)
 def engines() -> None:
-    """Everything is installed; where a tool is missing the run ends here, with one line that names it."""
+    """The engines are installed; otherwise the run ends with one line that says what is missing."""
     try:
-        all_engines()
-    except MissingToolsError as error:
+        require_all()
+    except (MissingToolsError, NotInstalledError) as error:
         pytest.exit(f"error: {error}", returncode=1)
 
 
@@ -31,14 +31,14 @@ def model_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def triton(model_repository: Path) -> Iterator[LocalTriton]:
-    """A server that tests share; one that kills it starts its own."""
+    """A server that tests share; a test that kills a server starts its own."""
     with LocalTriton(model_repository, stop_timeout_seconds=2) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def digits(triton: LocalTriton, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int]]:
-    """What the DirectRunner makes of the digits: every engine has to come to the same."""
+    """The DirectRunner's results for the digits; every engine has to give the same."""
     folder = tmp_path_factory.mktemp("direct")
     with DirectRunner(folder) as engine:
         results = score_digits(engine, triton.endpoint, folder / "results.jsonl")

@@ -11,11 +11,10 @@ import pytest
 from beam_triton import TritonClient
 from beam_triton.testing import LocalTriton
 from engines import FlinkCluster
-from engines.checks import check_promises, wait_until
-from engines.findings import record
-from engines.jobs import score_digits, scored_numbers, start_numbers, write_numbers
-from engines.observation import observe
-from engines.served import LEISURELY_NUMBERS
+from engines.digits_job import score_digits
+from tests.engines.engines_table import record
+from tests.engines.numbers_job import SLOW_NUMBERS, scored_numbers, start_numbers, write_numbers
+from tests.engines.processes_and_connections import check_counts, count_on, wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -30,9 +29,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
 
 
 def scored_so_far(endpoint: str) -> int:
-    """How many elements the server has scored on the leisurely model."""
+    """How many elements the server has scored on the slow model."""
     with TritonClient(endpoint) as client:
-        statistics = client.statistics(LEISURELY_NUMBERS)
+        statistics = client.statistics(SLOW_NUMBERS)
     return int(statistics["model_stats"][0]["inference_count"])
 
 
@@ -46,12 +45,12 @@ def test_score_files_gives_the_same_results(
 def test_processes_and_connections(cluster: FlinkCluster, triton: LocalTriton, tmp_path: Path) -> None:
     """A worker process a task manager, a session each, max_total connections each, all gone at the end."""
     before = set(cluster.members())
-    observation = observe(cluster, triton.endpoint, tmp_path, elements=ELEMENTS)
-    check_promises(observation, elements=ELEMENTS)
-    assert len(observation.dofns.processes) == 2
-    assert observation.dofns.instances == 8
+    counts = count_on(cluster, triton.endpoint, tmp_path, elements=ELEMENTS)
+    check_counts(counts, elements=ELEMENTS)
+    assert len(counts.dofns.processes) == 2
+    assert counts.dofns.instances == 8
     wait_until(lambda: set(cluster.members()) <= before, within_seconds=30)
-    record("Flink cluster, batch", observation.facts())
+    record("Flink cluster, batch", counts.figures())
 
 
 def test_a_killed_task_manager_loses_and_repeats_nothing(model_repository: Path, tmp_path: Path) -> None:
@@ -67,7 +66,7 @@ def test_a_killed_task_manager_loses_and_repeats_nothing(model_repository: Path,
         scored_at_kill = scored_so_far(triton.endpoint)
         cluster.kill_task_manager(0)
         run.finish(within_seconds=400)
-        assert cluster.overview().task_managers == 1
+        assert cluster.rest.task_managers() == 1
         scored = scored_so_far(triton.endpoint)
     assert scored_at_kill < ROWS * 4 // 5, "the job was almost over: nothing was disturbed"
     assert scored > ROWS, "nothing ran again: the task manager had no part in the job"

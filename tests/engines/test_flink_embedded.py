@@ -9,10 +9,9 @@ import pytest
 
 from beam_triton.testing import LocalTriton
 from engines import FlinkJobServer
-from engines.checks import check_promises
-from engines.findings import record
-from engines.jobs import score_digits
-from engines.observation import observe
+from engines.digits_job import score_digits
+from tests.engines.engines_table import record
+from tests.engines.processes_and_connections import check_counts, count_on
 
 ELEMENTS = 20_000
 
@@ -32,7 +31,7 @@ def test_score_files_gives_the_same_results(
 
 def test_processes_and_connections(flink: FlinkJobServer, triton: LocalTriton, tmp_path: Path) -> None:
     """Two DoFns of each of two models share one session, whose connections stay within max_total."""
-    observation = observe(flink, triton.endpoint, tmp_path, elements=ELEMENTS)
-    check_promises(observation, elements=ELEMENTS)
-    assert observation.dofns.instances == 4
-    record("Flink, embedded", observation.facts())
+    counts = count_on(flink, triton.endpoint, tmp_path, elements=ELEMENTS)
+    check_counts(counts, elements=ELEMENTS)
+    assert counts.dofns.instances == 4
+    record("Flink, embedded", counts.figures())

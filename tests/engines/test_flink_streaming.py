@@ -10,19 +10,20 @@ import pytest
 
 from beam_triton.testing import LocalTriton
 from engines import FlinkCluster
-from engines.checks import check_promises, wait_until
-from engines.findings import record
-from engines.observation import (
-    OBSERVED_PIPELINE,
+from tests.engines.engines_table import record
+from tests.engines.numbers_pipeline import IMPULSE_SECONDS, WINDOW_SECONDS
+from tests.engines.processes_and_connections import (
+    NUMBERS_PIPELINE,
     ConnectionWatch,
-    Observed,
-    observe,
-    observed_arguments,
+    DoFnNotes,
+    check_counts,
+    count_on,
     output_numbers,
     output_windows,
+    pipeline_arguments,
     port_of,
+    wait_until,
 )
-from engines.observed_pipeline import IMPULSE_SECONDS, WINDOW_SECONDS
 from tests.support.sockets import established
 
 pytestmark = pytest.mark.timeout(900)
@@ -49,14 +50,14 @@ def test_every_element_of_every_window_comes_out_once(
     # Half an impulse after a full second, so that no timestamp is on a window's border.
     start = int(time.time()) - LATE_SECONDS + IMPULSE_SECONDS / 2
     options = ["--streaming", f"--start={start}"]
-    observation = observe(cluster, triton.endpoint, tmp_path, elements=ELEMENTS, options=options)
-    check_promises(observation, elements=ELEMENTS)
+    counts = count_on(cluster, triton.endpoint, tmp_path, elements=ELEMENTS, options=options)
+    check_counts(counts, elements=ELEMENTS)
     numbers_of: dict[int, list[int]] = {}
     for number in range(ELEMENTS):
         second = int(start + number * IMPULSE_SECONDS)
         numbers_of.setdefault(second - second % WINDOW_SECONDS, []).append(number)
     assert output_windows(tmp_path) == sorted(numbers_of.items())
-    record("Flink cluster, streaming", observation.facts())
+    record("Flink cluster, streaming", counts.figures())
 
 
 def test_a_cancelled_job_leaves_no_socket_and_no_process(
@@ -65,19 +66,19 @@ def test_a_cancelled_job_leaves_no_socket_and_no_process(
     """Cancelled with connections open, the job ends its workers and every connection at the server."""
     port = port_of(triton.endpoint)
     before = set(cluster.members())
-    arguments = observed_arguments(triton.endpoint, tmp_path, elements=ENDLESS, max_total=8)
+    arguments = pipeline_arguments(triton.endpoint, tmp_path, elements=ENDLESS, max_total=8)
     with ConnectionWatch(port, cluster) as watch:
-        run = cluster.start_pipeline(OBSERVED_PIPELINE, *arguments, "--streaming")
+        run = cluster.start_pipeline(NUMBERS_PIPELINE, *arguments, "--streaming")
         wait_until(lambda: len(output_numbers(tmp_path)) > 100, within_seconds=180)
         assert established(port) > 0
-        (job,) = cluster.rest.running()
-        cluster.cancel(job)
+        (job,) = cluster.rest.running_jobs()
+        cluster.rest.cancel(job)
     run.process.wait(timeout=60)
     wait_until(lambda: established(port) == 0, within_seconds=30)
     wait_until(lambda: set(cluster.members()) <= before, within_seconds=60)
     numbers = output_numbers(tmp_path)
     assert numbers == list(range(len(numbers)))
-    dofns = Observed.read(tmp_path)
+    dofns = DoFnNotes.read(tmp_path)
     assert 0 < max(watch.by_process.values()) <= 8
     record(
         "Flink cluster, streaming",

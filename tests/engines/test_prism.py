@@ -8,10 +8,9 @@ import pytest
 
 from beam_triton.testing import LocalTriton
 from engines import Prism
-from engines.checks import check_promises
-from engines.findings import record
-from engines.jobs import score_digits
-from engines.observation import observe
+from engines.digits_job import score_digits
+from tests.engines.engines_table import record
+from tests.engines.processes_and_connections import check_counts, count_on
 
 ELEMENTS = 20_000
 
@@ -31,7 +30,7 @@ def test_score_files_gives_the_same_results(
 def test_processes_and_connections(worker_processes: bool, triton: LocalTriton, tmp_path: Path) -> None:
     """One process holds one session, whose connections stay within max_total and end with the job."""
     with Prism(tmp_path, worker_processes=worker_processes) as prism:
-        observation = observe(prism, triton.endpoint, tmp_path / "observed", elements=ELEMENTS)
+        counts = count_on(prism, triton.endpoint, tmp_path / "observed", elements=ELEMENTS)
         assert prism.members() == []
-    check_promises(observation, elements=ELEMENTS)
-    record("Prism, worker process" if worker_processes else "Prism, LOOPBACK", observation.facts())
+    check_counts(counts, elements=ELEMENTS)
+    record("Prism, worker process" if worker_processes else "Prism, LOOPBACK", counts.figures())

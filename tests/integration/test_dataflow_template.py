@@ -18,9 +18,8 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from google.cloud.dataflow_v1beta3 import TemplateMetadata
 
 from beam_triton import TritonInference
-from engines import versions
-from engines.bare_environment import bare_environment
-from engines.install import REPOSITORY
+from engines.install import BEAM, REPOSITORY
+from engines.workers import bare_environment
 from pipelines.score_options import ScoreJob, ScoreOptions
 from tests.support.dataflow import Template, write_template
 
@@ -196,7 +195,7 @@ def test_the_launch_examples_options_reach_the_job(template: Template) -> None:
     assert "use_multiple_sdk_containers" not in environment["experiments"]
     assert environment["sdkPipelineOptions"]["options"]["number_of_worker_harness_threads"] == 2
     (image,) = {image["containerImage"] for image in pool["sdkHarnessContainerImages"]}
-    assert image.endswith(f":{versions.BEAM}")
+    assert image.endswith(f":{BEAM}")
 
 
 def test_options_behind_the_launch_example_win(tmp_path: Path) -> None:
@@ -278,7 +277,7 @@ def test_what_the_image_copies_is_enough_to_build_the_graph(
 ) -> None:
     """A folder with just the Dockerfile's COPY lines in it writes a template with every parameter given."""
     dockerfile = (DATAFLOW / "Dockerfile").read_text().replace("\\\n", " ")
-    assert re.findall(r"^FROM apache/beam_python\S+_sdk:(\S+)$", dockerfile, re.M) == [versions.BEAM]
+    assert re.findall(r"^FROM apache/beam_python\S+_sdk:(\S+)$", dockerfile, re.M) == [BEAM]
     image = tmp_path / "template"
     for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile, re.M):
         copy_as_docker_does(line.split(), image)

@@ -9,12 +9,11 @@ from typing import Literal
 import pytest
 
 from beam_triton.testing import LocalTriton
-from engines.checks import check_promises
-from engines.direct import DirectRunner
-from engines.findings import record
-from engines.jobs import accuracy, score_digits
-from engines.observation import observe
-from engines.served import write_repository
+from engines import DirectRunner
+from engines.digits_job import accuracy, score_digits
+from tests.engines.engines_table import record
+from tests.engines.numbers_job import write_repository
+from tests.engines.processes_and_connections import check_counts, count_on
 
 ELEMENTS = 10_000
 WORKERS = 2
@@ -60,9 +59,9 @@ def test_each_process_has_one_session_and_bounded_connections(
 ) -> None:
     """One session and max_total connections per process, every DoFn torn down, no connection left."""
     with DirectRunner(tmp_path, mode=mode, workers=workers) as runner:
-        observation = observe(runner, served.endpoint, tmp_path / "observed", elements=ELEMENTS)
+        counts = count_on(runner, served.endpoint, tmp_path / "observed", elements=ELEMENTS)
         assert runner.members() == []
-    check_promises(observation, elements=ELEMENTS)
-    assert len(observation.dofns.processes) == processes
-    assert observation.dofns.instances_torn_down == observation.dofns.instances
-    record(f"DirectRunner, {mode}" + (f" x {workers}" if workers > 1 else ""), observation.facts())
+    check_counts(counts, elements=ELEMENTS)
+    assert len(counts.dofns.processes) == processes
+    assert counts.dofns.instances_torn_down == counts.dofns.instances
+    record(f"DirectRunner, {mode}" + (f" x {workers}" if workers > 1 else ""), counts.figures())

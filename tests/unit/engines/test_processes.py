@@ -1,4 +1,4 @@
-"""Everything that a scope started, or that this started in turn, is gone when the scope is left."""
+"""Leaving a scope ends every process that was started in it, descendants included."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from engines.processes import EngineError, Scope
 
-# Starts a child in a session of its own, as Beam's boot program does with Python, and says its id.
+# Starts a child in a session of its own, as Beam's boot program does with Python, and prints its id.
 PARENT = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
@@ -18,11 +18,11 @@ print(child.pid, flush=True)
 time.sleep(600)
 """
 
-# Says that it is there, and takes no notice of SIGTERM.
+# Reports that it is ready, and ignores SIGTERM.
 STUBBORN = """
 import signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("here", flush=True)
+print("ready", flush=True)
 time.sleep(600)
 """
 
@@ -46,7 +46,7 @@ def start_parent(scope: Scope) -> tuple[subprocess.Popen[bytes], int]:
 
 
 def test_leaving_a_scope_ends_descendants_in_other_sessions(tmp_path: Path) -> None:
-    """A grandchild that no process group of ours holds ends with the scope."""
+    """A grandchild outside of our process groups ends with the scope."""
     with Scope(tmp_path) as scope:
         parent, child = start_parent(scope)
         assert is_running(parent.pid) and is_running(child)
@@ -55,8 +55,8 @@ def test_leaving_a_scope_ends_descendants_in_other_sessions(tmp_path: Path) -> N
     assert not is_running(child)
 
 
-def test_orphans_of_a_killed_process_end_too(tmp_path: Path) -> None:
-    """What a killed parent left behind is still found."""
+def test_leaving_a_scope_ends_orphans_of_a_killed_process(tmp_path: Path) -> None:
+    """The child of a killed parent is still a member of the scope."""
     with Scope(tmp_path) as scope:
         parent, child = start_parent(scope)
         parent.kill()
@@ -66,15 +66,15 @@ def test_orphans_of_a_killed_process_end_too(tmp_path: Path) -> None:
 
 
 def test_processes_end_after_a_failure_inside_the_scope(tmp_path: Path) -> None:
-    """An exception in the block leaves nothing running either."""
+    """An exception in the block ends the processes as well."""
     with pytest.raises(ZeroDivisionError), Scope(tmp_path) as scope:
         _, child = start_parent(scope)
         _ = 1 // 0
     assert not is_running(child)
 
 
-def test_a_process_that_ignores_the_request_to_end_is_killed(tmp_path: Path) -> None:
-    """SIGTERM is asked for first; what is left after the grace is killed."""
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    """SIGKILL follows SIGTERM after the grace period."""
     with Scope(tmp_path) as scope:
         stubborn = scope.start("stubborn", [sys.executable, "-c", STUBBORN])
         scope.await_ready("stubborn", stubborn, lambda: first_word(scope, "stubborn"), within_seconds=20)
@@ -83,7 +83,7 @@ def test_a_process_that_ignores_the_request_to_end_is_killed(tmp_path: Path) -> 
 
 
 def test_a_process_that_ends_before_it_is_ready_is_an_error_with_its_log(tmp_path: Path) -> None:
-    """The message holds the exit code and what the process said last."""
+    """The message has the exit code and the last lines of the log."""
     with Scope(tmp_path) as scope:
         failing = scope.start("failing", [sys.executable, "-c", "raise SystemExit('no such master')"])
         said = r"failing ended with exit code 1\n.*failing.log:\nno such master"

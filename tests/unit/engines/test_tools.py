@@ -1,4 +1,4 @@
-"""Who runs the engines is told in one line what is missing for them, and refused for nothing else."""
+"""Java, Maven and Go are found, and one line names those that are missing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from engines import tools
 from engines.install import REPOSITORY
 
 ALL_MISSING = (
-    "error: the engines need, and this machine lacks: "
+    "error: the engines need tools that this machine lacks: "
     "Java 17 (no java on PATH), Maven (no mvn on PATH), Go (no go on PATH)\n"
 )
 
-# What the JVM does: options from the environment are told first.
+# As the JVM does: options from the environment come first.
 JAVA = """\
 #!/bin/sh
 test -z "$JAVA_TOOL_OPTIONS" || echo "Picked up JAVA_TOOL_OPTIONS: $JAVA_TOOL_OPTIONS" >&2
@@ -36,9 +36,9 @@ def program(folder: Path, name: str, text: str = "#!/bin/sh\n") -> Path:
 
 
 def bare_environment(path: Path) -> dict[str, str]:
-    """This process's environment, with ``path`` as all that is on PATH, and nothing of Java or of make."""
-    of_others = ("JAVA_HOME", "JAVA_TOOL_OPTIONS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
-    kept = {name: value for name, value in os.environ.items() if name not in of_others}
+    """This process's environment with only ``path`` on PATH, and without variables of Java and make."""
+    dropped = ("JAVA_HOME", "JAVA_TOOL_OPTIONS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return {**kept, "PATH": str(path)}
 
 
@@ -54,18 +54,18 @@ def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_java_is_found_behind_the_line_that_tells_its_options(
-    on_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With JAVA_TOOL_OPTIONS set the version is not on the first line."""
+def test_java_is_found_with_java_tool_options_set(on_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version is then not on the first line of Java's output."""
     java = program(on_path, "java", JAVA.format(version="17.0.15"))
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Dx=1")
     tools.require_all()
     assert tools.java() == java
 
 
-def test_java_home_comes_before_path(on_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Java 17 in JAVA_HOME is what runs, whichever java is first on PATH."""
+def test_java_home_has_precedence_over_path(
+    on_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Java 17 in JAVA_HOME is used, whichever java is first on PATH."""
     program(on_path, "java", JAVA.format(version="1.8.0_402"))
     java = program(tmp_path / "jdk" / "bin", "java", JAVA.format(version="17.0.15"))
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "jdk"))
@@ -78,35 +78,35 @@ def test_java_home_comes_before_path(on_path: Path, tmp_path: Path, monkeypatch:
     [
         (JAVA.format(version="21.0.2"), "is Java 21"),
         (JAVA.format(version="1.8.0_402"), "is Java 8"),
-        ("#!/bin/sh\necho 'Unable to locate a Java Runtime.' >&2\nexit 1\n", "tells no version"),
+        ("#!/bin/sh\necho 'Unable to locate a Java Runtime.' >&2\nexit 1\n", "prints no version"),
     ],
     ids=["newer", "older", "none"],
 )
-def test_another_java_is_named_with_its_version(on_path: Path, text: str, what: str) -> None:
-    """The line says which java was found, what it is, and what to set."""
+def test_a_java_of_the_wrong_version_is_named(on_path: Path, text: str, what: str) -> None:
+    """The line says which java was found, its version, and which variable to set."""
     java = program(on_path, "java", text)
     with pytest.raises(tools.MissingToolsError) as raised:
         tools.require_all()
     assert str(raised.value) == (
-        f"the engines need, and this machine lacks: Java 17 ({java} {what}; set JAVA_HOME to a Java 17)"
+        f"the engines need tools that this machine lacks: Java 17 ({java} {what}; set JAVA_HOME to a Java 17)"
     )
 
 
-def test_every_missing_tool_is_in_the_line(on_path: Path) -> None:
-    """Nobody installs one only to be told of the next."""
+def test_all_missing_tools_are_named_at_once(on_path: Path) -> None:
+    """One line names Java and Maven, so that the user installs both before the next attempt."""
     (on_path / "mvn").unlink()
     with pytest.raises(tools.MissingToolsError) as raised:
         tools.require_all()
     assert str(raised.value) == (
-        "the engines need, and this machine lacks: Java 17 (no java on PATH), Maven (no mvn on PATH)"
+        "the engines need tools that this machine lacks: Java 17 (no java on PATH), Maven (no mvn on PATH)"
     )
 
 
-@pytest.mark.parametrize("options", [[], ["--tools_only"]], ids=["install", "look"])
-def test_the_installer_says_what_is_missing_in_one_line(options: list[str], tmp_path: Path) -> None:
-    """Without Java, Maven and Go the installer names all three, and downloads nothing."""
+@pytest.mark.parametrize("command", ["install", "check-tools"])
+def test_commands_name_missing_tools_in_one_line(command: str, tmp_path: Path) -> None:
+    """Without Java, Maven and Go both commands name all three, and download nothing."""
     done = subprocess.run(
-        [sys.executable, "-m", "engines", *options],
+        [sys.executable, "-m", "engines", command],
         env=bare_environment(tmp_path),
         cwd=REPOSITORY,
         capture_output=True,
@@ -119,13 +119,13 @@ def test_the_installer_says_what_is_missing_in_one_line(options: list[str], tmp_
 
 
 @pytest.mark.parametrize("target", ["test-engines", "flink-demo"])
-def test_make_says_what_is_missing_in_one_line(target: str, tmp_path: Path) -> None:
-    """``make`` fails with the same line, before the server and the engines are installed."""
+def test_make_names_missing_tools_in_one_line(target: str, tmp_path: Path) -> None:
+    """``make`` fails with the same line before it installs the server or the engines."""
     make = shutil.which("make")
     if make is None:
         pytest.skip("there is no make on PATH")
     environment = tmp_path / "venv"
-    # In the place of the one that make would install: whatever runs these tests will do.
+    # Stands in for the environment that make would install.
     program(environment / "bin", "python", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     for stamp in ("demo.stamp", "all.stamp"):
         (environment / stamp).touch()

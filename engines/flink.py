@@ -1,18 +1,40 @@
-"""A standalone Flink cluster on this machine: a job manager, task managers, and Beam's job server."""
+"""Flink on this machine: Beam's job server with a Flink inside it, and a standalone cluster behind one."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from pathlib import Path
 
 from engines import install, tools
 from engines.engine import Engine
-from engines.flink_job_server import LOGGING, FlinkJobServer
-from engines.flink_rest import FlinkRest, Overview
-from engines.ports import free_ports
-from engines.processes import kill
-from engines.workers import process_environment_options
+from engines.flink_rest import FlinkRest
+from engines.processes import accepts, free_ports, kill
+from engines.workers import LOOPBACK, process_environment_options
+
+_LOGGING = Path(__file__).resolve().parent / "log4j2.properties"
+
+_JAVA_OPENED = (
+    "java.lang",
+    "java.lang.reflect",
+    "java.net",
+    "java.io",
+    "java.nio",
+    "sun.nio.ch",
+    "java.text",
+    "java.time",
+    "java.util",
+    "java.util.concurrent",
+    "java.util.concurrent.atomic",
+    "java.util.concurrent.locks",
+)
+_JAVA_MODULE_OPTIONS = (
+    "--add-exports=java.base/sun.net.util=ALL-UNNAMED",
+    "--add-exports=java.rmi/sun.rmi.registry=ALL-UNNAMED",
+    *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _JAVA_OPENED),
+)
+"""Open what Flink needs and Java 17 closes by default; Flink's own start scripts pass the same options."""
 
 _MEBIBYTES = {
     "taskmanager.memory.framework.heap.size": 128,
@@ -26,8 +48,8 @@ _MEBIBYTES = {
     "taskmanager.memory.jvm-overhead.min": 192,
     "taskmanager.memory.jvm-overhead.max": 192,
 }
-"""A task manager takes every figure as given, and refuses to start where one is missing: Flink's start
-scripts compute them, and the distribution on PyPI has no start scripts."""
+"""A task manager refuses to start unless every one of these is given. Flink's start scripts compute them,
+and the distribution on PyPI has no start scripts."""
 
 _CONFIGURATION = """\
 jobmanager:
@@ -39,9 +61,9 @@ taskmanager:
   host: 127.0.0.1
   bind-host: 127.0.0.1
   numberOfTaskSlots: {slots}
-  # A job of less parallelism than there are slots uses all task managers all the same.
+  # Spread a job over all task managers even when it needs fewer slots than there are.
   load-balance: {{mode: slots}}
-  # A batch job's shuffles take 512 buffers each otherwise: more than a task manager of this size has.
+  # The default of 512 buffers for each shuffle of a batch job is more than this task manager has.
   network: {{sort-shuffle: {{min-buffers: 64}}}}
 rest:
   address: 127.0.0.1
@@ -50,18 +72,67 @@ rest:
 blob: {{storage: {{directory: {scratch}}}}}
 io: {{tmp: {{dirs: {scratch}}}}}
 web: {{tmpdir: {scratch}, submit: {{enable: false}}}}
-# A killed task manager is noticed within seconds rather than Flink's 50, and its job starts again.
+# Notice a killed task manager after 8 s instead of 50, and restart its job.
 heartbeat: {{interval: 2000, timeout: 8000}}
 restart-strategy: {{type: fixed-delay, fixed-delay: {{attempts: 10, delay: 2 s}}}}
 """
 
 
+class FlinkJobServer(Engine):
+    """Beam's Flink job server on 127.0.0.1; ``endpoint`` is the value of ``--job_endpoint``.
+
+    ``master`` is ``[local]`` for a Flink inside the job server's process, or ``host:port`` of a
+    cluster's REST address. ``options`` put the workers into the process that submits, which works for
+    the Flink inside and for a cluster of one task manager; `FlinkCluster` has worker processes.
+    """
+
+    def __init__(self, folder: Path, *, master: str = "[local]", parallelism: int = 2) -> None:
+        super().__init__(folder)
+        self._master = master
+        self._parallelism = parallelism
+        self._job_port, self._artifact_port, self._expansion_port = free_ports(3)
+
+    @property
+    def endpoint(self) -> str:
+        return f"127.0.0.1:{self._job_port}"
+
+    @property
+    def options(self) -> list[str]:
+        return [
+            "--runner=PortableRunner",
+            f"--job_endpoint={self.endpoint}",
+            f"--parallelism={self._parallelism}",
+            *LOOPBACK,
+        ]
+
+    def _start(self) -> None:
+        scratch = self.folder / "job-server"
+        scratch.mkdir(exist_ok=True)
+        # The job server depends on slf4j but on no logging backend; Flink's own jars include one.
+        logging_jars = sorted(install.flink().glob("log4j-*.jar"))
+        classpath = [f"{install.flink_job_server()}/*", *map(str, logging_jars)]
+        process = self._scope.start(
+            "job-server",
+            [
+                tools.java(),
+                *(*_JAVA_MODULE_OPTIONS, "-Xmx1g", f"-Djava.io.tmpdir={scratch}"),
+                *(f"-Dlog4j.configurationFile={_LOGGING}", "-cp", os.pathsep.join(classpath)),
+                "org.apache.beam.runners.flink.FlinkJobServerDriver",
+                *("--job-host=127.0.0.1", f"--job-port={self._job_port}"),
+                *(f"--artifact-port={self._artifact_port}", f"--expansion-port={self._expansion_port}"),
+                *(f"--artifacts-dir={scratch}", f"--flink-master={self._master}"),
+            ],
+        )
+        self._scope.await_ready("job-server", process, lambda: accepts(self._job_port), within_seconds=60.0)
+
+
 class FlinkCluster(Engine):
     """Task managers of ``slots`` slots each, a job manager and a job server, all on 127.0.0.1.
 
-    The DoFns run in worker processes that Beam's boot program starts in bare environments: one a task
-    manager in streaming, one a task manager and stage in batch. Ready in about 15 s; a task manager takes
-    1.4 GB. ``parallelism`` defaults to all slots; less leaves slots for what a killed task manager ran.
+    The DoFns run in worker processes that Beam's boot program starts in bare environments: one for each
+    task manager in streaming, one for each task manager and stage in batch. The cluster is ready in about
+    15 s; a task manager takes 1.4 GB. ``parallelism`` defaults to all slots; a lower value leaves free
+    slots for the tasks of a killed task manager.
     """
 
     def __init__(
@@ -80,11 +151,6 @@ class FlinkCluster(Engine):
         )
 
     @property
-    def rest_url(self) -> str:
-        """The job manager's web page and REST API."""
-        return self.rest.url
-
-    @property
     def options(self) -> list[str]:
         return [
             "--runner=PortableRunner",
@@ -93,23 +159,14 @@ class FlinkCluster(Engine):
             *process_environment_options(self.folder),
         ]
 
-    def overview(self) -> Overview:
-        """How many task managers, slots and jobs the job manager knows of."""
-        return self.rest.overview()
-
-    def cancel(self, job: str, *, within_seconds: float = 60.0) -> None:
-        """Cancel a job, and wait until it has ended."""
-        self.rest.cancel(job)
-        self.rest.await_end(job, within_seconds=within_seconds)
-
     def kill_task_manager(self, index: int) -> None:
-        """``kill -9`` a task manager, as the out-of-memory killer would: its workers are left alone."""
+        """``kill -9`` a task manager, as the out-of-memory killer would; its workers keep running."""
         process = self._task_managers[index]
         kill(process.pid, signal.SIGKILL)
         process.wait()
 
     def start_task_manager(self) -> int:
-        """Start one more task manager, without waiting for it; return its index."""
+        """Start one more task manager and return its index, without waiting until it is ready."""
         index = len(self._task_managers)
         heap = sum(size for name, size in _MEBIBYTES.items() if ".heap." in name)
         direct = sum(
@@ -145,16 +202,18 @@ class FlinkCluster(Engine):
         )
         for _ in range(self._count):
             self.start_task_manager()
-        self._scope.await_ready("job-manager", manager, self._complete, within_seconds=120.0)
+        self._scope.await_ready("job-manager", manager, self._is_complete, within_seconds=120.0)
         self._parts.enter_context(self._job_server)
 
     @property
     def _configuration(self) -> Path:
         return self.folder / "configuration"
 
-    def _complete(self) -> bool | None:
-        overview = self.rest.overview_if_up()
-        return (overview is not None and overview.task_managers == self._count) or None
+    def _is_complete(self) -> bool | None:
+        try:
+            return self.rest.task_managers() == self._count or None
+        except (OSError, KeyError):  # the job manager is still starting
+            return None
 
     def _java(
         self, name: str, memory: list[str], main_class: str, arguments: list[str] | None = None
@@ -163,7 +222,7 @@ class FlinkCluster(Engine):
             name,
             [
                 tools.java(),
-                *(*tools.JAVA_MODULE_OPTIONS, *memory, f"-Dlog4j.configurationFile={LOGGING}"),
+                *(*_JAVA_MODULE_OPTIONS, *memory, f"-Dlog4j.configurationFile={_LOGGING}"),
                 *("-cp", f"{install.flink()}/*", main_class),
                 *("--configDir", str(self._configuration), *(arguments or [])),
             ],

@@ -1,28 +1,29 @@
-"""What a run did: which processes, DoFn instances, sessions and connections there were, and what is left."""
+"""Counts the processes, DoFns, sessions and connections of a pipeline on an engine, and checks them."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from engines.engine import Engine
-from engines.served import NUMBERS
+from tests.engines.numbers_job import NUMBERS
 from tests.support.sockets import established, settles
 
-OBSERVED_PIPELINE = Path(__file__).resolve().parent / "observed_pipeline.py"
+NUMBERS_PIPELINE = Path(__file__).resolve().parent / "numbers_pipeline.py"
 
 _ESTABLISHED = "01"
 
 
 def connections_by_process(port: int, processes: Iterable[int]) -> Counter[int]:
-    """How many established connections to ``port`` of this machine each of these processes holds."""
+    """The number of established connections to ``port`` of this machine that each of these processes has."""
     inodes = _client_inodes(port)
     counts: Counter[int] = Counter()
     for pid in processes:
@@ -33,9 +34,9 @@ def connections_by_process(port: int, processes: Iterable[int]) -> Counter[int]:
 
 
 class ConnectionWatch:
-    """Looks five times a second how many connections a server has, and which processes hold them.
+    """Counts five times a second a server's connections and the processes that hold them.
 
-    ``at_server`` and ``by_process`` are the most seen at once: in all, and by process id.
+    ``at_server`` is the highest count of the server, ``by_process`` that of each process id.
     """
 
     def __init__(self, port: int, engine: Engine) -> None:
@@ -63,8 +64,8 @@ class ConnectionWatch:
 
 
 @dataclass(frozen=True)
-class Observed:
-    """What `observed_pipeline.py` left in its folder, once its process has ended or was ended."""
+class DoFnNotes:
+    """What the DoFns of `numbers_pipeline.py` wrote down, read after the pipeline's end."""
 
     processes: frozenset[int]
     instances: int
@@ -74,7 +75,7 @@ class Observed:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path) -> Observed:
+    def read(cls, folder: Path) -> DoFnNotes:
         notes = [
             json.loads(line)
             for file in (folder / "notes").glob("*.jsonl")
@@ -93,10 +94,10 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Observation:
-    """A finished run of `observed_pipeline.py`: what its DoFns noted, and what the server's side showed."""
+class Counts:
+    """The counts of one finished run of `numbers_pipeline.py`."""
 
-    dofns: Observed
+    dofns: DoFnNotes
     numbers: list[int]
     max_total: int
     connections_at_server: int
@@ -105,11 +106,11 @@ class Observation:
 
     @property
     def connection_waits(self) -> int:
-        """Requests that found ``max_total`` connections in use, and waited for one of them."""
+        """Requests that waited because ``max_total`` connections were in use."""
         return int(self.dofns.metrics.get("connection_waits", 0))
 
-    def facts(self) -> dict[str, Any]:
-        """The figures for the table of engines."""
+    def figures(self) -> dict[str, Any]:
+        """The engine's row in the table of ``docs/engines.md``."""
         return {
             "processes": len(self.dofns.processes),
             "dofn_instances": self.dofns.instances,
@@ -124,7 +125,7 @@ class Observation:
         }
 
 
-def observe(
+def count_on(
     engine: Engine,
     endpoint: str,
     folder: Path,
@@ -132,16 +133,16 @@ def observe(
     elements: int,
     max_total: int = 8,
     options: Sequence[str] = (),
-) -> Observation:
-    """Run numbered elements on an engine, and watch the server's connections meanwhile."""
+) -> Counts:
+    """Run numbered elements on an engine, and count processes and connections during the run."""
     folder.mkdir(exist_ok=True)
     port = port_of(endpoint)
     with ConnectionWatch(port, engine) as watch:
         engine.run_pipeline(
-            OBSERVED_PIPELINE, *observed_arguments(endpoint, folder, elements, max_total), *options
+            NUMBERS_PIPELINE, *pipeline_arguments(endpoint, folder, elements, max_total), *options
         )
-    return Observation(
-        dofns=Observed.read(folder),
+    return Counts(
+        dofns=DoFnNotes.read(folder),
         numbers=output_numbers(folder),
         max_total=max_total,
         connections_at_server=watch.at_server,
@@ -150,8 +151,31 @@ def observe(
     )
 
 
-def observed_arguments(endpoint: str, folder: Path, elements: int, max_total: int) -> list[str]:
-    """The command line of `observed_pipeline.py`."""
+def check_counts(counts: Counts, *, elements: int) -> None:
+    """Assert what holds on every engine.
+
+    Each element comes out once, a process has one session and at most ``max_total`` connections, and the
+    server has no connection left.
+    """
+    assert counts.numbers == list(range(elements))
+    assert counts.dofns.sessions_in_a_process == 1
+    assert counts.connections_by_process.keys() <= counts.dofns.processes
+    assert 0 < max(counts.connections_by_process.values()) <= counts.max_total
+    assert counts.connections_at_server <= counts.max_total * len(counts.dofns.processes)
+    assert counts.connection_waits > 0, "no request waited for a connection: max_total limited nothing"
+    assert counts.connections_left == 0
+
+
+def wait_until(reached: Callable[[], bool], *, within_seconds: float) -> None:
+    """Poll ``reached`` five times a second until it is true. AssertionError after ``within_seconds``."""
+    deadline = time.monotonic() + within_seconds
+    while not reached():
+        assert time.monotonic() < deadline, f"not reached within {within_seconds:g} s"
+        time.sleep(0.2)
+
+
+def pipeline_arguments(endpoint: str, folder: Path, elements: int, max_total: int) -> list[str]:
+    """The command line of `numbers_pipeline.py`."""
     return [
         f"--endpoint={endpoint}",
         *("--models", *NUMBERS),
@@ -167,12 +191,12 @@ def port_of(endpoint: str) -> int:
 
 
 def output_numbers(folder: Path) -> list[int]:
-    """Every number that the pipeline has written, in ascending order."""
+    """The numbers that the pipeline has written so far, in ascending order."""
     return sorted(int(line) for file in (folder / "output").glob("*.txt") for line in file.open())
 
 
 def output_windows(folder: Path) -> list[tuple[int, list[int]]]:
-    """What a streaming pipeline has written: a window's start, and its numbers in ascending order."""
+    """The output of a streaming pipeline: each window's start, and its numbers in ascending order."""
     return sorted(
         (int(file.name.partition("-")[0]), sorted(map(int, file.open())))
         for file in (folder / "output").glob("*.txt")
@@ -193,7 +217,7 @@ def _socket_inodes(pid: int) -> Iterable[str]:
     folder = f"/proc/{pid}/fd"
     try:
         descriptors = os.listdir(folder)
-    except OSError:  # ended in the meantime
+    except OSError:  # the process has ended
         return
     for descriptor in descriptors:
         try:

@@ -1,6 +1,6 @@
-"""What runs on engines have shown, kept in ``out/engines.json`` for the table of ``docs/engines.md``.
+"""The table of processes and connections in ``docs/engines.md``, from what the tests measured.
 
-``python -m engines.findings`` prints the table.
+Tests write their figures into ``out/engines.json``; ``python -m tests.engines.engines_table`` prints them.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ COLUMNS = {
     "connections_left": "connections left",
     "elements_a_request": "elements a request (of 64)",
 }
-"""Facts in the table's order, with their headings; others stay in the file."""
+"""The table's columns in order: the name of a figure, and its heading."""
 
 
-def record(engine: str, facts: Mapping[str, Any]) -> None:
-    """Put facts about an engine beside those that are already there."""
+def record(engine: str, figures: Mapping[str, Any]) -> None:
+    """Add an engine's figures to those in the file."""
     FILE.parent.mkdir(exist_ok=True)
     with FILE.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        findings = json.loads(file.read() or "{}")
-        findings.setdefault(engine, {}).update(facts)
+        recorded = json.loads(file.read() or "{}")
+        recorded.setdefault(engine, {}).update(figures)
         file.truncate(0)
-        file.write(json.dumps(findings, indent=2, sort_keys=True) + "\n")
+        file.write(json.dumps(recorded, indent=2, sort_keys=True) + "\n")
 
 
-def table(findings: Mapping[str, Mapping[str, Any]]) -> str:
-    """The findings as a Markdown table: a row an engine, a column a fact."""
+def table(recorded: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures as a Markdown table with a row for each engine."""
     lines = [["engine", *COLUMNS.values()], ["---"] * (len(COLUMNS) + 1)]
-    lines += [[engine, *(str(facts.get(name, "")) for name in COLUMNS)] for engine, facts in findings.items()]
+    for engine, figures in recorded.items():
+        lines.append([engine, *(str(figures.get(name, "")) for name in COLUMNS)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -1,11 +1,11 @@
-"""A pipeline of numbered elements that notes where its DoFns live, for tests that count processes.
+"""A pipeline of numbers whose DoFns write down the process they run in, for tests that count processes.
 
-Every number goes through all models, one after the other, which share a pool: each may have as many
-requests in flight as the pool has connections, so that nothing but ``max_total`` keeps these few.
+Every number goes through all models in turn. The models share one pool, and each may have as many requests
+in flight as the pool has connections, so only ``max_total`` limits the number of connections.
 
-Run as a script: what ``__main__`` defines travels to the workers by value, so that worker processes
-that hold the library but none of the tests can run it. With ``--streaming`` the numbers come from
-``PeriodicImpulse`` in fixed windows, and each window becomes one file; otherwise from ``Create``.
+It runs as a script: Beam pickles what ``__main__`` defines by value, so it also runs on workers that have
+the library but not the tests. With ``--streaming`` the numbers come from ``PeriodicImpulse`` in fixed
+windows and each window becomes one file; otherwise they come from ``Create``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WINDOW_SECONDS = 2
 
 
 class NotingDoFn(TritonInferenceDoFn):
-    """Appends a line to a file of its process whenever it is set up or torn down."""
+    """Appends a line to its process's file at every setup and teardown."""
 
     def __init__(self, notes: str, endpoint: str, model_name: str, **options: Any) -> None:
         super().__init__(endpoint, model_name, **options)
@@ -60,7 +60,7 @@ class NotingDoFn(TritonInferenceDoFn):
             "process": os.getpid(),
             "instance": self._instance,
             "thread": threading.current_thread().name,
-            # By way of the module: the registry itself would travel by value, and be another one.
+            # Through the module: a reference to SESSIONS itself would be pickled as a copy.
             "sessions": len(session.SESSIONS),
         }
         with (Path(self._notes) / f"{os.getpid()}.jsonl").open("a") as file:
@@ -68,7 +68,7 @@ class NotingDoFn(TritonInferenceDoFn):
 
 
 class WriteWindow(beam.DoFn):
-    """Writes the numbers of a window into a file named by the window's start and by nothing else twice."""
+    """Writes the numbers of a window into a file of its own, whose name begins with the window's start."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -102,13 +102,13 @@ def periodic(pipeline: beam.Pipeline, elements: int, start: float) -> Any:
         impulses
         | "Number" >> beam.Map(lambda at: round((float(at) - start) / IMPULSE_SECONDS))
         | beam.WindowInto(FixedWindows(WINDOW_SECONDS))
-        # The source is one element that is split no further: without this one worker does it all.
+        # The source is a single element that cannot be split; without this, one worker would do it all.
         | beam.Reshuffle()
     )
 
 
 def summary(result: beam.runners.runner.PipelineResult) -> dict[str, Any]:
-    """The library's metrics by name, all steps together: counters as numbers, distributions as a dict."""
+    """The library's metrics by name, summed over all steps: counters as int, distributions as dict."""
     found = result.metrics().query(MetricsFilter().with_namespace("beam_triton"))
     numbers: dict[str, Any] = {}
     for counter in found["counters"]:
