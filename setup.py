@@ -60,6 +60,7 @@ setup(
             "mypy",
             "myst-parser",
             "pytest-timeout",
+            "pytest-xdist",
             "ruff",
             "setuptools",
             "sphinx",

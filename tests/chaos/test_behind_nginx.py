@@ -17,7 +17,7 @@ from beam_triton import TritonClient, TritonInference
 from beam_triton.errors import InferenceError, TlsError
 from beam_triton.testing import LocalTriton
 from tests.support.certificates import Certificates
-from tests.support.models import write_models
+from tests.support.models import throwaway_triton, write_models
 from tests.support.nginx import Nginx
 from tests.support.numbered_run import MODEL, Progress, killed_and_restarted, run_numbered, strikes
 
@@ -156,7 +156,7 @@ def test_server_restart_behind_nginx_loses_nothing(tmp_path: Path) -> None:
     """nginx's own 502s and 504s during the restart are waited out."""
     elements = 50_000
     with (
-        LocalTriton(write_models(tmp_path / "models", [MODEL])) as server,
+        throwaway_triton(write_models(tmp_path / "models", [MODEL])) as server,
         Nginx([port_of(server)], read_timeout_seconds=2.0) as nginx,
     ):
         run = run_numbered(
@@ -184,7 +184,7 @@ def run_over_tls(nginx: Nginx, certificates: Certificates, elements: int, strike
 def test_server_killed_behind_tls_loses_nothing(tmp_path: Path, certificates: Certificates) -> None:
     """nginx returns 502 over TLS while Triton, killed with ``kill -9``, is down and restarts."""
     with (
-        LocalTriton(write_models(tmp_path / "models", [MODEL])) as server,
+        throwaway_triton(write_models(tmp_path / "models", [MODEL])) as server,
         Nginx([port_of(server)], certificate=certificates.good, access_log=True) as nginx,
     ):
         run_over_tls(nginx, certificates, 50_000, killed_and_restarted(server))
@@ -194,7 +194,7 @@ def test_server_killed_behind_tls_loses_nothing(tmp_path: Path, certificates: Ce
 def test_server_frozen_behind_tls_loses_nothing(tmp_path: Path, certificates: Certificates) -> None:
     """nginx returns 504 over TLS for a Triton that is stopped for longer than nginx waits, then continues."""
     with (
-        LocalTriton(write_models(tmp_path / "models", [MODEL])) as server,
+        throwaway_triton(write_models(tmp_path / "models", [MODEL])) as server,
         Nginx(
             [port_of(server)], certificate=certificates.good, read_timeout_seconds=0.5, access_log=True
         ) as nginx,
@@ -242,7 +242,7 @@ def test_switching_nginx_to_another_server_loses_nothing(triton: LocalTriton, tm
     """A deployment: nginx is switched to a new server and the old one is stopped in mid-run."""
     elements = 50_000
     with (
-        LocalTriton(write_models(tmp_path / "models", [MODEL])) as old,
+        throwaway_triton(write_models(tmp_path / "models", [MODEL])) as old,
         Nginx([port_of(old)]) as nginx,
     ):
 

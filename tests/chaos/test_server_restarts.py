@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from beam_triton import ConnectError, TritonClient, TritonInference, TritonInferenceDoFn
-from beam_triton.testing import LocalTriton
-from tests.support.models import write_models
+from tests.support.models import throwaway_triton, write_models
 from tests.support.numbered_run import MODEL, Progress, killed_and_restarted, run_numbered, strikes
 
 ELEMENTS = 200_000
@@ -26,7 +25,7 @@ def scoring(endpoint: str | list[str], model_name: str = MODEL) -> TritonInferen
 
 def test_five_server_restarts_lose_nothing(tmp_path: Path) -> None:
     """200,000 elements, five times ``kill -9``: 200,000 results, each once."""
-    with LocalTriton(write_models(tmp_path / "models", [MODEL])) as server:
+    with throwaway_triton(write_models(tmp_path / "models", [MODEL])) as server:
         run = run_numbered(
             scoring(server.endpoint), ELEMENTS, meanwhile=strikes(5, ELEMENTS, killed_and_restarted(server))
         )
@@ -38,7 +37,7 @@ def test_five_server_restarts_lose_nothing(tmp_path: Path) -> None:
 def test_outage_longer_than_the_deadline_loses_nothing(tmp_path: Path) -> None:
     """Requests are held while the server is down for twice ``timeout_seconds``: only the breaker gives up."""
     elements = 50_000
-    with LocalTriton(write_models(tmp_path / "models", [MODEL])) as server:
+    with throwaway_triton(write_models(tmp_path / "models", [MODEL])) as server:
         run = run_numbered(
             TritonInference(
                 server.endpoint,
@@ -56,7 +55,7 @@ def test_outage_longer_than_the_deadline_loses_nothing(tmp_path: Path) -> None:
 def test_server_restarts_under_several_threads_lose_nothing(tmp_path: Path) -> None:
     """Several bundles at a time, whose DoFns share connections and the circuit breaker."""
     elements = 60_000
-    with LocalTriton(write_models(tmp_path / "models", [MODEL])) as server:
+    with throwaway_triton(write_models(tmp_path / "models", [MODEL])) as server:
         run_numbered(
             scoring(server.endpoint),
             elements,
@@ -69,7 +68,7 @@ def test_server_restarts_under_several_threads_lose_nothing(tmp_path: Path) -> N
 def test_loss_of_one_of_two_servers_loses_nothing(tmp_path: Path) -> None:
     """The other server scores the rest; nothing waits for the dead one to return."""
     models = write_models(tmp_path / "models", [MODEL])
-    with LocalTriton(models) as surviving, LocalTriton(models) as dying:
+    with throwaway_triton(models) as surviving, throwaway_triton(models) as dying:
         run = run_numbered(
             scoring([surviving.endpoint, dying.endpoint]),
             ELEMENTS,
@@ -81,7 +80,7 @@ def test_loss_of_one_of_two_servers_loses_nothing(tmp_path: Path) -> None:
 def test_rolling_restart_loses_nothing(tmp_path: Path) -> None:
     """Each server is down for a while, never both."""
     models = write_models(tmp_path / "models", [MODEL])
-    with LocalTriton(models) as first, LocalTriton(models) as second:
+    with throwaway_triton(models) as first, throwaway_triton(models) as second:
         rolling = iter([first, second])
         elements = 100_000
         run_numbered(
@@ -94,7 +93,7 @@ def test_rolling_restart_loses_nothing(tmp_path: Path) -> None:
 
 def test_run_waits_for_a_server_that_starts_later(tmp_path: Path) -> None:
     """A run that starts before its server does not fail."""
-    with LocalTriton(write_models(tmp_path / "models", [MODEL])) as server:
+    with throwaway_triton(write_models(tmp_path / "models", [MODEL])) as server:
         server.kill()
 
         def meanwhile(progress: Progress) -> None:
@@ -107,7 +106,7 @@ def test_run_waits_for_a_server_that_starts_later(tmp_path: Path) -> None:
 def test_setup_in_mid_job_waits_for_a_restarting_server(tmp_path: Path) -> None:
     """A further DoFn waits as requests do; the first of a process waits only for its own deadline."""
     options: dict[str, Any] = {"timeout_seconds": 0.5, "pool": {"connect_timeout_seconds": 0.2}}
-    with LocalTriton(write_models(tmp_path / "models", [MODEL])) as server:
+    with throwaway_triton(write_models(tmp_path / "models", [MODEL])) as server:
         first, second = (TritonInferenceDoFn(server.endpoint, MODEL, **options) for _ in range(2))
         first.setup()
         server.kill()
@@ -131,7 +130,7 @@ def test_setup_in_mid_job_waits_for_a_restarting_server(tmp_path: Path) -> None:
 def test_model_reload_loses_nothing(tmp_path: Path) -> None:
     """While the model is unloaded its requests are held, and none of its elements fails."""
     models = write_models(tmp_path / "models", [MODEL])
-    with LocalTriton(models, models_control="explicit", load_models=[MODEL]) as server:
+    with throwaway_triton(models, models_control="explicit", load_models=[MODEL]) as server:
 
         def reload_model() -> None:
             server.unload_model(MODEL)
@@ -146,7 +145,7 @@ def test_model_reload_loses_nothing(tmp_path: Path) -> None:
 def test_full_queue_loses_nothing_and_reports_throttling(tmp_path: Path) -> None:
     """A queue of two under sixteen requests loses nothing, and the time lost is reported as throttling."""
     elements = 500
-    with LocalTriton(write_models(tmp_path / "models", ["full_queue"], instances=2)) as server:
+    with throwaway_triton(write_models(tmp_path / "models", ["full_queue"], instances=2)) as server:
         run = run_numbered(
             TritonInference(server.endpoint, "full_queue", max_concurrent_requests=16), elements
         )
@@ -168,7 +167,7 @@ def test_full_queue_shared_by_sixteen_workers_loses_nothing(tmp_path: Path) -> N
             return len(client.infer("full_queue", {"x": np.zeros((rows, 1), np.float32)}).outputs["y"])
 
     models = write_models(tmp_path / "models", ["full_queue"], instances=2)
-    with LocalTriton(models) as server, ThreadPoolExecutor(workers) as threads:
+    with throwaway_triton(models) as server, ThreadPoolExecutor(workers) as threads:
         scored = threads.map(score, range(workers), [server.endpoint] * workers)
         assert list(scored) == [rows] * workers
 
@@ -177,7 +176,7 @@ def test_requests_to_a_frozen_server_fail_over(tmp_path: Path) -> None:
     """Requests to a server that accepts them and stops answering are taken over by the other one."""
     elements = 50_000
     models = write_models(tmp_path / "models", [MODEL])
-    with LocalTriton(models) as healthy, LocalTriton(models) as freezing:
+    with throwaway_triton(models) as healthy, throwaway_triton(models) as freezing:
         try:
             run = run_numbered(
                 TritonInference(
@@ -202,7 +201,7 @@ def test_twenty_random_restarts_of_two_servers_lose_nothing(tmp_path: Path) -> N
     elements = 2_000_000
     random = np.random.default_rng(20)
     models = write_models(tmp_path / "models", [MODEL])
-    with LocalTriton(models) as first, LocalTriton(models) as second:
+    with throwaway_triton(models) as first, throwaway_triton(models) as second:
 
         def kill_and_restart_at_random() -> None:
             for server in (first, second):

@@ -1,4 +1,4 @@
-"""What the fault server answers when nothing is to go wrong: a fixed answer, or a real server's own."""
+"""What the fault server answers without a fault: a fixed answer, or that of a real server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Request:
-    """One recorded request; ``body`` stays empty where the fault did not read it."""
+    """One recorded request; ``body`` stays empty if the fault did not read it."""
 
     connection: int
     method: str
@@ -19,14 +19,14 @@ class Request:
     body: bytes = b""
 
     def header(self, name: str, default: str = "") -> str:
-        """The last value of a header, its name in any case."""
+        """The last value of a header; the name's case does not matter."""
         values = [value for key, value in self.headers if key.lower() == name.lower()]
         return values[-1] if values else default
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer; ``Content-Length`` is added unless ``headers`` or the status speak of the length."""
+    """A whole answer; ``Content-Length`` is added unless ``headers`` or the status determine the length."""
 
     status: int = 200
     body: bytes = b""
@@ -55,12 +55,12 @@ Origin = Callable[[Request], Answer]
 
 
 def always(answer: Answer) -> Origin:
-    """An origin with one answer for everything."""
+    """An origin that answers every request with the same answer."""
     return lambda request: answer
 
 
 def forward_to(port: int, *, timeout_seconds: float = 30.0) -> Origin:
-    """An origin that asks the real server on 127.0.0.1:``port``, on one connection a proxied connection."""
+    """An origin that forwards to the server on 127.0.0.1:``port``, over one connection for each client's."""
     of_thread = threading.local()
 
     def ask(request: Request) -> Answer:

@@ -1,4 +1,4 @@
-"""Certificates for tests, made afresh: a CA, a server's good and bad ones, and clients' own."""
+"""New certificates for tests: a CA, good and bad ones for a server, and ones for clients."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import trustme
 
 @dataclass(frozen=True)
 class CertificateFiles:
-    """PEM files of one certificate (its chain included) and its private key."""
+    """PEM files of a certificate with its chain, and of its private key."""
 
     certificate: Path
     key: Path
 
 
 class Certificates:
-    """Everything is written into ``folder`` once; the server's names are ``localhost`` and 127.0.0.1.
+    """Certificates in ``folder`` for a server named ``localhost`` and 127.0.0.1, and for its clients.
 
-    ``stranger`` is a client certificate from a CA that nobody trusts; ``stranger_ca`` is that CA.
+    ``stranger`` is a client certificate from ``stranger_ca``, a CA that no server trusts.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A clock that stands still until the test, or a sleep, moves it."""
+"""A clock that only the test, or a sleep, advances."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 
 
 class FakeClock:
-    """Called, it gives seconds as ``time.monotonic`` does; ``sleep`` moves it at once and returns."""
+    """A call returns seconds as ``time.monotonic`` does; ``sleep`` advances the clock and returns at once."""
 
     def __init__(self, start_seconds: float = 1000.0) -> None:
         self._now = start_seconds

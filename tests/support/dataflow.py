@@ -1,4 +1,4 @@
-"""Dataflow templates that are written offline, and a look into everything that was staged for them."""
+"""Writes Dataflow templates offline, and reads everything that was staged for them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from apache_beam.portability.api import beam_runner_api_pb2
 # Beam writes pickles as base64 of bzip2: this is how "BZh" begins.
 _PICKLE = re.compile(rb"QlpoO[0-9A-Za-z+/]+={0,2}")
 
-# The endpoint is never asked: a template is a set of files. Nothing listens on the discard port.
+# A template is a set of files, so Dataflow is never called; nothing listens on the discard port.
 OFFLINE = ("--no_auth", "--dataflow_endpoint=http://localhost:9")
 
 
 @dataclass(frozen=True)
 class Template:
-    """A template and what was staged beside it, in one folder."""
+    """A template and its staged files, in one folder."""
 
     folder: Path
 
     @property
     def job(self) -> dict[str, Any]:
-        """The job as the Dataflow API takes it."""
+        """The job as the Dataflow API receives it."""
         job: dict[str, Any] = json.loads((self.folder / "template.json").read_text())
         return job
 
@@ -44,7 +44,7 @@ class Template:
 
     @property
     def pipeline(self) -> beam_runner_api_pb2.Pipeline:
-        """The graph that workers run."""
+        """The graph that the workers run."""
         pipeline = beam_runner_api_pb2.Pipeline()
         pipeline.ParseFromString((self.folder / "pipeline.pb").read_bytes())
         return pipeline
@@ -54,16 +54,16 @@ class Template:
         return self.folder / "workflow.tar.gz"
 
     def package_files(self) -> set[str]:
-        """Paths in the package, without the folder that every sdist begins with."""
+        """Paths in the package, without the top-level folder of the sdist."""
         with tarfile.open(self.package) as package:
             return {member.name.partition("/")[2] for member in package if member.isfile()}
 
     def pickles(self) -> Iterator[bytes]:
-        """What Beam has pickled into the graph, as base64."""
+        """Beam's pickles in the graph, as base64."""
         yield from _PICKLE.findall((self.folder / "pipeline.pb").read_bytes())
 
     def staged_bytes(self) -> Iterator[tuple[str, bytes]]:
-        """Everything that leaves this machine, named: files, members of the package, contents of pickles."""
+        """Name and content of everything that leaves this machine: files, package members, pickles."""
         for file in self.folder.iterdir():
             yield file.name, file.read_bytes()
         with tarfile.open(self.package) as package:
@@ -84,9 +84,9 @@ def unpacked(pickle: bytes) -> bytes:
 def write_template(
     folder: Path, command: list[str], *, cwd: Path, environment: Mapping[str, str] | None = None
 ) -> Template:
-    """Run a command that launches on Dataflow with options that make it write a template instead.
+    """Run a command that launches on Dataflow, with options that make it write a template instead.
 
-    AssertionError with what the command said where it fails.
+    AssertionError with the command's output if it fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     options = [

@@ -1,4 +1,4 @@
-"""Calls made as the library makes them, with answers that are nothing but bytes."""
+"""Requests through the library's dispatcher, with answers that are plain bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUICK_RETRIES = RetryPolicy(initial_backoff_seconds=0.01, max_backoff_seconds=0.
 
 
 def read(exchange: Exchange) -> bytes:
-    """The body of a 200; the library's own error for any other status."""
+    """The body of a 200; raises the library's own error for any other status."""
     assert exchange.head is not None
     if exchange.head.status != 200:
         raise error_from_response(
@@ -78,7 +78,7 @@ def ask(
     is_sequence: bool = False,
     reads: Callable[[Exchange], Any] = read,
 ) -> Call[Any]:
-    """One call, made and waited for on this thread."""
+    """Make one call on this thread and wait for its end."""
     dispatcher: Dispatcher[None] = Dispatcher(channel)
     try:
         dispatcher.submit(
@@ -97,7 +97,7 @@ def ask(
 
 
 def free_slots(channel: Channel) -> int:
-    """Slots that nobody holds: all of them are taken and given back."""
+    """The number of free slots: takes all of them and gives them back."""
     taken = 0
     while channel.endpoints.slots.try_take(1):
         taken += 1

@@ -1,9 +1,9 @@
-"""The models that tests serve on a real Triton, and how they are written into a model repository.
+"""The models that tests serve on a real Triton, and a function that writes them into a model repository.
 
     write_models(folder)                        every model that loads
     write_models(folder, ["echo", "rejecting"]) these only
 
-The Python of the models is in ``tests/models``; it runs in the server's environment.
+The models' Python code is in ``tests/models`` and runs in the server's environment.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from beam_triton.testing import LocalTriton
 
 _SOURCES = Path(__file__).resolve().parent.parent / "models"
 
@@ -26,7 +29,7 @@ LABELS = ("ant", "bee", "cat", "dog")
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """An input or output as the model configuration has it: ``dims`` without the batch dimension."""
+    """An input or output of the model configuration; ``dims`` leave out the batch dimension."""
 
     name: str
     datatype: str
@@ -40,7 +43,7 @@ class Model:
     """One model: its configuration and the file of ``tests/models`` that computes it.
 
     ``max_batch_size`` 0 means that the model has no batch dimension. ``settings`` are lines of the model
-    configuration beyond what has a field here. A model without ``source`` is an ensemble.
+    configuration that have no field here. A model without ``source`` is an ensemble.
     """
 
     name: str
@@ -68,7 +71,7 @@ class Model:
         return "\n".join([*parts, self.settings.strip()]) + "\n"
 
     def write(self, repository: Path) -> None:
-        """Writes the model's folder into the repository."""
+        """Write the model's folder into the repository."""
         folder = repository / self.name
         for version in self.versions:
             (folder / str(version)).mkdir(parents=True)
@@ -184,10 +187,10 @@ dynamic_batching {
 """
 
 _MODELS = (
-    # Every datatype there and back, alone and all in one request.
+    # Every datatype in both directions, alone and all in one request.
     *(_identity(f"identity_{datatype.lower()}", {datatype: (-1,)}) for datatype in DATATYPES),
     _identity("every_datatype", dict.fromkeys(DATATYPES, (-1,)), max_batch_size=8),
-    # Load: a fast server, and one that answers as a busy GPU far away does.
+    # Load: a fast server, and one as slow as a busy GPU far away.
     _identity("echo", {"FP32": (128,)}, max_batch_size=1024, instances=2),
     _identity("echo_variable", {"FP32": (-1,)}, max_batch_size=1024, instances=2),
     _identity("remote_like", {"FP32": (128,)}, instances=16, sleep_seconds=0.02),
@@ -276,7 +279,7 @@ def write_models(
     names: Iterable[str] | None = None,
     **changes: object,
 ) -> Path:
-    """Writes models into a folder that a Triton can serve, and returns it; None means all that load.
+    """Write models into a folder that a Triton can serve, and return it; None means all that load.
 
     ``changes`` are fields of `Model` to replace in each: ``write_models(folder, ["echo"], instances=1)``.
     """
@@ -286,3 +289,8 @@ def write_models(
     for model in chosen:
         dataclasses.replace(model, **changes).write(folder)  # type: ignore[arg-type]
     return folder
+
+
+def throwaway_triton(repository: Path, **options: Any) -> LocalTriton:
+    """A server for one test, killed at its end: Python models take four seconds to stop properly."""
+    return LocalTriton(repository, stop_timeout_seconds=0.1, **options)

@@ -20,20 +20,19 @@ _START_SECONDS = 10.0
 
 
 def nginx_binary() -> str | None:
-    """Where nginx is: on ``PATH``, or in ``sbin``, which an ordinary user's ``PATH`` leaves out."""
+    """The path of nginx: on ``PATH``, or in ``sbin``, which is not on an ordinary user's ``PATH``."""
     return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 
 
 class Nginx:
-    """A context manager; configuration, logs and temporary files live in a folder that goes with it.
+    """A context manager that runs nginx in a temporary folder of its own.
 
-    ``upstream_ports``: servers that requests are spread over. ``certificate`` switches TLS on;
-    ``client_ca`` then requires a client certificate of that authority (nginx answers 400 without one).
-    ``keep_alive_seconds`` is how long an idle client connection stays open;
-    ``requests_per_connection`` after how many requests nginx closes it. ``read_timeout_seconds`` is how long
-    a server may take to answer before nginx says 504. A dead server's failures are passed on as they are
-    (``proxy_next_upstream off``) unless ``fails_over``. ``access_log`` has it write down the statuses of its
-    answers, for `statuses`.
+    ``upstream_ports`` are the servers that nginx spreads requests over. ``certificate`` switches TLS on, and
+    ``client_ca`` then requires a client certificate of that authority (without one nginx answers 400).
+    ``keep_alive_seconds`` is how long an idle client connection stays open; ``requests_per_connection`` is
+    after how many requests nginx closes it. ``read_timeout_seconds`` is how long a server may take to answer
+    before nginx answers 504. Failures of a dead server reach the client (``proxy_next_upstream off``) unless
+    ``fails_over``. ``access_log`` records the status of every answer for `statuses`.
     """
 
     def __init__(
@@ -92,11 +91,11 @@ class Nginx:
 
     @property
     def workers(self) -> set[int]:
-        """Process ids of the workers that take new connections or still finish old ones."""
+        """Process ids of the workers that accept new connections or still serve old ones."""
         return {pid for pid in _process_ids() if _parent(pid) == self._process.pid}
 
     def statuses(self) -> Counter[int]:
-        """How often each status was answered to an infer request."""
+        """The number of infer requests by the status of their answer."""
         lines = self._access_log_file.read_text().splitlines()
         return Counter(int(line.split()[0]) for line in lines if "/infer" in line)
 
@@ -104,14 +103,14 @@ class Nginx:
         return self._error_log.read_text(errors="replace") if self._error_log.exists() else ""
 
     def reload(self, upstream_ports: Sequence[int] | None = None) -> None:
-        """SIGHUP, with other servers if given; returns when old workers take no new connections any more."""
+        """Reload nginx, with other servers if given; returns when old workers accept no new connections."""
         if upstream_ports is not None:
             self.upstream_ports = tuple(upstream_ports)
             self._write_configuration()
         self._reload()
 
     def answer_always(self, status: int | None) -> None:
-        """Reloads nginx to answer everything with this status by itself; None has the servers asked again."""
+        """Reload nginx to answer every request with this status; None forwards to the servers again."""
         self._always_answers = status
         self._write_configuration()
         self._reload()
@@ -126,7 +125,7 @@ class Nginx:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Ends nginx with the connections that it has open, and removes its folder."""
+        """Stop nginx, close its connections and remove its folder."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -167,7 +166,7 @@ class Nginx:
             f"{kind}_temp_path {self._folder}/{kind};"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
-        # A master that is root gives its workers away to an account that may not read the folder.
+        # A master that runs as root would start its workers as a user that may not read the folder.
         user = "user root;" if os.geteuid() == 0 else ""
         self._configuration.write_text(
             f"""
@@ -229,7 +228,7 @@ def _process_ids() -> list[int]:
 
 
 def _accepts(worker: int) -> bool:
-    """Whether a worker still takes connections: one that drains says so in its title."""
+    """Whether a worker accepts connections; nginx changes the title of a worker that is shutting down."""
     try:
         return b"shutting down" not in Path(f"/proc/{worker}/cmdline").read_bytes()
     except OSError:
@@ -241,5 +240,5 @@ def _parent(pid: int) -> int | None:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    # The command's name, in parentheses, may hold spaces.
+    # The command's name, in parentheses, may contain spaces.
     return int(status.rpartition(")")[2].split()[1])

@@ -25,7 +25,7 @@ _BLOCK = 500
 
 
 class Progress:
-    """How many elements a run has fed into its transform so far."""
+    """The number of elements that a run has fed into its transform so far."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -43,19 +43,19 @@ class Progress:
             self._condition.notify_all()
 
     def reached(self, count: int) -> bool:
-        """Waits until so many elements were fed; False if the run ended before."""
+        """Wait until this many elements were fed; False if the run ended first."""
         with self._condition:
             self._condition.wait_for(lambda: self._over or self._count >= count)
             return not self._over
 
 
-# FnApiRunner runs a pipeline in this process, but pickles its functions: they find their run by number.
+# FnApiRunner runs a pipeline in this process but pickles its functions, so they find their run by number.
 _runs: dict[int, Progress] = {}
 _run_numbers = itertools.count()
 
 
 class Feed(beam.DoFn):
-    """Turns the number of a block into its elements: FP32 arrays of shape [1] that hold their own number."""
+    """Turns the number of a block into its elements: FP32 arrays of shape [1] with the element's number."""
 
     def __init__(self, run: int, pace_seconds: float) -> None:
         self._run = run
@@ -72,7 +72,7 @@ class Feed(beam.DoFn):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of ``expected`` numbered elements."""
+    """Counts of the results of ``expected`` numbered elements."""
 
     expected: int
     results: int
@@ -82,7 +82,7 @@ class Outcome:
 
 
 class CountOutcome(beam.CombineFn):
-    """`PredictionResult`s of an echo model to one `Outcome`."""
+    """Combines the `PredictionResult`s of an echo model into one `Outcome`."""
 
     def __init__(self, expected: int) -> None:
         self._expected = expected
@@ -122,7 +122,7 @@ class CountOutcome(beam.CombineFn):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its counters in the namespace ``beam_triton``, and how long it took."""
+    """A finished run: its counters in the namespace ``beam_triton``, and its duration."""
 
     counters: dict[str, int]
     seconds: float
@@ -137,11 +137,11 @@ def run_numbered(
     bundles: bool = False,
     pace_seconds: float = 0.0,
 ) -> Run:
-    """Feeds ``elements`` (whole blocks of 500) through ``transform`` and asserts that each came out once.
+    """Run ``elements`` (whole blocks of 500) through ``transform`` and assert that each has one result.
 
-    ``meanwhile`` runs beside the pipeline on a thread of its own, and may wait for its progress; what it
-    raises is raised here. With ``bundles`` the elements come in several bundles instead of one; with
-    ``pace_seconds`` the feed rests after each block, so that what happens meanwhile falls within the run.
+    ``meanwhile`` runs on a thread beside the pipeline and may wait for its progress; its errors are raised
+    here. With ``bundles`` the elements come in several bundles instead of one. With ``pace_seconds`` the feed
+    pauses after each block, so that the run is long enough for ``meanwhile``.
     """
     assert elements % _BLOCK == 0
     number = next(_run_numbers)
@@ -178,12 +178,12 @@ def counters_of(result: beam.runners.runner.PipelineResult) -> dict[str, int]:
 
 
 def strikes(times: int, elements: int, strike: Callable[[], None]) -> Callable[[Progress], None]:
-    """Strikes at even distances within a run; a run that is over too early would prove nothing."""
+    """Call ``strike`` at even intervals within a run. AssertionError if the run ends before the last."""
 
     def meanwhile(progress: Progress) -> None:
         for number in range(1, times + 1):
             reached = progress.reached(number * elements // (times + 1))
-            assert reached, f"the run ended before strike {number}"
+            assert reached, f"the run ended before strike {number}, which would prove nothing"
             strike()
 
     return meanwhile

@@ -1,6 +1,6 @@
-"""Pipelines on FnApiRunner, run to their end in this process, with everything that came out of them.
+"""Runs pipelines on FnApiRunner in this process, and returns their outputs and metrics.
 
-Beam's own runner choice is not left to itself: DirectRunner may try to download another one first.
+The runner is named because DirectRunner may try to download Prism first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RUNNER = "FnApiRunner"
 
 
 class Output(NamedTuple):
-    """One element as it came out."""
+    """One output element."""
 
     value: Any
     timestamp: float
@@ -48,7 +48,7 @@ class Run:
         return [output.value for output in self.outputs["failures"]]
 
 
-# FnApiRunner runs a pipeline in this process, but pickles its functions: they find their list by number.
+# FnApiRunner runs a pipeline in this process but pickles its functions, so they find their list by number.
 _kept: dict[int, list[Output]] = {}
 _numbers = itertools.count()
 
@@ -64,7 +64,7 @@ class _Keep(beam.DoFn):
 
 
 def run(build: Callable[[beam.Pipeline], Any], *options: str, namespace: str = "beam_triton") -> Run:
-    """Runs what ``build`` makes: a PCollection (``results``), (results, failures), or several by name."""
+    """Run what ``build`` returns: a PCollection (``results``), (results, failures), or several by name."""
     numbers: dict[str, int] = {}
     pipeline = TestPipeline(runner=RUNNER, options=PipelineOptions(list(options)))
     built = build(pipeline)
@@ -91,14 +91,14 @@ def run(build: Callable[[beam.Pipeline], Any], *options: str, namespace: str = "
 
 
 def score(elements: Iterable[Any], transform: Any, *options: str) -> Run:
-    """Feeds the elements, in one bundle, through the transform."""
+    """Run the transform on these elements, in one bundle."""
     given = list(elements)
     return run(lambda pipeline: pipeline | beam.Create(given, reshuffle=False) | transform, *options)
 
 
 @contextmanager
 def bundle_of(dofn: Any) -> Iterator[Any]:
-    """A DoFn between ``setup`` with ``start_bundle`` and ``teardown``, for tests that play the runner."""
+    """A DoFn after ``setup`` and ``start_bundle``; ``teardown`` follows the block, as on a runner."""
     dofn.setup()
     try:
         dofn.start_bundle()

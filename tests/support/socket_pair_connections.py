@@ -1,4 +1,4 @@
-"""Connections for a pool without a network: socket pairs, opened when the test says so."""
+"""Connections for a pool without a network: socket pairs, which open when the test lets them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from urllib3.connection import HTTPConnection
 from beam_triton.errors import TritonError
 from beam_triton.transport.origin import Origin
 
-_PATIENCE_SECONDS = 10
+_TIMEOUT_SECONDS = 10
 
 
 @dataclass(eq=False)
 class Opening:
-    """One call of the opener, on a thread of the pool, which waits until it is told how it ends."""
+    """One call of the opener on a thread of the pool, which waits until the test ends it."""
 
     origin: Origin
     timeout_seconds: float
@@ -34,17 +34,17 @@ class Opening:
     def _end(self, error: BaseException | None) -> None:
         self._error = error
         self._done.set()
-        self.thread.join(_PATIENCE_SECONDS)
+        self.thread.join(_TIMEOUT_SECONDS)
         assert not self.thread.is_alive()
 
     def wait(self) -> None:
-        assert self._done.wait(_PATIENCE_SECONDS), "nobody said how the opening ends"
+        assert self._done.wait(_TIMEOUT_SECONDS), "the test did not end the opening"
         if self._error is not None:
             raise self._error
 
 
 class PairedConnection(HTTPConnection):
-    """Connected to a peer in this process; ``before_close`` is called before it closes."""
+    """A connection to a peer in this process; ``before_close`` is called before it closes."""
 
     before_close: Callable[[], None] | None = None
 
@@ -55,12 +55,12 @@ class PairedConnection(HTTPConnection):
 
 
 class Opener:
-    """Gives ``open`` to a pool. With ``by_hand`` each opening waits in ``pending`` for its end."""
+    """``open`` is a pool's opener. With ``by_hand`` every opening waits in ``pending`` for the test."""
 
     def __init__(self, *, by_hand: bool = False) -> None:
         self.pending: list[Opening] = []
         self.opened: list[Origin] = []
-        # By the connection itself, which is thereby kept: an id would be used again after its end.
+        # By connection, not by id: Python reuses the id of a deleted object.
         self.peers: dict[HTTPConnection, socket.socket] = {}
         self._by_hand = by_hand
         self._condition = threading.Condition()
@@ -90,9 +90,9 @@ class Opener:
         return self.peers[connection]
 
     def until_pending(self, count: int) -> bool:
-        """Waits until so many openings are under way; False if it does not come to that."""
+        """Wait until this many openings are pending; False after ten seconds."""
         with self._condition:
-            return self._condition.wait_for(lambda: len(self.pending) == count, _PATIENCE_SECONDS)
+            return self._condition.wait_for(lambda: len(self.pending) == count, _TIMEOUT_SECONDS)
 
     def close(self) -> None:
         for opening in list(self.pending):

@@ -1,4 +1,4 @@
-"""An exchange over a socket pair: the test plays the server, byte by byte, without a thread."""
+"""An HTTP exchange over a socket pair: the test plays the server byte by byte, without a thread."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from types import TracebackType
 from beam_triton.transport.exchange import Buffer, Exchange
 
 REQUEST = b"GET /v2 HTTP/1.1\r\nHost: somewhere\r\n\r\n"
-_PATIENCE_MILLISECONDS = 5000
+_TIMEOUT_SECONDS = 5.0
 
 
 class Hangs(AssertionError):
-    """The exchange waits for something although all that will ever come has come."""
+    """The exchange still waits although the whole answer was sent."""
 
 
 class Wire:
-    """A connected pair: ``client`` does not block, as a pool's sockets do not; ``server`` is the test's."""
+    """A connected pair: ``client`` is non-blocking like a pool's sockets, ``server`` is the test's end."""
 
     def __init__(self) -> None:
         self.client, self.server = socket.socketpair()
         self.client.setblocking(False)
-        self.server.settimeout(_PATIENCE_MILLISECONDS / 1000)
+        self.server.settimeout(_TIMEOUT_SECONDS)
 
     def __enter__(self) -> Wire:
         return self
@@ -47,7 +47,7 @@ class Wire:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an answer was taken for."""
+    """How an answer was read."""
 
     status: int
     body: bytes
@@ -61,13 +61,13 @@ def play(
     max_response_bytes: int = 1 << 20,
     expects_body: bool = True,
 ) -> Exchange:
-    """A complete exchange whose answer comes in these pieces, each one seen before the next is sent.
+    """A complete exchange whose answer comes in these pieces, each read before the next is sent.
 
-    Raises what the exchange raises, and `Hangs` where it goes on waiting after the last piece.
+    Raises what the exchange raises, and `Hangs` if it still waits after the last piece.
     """
     with Wire() as wire:
         exchange = wire.exchange(max_response_bytes=max_response_bytes, expects_body=expects_body)
-        assert exchange.advance(), "complete before a byte of an answer came"
+        assert exchange.advance(), "complete before the first byte of an answer"
         wire.server.recv(65536)
         for piece in pieces:
             wire.server.sendall(piece)
@@ -86,7 +86,7 @@ def outcome_of(exchange: Exchange) -> Outcome:
 
 
 def _advance_while_ready(wire: Wire, exchange: Exchange) -> int:
-    """Events that the exchange waits for once nothing is ready any more; 0 when it is complete."""
+    """Advance until nothing is ready; the events that the exchange waits for, 0 if it is complete."""
     events = exchange.advance()
     while events:
         poller = select.poll()

@@ -1,4 +1,4 @@
-"""What the kernel says about this machine's connections and this process's threads and files."""
+"""The kernel's view of this machine's connections, and of this process's threads and files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _ESTABLISHED = "01"
 
 
 def established(port: int) -> int:
-    """Established connections whose local port is ``port``: the server's side, so each is counted once.
+    """The number of established connections to ``port``, counted on the server's side.
 
-    By their addresses, for the kernel writes its table in pieces: what moves between two of them while
-    connections come and go is listed twice (seen: nine lines, seven connections).
+    The kernel writes its table in pieces, and an entry that moves while connections come and go can be
+    listed twice (seen: nine lines for seven connections). So different addresses are counted, not lines.
     """
     return len(
         {
@@ -28,12 +28,12 @@ def established(port: int) -> int:
 
 
 def client_ports(port: int) -> set[int]:
-    """The clients' ports of this machine's connections to ``port``, those closed a minute ago included."""
+    """The clients' ports of connections to ``port``; TIME_WAIT keeps closed ones visible for a minute."""
     found = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for entry in _entries(Path(table)):
             local, remote = (int(address.rpartition(":")[2], 16) for address in entry[1:3])
-            # What listens has no remote port.
+            # A listening socket has no remote port.
             if local == port and remote:
                 found.add(remote)
             elif remote == port:
@@ -42,22 +42,22 @@ def client_ports(port: int) -> set[int]:
 
 
 def open_files() -> int:
-    """File descriptors of this process."""
+    """The number of file descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
 
 
 def open_sockets() -> int:
-    """File descriptors of this process that are sockets."""
+    """The number of file descriptors of this process that are sockets."""
     return sum(_is_socket(name) for name in os.listdir("/proc/self/fd"))
 
 
 def threads() -> list[str]:
-    """Names of this process's running threads."""
+    """The names of this process's threads, sorted."""
     return sorted(thread.name for thread in threading.enumerate())
 
 
 def settles(read: Callable[[], int], expected: int, *, within_seconds: float = 5.0) -> int:
-    """The value once it is ``expected``, or the last one seen: kernels and threads take their time."""
+    """Poll until ``read`` returns ``expected``; return its last value, which differs after a timeout."""
     deadline = time.monotonic() + within_seconds
     while (value := read()) != expected and time.monotonic() < deadline:
         time.sleep(0.02)
