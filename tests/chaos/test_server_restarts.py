@@ -42,12 +42,12 @@ def test_outage_longer_than_the_deadline_loses_nothing(tmp_path: Path) -> None:
             TritonInference(
                 server.endpoint,
                 MODEL,
-                timeout_seconds=3.0,
-                pool={"connect_timeout_seconds": 1.0},
+                timeout_seconds=1.5,
+                pool={"connect_timeout_seconds": 0.5},
                 batching={"max_batch_size": 64},
             ),
             elements,
-            meanwhile=strikes(1, elements, killed_and_restarted(server, away_seconds=6.0)),
+            meanwhile=strikes(1, elements, killed_and_restarted(server, away_seconds=3.0)),
         )
     assert run.counters.get("failures", 0) == 0
 
@@ -129,6 +129,7 @@ def test_setup_in_mid_job_waits_for_a_restarting_server(tmp_path: Path) -> None:
 
 def test_model_reload_loses_nothing(tmp_path: Path) -> None:
     """While the model is unloaded its requests are held, and none of its elements fails."""
+    elements = 60_000
     models = write_models(tmp_path / "models", [MODEL])
     with throwaway_triton(models, models_control="explicit", load_models=[MODEL]) as server:
 
@@ -137,7 +138,7 @@ def test_model_reload_loses_nothing(tmp_path: Path) -> None:
             time.sleep(1.0)
             server.load_model(MODEL)
 
-        run = run_numbered(scoring(server.endpoint), ELEMENTS, meanwhile=strikes(2, ELEMENTS, reload_model))
+        run = run_numbered(scoring(server.endpoint), elements, meanwhile=strikes(2, elements, reload_model))
     assert run.counters["retries"] > 0
     assert run.counters.get("failures", 0) == 0
 
@@ -182,7 +183,7 @@ def test_requests_to_a_frozen_server_fail_over(tmp_path: Path) -> None:
                 TritonInference(
                     [healthy.endpoint, freezing.endpoint],
                     MODEL,
-                    timeout_seconds=6.0,
+                    timeout_seconds=3.0,
                     pool={"connect_timeout_seconds": 1.0},
                     batching={"max_batch_size": 64},
                 ),
