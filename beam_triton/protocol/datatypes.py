@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -37,7 +38,7 @@ class Datatype:
     struct_code: str | None = None
     has_json: bool = True
 
-    @property
+    @cached_property
     def is_bytes(self) -> bool:
         return self.item_bytes == 0
 

@@ -61,6 +61,14 @@ def model_statistics_path(model_name: str | None = None, model_version: str | in
     return model_path(model_name, model_version) + "/stats"
 
 
+def repository_load_path(model_name: str) -> str:
+    return f"/v2/repository/models/{_segment(model_name)}/load"
+
+
+def repository_unload_path(model_name: str) -> str:
+    return f"/v2/repository/models/{_segment(model_name)}/unload"
+
+
 def _segment(model_name: str) -> str:
     try:
         encoded = quote(model_name, safe="")

@@ -16,16 +16,12 @@ from typing import Any
 import numpy as np
 
 from beam_triton.errors import LocalProtocolError, RemoteProtocolError
-from beam_triton.protocol import (
-    DATATYPES,
-    ModelSpec,
-    TensorSpec,
-    from_json_data,
-    from_wire,
-    to_array,
-    wire_bytes,
-)
-from beam_triton.protocol.datatypes import Array
+from beam_triton.protocol import DATATYPES, ModelSpec, TensorSpec, to_array
+from beam_triton.protocol.bfloat16 import widen_bfloat16
+from beam_triton.protocol.byte_strings import decode_byte_strings, object_array
+from beam_triton.protocol.datatypes import BF16, Array
+from beam_triton.protocol.json_tensors import from_json_data
+from beam_triton.protocol.tensors import element_count, wire_bytes
 
 _NO_ID = "[request id: <id_unknown>] "
 # What Triton says of a JSON value of the wrong kind, by the kind of the datatype's dtype.
@@ -306,13 +302,27 @@ def _shape_text(shape: Sequence[int]) -> str:
     return "[" + ",".join(map(str, shape)) + "]"
 
 
+def _from_wire(raw: memoryview, datatype: str, shape: Sequence[int], name: str) -> Array:
+    """The tensor that ``raw`` holds: a view of it, but for BYTES (an object array) and BF16 (float32)."""
+    kind = DATATYPES[datatype]
+    count = element_count(shape, name)
+    if kind.is_bytes:
+        return object_array(decode_byte_strings(raw, count, name), count, tuple(shape))
+    if count * kind.item_bytes != len(raw):
+        raise RemoteProtocolError(
+            f"{datatype} of shape {list(shape)} needs {count * kind.item_bytes} bytes, but {len(raw)} came"
+        )
+    array = np.frombuffer(raw, dtype=kind.wire_dtype) if count else np.empty(0, dtype=kind.wire_dtype)
+    return (widen_bfloat16(array) if kind is BF16 else array).reshape(shape)
+
+
 def _to_array(model: ModelSpec, given: _Input) -> Array:
     if given.raw is None:
         array: Array = given.data
         return array
     kind = DATATYPES[given.datatype]
     try:
-        return from_wire(given.raw, given.datatype, given.shape, given.name)
+        return _from_wire(memoryview(given.raw), given.datatype, given.shape, given.name)
     except RemoteProtocolError as error:
         if kind.is_bytes:
             raise RefusedError(

@@ -24,6 +24,8 @@ def test_paths_match_tritons_routes() -> None:
     assert paths.model_statistics_path() == "/v2/models/stats"
     assert paths.model_statistics_path("digits", 2) == "/v2/models/digits/versions/2/stats"
     assert paths.model_path("a b") == "/v2/models/a%20b"
+    assert paths.repository_load_path("a b") == "/v2/repository/models/a%20b/load"
+    assert paths.repository_unload_path("digits") == "/v2/repository/models/digits/unload"
 
 
 @given(st.text(min_size=1).filter(lambda name: name not in (".", "..")))

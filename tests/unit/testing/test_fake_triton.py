@@ -353,7 +353,7 @@ def test_a_port_in_use_is_named() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"inputs": {"x": ("FP8", [4])}}, "datatype 'FP8' is none of"),
+        ({"inputs": {"x": ("FP8", [4])}}, "datatype 'FP8' is not one of"),
         ({"inputs": {"x": "FP32"}}, "needs a datatype and a shape"),
         ({"outputs": {"y": ("FP32", ["a"])}}, "must hold whole numbers"),
         ({"max_batch_size": -1}, "max_batch_size must be 0"),
