@@ -1,4 +1,4 @@
-"""Requests beside inference: which endpoint is asked, in which order, and for how long."""
+"""Requests of the control plane: which endpoint gets them, in which order, and for how long."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.fault_server import FaultServer, serve
 
 
 def origin(request: Request) -> Answer:
-    """As much of a server as says who it is."""
+    """A server that answers only requests for its metadata and readiness."""
     if request.target in ("/v2", "/v2/health/ready"):
         return Answer(body=json.dumps({"name": "triton", "extensions": []}).encode())
     return Answer(404, json.dumps({"error": f"Request for unknown model: {request.target}"}).encode())
@@ -48,8 +48,8 @@ def good() -> Iterator[FaultServer]:
         yield server
 
 
-def test_a_frozen_server_costs_its_share_once(good: FaultServer) -> None:
-    """Half of the time for the first request, and nothing for those that follow."""
+def test_frozen_server_costs_its_share_of_the_time_once(good: FaultServer) -> None:
+    """Half of the time for the first request, and nothing for the following ones."""
     with (
         FaultServer(origin, faults.silence) as frozen,
         control_plane(frozen, good, timeout_seconds=1.0) as control,
@@ -62,8 +62,8 @@ def test_a_frozen_server_costs_its_share_once(good: FaultServer) -> None:
         assert len(frozen.requests) == 1 and len(good.requests) == 6
 
 
-def test_a_frozen_server_is_no_reason_to_be_unready(good: FaultServer) -> None:
-    """Health is asked of the others within the time, too, and that answer is remembered as well."""
+def test_readiness_is_checked_at_the_other_endpoints(good: FaultServer) -> None:
+    """A frozen endpoint leaves time for the others, and the one that answers is remembered."""
     with (
         FaultServer(origin, faults.silence) as frozen,
         control_plane(frozen, good, timeout_seconds=1.0) as control,
@@ -73,8 +73,8 @@ def test_a_frozen_server_is_no_reason_to_be_unready(good: FaultServer) -> None:
         assert len(frozen.requests) == 1 and len(good.requests) == 2
 
 
-def test_all_have_their_turn_within_the_time() -> None:
-    """Where all are frozen the whole takes ``timeout_seconds``, and the error keeps all of theirs."""
+def test_every_endpoint_is_tried_within_timeout_seconds() -> None:
+    """If all are frozen the request takes ``timeout_seconds``, and the error keeps all their errors."""
     with (
         FaultServer(origin, faults.silence) as one,
         FaultServer(origin, faults.silence) as two,
@@ -89,8 +89,8 @@ def test_all_have_their_turn_within_the_time() -> None:
         assert [len(server.requests) for server in (one, two, three)] == [1, 1, 1]
 
 
-def test_the_time_that_a_refusing_server_leaves_is_the_others(good: FaultServer) -> None:
-    """One that fails at once leaves its share; a slow one after it has nearly all of the time."""
+def test_time_not_used_by_a_failed_endpoint_is_left_to_the_others(good: FaultServer) -> None:
+    """After an endpoint that fails at once, a slow one has nearly all of the time."""
     good.play(faults.late(0.7))
     with (
         FaultServer(origin, faults.closed_without_answer) as broken,
@@ -99,8 +99,8 @@ def test_the_time_that_a_refusing_server_leaves_is_the_others(good: FaultServer)
         assert control.get("/v2", what="server metadata")["name"] == "triton"
 
 
-def test_the_one_that_answered_is_left_when_it_fails(good: FaultServer) -> None:
-    """The others are asked again as soon as it does, and the one that answers then stays first."""
+def test_endpoint_that_answered_is_preferred_until_it_fails(good: FaultServer) -> None:
+    """When it fails the others are tried again, and the one that answers then is preferred."""
     with (
         FaultServer(origin, [faults.closed_without_answer, serve]) as other,
         control_plane(other, good, timeout_seconds=2.0) as control,
@@ -112,8 +112,8 @@ def test_the_one_that_answered_is_left_when_it_fails(good: FaultServer) -> None:
         assert (len(other.requests), len(good.requests)) == (3, 3)
 
 
-def test_a_refusal_is_an_answer(good: FaultServer) -> None:
-    """Who says that a model is not there is asked first the next time, and has the last word."""
+def test_model_not_found_counts_as_an_answer(good: FaultServer) -> None:
+    """An endpoint that says the model does not exist is preferred next time, and its answer is final."""
     with (
         FaultServer(origin, faults.closed_without_answer) as broken,
         control_plane(broken, good, timeout_seconds=2.0) as control,
@@ -124,8 +124,8 @@ def test_a_refusal_is_an_answer(good: FaultServer) -> None:
         assert len(broken.requests) == 1
 
 
-def test_one_server_has_all_of_the_time() -> None:
-    """The message says the user's own number."""
+def test_single_endpoint_gets_the_whole_timeout() -> None:
+    """The message contains the user's own number."""
     with (
         FaultServer(origin, faults.silence) as frozen,
         control_plane(frozen, timeout_seconds=0.3) as control,
@@ -134,7 +134,7 @@ def test_one_server_has_all_of_the_time() -> None:
         control.get("/v2", what="server metadata")
 
 
-def test_a_stale_connection_is_replaced(good: FaultServer) -> None:
+def test_stale_connection_is_replaced(good: FaultServer) -> None:
     """A connection that ends before a byte of the answer is replaced; one that ends within it fails."""
     good.play([serve, faults.closed_without_answer, serve, faults.truncated(10)])
     with control_plane(good, timeout_seconds=2.0) as control:

@@ -1,4 +1,4 @@
-"""Calls and circuit breakers: kept back, probed, let in again."""
+"""Calls and circuit breakers: held, probed, admitted again."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def state_of(channel: Channel, number: int = 0) -> State:
 
 
 def open_breaker(channel: Channel) -> None:
-    """Fails requests until the breaker of the only endpoint opens; the one that opens it may wait."""
+    """Fails requests until the breaker of the only endpoint opens; the request that opens it may be held."""
     dispatcher: Dispatcher[None] = Dispatcher(channel)
     for _ in range(3):
         dispatcher.submit(None, post(), read)
@@ -51,8 +51,8 @@ def open_breaker(channel: Channel) -> None:
     dispatcher.cancel()
 
 
-def test_fail_fast() -> None:
-    """``when_open="fail"`` refuses at once, without a word to the server, and says when to come back."""
+def test_when_open_fail_rejects_requests_at_once() -> None:
+    """Nothing is sent to the server, and the error says when the breaker admits probes."""
     with (
         FaultServer(OK, SICK) as server,
         closing(open_channel(server.endpoint, circuit_breaker=policy(when_open="fail"))) as channel,
@@ -69,8 +69,8 @@ def test_fail_fast() -> None:
         assert free_slots(channel) == 4
 
 
-def test_waiting_for_a_server_that_comes_back() -> None:
-    """Requests are held back while the breaker is open, probe, and all come through in the end."""
+def test_held_requests_succeed_when_the_server_recovers() -> None:
+    """Requests are held while the breaker is open, probe the server, and all succeed in the end."""
     with (
         FaultServer(OK, [SICK] * 3) as server,
         closing(open_channel(server.endpoint, circuit_breaker=policy())) as channel,
@@ -88,8 +88,8 @@ def test_waiting_for_a_server_that_comes_back() -> None:
         assert free_slots(channel) == 4
 
 
-def test_waiting_has_an_end() -> None:
-    """After ``max_wait_seconds`` a request fails, with what it saw of the server before."""
+def test_max_wait_seconds_bounds_the_hold() -> None:
+    """After ``max_wait_seconds`` a held request fails with the errors that it had before."""
     patience = policy(max_wait_seconds=0.4, open_seconds=30.0)
     with (
         FaultServer(OK, SICK) as server,
@@ -102,8 +102,8 @@ def test_waiting_has_an_end() -> None:
         assert isinstance(error, CircuitOpenError)
 
 
-def test_waiting_outlasts_the_deadline() -> None:
-    """The deadline bounds what the server is given, not the time that it is away."""
+def test_hold_does_not_count_against_the_deadline() -> None:
+    """The deadline bounds the time that the server takes, not the time that it is down."""
     with (
         FaultServer(OK, [SICK] * 3) as server,
         closing(
@@ -114,7 +114,7 @@ def test_waiting_outlasts_the_deadline() -> None:
         assert ask(channel).result == b"answer"
 
 
-def test_a_health_check_shortens_the_wait() -> None:
+def test_passed_health_check_ends_the_hold_early() -> None:
     """A server that is ready again is probed long before ``open_seconds`` are over."""
     early = policy(open_seconds=30.0, health_check_interval_seconds=0.1)
     with (
@@ -129,8 +129,8 @@ def test_a_health_check_shortens_the_wait() -> None:
         assert asked[:2] == ["/v2/health/ready", "/v2/models/model/ready"]
 
 
-def test_a_health_check_ends_failing_fast() -> None:
-    """Where requests fail at once nobody waits for the server, and it is asked after all the same."""
+def test_health_checks_run_with_when_open_fail() -> None:
+    """Where requests fail at once none is held, but the server is checked all the same."""
     early = policy(open_seconds=30.0, when_open="fail", health_check_interval_seconds=0.05)
     with (
         FaultServer(OK, [SICK] * 3, when=infer_requests) as server,
@@ -145,7 +145,7 @@ def test_a_health_check_ends_failing_fast() -> None:
         assert state_of(channel) is not State.OPEN
 
 
-def test_a_health_check_that_fails_keeps_it_shut() -> None:
+def test_failed_health_check_keeps_the_breaker_open() -> None:
     """A server that is not ready gets no requests, only further checks."""
 
     def not_ready(exchange: Exchange) -> None:
@@ -164,8 +164,8 @@ def test_a_health_check_that_fails_keeps_it_shut() -> None:
         assert state_of(channel) is State.OPEN
 
 
-def test_a_health_check_without_its_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A secret that goes missing while the breaker is open ends neither the reactor nor the wait."""
+def test_health_check_survives_a_missing_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret that is missing while the breaker is open stops neither the reactor nor the hold."""
     monkeypatch.setattr(request_module, "HEADERS_GRACE_SECONDS", 0.5)
     works = True
 
@@ -181,15 +181,15 @@ def test_a_health_check_without_its_secret(monkeypatch: pytest.MonkeyPatch) -> N
     ):
         open_breaker(channel)
         works = False
-        # Heads are kept for a second, and then the time of grace is over: the checks have to make their own.
+        # Cached heads expire after a second, and then the grace period ends: the checks need new heads.
         time.sleep(1.0)
         assert isinstance(ask(channel).error, ConfigurationError)
         works = True
         assert ask(channel).result == b"answer"
 
 
-def test_the_elements_fault_opens_nothing() -> None:
-    """Any number of 400s says nothing of the server's health."""
+def test_rejected_elements_do_not_open_the_breaker() -> None:
+    """Any number of 400s says nothing about the server's health."""
     with (
         FaultServer(OK, faults.answered(Answer(400))) as server,
         closing(open_channel(server.endpoint, circuit_breaker=policy())) as channel,
@@ -199,8 +199,8 @@ def test_the_elements_fault_opens_nothing() -> None:
         assert state_of(channel) is State.CLOSED
 
 
-def test_a_failed_probe_opens_it_again() -> None:
-    """A server that still fails gets one round of probes for each ``open_seconds``."""
+def test_failed_probe_reopens_the_breaker() -> None:
+    """A server that still fails gets one round of probes per ``open_seconds``."""
     with (
         FaultServer(OK, SICK) as server,
         closing(
@@ -216,21 +216,23 @@ def test_a_failed_probe_opens_it_again() -> None:
         assert len(server.requests) == asked + 1
 
 
-def test_an_open_breaker_takes_its_endpoint_out() -> None:
-    """With another endpoint at hand, a sick one gets nothing while its breaker is open."""
-    with FaultServer(OK, SICK) as sick, FaultServer(OK) as well:
+def test_endpoint_with_an_open_breaker_gets_no_requests() -> None:
+    """With another endpoint available, an unhealthy one gets nothing while its breaker is open."""
+    with FaultServer(OK, SICK) as unhealthy, FaultServer(OK) as healthy:
         channel = open_channel(
-            [sick.endpoint, well.endpoint], circuit_breaker=policy(open_seconds=30.0), retry=QUICK_RETRIES
+            [unhealthy.endpoint, healthy.endpoint],
+            circuit_breaker=policy(open_seconds=30.0),
+            retry=QUICK_RETRIES,
         )
         with closing(channel):
             for _ in range(20):
                 assert ask(channel).result == b"answer"
             assert state_of(channel, 0) is State.OPEN and state_of(channel, 1) is State.CLOSED
-            assert len(sick.requests) == 3
+            assert len(unhealthy.requests) == 3
 
 
-def test_an_endpoint_that_recovers_is_used_again() -> None:
-    """After ``open_seconds`` an endpoint is probed, though the others have room for everything."""
+def test_recovered_endpoint_is_used_again() -> None:
+    """After ``open_seconds`` an endpoint is probed, though the others have capacity for everything."""
     with FaultServer(OK, SICK) as first, FaultServer(OK) as second:
         channel = open_channel(
             [first.endpoint, second.endpoint], circuit_breaker=policy(), retry=QUICK_RETRIES
@@ -248,8 +250,8 @@ def test_an_endpoint_that_recovers_is_used_again() -> None:
             assert len(first.requests) - before >= 2
 
 
-def test_a_health_check_brings_an_endpoint_back_while_others_are_well() -> None:
-    """Nobody waits for it, and a minute would pass until it is probed: the next requests ask after it."""
+def test_health_check_restores_an_endpoint_while_others_are_healthy() -> None:
+    """No request waits for it, and its probe is a minute away: the next requests check it."""
     with FaultServer(OK, SICK) as first, FaultServer(OK) as second:
         channel = open_channel(
             [first.endpoint, second.endpoint],
@@ -276,8 +278,8 @@ def test_a_health_check_brings_an_endpoint_back_while_others_are_well() -> None:
 
 
 @pytest.mark.parametrize("then", ["cancel", "finish"])
-def test_a_probe_that_is_given_up_gives_its_place_back(then: str) -> None:
-    """Probes whose outcome says nothing leave room for others."""
+def test_probe_without_a_verdict_admits_another_probe(then: str) -> None:
+    """Probes whose outcome says nothing about the server do not use up the allowance."""
     finish: dict[str, Callable[[Dispatcher[None]], None]] = {
         "cancel": Dispatcher.cancel,
         "finish": Dispatcher.drain,

@@ -44,8 +44,8 @@ def status(code: int, *headers: tuple[str, str]) -> Fault:
 BUSY = faults.answered(Answer(503, b'{"error":"Exceeds maximum queue size"}'))
 
 
-def test_a_record_of_what_happened() -> None:
-    """The record counts connections, bytes and attempts of a call."""
+def test_record_counts_connections_bytes_and_attempts() -> None:
+    """The record of a call counts its connections, bytes and attempts."""
     with FaultServer(OK) as server, closing(open_channel(server.endpoint)) as channel:
         first, second = ask(channel).record, ask(channel).record
     assert (first.connections_opened, first.connections_reused) == (1, 0)
@@ -54,8 +54,8 @@ def test_a_record_of_what_happened() -> None:
     assert 0 < first.latency_seconds < 5
 
 
-def test_a_stale_connection_costs_no_retry() -> None:
-    """The request goes out again at once on another connection, even where no retry is allowed."""
+def test_stale_connection_costs_no_retry() -> None:
+    """The request is sent again at once on another connection, even where no retry is allowed."""
     with (
         FaultServer(OK, [serve, faults.closed_without_answer]) as server,
         closing(open_channel(server.endpoint)) as channel,
@@ -67,8 +67,8 @@ def test_a_stale_connection_costs_no_retry() -> None:
         assert len(server.requests) == 3
 
 
-def test_a_server_that_hangs_up_every_time() -> None:
-    """A request is sent again for stale connections only: a fresh one that ends is an error."""
+def test_fresh_connection_that_ends_is_an_error() -> None:
+    """A request is sent again without a retry only after a stale connection."""
     with (
         FaultServer(OK, [serve, serve, *[faults.closed_without_answer] * 9]) as server,
         closing(open_channel(server.endpoint)) as channel,
@@ -80,8 +80,8 @@ def test_a_server_that_hangs_up_every_time() -> None:
         assert call.record.attempts == 2
 
 
-def test_a_sequence_request_is_not_sent_again() -> None:
-    """A request that may have run is not repeated where the model would see it twice."""
+def test_sequence_request_that_may_have_run_is_not_sent_again() -> None:
+    """A request that may have run is not repeated, because the model would see it twice."""
     for fault in (faults.closed_without_answer, faults.truncated(10), status(500)):
         with (
             FaultServer(OK, [serve, fault]) as server,
@@ -93,8 +93,8 @@ def test_a_sequence_request_is_not_sent_again() -> None:
             assert len(server.requests) == 2
 
 
-def test_a_sequence_request_that_cannot_have_run_is_repeated() -> None:
-    """A refusal for being busy leaves the sequence as it was."""
+def test_sequence_request_that_cannot_have_run_is_retried() -> None:
+    """A refusal because of overload leaves the sequence as it was."""
     with (
         FaultServer(OK, [BUSY]) as server,
         closing(open_channel(server.endpoint, retry=QUICK_RETRIES)) as channel,
@@ -103,8 +103,8 @@ def test_a_sequence_request_that_cannot_have_run_is_repeated() -> None:
 
 
 @pytest.mark.parametrize("fault", [status(503), status(502), BUSY, faults.reset_after_reading])
-def test_what_passes_is_retried(fault: Fault) -> None:
-    """Transient errors are repeated until the answer comes; the record tells how often."""
+def test_transient_errors_are_retried(fault: Fault) -> None:
+    """Transient errors are retried until an answer comes; the record counts the retries."""
     with (
         FaultServer(OK, [fault] * 3) as server,
         closing(open_channel(server.endpoint, retry=QUICK_RETRIES)) as channel,
@@ -114,8 +114,8 @@ def test_what_passes_is_retried(fault: Fault) -> None:
         assert (call.record.attempts, call.record.retries) == (4, 3)
 
 
-def test_the_last_error_keeps_the_earlier_ones() -> None:
-    """The error of a request that fails for good is the last one, and tells of those before."""
+def test_last_error_keeps_the_earlier_ones() -> None:
+    """The error of a request that fails for good is the last one, with the earlier ones as ``attempts``."""
     policy = RetryPolicy(max_retries=2, initial_backoff_seconds=0.01)
     script = [status(502), faults.truncated(10), status(503)]
     with FaultServer(OK, script) as server, closing(open_channel(server.endpoint, retry=policy)) as channel:
@@ -125,8 +125,8 @@ def test_the_last_error_keeps_the_earlier_ones() -> None:
         assert len(server.requests) == 3
 
 
-def test_a_model_that_raises_is_asked_once_more() -> None:
-    """A plain 500 is repeated ``max_server_error_retries`` times, a refusal of the content never."""
+def test_plain_500_is_retried_once() -> None:
+    """A plain 500 is retried ``max_server_error_retries`` times, a rejection of the content never."""
     with (
         FaultServer(OK, status(500)) as server,
         closing(open_channel(server.endpoint, retry=QUICK_RETRIES)) as channel,
@@ -140,8 +140,8 @@ def test_a_model_that_raises_is_asked_once_more() -> None:
         assert len(server.requests) == 4
 
 
-def test_retry_after_is_waited_for() -> None:
-    """A server that names a time is not asked before it."""
+def test_retry_after_delays_the_retry() -> None:
+    """A server that names a time gets no request before it."""
     with (
         FaultServer(OK, [status(503, ("Retry-After", "1"))]) as server,
         closing(open_channel(server.endpoint, retry=QUICK_RETRIES)) as channel,
@@ -151,8 +151,8 @@ def test_retry_after_is_waited_for() -> None:
         assert 1.0 <= time.monotonic() - started < 1.7
 
 
-def test_the_deadline_caps_retry_after() -> None:
-    """Where nothing is waited for beyond it, a server that names a later time is asked within it."""
+def test_deadline_caps_retry_after() -> None:
+    """Without holds a retry comes within the deadline, though the server names a later time."""
     with (
         FaultServer(OK, [status(503, ("Retry-After", "60"))]) as server,
         closing(open_channel(server.endpoint, retry=QUICK_RETRIES, timeout_seconds=1.0)) as channel,
@@ -165,8 +165,8 @@ def test_the_deadline_caps_retry_after() -> None:
 
 
 @pytest.mark.parametrize("code", [429, 503])
-def test_retry_after_beyond_the_deadline_is_waited_for_outside_it(code: int) -> None:
-    """Where the policy waits for a sick server, it waits for one that says how long it takes."""
+def test_retry_after_beyond_the_deadline_holds_the_request(code: int) -> None:
+    """Where the policy holds requests for an unhealthy server, it also holds them for a Retry-After."""
     patient = CircuitBreakerPolicy(max_wait_seconds=10.0)
     channel_options: dict[str, Any] = {"retry": QUICK_RETRIES, "timeout_seconds": 0.5}
     with (
@@ -179,8 +179,8 @@ def test_retry_after_beyond_the_deadline_is_waited_for_outside_it(code: int) -> 
         assert len(server.requests) == 3
 
 
-def test_overload_is_waited_out() -> None:
-    """A busy server loses no request to the deadline, or to the number of retries; patience has an end."""
+def test_overloaded_server_holds_requests_until_max_wait_seconds() -> None:
+    """Neither the deadline nor the number of retries ends the hold; ``max_wait_seconds`` does."""
     policy = RetryPolicy(max_retries=2, initial_backoff_seconds=0.02, max_backoff_seconds=0.05)
     patient = CircuitBreakerPolicy(max_wait_seconds=1.0)
     with (
@@ -200,8 +200,8 @@ def test_overload_is_waited_out() -> None:
         assert free_slots(channel) == 4
 
 
-def test_patience_is_not_for_a_passed_deadline() -> None:
-    """A policy that waits for a server that is away keeps no request back for one that says nothing."""
+def test_passed_deadline_is_final_for_a_silent_server() -> None:
+    """A policy that holds requests while a server is down holds none for a server that says nothing."""
     patient = CircuitBreakerPolicy(max_wait_seconds=30.0)
     with (
         FaultServer(OK, faults.silence) as server,
@@ -215,8 +215,8 @@ def test_patience_is_not_for_a_passed_deadline() -> None:
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_waiting_for_a_place_has_an_end(waits: bool) -> None:
-    """Behind others that a shrunken limit lets through one at a time, nobody waits without a bound."""
+def test_wait_for_admission_is_bounded(waits: bool) -> None:
+    """Behind others that a lowered limit admits one at a time, no request waits without a bound."""
     patient = CircuitBreakerPolicy(max_wait_seconds=0.4, minimum_requests=100) if waits else None
     with FaultServer(OK, faults.silence) as server:
         channel = open_channel(
@@ -231,21 +231,21 @@ def test_waiting_for_a_place_has_an_end(waits: bool) -> None:
             for number in range(8):
                 dispatcher.submit(number, post(), read)
             dispatcher.drain()
-            # One ends at its deadline, another one may take its place just before it would give up.
+            # One ends at its deadline, and another may be admitted just before it would give up.
             assert time.monotonic() - started < 2 * 0.4 + OVERRUN_SECONDS
             errors = [call.error for _, call in dispatcher.completed]
             assert sum(isinstance(error, PoolTimeoutError) for error in errors) >= 6
             assert "1 requests at a time" in str(errors)
 
 
-def test_a_sick_endpoints_budget_is_its_own() -> None:
-    """A retry is charged to the endpoint that it goes to, not to one that is out and gets nothing."""
+def test_retry_is_charged_to_the_endpoint_that_receives_it() -> None:
+    """An unhealthy endpoint that gets no requests is not charged for retries elsewhere."""
     policy = RetryPolicy(
         initial_backoff_seconds=0.01, max_backoff_seconds=0.02, budget_ratio=0.5, budget_min_per_second=0.3
     )
     breaker = CircuitBreakerPolicy(minimum_requests=3, open_seconds=60.0, health_check_interval_seconds=None)
-    with FaultServer(OK, status(503)) as sick, FaultServer(OK) as well:
-        channel = open_channel([sick.endpoint, well.endpoint], retry=policy, circuit_breaker=breaker)
+    with FaultServer(OK, status(503)) as unhealthy, FaultServer(OK) as healthy:
+        channel = open_channel([unhealthy.endpoint, healthy.endpoint], retry=policy, circuit_breaker=breaker)
         with closing(channel):
             while channel.endpoints.endpoints[0].is_healthy:
                 ask(channel)
@@ -253,15 +253,15 @@ def test_a_sick_endpoints_budget_is_its_own() -> None:
                 assert ask(channel).result == b"answer"
             started = time.monotonic()
             for _ in range(4):
-                well.play([status(502)])
+                healthy.play([status(502)])
                 assert ask(channel).result == b"answer"
             assert time.monotonic() - started < 2.0
 
 
-def test_a_frozen_endpoint_is_given_up_for_another() -> None:
-    """One that accepts and says nothing costs half of the deadline, where answers usually come soon."""
-    with FaultServer(OK) as frozen, FaultServer(OK) as well:
-        channel = open_channel([frozen.endpoint, well.endpoint], retry=QUICK_RETRIES, timeout_seconds=2.0)
+def test_request_to_a_frozen_endpoint_fails_over() -> None:
+    """Where answers usually come soon, an endpoint that never answers costs half of the deadline."""
+    with FaultServer(OK) as frozen, FaultServer(OK) as healthy:
+        channel = open_channel([frozen.endpoint, healthy.endpoint], retry=QUICK_RETRIES, timeout_seconds=2.0)
         with closing(channel):
             for _ in range(4):
                 ask(channel)
@@ -271,7 +271,7 @@ def test_a_frozen_endpoint_is_given_up_for_another() -> None:
             assert sum(call.record.retries for call in calls) >= 1
 
 
-def test_a_slow_model_keeps_its_whole_deadline() -> None:
+def test_slow_model_keeps_the_whole_deadline() -> None:
     """Where answers usually take a good part of the deadline, no attempt is given up early."""
     with FaultServer(OK, faults.late(0.5)) as first, FaultServer(OK, faults.late(0.5)) as second:
         channel = open_channel([first.endpoint, second.endpoint], retry=QUICK_RETRIES, timeout_seconds=0.9)
@@ -280,8 +280,8 @@ def test_a_slow_model_keeps_its_whole_deadline() -> None:
             assert [call.record.attempts for call in calls] == [1, 1, 1]
 
 
-def test_a_loss_after_some_time_is_not_staleness() -> None:
-    """The server may have run the request: where no retry is allowed, it is not sent again."""
+def test_late_connection_loss_is_not_stale() -> None:
+    """The server may have run the request: without retries it is not sent again."""
 
     def late_reset(exchange: Any) -> None:
         exchange.request()
@@ -297,8 +297,8 @@ def test_a_loss_after_some_time_is_not_staleness() -> None:
         assert len(server.requests) == 2
 
 
-def test_the_budget_bounds_retries() -> None:
-    """A server that fails everything gets no more retries than the budget has, and then none."""
+def test_retry_budget_bounds_retries() -> None:
+    """A server that fails everything gets as many retries as the budget has, and then none."""
     policy = RetryPolicy(
         initial_backoff_seconds=0.01, max_backoff_seconds=0.02, budget_ratio=0.0, budget_min_per_second=0.3
     )
@@ -311,15 +311,15 @@ def test_the_budget_bounds_retries() -> None:
         assert len(server.requests) == 3 + 3
 
 
-def test_fail_over_takes_no_pause() -> None:
-    """Where another endpoint is at hand, a failed request goes there at once."""
+def test_fail_over_has_no_backoff() -> None:
+    """Where another endpoint is available, a failed request is sent there at once."""
     patient = RetryPolicy(initial_backoff_seconds=4.0, max_backoff_seconds=4.0)
     with (
-        FaultServer(OK, status(503)) as sick,
-        FaultServer(OK) as well,
+        FaultServer(OK, status(503)) as unhealthy,
+        FaultServer(OK) as healthy,
         faults.refusing_port() as port,
     ):
-        endpoints = [f"http://127.0.0.1:{port}", sick.endpoint, well.endpoint]
+        endpoints = [f"http://127.0.0.1:{port}", unhealthy.endpoint, healthy.endpoint]
         with closing(open_channel(endpoints, retry=patient, timeout_seconds=9.0)) as channel:
             started = time.monotonic()
             calls = [ask(channel) for _ in range(6)]
@@ -327,8 +327,8 @@ def test_fail_over_takes_no_pause() -> None:
             assert time.monotonic() - started < 2.0
 
 
-def test_requests_are_spread() -> None:
-    """Each request goes to the endpoint with the fewest in flight."""
+def test_requests_go_to_the_endpoint_with_the_fewest_in_flight() -> None:
+    """Four requests are spread evenly over two endpoints."""
     with FaultServer(OK, faults.late(0.2)) as left, FaultServer(OK, faults.late(0.2)) as right:
         with closing(open_channel([left.endpoint, right.endpoint])) as channel:
             dispatcher: Dispatcher[int] = Dispatcher(channel)
@@ -349,8 +349,8 @@ def test_requests_are_spread() -> None:
         (BUSY, ServerOverloadedError),
     ],
 )
-def test_the_deadline_holds(fault: Fault, sees: type[Exception]) -> None:
-    """Whatever the server does, and through all retries, the request ends at ``timeout_seconds``."""
+def test_request_ends_at_the_deadline(fault: Fault, sees: type[Exception]) -> None:
+    """Whatever the server does, and including all retries, the request ends at ``timeout_seconds``."""
     with (
         FaultServer(OK, fault) as server,
         closing(open_channel(server.endpoint, retry=QUICK_RETRIES, timeout_seconds=0.4)) as channel,
@@ -363,8 +363,8 @@ def test_the_deadline_holds(fault: Fault, sees: type[Exception]) -> None:
         assert channel.pool.statistics().active == 0
 
 
-def test_the_deadline_holds_in_the_pools_queue() -> None:
-    """Waiting for a connection counts, and says nothing of the server."""
+def test_deadline_includes_the_wait_for_a_connection() -> None:
+    """Waiting in the pool's queue counts, and says nothing about the server."""
     with FaultServer(OK) as server:
         channel = open_channel(
             server.endpoint, timeout_seconds=0.4, pool={"max_total": 1, "max_idle": 1}, retry=QUICK_RETRIES
@@ -380,8 +380,8 @@ def test_the_deadline_holds_in_the_pools_queue() -> None:
             assert ask(channel).result == b"answer"
 
 
-def test_overload_shrinks_what_is_in_flight() -> None:
-    """A server that is too busy gets fewer at a time, and the time that this costs is told."""
+def test_overload_lowers_the_number_in_flight() -> None:
+    """An overloaded server gets fewer requests at a time, and the time lost is reported as throttling."""
     with FaultServer(OK, [BUSY] * 4) as server:
         channel = open_channel(server.endpoint, retry=QUICK_RETRIES, max_concurrent_requests=8)
         with closing(channel):
@@ -396,8 +396,8 @@ def test_overload_shrinks_what_is_in_flight() -> None:
             assert dispatcher.throttled_seconds > 0
 
 
-def test_a_reading_that_fails_unforeseen() -> None:
-    """An exception of the reader ends its own call, as an answer that cannot be read, and nothing else."""
+def test_exception_of_the_reader_fails_only_its_call() -> None:
+    """An unexpected exception counts as an answer that cannot be read."""
 
     def broken(exchange: Exchange) -> bytes:
         raise KeyError("name")
@@ -414,8 +414,8 @@ def test_a_reading_that_fails_unforeseen() -> None:
         assert free_slots(channel) == 4
 
 
-def test_a_secret_that_cannot_be_read() -> None:
-    """A header that cannot be made fails the request, keeps nothing, and the next one tries again."""
+def test_unreadable_secret_fails_the_request_and_is_read_again() -> None:
+    """A header that cannot be built fails the request and leaks nothing; the next request tries again."""
     works = False
 
     def headers() -> Mapping[str, str]:
@@ -432,8 +432,8 @@ def test_a_secret_that_cannot_be_read() -> None:
         assert server.requests[0].header("Authorization") == "Bearer x"
 
 
-def test_a_rotated_secret_is_taken_up_at_its_refusal() -> None:
-    """Heads are kept for a second: a request refused for the old secret goes again with the new one."""
+def test_rotated_secret_is_read_after_a_401() -> None:
+    """Heads are cached for a second: a request refused for the old secret is sent again with the new one."""
     token = "old"
 
     def origin(request: Any) -> Answer:
@@ -454,8 +454,8 @@ def test_a_rotated_secret_is_taken_up_at_its_refusal() -> None:
         assert ask(channel).result == b"answer", "the kept head is still good"
 
 
-def test_a_host_without_an_address() -> None:
-    """A name that does not resolve is an error that names it, and is retried as any refused connection."""
+def test_unresolvable_host_raises_connect_error() -> None:
+    """The error names the host, and is retried like a refused connection."""
     policy = RetryPolicy(max_retries=1, initial_backoff_seconds=0.01)
     with closing(open_channel("http://no-such-host.invalid:8000", retry=policy)) as channel:
         error = ask(channel).error
@@ -464,8 +464,8 @@ def test_a_host_without_an_address() -> None:
         assert len(error.attempts) == 1
 
 
-def test_a_large_exchange() -> None:
-    """Sixteen megabytes there and back, through buffers much smaller than that."""
+def test_sixteen_megabytes_are_exchanged() -> None:
+    """Sixteen megabytes are sent and received through buffers much smaller than that."""
     body = bytes(range(256)) * (1 << 16)
 
     def echo(exchange: Exchange) -> bytes:
@@ -478,15 +478,15 @@ def test_a_large_exchange() -> None:
 
 
 def let_connecting_threads_end() -> None:
-    """One that has just handed its connection over holds the request until it runs again."""
+    """A thread that has just handed over its connection keeps the request until it runs again."""
     for thread in threading.enumerate():
         if thread.name == "beam_triton-connect":
             thread.join(5)
 
 
 @pytest.mark.parametrize("fault", [serve, status(400), status(503), faults.reset_after_reading])
-def test_a_request_is_freed_without_the_garbage_collector(fault: Fault) -> None:
-    """When a call is forgotten its request is too: no error, and no success, keeps it in a cycle."""
+def test_requests_are_freed_without_the_garbage_collector(fault: Fault) -> None:
+    """When a call is dropped its request is freed: neither an error nor a success keeps it in a cycle."""
     with (
         FaultServer(OK, fault) as server,
         closing(open_channel(server.endpoint, retry=NO_RETRIES)) as channel,
@@ -505,8 +505,8 @@ def test_a_request_is_freed_without_the_garbage_collector(fault: Fault) -> None:
             gc.enable()
 
 
-def test_requests_that_waited_for_their_turn_are_freed_too() -> None:
-    """Standing in line, for a slot or for a place at the server, leaves no cycle behind."""
+def test_queued_requests_are_freed_without_the_garbage_collector() -> None:
+    """Waiting for a slot or an admission leaves no cycle behind."""
     with (
         FaultServer(OK, serve) as server,
         closing(open_channel(server.endpoint, max_concurrent_requests=4)) as channel,
@@ -531,8 +531,8 @@ def test_requests_that_waited_for_their_turn_are_freed_too() -> None:
             gc.enable()
 
 
-def test_a_kept_error_keeps_no_request() -> None:
-    """Whoever collects errors does not collect the requests that they came from."""
+def test_stored_error_does_not_keep_its_request_alive() -> None:
+    """Collecting errors does not collect the requests that they came from."""
     with (
         FaultServer(OK, faults.truncated(10)) as server,
         closing(open_channel(server.endpoint, retry=QUICK_RETRIES, timeout_seconds=0.3)) as channel,
@@ -546,8 +546,8 @@ def test_a_kept_error_keeps_no_request() -> None:
         assert error is not None and gone() is None
 
 
-def test_cancelling_gives_everything_back() -> None:
-    """Whatever state a call is in, cancelling it returns slot, admission and connection."""
+def test_cancel_releases_slot_admission_and_connection() -> None:
+    """Whatever state a call is in, cancelling it releases all that it holds."""
     with FaultServer(OK, faults.silence) as server:
         channel = open_channel(
             server.endpoint, pool={"max_total": 2, "max_idle": 2}, max_concurrent_requests=4
@@ -565,7 +565,7 @@ def test_cancelling_gives_everything_back() -> None:
             assert free_slots(channel) == 4
             assert channel.endpoints.endpoints[0].in_flight == 0
             assert sockets.settles(lambda: channel.pool.statistics().active, 0) == 0
-            # A connection that was being opened is kept for the next one; those in use are closed.
+            # A connection that was being opened is kept for the next request; those in use are closed.
             assert sockets.settles(lambda: server.open_now - channel.pool.statistics().idle, 0) == 0
             server.play(serve)
             assert ask(channel).result == b"answer"

@@ -1,4 +1,4 @@
-"""Many calls in flight, several owners on a thread, several threads on few slots."""
+"""Many calls in flight, several owners on one thread, several threads on few slots."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def echo(request: Request) -> Answer:
     return Answer(200, request.body)
 
 
-def test_each_call_comes_back_with_its_token() -> None:
+def test_completed_calls_keep_their_tokens() -> None:
     """Tokens and answers stay together, whatever the order of the answers."""
     with (
         FaultServer(echo, [faults.late(0.2), faults.late(0.1)]) as server,
@@ -38,7 +38,7 @@ def test_each_call_comes_back_with_its_token() -> None:
     assert answers == {number: b"%d" % number for number in range(20)}
 
 
-def test_no_more_in_flight_than_slots() -> None:
+def test_max_concurrent_requests_bounds_requests_in_flight() -> None:
     """``submit`` waits while ``max_concurrent_requests`` are in flight."""
     with (
         FaultServer(OK, faults.late(0.05)) as server,
@@ -56,7 +56,7 @@ def test_no_more_in_flight_than_slots() -> None:
 
 @pytest.mark.parametrize(("size", "most"), [(100, 4), (199, 4), (200, 2), (300, 2), (400, 1), (4000, 1)])
 def test_large_requests_take_several_slots(size: int, most: int) -> None:
-    """Slots bound bytes: fewer of several times ``slot_bytes`` are in flight, and none is too large to go."""
+    """Requests of several times ``slot_bytes`` reduce the number in flight; none is too large to be sent."""
     with FaultServer(OK, faults.late(0.02)) as server:
         channel = open_channel(server.endpoint, max_concurrent_requests=4, slot_bytes=100)
         with closing(channel):
@@ -71,8 +71,8 @@ def test_large_requests_take_several_slots(size: int, most: int) -> None:
             assert free_slots(channel) == 4
 
 
-def test_two_dispatchers_on_one_thread() -> None:
-    """Two owners that are fused on a thread, with one slot between them, do not wait for each other."""
+def test_two_dispatchers_on_one_thread_do_not_deadlock() -> None:
+    """Two owners fused on one thread share one slot without waiting for each other."""
     with (
         FaultServer(OK) as server,
         closing(open_channel(server.endpoint, max_concurrent_requests=1)) as channel,
@@ -90,8 +90,8 @@ def test_two_dispatchers_on_one_thread() -> None:
         assert free_slots(channel) == 1
 
 
-def test_two_dispatchers_while_one_backs_off() -> None:
-    """A slot that waits for its retry is moved on by the other owner's waiting."""
+def test_backoff_of_one_dispatcher_does_not_block_another() -> None:
+    """While the second owner waits, it drives the retry that occupies the only slot."""
     policy = RetryPolicy(initial_backoff_seconds=0.2)
     failing = faults.answered(Answer(503))
     with FaultServer(OK, [failing]) as server:
@@ -106,8 +106,8 @@ def test_two_dispatchers_while_one_backs_off() -> None:
             assert [call.result for _, call in second.completed] == [b"answer"]
 
 
-def test_one_owners_cancel_leaves_the_other_alone() -> None:
-    """A bundle that fails gives back its own, and the other on its thread goes on."""
+def test_cancel_does_not_affect_other_dispatchers() -> None:
+    """A bundle that fails releases what it holds, and the other one on its thread continues."""
     with FaultServer(OK, faults.late(0.1)) as server, closing(open_channel(server.endpoint)) as channel:
         first: Dispatcher[int] = Dispatcher(channel)
         second: Dispatcher[int] = Dispatcher(channel)
@@ -120,8 +120,8 @@ def test_one_owners_cancel_leaves_the_other_alone() -> None:
         assert free_slots(channel) == 4
 
 
-def test_many_threads_on_few_slots() -> None:
-    """Sixteen threads share two slots: all get through, at the pace of the two and not of a clock."""
+def test_threads_share_few_slots_without_lost_wake_ups() -> None:
+    """Sixteen threads share two slots: all finish, at the speed of the slots and not of a timer."""
     with (
         FaultServer(OK, faults.late(0.005)) as server,
         closing(open_channel(server.endpoint, max_concurrent_requests=2)) as channel,
@@ -149,8 +149,8 @@ def test_many_threads_on_few_slots() -> None:
         assert free_slots(channel) == 2
 
 
-def test_a_thread_that_does_something_else_keeps_nobody_waiting() -> None:
-    """Slots that become free go to threads that wait, not to one that waited once and is busy now."""
+def test_busy_thread_does_not_block_free_slots() -> None:
+    """A free slot goes to a thread that waits, not to one that waited before and is busy now."""
     with (
         FaultServer(OK, faults.late(0.02)) as server,
         closing(open_channel(server.endpoint, max_concurrent_requests=1)) as channel,
@@ -174,8 +174,8 @@ def test_a_thread_that_does_something_else_keeps_nobody_waiting() -> None:
         assert elapsed < 2.5
 
 
-def test_a_cancel_in_the_middle_of_everything() -> None:
-    """Waiting, connecting, sending, backing off: one cancel ends it all."""
+def test_cancel_ends_calls_in_every_phase() -> None:
+    """Waiting, connecting, sending, backing off: one cancel ends them all."""
     with FaultServer(OK, [faults.answered(Answer(503)), faults.silence] * 10) as server:
         patient = RetryPolicy(initial_backoff_seconds=10.0)
         channel = open_channel(
@@ -196,8 +196,8 @@ def test_a_cancel_in_the_middle_of_everything() -> None:
             dispatcher.drain()
 
 
-def test_waiting_with_nothing_in_flight_ends_at_once() -> None:
-    """``drain`` and ``step`` of an idle dispatcher do nothing."""
+def test_drain_and_step_of_an_idle_dispatcher_return_at_once() -> None:
+    """Without a call in flight they do nothing."""
     with FaultServer(OK) as server, closing(open_channel(server.endpoint)) as channel:
         dispatcher: Dispatcher[int] = Dispatcher(channel)
         dispatcher.step()
@@ -205,8 +205,8 @@ def test_waiting_with_nothing_in_flight_ends_at_once() -> None:
         assert dispatcher.in_flight == 0
 
 
-def test_overload_on_many_threads() -> None:
-    """Eight threads on a server that sheds load again and again: every request gets its answer."""
+def test_overload_on_many_threads_loses_nothing() -> None:
+    """Eight threads on a server that sheds load repeatedly: every request gets its answer."""
     busy = faults.answered(Answer(503, b'{"error":"Exceeds maximum queue size"}'))
     script = [busy if number % 4 == 0 else faults.late(0.002) for number in range(200)]
     policy = RetryPolicy(

@@ -1,4 +1,4 @@
-"""Admissions: given back once, with one outcome, whatever their owner does."""
+"""Admissions: released once, with one outcome, whatever their owner does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def admit(endpoints: EndpointSet) -> Admission:
     return admission
 
 
-def test_the_first_outcome_of_an_admission_counts() -> None:
+def test_only_the_first_outcome_of_an_admission_counts() -> None:
     """A request is counted once, however often it is reported, and leaves its endpoint once."""
     endpoints = endpoint_set()
     (endpoint,) = endpoints.endpoints

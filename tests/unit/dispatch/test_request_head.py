@@ -1,4 +1,4 @@
-"""Request heads: what is kept of them, when secrets are read again, and what if they cannot be."""
+"""Request heads: how long they are cached, when secrets are read again, and what happens if that fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ READY = HttpRequest("GET", "/v2/health/ready")
 
 
 def reading(path: Path) -> Callable[[], Mapping[str, str]]:
-    """The headers of a user whose token is in a file."""
+    """The headers of a user with a token in a file."""
     return InferenceOptions(endpoint="http://triton:8000", auth_token=f"file:{path}").header_values
 
 
@@ -37,8 +37,8 @@ def sent_token(writer: HeadWriter, request: HttpRequest = INFER) -> str:
     return head.partition("Authorization: Bearer ")[2].partition("\r\n")[0]
 
 
-def test_a_head_is_kept_and_renewed(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a second a rotated secret is not seen; after it, it is."""
+def test_heads_are_cached_for_a_second(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rotated secret is read after a second, not before."""
     writer = HeadWriter(reading(token), keep_alive=True)
     assert sent_token(writer) == "old"
     token.write_text("new")
@@ -51,8 +51,8 @@ def test_a_head_is_kept_and_renewed(token: Path, monkeypatch: pytest.MonkeyPatch
     assert sent_token(writer) == "newer"
 
 
-def test_heads_forgotten_are_made_anew(token: Path) -> None:
-    """``forget`` has the secret read at the next request, for every kind of request."""
+def test_forget_reads_the_secret_again(token: Path) -> None:
+    """After ``forget`` the secret is read for the next request, for every kind of request."""
     writer = HeadWriter(reading(token), keep_alive=True)
     assert (sent_token(writer), sent_token(writer, READY)) == ("old", "old")
     token.write_text("new")
@@ -61,8 +61,8 @@ def test_heads_forgotten_are_made_anew(token: Path) -> None:
 
 
 @pytest.mark.parametrize("request_", [INFER, READY])
-def test_a_head_with_a_rotated_secret_is_outdated(token: Path, request_: HttpRequest) -> None:
-    """It is so at once, and however often it is asked; one made of the secret as it is now is not."""
+def test_head_with_a_rotated_secret_is_outdated(token: Path, request_: HttpRequest) -> None:
+    """At once, and every time it is checked; a head with the current secret is not."""
     writer = HeadWriter(reading(token), keep_alive=True)
     old = writer.parts(URL, request_)[0]
     assert not writer.is_outdated(URL, request_, old)
@@ -72,17 +72,17 @@ def test_a_head_with_a_rotated_secret_is_outdated(token: Path, request_: HttpReq
     assert not writer.is_outdated(URL, request_, writer.parts(URL, request_)[0])
 
 
-def test_a_head_without_secrets_is_never_outdated() -> None:
-    """A server's refusal of it is final."""
+def test_head_without_secrets_is_never_outdated() -> None:
+    """A server's refusal of such a head is final."""
     writer = HeadWriter(dict, keep_alive=True)
     assert not writer.is_outdated(URL, INFER, writer.parts(URL, INFER)[0])
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text("")])
-def test_a_secret_that_is_away_for_a_moment(
+def test_briefly_missing_secret_fails_nothing(
     token: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], object]
 ) -> None:
-    """Requests go on with what was read before, the log says so once, and the new secret is taken up."""
+    """Requests use the value read last, the log says so once, and the new secret is read when it appears."""
     writer = HeadWriter(reading(token), keep_alive=True)
     old = writer.parts(URL, INFER)[0]
     spoil(token)
@@ -97,8 +97,8 @@ def test_a_secret_that_is_away_for_a_moment(
     assert writer.is_outdated(URL, INFER, old) and sent_token(writer) == "new"
 
 
-def test_grace_has_an_end(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A secret that stays away is an error in the end, and one that was never there at once."""
+def test_grace_period_for_a_missing_secret_ends(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret that stays missing becomes an error, and one that was never there is an error at once."""
     monkeypatch.setattr(module, "HEADERS_GRACE_SECONDS", 0.1)
     writer = HeadWriter(reading(token), keep_alive=True)
     old = writer.parts(URL, INFER)[0]

@@ -1,4 +1,4 @@
-"""Turns: given in order, used or passed on, never lost."""
+"""The wait queue for slots: entries are woken in order, and no wake-up is lost."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from beam_triton.dispatch.slots import QueueEntry, WaitQueue
 from beam_triton.transport.reactor import Reactor
 
 
-def test_the_longest_waiting_is_called_first() -> None:
-    """Each call reaches one, in order; nobody in line is no error."""
+def test_entries_are_woken_in_order() -> None:
+    """Each call wakes one entry; waking an empty queue is not an error."""
     line = WaitQueue()
     called: list[int] = []
     for number in range(3):
@@ -20,8 +20,8 @@ def test_the_longest_waiting_is_called_first() -> None:
     assert called == [0, 1, 2]
 
 
-def test_leaving() -> None:
-    """Who leaves is not called, and learns whether he was before."""
+def test_entry_that_left_is_not_woken() -> None:
+    """``leave`` also says whether the entry was still queued."""
     line, called = WaitQueue(), []
 
     def wake() -> None:
@@ -33,42 +33,42 @@ def test_leaving() -> None:
     assert called == [] and not line.leave(wake)
 
 
-def test_a_turn_reaches_its_thread() -> None:
-    """A turn given on another thread is taken in the waiter's own step."""
-    line, reactor, turns = WaitQueue(), Reactor(), []
-    waiter = QueueEntry(line, reactor, lambda: turns.append(threading.get_ident()))
+def test_wake_up_runs_on_the_thread_of_the_entry() -> None:
+    """A wake-up from another thread is delivered in the waiting thread's own step."""
+    line, reactor, woken = WaitQueue(), Reactor(), []
+    waiter = QueueEntry(line, reactor, lambda: woken.append(threading.get_ident()))
     assert waiter.join() and not waiter.join()
     threading.Thread(target=line.wake_next).start()
     reactor.step(float("inf"))
-    assert turns == [threading.get_ident()]
-    assert waiter.join(), "after its turn it may get in line again"
+    assert woken == [threading.get_ident()]
+    assert waiter.join(), "after its wake-up it may join the queue again"
 
 
-def test_a_turn_that_is_not_needed_is_passed_on() -> None:
-    """Who stops after he was called, and before he looked, gives his turn to the next at that moment."""
+def test_unused_wake_up_goes_to_the_next_entry() -> None:
+    """An entry that leaves after its wake-up, before its step, wakes the next one at that moment."""
     line, idle, busy = WaitQueue(), Reactor(), Reactor()
-    turns: list[str] = []
-    first = QueueEntry(line, idle, lambda: turns.append("first"))
-    second = QueueEntry(line, busy, lambda: turns.append("second"))
+    woken: list[str] = []
+    first = QueueEntry(line, idle, lambda: woken.append("first"))
+    second = QueueEntry(line, busy, lambda: woken.append("second"))
     first.join()
     second.join()
     line.wake_next()
     first.leave()
     busy.step(0.0)
     idle.step(0.0)
-    assert turns == ["second"]
+    assert woken == ["second"]
 
 
-def test_an_old_turn_does_not_count_for_a_new_wait() -> None:
-    """A turn that was passed on is gone, also for the one who gets in line once more."""
-    line, reactor, turns = WaitQueue(), Reactor(), []
-    waiter = QueueEntry(line, reactor, lambda: turns.append("turn"))
+def test_old_wake_up_does_not_count_for_a_new_wait() -> None:
+    """A wake-up that was passed on is gone, also for an entry that joins the queue again."""
+    line, reactor, wake_ups = WaitQueue(), Reactor(), []
+    waiter = QueueEntry(line, reactor, lambda: wake_ups.append("woken"))
     waiter.join()
     line.wake_next()
     waiter.leave()
     waiter.join()
     reactor.step(0.0)
-    assert turns == []
+    assert wake_ups == []
     line.wake_next()
     reactor.step(0.0)
-    assert turns == ["turn"]
+    assert wake_ups == ["woken"]

@@ -16,7 +16,7 @@ BACKOFF_SECONDS = 0.02
 
 
 class Simulation:
-    """Runs what was planned, in the order of its time, on a clock that jumps."""
+    """Runs planned actions in the order of their time, on a clock that jumps."""
 
     def __init__(self) -> None:
         self.clock = FakeClock()
@@ -71,9 +71,9 @@ class Server:
 
 
 class Client:
-    """Keeps as many requests in flight as its limit lets it, or as it has work for.
+    """Keeps as many requests in flight as its limit allows, or as it has work for.
 
-    After a success it sends the next request when ``pause_seconds()`` have passed.
+    After a success it sends the next request once ``pause_seconds()`` have passed.
     """
 
     def __init__(

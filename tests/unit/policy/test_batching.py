@@ -1,4 +1,4 @@
-"""Batches: nothing lost, nothing mixed, nothing empty, and a bound on what waits."""
+"""Batches: nothing is lost, mixed or empty, and the amount that waits is bounded."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def batcher(
     return Batcher(BatchingPolicy.from_options(options), model_limit, clock)
 
 
-def test_a_full_batch_leaves_with_its_last_item() -> None:
-    """The model's limit is the batch size where the user gave none."""
+def test_full_batch_is_returned_with_its_last_item() -> None:
+    """The model's limit is the batch size unless the user gives one."""
     batches = batcher(model_limit=3)
     assert [batches.add("s", n, 8) for n in range(7)] == [None, None, [0, 1, 2], None, None, [3, 4, 5], None]
     assert (batches.pending_count, batches.pending_bytes) == (1, 8)
@@ -37,8 +37,10 @@ def test_a_full_batch_leaves_with_its_last_item() -> None:
     ("model_limit", "max_batch_size", "expected"),
     [(8, 2, 2), (2, 8, 2), (0, 8, 1), (0, None, 1), (1, None, 1)],
 )
-def test_the_smaller_limit_counts(model_limit: int, max_batch_size: int | None, expected: int) -> None:
-    """Neither the model's limit nor the user's is exceeded; a model without batches gets single items."""
+def test_smaller_of_model_limit_and_max_batch_size_applies(
+    model_limit: int, max_batch_size: int | None, expected: int
+) -> None:
+    """A model without batches gets single items."""
     batches = batcher(model_limit, max_batch_size=max_batch_size)
     added = [batches.add("s", n, 1) for n in range(expected)]
     assert added == [None] * (expected - 1) + [list(range(expected))]
@@ -53,16 +55,16 @@ def test_signatures_do_not_mix() -> None:
     assert batches.drain() == [["b"]]
 
 
-def test_bytes_close_a_batch_before_it_overflows() -> None:
-    """The item that would not fit begins the next batch."""
+def test_max_batch_bytes_closes_a_batch_before_it_overflows() -> None:
+    """The item that would not fit starts the next batch."""
     batches = batcher(model_limit=100, max_batch_bytes=100)
     assert [batches.add("s", n, 40) for n in range(3)] == [None, None, [0, 1]]
     assert batches.pending_bytes == 40
 
 
 @pytest.mark.parametrize("nbytes", [100, 101, 10**12])
-def test_an_item_as_large_as_a_batch_goes_alone(nbytes: int) -> None:
-    """A large item leaves at once, and what waited goes on waiting."""
+def test_item_as_large_as_a_batch_is_returned_alone(nbytes: int) -> None:
+    """A large item is returned at once, and pending items stay pending."""
     batches = batcher(model_limit=100, max_batch_bytes=100)
     assert batches.add("s", "small", 10) is None
     assert batches.add("s", "large", nbytes) == ["large"]
@@ -70,8 +72,8 @@ def test_an_item_as_large_as_a_batch_goes_alone(nbytes: int) -> None:
     assert batches.drain() == [["small"]]
 
 
-def test_large_items_do_not_take_the_place_of_small_batches() -> None:
-    """The larger part leaves, so that many signatures with little in them do not become many with much."""
+def test_large_items_do_not_displace_small_batches() -> None:
+    """The larger part is returned, so that many small pending batches do not become many large ones."""
     batches = batcher(model_limit=100, max_batch_bytes=100)
     for signature in range(10):
         assert batches.add(signature, "small", 2) is None
@@ -80,7 +82,7 @@ def test_large_items_do_not_take_the_place_of_small_batches() -> None:
     assert (batches.pending_bytes, batches.pending_count) == (20, 10)
 
 
-def test_the_largest_batch_leaves_when_too_much_waits() -> None:
+def test_largest_batch_is_returned_when_too_many_bytes_wait() -> None:
     """Four batches' worth of bytes may wait."""
     batches = batcher(model_limit=1000, max_batch_bytes=100)
     for n in range(5):
@@ -90,8 +92,8 @@ def test_the_largest_batch_leaves_when_too_much_waits() -> None:
     assert batches.pending_bytes == 385 + 16 - 79
 
 
-def test_the_oldest_batch_leaves_when_too_many_signatures_wait() -> None:
-    """A stream of ever new shapes does not pile up batches of one."""
+def test_oldest_batch_is_returned_when_too_many_signatures_wait() -> None:
+    """A stream of new shapes does not accumulate batches of one."""
     batches = batcher()
     assert {batches.add(n, n, 1) is None for n in range(1024)} == {True}
     assert batches.add("new", "new", 1) == [0]
@@ -99,8 +101,8 @@ def test_the_oldest_batch_leaves_when_too_many_signatures_wait() -> None:
     assert batches.pending_count == 1024
 
 
-def test_batches_that_lingered_leave_oldest_first() -> None:
-    """After the linger time a batch leaves though it is not full, others stay."""
+def test_expired_batches_are_returned_oldest_first() -> None:
+    """After ``linger_seconds`` a batch is returned though it is not full; the others stay."""
     clock = FakeClock()
     batches = batcher(linger_seconds=2.0, clock=clock)
     batches.add("a", 1, 1)
@@ -118,8 +120,8 @@ def test_batches_that_lingered_leave_oldest_first() -> None:
     assert (batches.pending_count, batches.pending_bytes) == (1, 1)
 
 
-def test_a_signature_that_left_lingers_anew() -> None:
-    """The linger time counts from a batch's own first item, not from its signature's."""
+def test_linger_time_starts_with_each_batch() -> None:
+    """It counts from the batch's first item, not from the first item of its signature."""
     clock = FakeClock()
     batches = batcher(model_limit=2, linger_seconds=2.0, clock=clock)
     batches.add("a", 1, 1)
@@ -134,7 +136,7 @@ def test_a_signature_that_left_lingers_anew() -> None:
 
 
 def test_without_linger_nothing_expires_and_no_clock_is_read() -> None:
-    """A batch waits for the bundle's end, at no cost in clock calls."""
+    """A batch waits for the end of the bundle, without any clock call."""
     batches = batcher(clock=no_clock)
     batches.add("a", 1, 1)
     assert (batches.expired(), batches.seconds_until_expiry()) == ([], None)
@@ -149,29 +151,29 @@ SIZES = st.one_of(st.integers(0, 20), st.sampled_from([0, 1, 49, 50, 51, 98, 99,
     model_limit=st.integers(0, 8),
     linger_seconds=st.sampled_from([0.0, 1.0]),
 )
-def test_every_item_leaves_once_in_a_batch_that_is_allowed(
+def test_every_item_is_returned_once_within_all_limits(
     items: list[tuple[int, int, float]], max_batch_size: int | None, model_limit: int, linger_seconds: float
 ) -> None:
-    """Whatever comes in whatever sizes: once each, in order, unmixed, within limits; the rest is bounded."""
+    """For any items of any sizes: each once, in order, unmixed, within limits; pending items are bounded."""
     clock = FakeClock()
     batches = Batcher[tuple[int, int, int]](
         BatchingPolicy(max_batch_size=max_batch_size, max_batch_bytes=100, linger_seconds=linger_seconds),
         model_limit,
         clock,
     )
-    left: list[list[tuple[int, int, int]]] = []
+    returned: list[list[tuple[int, int, int]]] = []
     for number, (signature, nbytes, pause_seconds) in enumerate(items):
         clock.advance(pause_seconds)
         batch = batches.add(signature, (signature, number, nbytes), nbytes)
         if batch is not None:
-            left.append(batch)
+            returned.append(batch)
         assert batches.pending_bytes <= 400
-        assert batches.pending_count == number + 1 - sum(map(len, left))
-        left.extend(batches.expired())
-    left.extend(batches.drain())
-    assert sorted(item[1] for batch in left for item in batch) == list(range(len(items)))
+        assert batches.pending_count == number + 1 - sum(map(len, returned))
+        returned.extend(batches.expired())
+    returned.extend(batches.drain())
+    assert sorted(item[1] for batch in returned for item in batch) == list(range(len(items)))
     limit = min(model_limit, max_batch_size or model_limit) or 1
-    for batch in left:
+    for batch in returned:
         assert 1 <= len(batch) <= limit
         assert len({signature for signature, _, _ in batch}) == 1
         assert len(batch) == 1 or sum(nbytes for _, _, nbytes in batch) <= 100
@@ -179,8 +181,8 @@ def test_every_item_leaves_once_in_a_batch_that_is_allowed(
     assert batches.pending_bytes == 0
 
 
-def test_many_signatures_stay_within_the_bytes() -> None:
-    """A large item does not take the place of a small old batch where the bytes are used up."""
+def test_pending_bytes_stay_bounded_with_many_signatures() -> None:
+    """A large item does not displace a small old batch when the bytes are used up."""
     batches = batcher(max_batch_bytes=100)
     for n in range(1020):
         assert batches.add(n, n, 0) is None
@@ -202,7 +204,7 @@ def test_many_signatures_stay_within_the_bytes() -> None:
         {"linger_seconds": math.inf},
     ],
 )
-def test_a_policy_out_of_range_is_refused(options: dict[str, object]) -> None:
-    """Each field is checked, and named."""
+def test_policy_out_of_range_is_rejected(options: dict[str, object]) -> None:
+    """Each field is checked, and the error names it."""
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         BatchingPolicy.from_options(options)

@@ -1,4 +1,4 @@
-"""The circuit breaker: cases by hand, then random histories against a model that keeps every event."""
+"""The circuit breaker: cases by hand, then random histories against a model that records every event."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLICY = CircuitBreakerPolicy(
 
 
 def state_of(breaker: CircuitBreaker) -> State:
-    """The state, where a type checker would take the property to be what it was a line ago."""
+    """The state; a type checker would assume that the property still has the value of a line ago."""
     return breaker.state
 
 
@@ -79,8 +79,8 @@ def half_opened(clock: FakeClock) -> CircuitBreaker:
     return breaker
 
 
-def test_the_share_of_failures_opens_it() -> None:
-    """Half of the outcomes failing is enough, less is not."""
+def test_failure_threshold_opens_the_breaker() -> None:
+    """Half of the outcomes failing is enough, fewer are not."""
     breaker = CircuitBreaker(POLICY, FakeClock())
     report(breaker, successes=4, failures=3)
     assert state_of(breaker) is State.CLOSED
@@ -88,8 +88,8 @@ def test_the_share_of_failures_opens_it() -> None:
     assert state_of(breaker) is State.OPEN
 
 
-def test_few_outcomes_do_not_open_it() -> None:
-    """Failures alone prove nothing before there are enough outcomes."""
+def test_fewer_than_minimum_requests_do_not_open_the_breaker() -> None:
+    """Failures alone prove nothing while there are too few outcomes."""
     breaker = CircuitBreaker(POLICY, FakeClock())
     report(breaker, failures=3)
     assert state_of(breaker) is State.CLOSED
@@ -107,8 +107,8 @@ def test_old_successes_do_not_hide_failures() -> None:
     assert state_of(breaker) is State.OPEN
 
 
-def test_old_failures_are_forgiven() -> None:
-    """Failures farther apart than the window never open it."""
+def test_failures_outside_the_window_do_not_count() -> None:
+    """Failures farther apart than the window never open the breaker."""
     clock = FakeClock()
     breaker = CircuitBreaker(POLICY, clock)
     for _ in range(50):
@@ -117,16 +117,16 @@ def test_old_failures_are_forgiven() -> None:
     assert state_of(breaker) is State.CLOSED
 
 
-def test_a_threshold_of_one_wants_failures_only() -> None:
-    """With a threshold of 1, one success within the window keeps it closed."""
+def test_threshold_of_one_requires_only_failures() -> None:
+    """With a threshold of 1, one success within the window keeps the breaker closed."""
     policy = CircuitBreakerPolicy(failure_threshold=1, minimum_requests=4)
     breaker = CircuitBreaker(policy, FakeClock())
     report(breaker, successes=1, failures=100)
     assert state_of(breaker) is State.CLOSED
 
 
-def test_open_lets_nothing_pass_until_its_time_is_over() -> None:
-    """Nothing is sent for ``open_seconds``, then the probes are."""
+def test_open_breaker_admits_nothing_for_open_seconds() -> None:
+    """After ``open_seconds`` it admits probes."""
     clock = FakeClock()
     breaker = opened(clock)
     assert (breaker.try_acquire(), breaker.seconds_until_probe()) == (None, 60.0)
@@ -138,8 +138,8 @@ def test_open_lets_nothing_pass_until_its_time_is_over() -> None:
     assert state_of(breaker) is State.HALF_OPEN
 
 
-def test_half_open_lets_only_its_probes_pass() -> None:
-    """No more than ``half_open_requests`` are out at a time, and the next has to look again soon."""
+def test_half_open_breaker_admits_only_its_probes() -> None:
+    """At most ``half_open_requests`` are in flight, and a caller without one has to look again soon."""
     breaker = half_opened(FakeClock())
     for _ in range(3):
         assert breaker.seconds_until_probe() == 0.0
@@ -148,8 +148,8 @@ def test_half_open_lets_only_its_probes_pass() -> None:
     assert 0 < breaker.seconds_until_probe() <= 0.1
 
 
-def test_successful_probes_close_it() -> None:
-    """All probes have to succeed; then everything passes, and old failures are forgotten."""
+def test_successful_probes_close_the_breaker() -> None:
+    """All probes have to succeed; then every request is admitted, and old failures are forgotten."""
     breaker = half_opened(FakeClock())
     probes = [acquire(breaker) for _ in range(3)]
     for probe in probes:
@@ -160,16 +160,16 @@ def test_successful_probes_close_it() -> None:
     assert state_of(breaker) is State.CLOSED
 
 
-def test_probes_that_succeeded_take_up_their_place() -> None:
-    """Between two of three successes one more probe may go out, not three."""
+def test_succeeded_probes_count_towards_half_open_requests() -> None:
+    """After two of three successes one more probe is admitted, not three."""
     breaker = half_opened(FakeClock())
     report(breaker, successes=2)
     acquire(breaker)
     assert breaker.try_acquire() is None
 
 
-def test_a_failed_probe_opens_it_for_the_whole_time() -> None:
-    """One failure among the probes is enough, whatever the others said or will say."""
+def test_failed_probe_reopens_the_breaker_for_open_seconds() -> None:
+    """One failed probe is enough, whatever the outcome of the others, before or after."""
     clock = FakeClock()
     breaker = half_opened(clock)
     good, bad, late = (acquire(breaker) for _ in range(3))
@@ -180,8 +180,8 @@ def test_a_failed_probe_opens_it_for_the_whole_time() -> None:
     assert (state_of(breaker), breaker.seconds_until_probe()) == (State.OPEN, 60.0)
 
 
-def test_what_was_before_it_opened_is_forgotten() -> None:
-    """A closed breaker starts with an empty window, even within the old one's time."""
+def test_outcomes_before_opening_are_forgotten() -> None:
+    """A closed breaker starts with an empty window, even if the old window is not over."""
     breaker = CircuitBreaker(POLICY, FakeClock())
     report(breaker, successes=3, failures=3)
     assert state_of(breaker) is State.OPEN
@@ -193,7 +193,7 @@ def test_what_was_before_it_opened_is_forgotten() -> None:
     assert state_of(breaker) is State.OPEN
 
 
-def test_each_time_of_probing_needs_all_its_successes() -> None:
+def test_successes_do_not_carry_over_to_the_next_probing() -> None:
     """Successes of probes before a failed one do not count towards the next closing."""
     breaker = half_opened(FakeClock())
     report(breaker, successes=2, failures=1)
@@ -204,8 +204,8 @@ def test_each_time_of_probing_needs_all_its_successes() -> None:
     assert state_of(breaker) is State.CLOSED
 
 
-def test_a_released_probe_frees_its_place() -> None:
-    """Probes that say nothing of the server (a rejected element) never use up the places."""
+def test_released_probe_admits_another_one() -> None:
+    """Probes that say nothing about the server (a rejected element) do not use up the allowance."""
     breaker = half_opened(FakeClock())
     for _ in range(100):
         acquire(breaker).release()
@@ -214,8 +214,8 @@ def test_a_released_probe_frees_its_place() -> None:
     assert state_of(breaker) is State.CLOSED
 
 
-def test_a_stale_permit_changes_nothing() -> None:
-    """Outcomes of requests sent before a change of state do not judge the state after it."""
+def test_outcome_of_a_stale_permit_is_ignored() -> None:
+    """Outcomes of requests sent before a change of state do not affect the new state."""
     clock = FakeClock()
     breaker = CircuitBreaker(POLICY, clock)
     before_opening = [acquire(breaker) for _ in range(20)]
@@ -231,8 +231,8 @@ def test_a_stale_permit_changes_nothing() -> None:
     assert state_of(breaker) is State.OPEN
 
 
-def test_a_passed_health_check_starts_the_probes_and_no_more() -> None:
-    """Readiness ends the open time early, but only requests close the breaker; elsewhere it is nothing."""
+def test_passed_health_check_only_starts_the_probes() -> None:
+    """Readiness ends ``open_seconds`` early, but only requests close the breaker."""
     breaker = CircuitBreaker(POLICY, FakeClock())
     breaker.health_check_passed()
     assert state_of(breaker) is State.CLOSED
@@ -245,8 +245,8 @@ def test_a_passed_health_check_starts_the_probes_and_no_more() -> None:
     assert state_of(breaker) is State.CLOSED
 
 
-def test_one_caller_an_interval_checks_the_health() -> None:
-    """However many DoFns wait, the sick server is asked once an interval, and only while it is open."""
+def test_one_health_check_per_interval() -> None:
+    """However many DoFns wait, an unhealthy server is checked once per interval, and only while open."""
     clock = FakeClock()
     breaker = CircuitBreaker(POLICY, clock)
     assert not breaker.claim_health_check()
@@ -261,21 +261,21 @@ def test_one_caller_an_interval_checks_the_health() -> None:
     assert not breaker.claim_health_check()
 
 
-def test_health_checks_can_be_off() -> None:
-    """Without an interval nobody is ever asked to check."""
+def test_health_checks_can_be_disabled() -> None:
+    """Without an interval no caller is asked to check."""
     clock = FakeClock()
     breaker = opened(clock, CircuitBreakerPolicy(health_check_interval_seconds=None))
     clock.advance(1000.0)
     assert not breaker.claim_health_check()
 
 
-def test_every_change_is_told_outside_the_lock() -> None:
-    """The listener hears old and new state once a change, and may use the breaker."""
+def test_listener_is_called_outside_the_lock() -> None:
+    """The listener gets old and new state once per change, and may use the breaker."""
     clock = FakeClock()
-    told: list[tuple[State, State]] = []
+    changes: list[tuple[State, State]] = []
 
     def listen(old: State, new: State) -> None:
-        told.append((old, new))
+        changes.append((old, new))
         breaker.seconds_until_probe()
 
     breaker = CircuitBreaker(POLICY, clock, listen)
@@ -284,7 +284,7 @@ def test_every_change_is_told_outside_the_lock() -> None:
     report(breaker, failures=1)
     breaker.health_check_passed()
     report(breaker, successes=3)
-    assert told == [
+    assert changes == [
         (State.CLOSED, State.OPEN),
         (State.OPEN, State.HALF_OPEN),
         (State.HALF_OPEN, State.OPEN),
@@ -293,8 +293,8 @@ def test_every_change_is_told_outside_the_lock() -> None:
     ]
 
 
-def test_threads_never_have_more_probes_out_than_allowed() -> None:
-    """Many threads asking at once get the half-open places and not one more."""
+def test_threads_never_exceed_half_open_requests() -> None:
+    """Many threads that ask at the same time get the allowed probes and not one more."""
     breaker = half_opened(FakeClock())
     permits: list[int | None] = []
     start = threading.Barrier(8)
@@ -325,16 +325,16 @@ def test_threads_never_have_more_probes_out_than_allowed() -> None:
         {"health_check_interval_seconds": 0},
     ],
 )
-def test_a_policy_out_of_range_is_refused(options: dict[str, object]) -> None:
-    """Each field is checked, and named."""
+def test_policy_out_of_range_is_rejected(options: dict[str, object]) -> None:
+    """Each field is checked, and the error names it."""
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         CircuitBreakerPolicy.from_options(options)
 
 
 class BreakerHistory(RuleBasedStateMachine):
-    """Requests, outcomes and time in any order, against a model that keeps every outcome's time.
+    """Requests, outcomes and time in any order, against a model that records every outcome's time.
 
-    Time moves in whole buckets of the window, where the breaker's window of ten buckets is exact.
+    Time moves in whole buckets of the window, so that the breaker's window of ten buckets is exact.
     """
 
     POLICY = CircuitBreakerPolicy(
@@ -344,8 +344,10 @@ class BreakerHistory(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = FakeClock()
-        self.told: list[tuple[State, State]] = []
-        self.breaker = CircuitBreaker(self.POLICY, self.clock, lambda old, new: self.told.append((old, new)))
+        self.changes: list[tuple[State, State]] = []
+        self.breaker = CircuitBreaker(
+            self.POLICY, self.clock, lambda old, new: self.changes.append((old, new))
+        )
         self.state = State.CLOSED
         self.changed_at = 0.0
         self.outcomes: list[tuple[float, bool]] = []
@@ -367,14 +369,14 @@ class BreakerHistory(RuleBasedStateMachine):
     def ask(self) -> None:
         if self.state is State.OPEN and self.clock() - self.changed_at >= self.POLICY.open_seconds:
             self.enter(State.HALF_OPEN)
-        places = {
+        allowed_requests = {
             State.CLOSED: math.inf,
             State.OPEN: 0,
             State.HALF_OPEN: self.POLICY.half_open_requests - self.probes_succeeded - len(self.out),
         }[self.state]
         waits = self.breaker.seconds_until_probe()
         permit = try_send(self.breaker)
-        assert (permit is not None) == (places > 0) == (waits == 0)
+        assert (permit is not None) == (allowed_requests > 0) == (waits == 0)
         if permit is not None:
             self.out.append(permit)
 
@@ -402,7 +404,7 @@ class BreakerHistory(RuleBasedStateMachine):
 
     @precondition(lambda self: self.stale)
     @rule(pick=st.randoms(use_true_random=False), outcome=st.sampled_from(["success", "failure", "release"]))
-    def report_what_is_over(self, pick: object, outcome: str) -> None:
+    def report_stale_outcome(self, pick: object, outcome: str) -> None:
         getattr(pick.choice(self.stale), outcome)()  # type: ignore[attr-defined]  # a Random
 
     @rule()
@@ -420,11 +422,11 @@ class BreakerHistory(RuleBasedStateMachine):
             (State.HALF_OPEN, State.OPEN),
             (State.HALF_OPEN, State.CLOSED),
         }
-        assert set(self.told) <= allowed
-        assert all(old[1] is new[0] for old, new in zip(self.told, self.told[1:], strict=False))
+        assert set(self.changes) <= allowed
+        assert all(old[1] is new[0] for old, new in zip(self.changes, self.changes[1:], strict=False))
 
     def teardown(self) -> None:
-        """Whatever happened, a server that is well again is let in again."""
+        """After any history, a server that is healthy again is used again."""
         for permit in self.out + self.stale:
             permit.release()
         self.clock.advance(self.POLICY.open_seconds)
@@ -437,8 +439,8 @@ TestBreakerHistory = BreakerHistory.TestCase
 TestBreakerHistory.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
 
 
-def test_a_server_that_is_away_is_noticed_after_a_busy_time() -> None:
-    """So many requests in a row that find nobody open it, whatever succeeded a moment ago."""
+def test_unreachable_server_opens_the_breaker_despite_recent_successes() -> None:
+    """As many requests in a row as ``unreachable_limit`` open it, whatever succeeded a moment ago."""
     breaker = CircuitBreaker(POLICY, FakeClock(), unreachable_limit=3)
     report(breaker, successes=1000)
     for _ in range(2):
@@ -451,8 +453,8 @@ def test_a_server_that_is_away_is_noticed_after_a_busy_time() -> None:
     assert state_of(breaker) is State.OPEN
 
 
-def test_a_model_that_fails_is_not_away() -> None:
-    """Failures that somebody answered neither open it by their number nor end a row of the others."""
+def test_answered_failures_do_not_count_as_unreachable() -> None:
+    """Failures with an answer neither open it by their number nor interrupt a row of unreachable ones."""
     breaker = CircuitBreaker(POLICY, FakeClock(), unreachable_limit=3)
     report(breaker, successes=1000, failures=10)
     assert state_of(breaker) is State.CLOSED

@@ -20,7 +20,7 @@ def constantly(seconds: float) -> Callable[[], float]:
 
 
 def throughput(simulation: Simulation, server: Server, seconds: float) -> float:
-    """Requests a second that the server completes in the next ``seconds``."""
+    """Requests per second that the server completes in the next ``seconds``."""
     before = server.completed
     simulation.run(seconds)
     return (server.completed - before) / seconds
@@ -30,10 +30,10 @@ def throughput(simulation: Simulation, server: Server, seconds: float) -> float:
     ("instances", "service_seconds", "maximum"),
     [(64, 2.0, 32), (32, 0.02, 32), (32, 0.001, 32), (100, 20.0, 100), (1, 0.05, 1)],
 )
-def test_a_server_of_constant_latency_is_never_held_back(
+def test_constant_latency_never_lowers_the_limit(
     instances: int, service_seconds: float, maximum: int
 ) -> None:
-    """Slow is not overloaded: where latency does not rise, the limit stays at the maximum throughout."""
+    """Slow is not overloaded: where latency does not rise, the limit stays at the maximum."""
     simulation = Simulation()
     client = Client(Server(simulation, instances, constantly(service_seconds)), maximum)
     client.start()
@@ -41,8 +41,8 @@ def test_a_server_of_constant_latency_is_never_held_back(
     assert set(client.limits) == {maximum}
 
 
-def test_a_well_used_server_keeps_its_requests() -> None:
-    """Two requests in flight for each of 16 instances double the latency, and that is as it should be."""
+def test_well_used_server_keeps_its_requests_in_flight() -> None:
+    """Two requests in flight for each of 16 instances double the latency, as they should."""
     simulation = Simulation()
     server = Server(simulation, 16, constantly(0.02))
     client = Client(server, 32)
@@ -60,7 +60,7 @@ def test_a_well_used_server_keeps_its_requests() -> None:
     ],
     ids=["exponential", "two kinds", "heavy tail"],
 )
-def test_varied_latencies_are_no_queue(draw: Callable[[random.Random], float]) -> None:
+def test_varying_latencies_are_not_taken_for_a_queue(draw: Callable[[random.Random], float]) -> None:
     """Latencies that differ from request to request cost hardly any throughput."""
     generator = random.Random(1)
     simulation = Simulation()
@@ -73,7 +73,7 @@ def test_varied_latencies_are_no_queue(draw: Callable[[random.Random], float]) -
 
 
 def test_longer_inputs_are_not_taken_for_a_queue() -> None:
-    """When requests grow twentyfold, the limit tries less, sees the loss of throughput, and comes back."""
+    """When requests take twenty times as long, the limit tries fewer, sees throughput fall, and returns."""
     simulation = Simulation()
     server = Server(simulation, 64, constantly(0.02))
     client = Client(server, 32)
@@ -85,7 +85,7 @@ def test_longer_inputs_are_not_taken_for_a_queue() -> None:
     assert throughput(simulation, server, 120.0) == pytest.approx(80, rel=0.03)
 
 
-def test_a_server_that_batches_dynamically_is_not_held_back() -> None:
+def test_dynamic_batching_does_not_lower_the_limit() -> None:
     """Where more in flight means larger batches, latency rises with throughput, and throughput decides."""
     simulation = Simulation()
     server = Server(simulation, 1000, constantly(0.0))
@@ -101,8 +101,8 @@ def test_a_server_that_batches_dynamically_is_not_held_back() -> None:
     assert (server.completed - before) / 120.0 > 0.97 * 32 / 0.04
 
 
-def test_a_trial_that_costs_throughput_ends_at_once_and_rests_for_a_minute() -> None:
-    """Where fewer in flight means fewer a second, the limit is back after some round trips, in one step."""
+def test_trial_that_costs_throughput_ends_at_once_and_pauses_for_a_minute() -> None:
+    """Where fewer in flight means fewer per second, the limit is back after some round trips, in one step."""
     clock = FakeClock()
     limit = ConcurrencyLimit(32, clock)
 
@@ -128,8 +128,8 @@ def test_a_trial_that_costs_throughput_ends_at_once_and_rests_for_a_minute() -> 
         assert set(limits_of_a_round_trip(0.1)) == {32}
 
 
-def test_a_standing_queue_shrinks_at_no_cost() -> None:
-    """When a server loses instances, fewer requests wait and as many succeed, until it has them again."""
+def test_standing_queue_shrinks_without_losing_throughput() -> None:
+    """When a server loses instances, fewer requests wait and as many succeed, until they are back."""
     simulation = Simulation()
     server = Server(simulation, 16, constantly(0.02))
     client = Client(server, 32)
@@ -147,8 +147,8 @@ def test_a_standing_queue_shrinks_at_no_cost() -> None:
 
 
 @pytest.mark.parametrize(("instances", "queue", "most_refused"), [(8, 8, 0.02), (2, 2, 0.06), (1, 0, 0.11)])
-def test_a_full_queue_shrinks_the_limit_to_what_fits(instances: int, queue: int, most_refused: float) -> None:
-    """Overload brings the limit down to the server's capacity: fully used, few requests refused."""
+def test_full_queue_lowers_the_limit_to_the_capacity(instances: int, queue: int, most_refused: float) -> None:
+    """The server stays fully used, and few requests are refused."""
     simulation = Simulation()
     server = Server(simulation, instances, constantly(0.02), max_queue_size=queue)
     client = Client(server, 32)
@@ -161,8 +161,8 @@ def test_a_full_queue_shrinks_the_limit_to_what_fits(instances: int, queue: int,
     assert max(client.limits) <= instances + queue + 1
 
 
-def test_the_limit_grows_again_after_an_overload() -> None:
-    """When the queue has room again the limit finds its way back to the maximum."""
+def test_limit_grows_again_after_overload() -> None:
+    """When the queue has room again the limit returns to the maximum."""
     simulation = Simulation()
     server = Server(simulation, 16, constantly(0.02), max_queue_size=0)
     client = Client(server, 32)
@@ -174,7 +174,7 @@ def test_the_limit_grows_again_after_an_overload() -> None:
     assert client.limit.limit == 32
 
 
-def test_clients_that_share_a_small_queue_share_the_server() -> None:
+def test_clients_of_a_small_queue_share_the_server() -> None:
     """Eight workers fill the server together, and none gets less than a sixth of an even share."""
     simulation = Simulation()
     server = Server(simulation, 16, constantly(0.02), max_queue_size=16)
@@ -190,8 +190,8 @@ def test_clients_that_share_a_small_queue_share_the_server() -> None:
     assert min(shares) > 0.02
 
 
-def test_one_burst_of_refusals_shrinks_once() -> None:
-    """All refusals of requests that were in flight together are one piece of news."""
+def test_burst_of_refusals_lowers_the_limit_once() -> None:
+    """Refusals of requests that were in flight together count as one."""
     clock = FakeClock()
     limit = ConcurrencyLimit(32, clock)
     for _ in range(20):
@@ -203,8 +203,8 @@ def test_one_burst_of_refusals_shrinks_once() -> None:
     assert limit.limit == 15
 
 
-def test_without_a_latency_the_usual_one_tells_bursts_apart() -> None:
-    """A refusal within a usual round trip of the last decrease is taken for part of its burst."""
+def test_usual_latency_separates_bursts_without_a_latency() -> None:
+    """A refusal within a usual round trip of the last decrease belongs to its burst."""
     clock = FakeClock()
     limit = ConcurrencyLimit(32, clock)
     for _ in range(200):
@@ -219,8 +219,8 @@ def test_without_a_latency_the_usual_one_tells_bursts_apart() -> None:
     assert limit.limit == 15
 
 
-def test_an_idle_client_is_not_shrunk_by_latency() -> None:
-    """A few slow requests far below the limit show no queue of this client's."""
+def test_latency_does_not_lower_the_limit_of_an_idle_client() -> None:
+    """A few slow requests far below the limit say nothing about a queue of this client."""
     simulation = Simulation()
     server = Server(simulation, 1, constantly(0.01))
     client = Client(server, 32, work=1)
@@ -241,7 +241,7 @@ def test_an_idle_client_is_not_shrunk_by_latency() -> None:
         max_size=400,
     ),
 )
-def test_the_limit_stays_within_its_bounds(maximum: int, events: list[tuple[str, float, float]]) -> None:
+def test_limit_stays_within_its_bounds(maximum: int, events: list[tuple[str, float, float]]) -> None:
     """Whatever is reported, at least one request may be in flight and at most the maximum."""
     clock = FakeClock()
     limit = ConcurrencyLimit(maximum, clock)
@@ -256,7 +256,7 @@ def test_the_limit_stays_within_its_bounds(maximum: int, events: list[tuple[str,
 
 
 @pytest.mark.parametrize("maximum", [0, -1, 1.5, True, None])
-def test_a_maximum_that_lets_nothing_pass_is_refused(maximum: object) -> None:
+def test_maximum_below_one_is_rejected(maximum: object) -> None:
     """At least one request has to be allowed."""
     with pytest.raises(ConfigurationError, match="max_concurrent_requests must be a whole number"):
         ConcurrencyLimit(maximum, FakeClock())  # type: ignore[arg-type]  # the mistake under test

@@ -1,4 +1,4 @@
-"""Retries: how long to wait, when to give up, and how many a server may be given."""
+"""Retries: how long to wait, when to give up, and how many a server may receive."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def step(
     holds: int = 0,
     random: Callable[[], float] = lowest,
 ) -> Step:
-    """The decision after so many attempts, so many of which ended in a plain 500."""
+    """The decision after ``attempts_made``, ``server_error_attempts`` of which ended in a plain 500."""
     others = attempts_made - server_error_attempts
     errors = [*[ConnectError("refused")] * others, *[ModelExecutionError("raised")] * server_error_attempts]
     history = History((*errors[: attempts_made - 1], error), holds=holds)
@@ -88,7 +88,7 @@ def wait(
     remaining_seconds: float = 1000.0,
     random: Callable[[], float] = lowest,
 ) -> float | None:
-    """The backoff before the retry, where it has no random part; None where the error is final."""
+    """The backoff before the retry; None where the error is final."""
     decision = step(
         error,
         attempts_made,
@@ -118,13 +118,13 @@ def test_backoff_doubles_up_to_the_maximum_with_equal_jitter(retry_number: int, 
 
 @given(st.integers(1, 200), st.floats(min_value=0, max_value=1, exclude_max=True))
 def test_backoff_never_overflows(retry_number: int, chance: float) -> None:
-    """However many retries were made, the wait is a number within the policy's bounds."""
+    """After any number of retries the backoff is a number within the policy's bounds."""
     seconds = backoff_seconds(retry_number, lambda: chance)
     assert 0.5 <= seconds <= 6.0
 
 
 def test_jitter_spreads_clients_evenly() -> None:
-    """Clients that failed together come back spread over the random half."""
+    """Clients that failed together return spread over the random half."""
     generator = random.Random(7)
     waits = [backoff_seconds(3, generator.random) for _ in range(4000)]
     per_quarter = [sum(2 + n / 2 <= wait < 2.5 + n / 2 for wait in waits) for n in range(4)]
@@ -132,7 +132,7 @@ def test_jitter_spreads_clients_evenly() -> None:
     assert all(900 < count < 1100 for count in per_quarter)
 
 
-def test_the_number_of_retries_is_bounded() -> None:
+def test_max_retries_bounds_the_retries() -> None:
     """``max_retries`` counts the attempts after the first one, and 0 allows none."""
     waits = [wait(ConnectError("refused"), attempts) for attempts in range(1, 6)]
     assert waits == [0.5, 1.0, 2.0, 3.0, None]
@@ -148,18 +148,18 @@ def test_the_number_of_retries_is_bounded() -> None:
         ConfigurationError("no"),
     ],
 )
-def test_what_cannot_succeed_is_not_retried(error: TritonError) -> None:
-    """An error that says it is not retryable is final at its first attempt."""
+def test_errors_that_are_not_retryable_are_final(error: TritonError) -> None:
+    """An error that is not retryable is final at its first attempt."""
     assert wait(error) is None
 
 
-def test_an_open_breaker_is_not_retried() -> None:
-    """The breaker's policy has decided about waiting already."""
+def test_circuit_open_error_is_not_retried() -> None:
+    """The breaker's policy has already decided about waiting."""
     assert wait(CircuitOpenError("open", open_seconds_left=1.0)) is None
 
 
-def test_a_plain_500_is_retried_as_often_as_the_policy_says() -> None:
-    """Retries of a model that raised have a bound of their own, others do not count towards it."""
+def test_max_server_error_retries_bounds_retries_of_a_plain_500() -> None:
+    """Retries of a model that raised have a bound of their own; others do not count towards it."""
     error = ModelExecutionError("raised", status=500)
     assert wait(error, 1, 1) is not None
     assert wait(error, 3, 1) is not None
@@ -168,16 +168,16 @@ def test_a_plain_500_is_retried_as_often_as_the_policy_says() -> None:
     assert wait(ConnectError("refused"), 3, 2) is not None
 
 
-def test_a_sequence_request_that_may_have_run_is_not_repeated() -> None:
-    """A model that keeps state must not see a request twice; what surely did not arrive is sent again."""
+def test_sequence_request_that_may_have_run_is_not_retried() -> None:
+    """A stateful model must not see a request twice; a request that cannot have arrived is sent again."""
     assert wait(ConnectionLostError("reset"), sequence=True) is None
     assert wait(ModelExecutionError("raised", status=500), 1, 1, sequence=True) is None
     assert wait(ConnectError("refused"), sequence=True) is not None
     assert wait(ConnectionLostError("reset"), sequence=False) is not None
 
 
-def test_retry_after_is_waited_for() -> None:
-    """The server's wish replaces a shorter fixed half, and jitter stays on top of it."""
+def test_retry_after_extends_the_backoff() -> None:
+    """It replaces a shorter fixed half, and the jitter is added to it."""
     error = ServerOverloadedError("busy", status=429, retry_after_seconds=5.0)
     assert wait(error) == 5.0
     late = wait(error, remaining_seconds=99.0, random=highest)
@@ -185,8 +185,8 @@ def test_retry_after_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("retry_after_seconds", [0.0, 0.1, 2.0, None])
-def test_a_short_retry_after_does_not_shorten_the_backoff(retry_after_seconds: float | None) -> None:
-    """A server that always says zero does not turn retries into a busy loop."""
+def test_short_retry_after_does_not_shorten_the_backoff(retry_after_seconds: float | None) -> None:
+    """A server that always sends zero does not turn retries into a busy loop."""
     error = ServerUnavailableError("down", status=503, retry_after_seconds=retry_after_seconds)
     assert wait(error, 3) == 2.0
 
@@ -194,14 +194,14 @@ def test_a_short_retry_after_does_not_shorten_the_backoff(retry_after_seconds: f
 @pytest.mark.parametrize(
     ("remaining_seconds", "expected"), [(5.1, 5.0), (5.0, 2.5), (4.0, 2.0), (0.1, None), (-1.0, None)]
 )
-def test_the_deadline_caps_a_retry_after(remaining_seconds: float, expected: float | None) -> None:
-    """Half of what is left is waited for, and nothing where even the shortest backoff is too long."""
+def test_deadline_caps_retry_after(remaining_seconds: float, expected: float | None) -> None:
+    """Half of the remaining time is waited, and nothing where even the shortest backoff is too long."""
     error = ServerOverloadedError("busy", status=503, retry_after_seconds=5.0)
     assert wait(error, remaining_seconds=remaining_seconds) == expected
 
 
-def test_a_backoff_is_cut_to_what_the_deadline_leaves() -> None:
-    """A server that comes back before the deadline is found; a wait of next to nothing is not begun."""
+def test_backoff_is_cut_to_the_remaining_time() -> None:
+    """A server that recovers before the deadline is used; a backoff of almost no time is not started."""
     error = ConnectionLostError("reset")
     assert wait(error, 4) == 3.0
     assert wait(error, 4, remaining_seconds=2.0) == 1.0
@@ -221,13 +221,13 @@ LOST = ConnectionLostError("reset")
 @pytest.mark.parametrize(
     ("error", "situation", "expected"),
     [
-        # The failure is not the request's: sent again at once, and not counted.
+        # The request is not to blame for the failure: sent again at once, and not counted.
         (STALE, {}, Resend()),
         (STALE, {"remaining_seconds": -1.0}, Resend()),
         (InferenceError("no", status=401), {"endpoint": EndpointView(has_new_credentials=True)}, Resend()),
         (InferenceError("no", status=401), {}, Fail),
         (STALE, {"sequence": True}, Fail),
-        # Backoff within the deadline, out of the endpoint's budget where the server has work of it.
+        # Backoff within the deadline, charged to the endpoint's budget where the retry costs the server work.
         (LOST, {}, Retry(0.5, is_budgeted=True)),
         (DeadlineExceededError("late"), {}, Retry(0.5, is_budgeted=True)),
         (ConnectError("refused"), {}, Retry(0.5, is_budgeted=False)),
@@ -235,7 +235,7 @@ LOST = ConnectionLostError("reset")
         (BUSY, {}, Retry(0.5, is_budgeted=False)),
         (LOST, {"attempts_made": 5}, Fail),
         (LOST, {"remaining_seconds": 0.0}, Fail),
-        # Another healthy endpoint is tried at once; an overloaded one is given time all the same.
+        # Another healthy endpoint is tried at once; after overload there is a backoff all the same.
         (LOST, {"endpoint": EndpointView(has_alternative=True)}, Retry(0.0, is_budgeted=True)),
         (BUSY, {"endpoint": EndpointView(has_alternative=True)}, Retry(0.5, is_budgeted=False)),
         (TlsError("expired"), {"endpoint": EndpointView(has_alternative=True)}, Retry(0.0, is_budgeted=True)),
@@ -269,26 +269,26 @@ LOST = ConnectionLostError("reset")
         # A model that raises may do so for this element only: the batch is bisected instead.
         (RAISED, {"endpoint": UNHEALTHY, "hold_seconds": 600.0}, Fail),
         (RAISED, {"server_error_attempts": 1}, Retry(0.5, is_budgeted=True)),
-        # An error that shows nothing of the endpoint's health is retried there even so.
+        # An error that says nothing about the endpoint's health is retried even at an unhealthy one.
         (BUSY, {"endpoint": UNHEALTHY}, Retry(0.5, is_budgeted=False)),
     ],
 )
-def test_the_step_after_a_failure(
+def test_next_step_after_each_failure(
     error: TritonError, situation: dict[str, Any], expected: Step | type[Fail]
 ) -> None:
     """The whole decision as a table: error, situation, step."""
     assert step(error, **situation) == (Fail(error) if expected is Fail else expected)
 
 
-def test_a_half_of_a_batch_is_not_retried_after_a_plain_500() -> None:
-    """Its own halves narrow the cause down faster than a repetition."""
+def test_half_of_a_batch_is_not_retried_after_a_plain_500() -> None:
+    """Bisecting it further finds the cause faster than a repetition."""
     limits = Limits(1000.0, max_server_error_retries=0)
     decision = next_step(POLICY, RAISED, History((RAISED,)), limits, EndpointView(), lowest)
     assert decision == Fail(RAISED)
 
 
-def test_the_history_of_a_held_request_starts_over_and_keeps_its_errors() -> None:
-    """What failed before a hold counts towards no limit, and stays for the user: the last eight errors."""
+def test_hold_resets_the_history_and_keeps_the_last_eight_errors() -> None:
+    """Failures before a hold count towards no limit, but remain on the error for the user."""
     history = History()
     for _ in range(10):
         history = history.after(LOST).after(BUSY).held(for_overload=True)
@@ -297,8 +297,8 @@ def test_the_history_of_a_held_request_starts_over_and_keeps_its_errors() -> Non
     assert history.after(LOST).held(for_overload=False).holds == 10
 
 
-def test_repeat_runs_until_it_succeeds_and_waits_in_between() -> None:
-    """Each retry is preceded by its backoff, and stale connections by none."""
+def test_repeat_retries_until_success_with_backoff() -> None:
+    """Each retry is preceded by its backoff, and a stale connection by none."""
     outcomes: list[Any] = [ConnectError("refused"), STALE, LOST, "answer"]
     waits: list[tuple[float, TritonError]] = []
 
@@ -342,21 +342,21 @@ def test_repeat_raises_the_last_error_with_the_earlier_ones() -> None:
         {"budget_min_per_second": math.nan},
     ],
 )
-def test_a_policy_out_of_range_is_refused(options: dict[str, object]) -> None:
-    """Each field is checked, and named."""
+def test_policy_out_of_range_is_rejected(options: dict[str, object]) -> None:
+    """Each field is checked, and the error names it."""
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         RetryPolicy.from_options(options)
 
 
-def test_a_quiet_job_may_retry() -> None:
-    """Without any requests counted, the minimum a second is to be had, and no more."""
+def test_budget_minimum_is_available_without_requests() -> None:
+    """Without any counted request, ``budget_min_per_second`` is available, and no more."""
     clock = FakeClock()
     budget = RetryBudget(RetryPolicy(budget_min_per_second=0.5), clock)
     assert [budget.try_spend() for _ in range(7)] == [True] * 5 + [False] * 2
 
 
-def test_a_retry_is_remembered_for_the_whole_window() -> None:
-    """Wherever in a bucket of time a retry falls, its token is back after ten seconds and not before."""
+def test_retry_occupies_its_token_for_the_whole_window() -> None:
+    """Wherever in a bucket of time a retry falls, its token returns after ten seconds and not before."""
     clock = FakeClock(1000.95)
     budget = RetryBudget(RetryPolicy(budget_ratio=0, budget_min_per_second=0.1), clock)
     assert budget.try_spend()
@@ -366,8 +366,8 @@ def test_a_retry_is_remembered_for_the_whole_window() -> None:
     assert budget.try_spend()
 
 
-def test_a_sick_server_gets_a_tenth_more_than_a_healthy_one() -> None:
-    """With every request failing and being retried at once, retries stay at the ratio plus the minimum."""
+def test_budget_ratio_bounds_retries_of_a_sick_server() -> None:
+    """With every request failing and retried at once, retries stay at the ratio plus the minimum."""
     clock = FakeClock()
     budget = RetryBudget(RetryPolicy(budget_ratio=0.1, budget_min_per_second=1.0), clock)
     retries = 0
@@ -385,10 +385,10 @@ def test_a_sick_server_gets_a_tenth_more_than_a_healthy_one() -> None:
     ratio=st.sampled_from([0.0, 0.1, 1.0]),
     free=st.sampled_from([0.0, 0.3, 1.0]),
 )
-def test_the_budget_holds_over_every_window_that_ends_in_a_retry(
+def test_budget_holds_over_every_window_that_ends_in_a_retry(
     steps: list[tuple[float, int, int]], ratio: float, free: float
 ) -> None:
-    """Retries of the last ten seconds never exceed their share of that time's requests."""
+    """Retries of the last ten seconds never exceed their share of the requests in that time."""
     clock = FakeClock()
     budget = RetryBudget(RetryPolicy(budget_ratio=ratio, budget_min_per_second=free), clock)
     requests, retries = list[float](), list[float]()
@@ -410,8 +410,8 @@ def test_the_budget_holds_over_every_window_that_ends_in_a_retry(
     pauses=st.lists(st.floats(min_value=0, max_value=3), min_size=1, max_size=30),
     free=st.sampled_from([0.1, 0.3, 1.0]),
 )
-def test_a_token_is_there_when_it_was_said_to_be(pauses: list[float], free: float) -> None:
-    """Whoever waits for as long as the budget says gets a retry, and nobody is sent to sleep for nothing."""
+def test_token_is_available_after_seconds_until_token(pauses: list[float], free: float) -> None:
+    """A caller that waits as long as the budget says gets a retry."""
     clock = FakeClock()
     budget = RetryBudget(RetryPolicy(budget_ratio=0.5, budget_min_per_second=free), clock)
     for pause_seconds in pauses:
@@ -426,8 +426,8 @@ def test_a_token_is_there_when_it_was_said_to_be(pauses: list[float], free: floa
     assert budget.try_spend()
 
 
-def test_a_budget_of_nothing_says_that_waiting_is_in_vain() -> None:
-    """Without ratio and minimum there is never a token."""
+def test_empty_budget_never_has_a_token() -> None:
+    """Without ratio and minimum the time until a token is infinite."""
     budget = RetryBudget(RetryPolicy(budget_ratio=0, budget_min_per_second=0), FakeClock())
     budget.record_request()
     assert not budget.try_spend()

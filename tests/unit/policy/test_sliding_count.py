@@ -1,4 +1,4 @@
-"""Counting within a sliding window, against a list of every event."""
+"""Counts within a sliding window, compared with a list of all events."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ STEPS = st.lists(st.tuples(st.floats(min_value=0.0, max_value=7.0), st.booleans(
 
 @pytest.mark.parametrize("over_count", [False, True])
 @given(steps=STEPS)
-def test_a_total_is_the_number_of_recent_events(over_count: bool, steps: list[tuple[float, bool]]) -> None:
-    """Within a bucket's width, a total counts the events of the window: none older, or none missing."""
+def test_total_is_the_number_of_recent_events(over_count: bool, steps: list[tuple[float, bool]]) -> None:
+    """Within a bucket's width, the total counts the window's events: no older ones, or none missing."""
     window_seconds = 10.0
     bucket_seconds = window_seconds / 10
     count = SlidingCount(window_seconds, over_count=over_count)
@@ -28,14 +28,14 @@ def test_a_total_is_the_number_of_recent_events(over_count: bool, steps: list[tu
             count.advance(now)
         shortest = window_seconds - (0.0 if over_count else bucket_seconds)
         longest = shortest + bucket_seconds
-        # The bucket's edge is rounded, so an event a hair's breadth from it may be on either side.
+        # The bucket's edge is rounded, so an event very close to it may be on either side.
         assert sum(now - event < shortest - 1e-6 for event in events) <= count.total
         assert count.total <= sum(now - event < longest + 1e-6 for event in events)
 
 
 @given(steps=STEPS)
-def test_expiries_foretell_every_total(steps: list[tuple[float, bool]]) -> None:
-    """What expires, and when, adds up to the total and comes true as time goes on."""
+def test_expiries_predict_every_total(steps: list[tuple[float, bool]]) -> None:
+    """The announced expiries add up to the total and happen as time passes."""
     count = SlidingCount(10.0)
     now = 1000.0
     for pause_seconds, _ in steps:
@@ -52,8 +52,8 @@ def test_expiries_foretell_every_total(steps: list[tuple[float, bool]]) -> None:
         assert count.total == left
 
 
-def test_a_long_pause_forgets_everything() -> None:
-    """After more than a window without events nothing is left over in any bucket."""
+def test_long_pause_empties_the_count() -> None:
+    """After more than a window without events no bucket counts anything."""
     count = SlidingCount(1.0)
     for tenth in range(10):
         count.add(5.0 + tenth / 10)
@@ -63,8 +63,8 @@ def test_a_long_pause_forgets_everything() -> None:
     assert count.total == 1
 
 
-def test_clear_forgets_at_once() -> None:
-    """A cleared count starts anew within the same bucket."""
+def test_clear_empties_the_count_at_once() -> None:
+    """A cleared count starts again within the same bucket."""
     count = SlidingCount(1.0)
     count.add(5.0)
     count.clear()

@@ -1,4 +1,4 @@
-"""Halving and accounting, against a small scripted server of the protocol."""
+"""Bisection and counting, against a small scripted server of the protocol."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPEC = ModelSpec("m", "1", (TensorSpec("x", "INT64", (1,)),), (TensorSpec("y", "
 
 
 def refuse_negative(request: Request) -> Answer:
-    """Gives x back as y; 400 for a request with a negative value, 500 for one with -1000."""
+    """Returns x as y; 400 for a request with a negative value, 500 for one with -1000."""
     values = json.loads(request.body)["inputs"][0]["data"]
     flat = [value[0] if isinstance(value, list) else value for value in values]
     if min(flat) < 0:
@@ -33,7 +33,7 @@ def refuse_negative(request: Request) -> Answer:
 
 
 class Owner:
-    """Sends batches of numbers, and writes down how each of them ended."""
+    """Sends batches of numbers, and records how each of them ended."""
 
     def __init__(self, model: RemoteModel) -> None:
         self.scored: list[Any] = []
@@ -79,8 +79,8 @@ def owner() -> Iterator[tuple[Owner, FaultServer]]:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 100])
 @pytest.mark.parametrize("guilty", [(), (0,), (1,), (0, 1), (5, 6, 50)])
-def test_each_element_ends_once(size: int, guilty: tuple[int, ...]) -> None:
-    """The guilty ones fail, all others are scored, in as few requests as halving takes."""
+def test_each_element_is_scored_or_failed_once(size: int, guilty: tuple[int, ...]) -> None:
+    """The bad elements fail, all others are scored, in as few requests as bisection takes."""
     numbers = [-n - 1 if n in guilty else n for n in range(size)]
     bad = [n for n in numbers if n < 0]
     with owner() as (one, server):
@@ -91,8 +91,8 @@ def test_each_element_ends_once(size: int, guilty: tuple[int, ...]) -> None:
         assert len(server.requests) - 1 <= 2 * math.ceil(math.log2(max(size, 2))) * len(bad)
 
 
-def test_many_batches_some_of_them_bad() -> None:
-    """Batches do not mix: each is halved on its own while others go on."""
+def test_batches_are_bisected_independently() -> None:
+    """Batches do not mix: each is bisected on its own while others continue."""
     with owner() as (one, _):
         for first in range(0, 200, 10):
             one.batches.send([n if n % 17 else -n - 1 for n in range(first, first + 10)])
@@ -102,16 +102,16 @@ def test_many_batches_some_of_them_bad() -> None:
         assert sorted(-n - 1 for n in one.failed) == list(range(0, 200, 17))
 
 
-def test_a_model_that_raises_is_halved_too() -> None:
-    """A plain 500 may be one element's doing."""
+def test_batch_is_bisected_after_a_plain_500() -> None:
+    """One element may make the model raise."""
     with owner() as (one, _):
         one.batches.send([1, 2, -1000, 4])
         one.batches.finish(4)
         assert (sorted(one.scored), one.failed) == ([1, 2, 4], [-1000])
 
 
-def test_what_cannot_be_encoded_is_halved_without_a_request() -> None:
-    """An element that makes no tensor is found before anything is sent for it."""
+def test_unencodable_element_is_found_without_a_request() -> None:
+    """An element that cannot be encoded is found before anything is sent for it."""
     with owner() as (one, server):
         one.batches.send([1, 2, "text", 4])
         one.batches.finish(4)
@@ -119,8 +119,8 @@ def test_what_cannot_be_encoded_is_halved_without_a_request() -> None:
         assert len(server.requests) == 2
 
 
-def test_an_answer_that_its_owner_refuses() -> None:
-    """The error is the batch's own; one that no element can be guilty of is not halved."""
+def test_error_that_no_element_causes_is_not_bisected() -> None:
+    """An answer that its owner refuses fails the whole batch."""
     with owner() as (one, server):
         one.refuses_answers = True
         one.batches.send([1, 2, 3])
@@ -130,7 +130,7 @@ def test_an_answer_that_its_owner_refuses() -> None:
 
 
 @pytest.mark.parametrize("expected", [2, 4])
-def test_a_lost_or_repeated_element_fails_the_bundle(expected: int) -> None:
+def test_lost_or_repeated_element_fails_the_bundle(expected: int) -> None:
     """The elements that came out are compared with those that came in."""
     with owner() as (one, _):
         one.batches.send([1, 2, 3])
@@ -138,8 +138,8 @@ def test_a_lost_or_repeated_element_fails_the_bundle(expected: int) -> None:
             one.batches.finish(expected)
 
 
-def test_cancelling() -> None:
-    """Nothing is told of what was let go of, and a second time does nothing."""
+def test_cancelled_batches_report_nothing() -> None:
+    """Cancelled batches end neither scored nor failed, and cancelling twice does nothing."""
     with owner() as (one, server):
         one.batches.send([1, 2])
         one.batches.cancel()

@@ -1,4 +1,4 @@
-"""A bundle's open batch of arrays that are all alike, and outputs that keep their windows."""
+"""A bundle's open batch of arrays of one shape, and outputs that keep their windows."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ TWO = (IntervalWindow(0, 10), IntervalWindow(5, 15))
         (BatchingPolicy(max_batch_bytes=100), 32, 6),
     ],
 )
-def test_how_many_it_collects(policy: BatchingPolicy, model_limit: int, size: int) -> None:
-    """The model's limit, the policy's number and its bytes, whichever is the least."""
+def test_array_batch_size_is_the_smallest_limit(policy: BatchingPolicy, model_limit: int, size: int) -> None:
+    """The model's limit, the policy's size or its bytes, whichever is the smallest."""
     batch = ArrayBatch(policy, model_limit)
     assert batch.begin(ARRAY)
     assert (batch.size, batch.shape, batch.dtype) == (size, (4,), np.dtype(np.float32))
@@ -46,15 +46,17 @@ def test_how_many_it_collects(policy: BatchingPolicy, model_limit: int, size: in
         (BatchingPolicy(linger_seconds=1), 32),
     ],
 )
-def test_what_it_leaves_to_others(policy: BatchingPolicy, model_limit: int) -> None:
-    """Batches of one, models without batches, and batches that have to leave in time."""
+def test_array_batch_refuses_batches_of_one_and_lingering_batches(
+    policy: BatchingPolicy, model_limit: int
+) -> None:
+    """Models without batches, batches of one, and batches that must be sent in time."""
     batch = ArrayBatch(policy, model_limit)
     assert not batch.begin(ARRAY)
     assert batch.shape is None
 
 
-def test_one_kind_at_a_time() -> None:
-    """Another shape may begin only when nothing waits; what is taken is taken once."""
+def test_array_batch_holds_one_shape_at_a_time() -> None:
+    """Another shape may begin only when nothing is pending; arrays are taken once."""
     batch = ArrayBatch(BatchingPolicy(), 32)
     assert batch.begin(ARRAY)
     batch.windowed_values.append(GlobalWindows.windowed_value("first"))
@@ -69,15 +71,15 @@ def test_one_kind_at_a_time() -> None:
     assert batch.shape == (5,)
 
 
-def test_empty_arrays() -> None:
-    """Arrays of no bytes are bounded by number alone."""
+def test_empty_arrays_are_bounded_by_number_only() -> None:
+    """Arrays without bytes count only towards the batch size."""
     batch = ArrayBatch(BatchingPolicy(max_batch_bytes=100), 32)
     assert batch.begin(np.zeros(0, np.float32))
     assert batch.size == 32
 
 
 def test_windows_are_not_multiplied() -> None:
-    """Beam repeats the windows of what is yielded while an element has several: not of these."""
+    """Beam repeats the windows of yielded values while an element has several, but not of these."""
     (output,) = with_own_windows([WindowedValue("a", 7, TWO, PANE)])
     output.windows *= 3
     assert list(output.windows) == list(TWO)
@@ -85,13 +87,13 @@ def test_windows_are_not_multiplied() -> None:
 
 
 def test_tagged_outputs_keep_their_tag() -> None:
-    """A failure is wrapped inside of its tag."""
+    """A failure is wrapped inside its tag."""
     (output,) = with_own_windows([pvalue.TaggedOutput("failures", WindowedValue("a", 7, TWO))])
     output.value.windows *= 2
     assert (output.tag, list(output.value.windows)) == ("failures", list(TWO))
 
 
-def test_the_given_values_stay_as_they_are() -> None:
+def test_input_values_are_not_changed() -> None:
     """Input values may be used elsewhere."""
     given = WindowedValue("a", 7, (GlobalWindow(),))
     list(with_own_windows([given]))
@@ -99,7 +101,7 @@ def test_the_given_values_stay_as_they_are() -> None:
     assert len(given.windows) == 2
 
 
-def test_they_are_coded_and_pickled_as_other_windows() -> None:
+def test_outputs_with_own_windows_are_encoded_and_pickled() -> None:
     """Runners encode them, and pickle them between processes."""
     (output,) = with_own_windows([WindowedValue("a", 7, TWO, PANE)])
     coder: Any = coders.WindowedValueCoder(coders.StrUtf8Coder(), SlidingWindows(10, 5).get_window_coder())

@@ -1,4 +1,4 @@
-"""The transform and its DoFn while a pipeline is built, with no server in reach."""
+"""The transform and its DoFn while a pipeline is built, without a server."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def shown(part: Any) -> dict[str, str]:
     return {item.key: str(item.value) for item in DisplayData.create_from(part).items}
 
 
-def test_display_data_says_what_differs_and_no_secret() -> None:
-    """Job pages show the endpoint and the options given, without password, token or header value."""
+def test_display_data_shows_given_options_and_no_secret() -> None:
+    """Job pages show the endpoint and the given options, without password, token or header value."""
     transform = TritonInference(
         ENDPOINT,
         "m",
@@ -60,8 +60,8 @@ def test_display_data_says_what_differs_and_no_secret() -> None:
     assert shown(dofn)["max_concurrent_requests"] == "7"
 
 
-def test_an_array_as_default_value_goes_into_a_job() -> None:
-    """It is display data as any other option, and the pipeline becomes a job for a runner."""
+def test_array_default_value_is_part_of_the_job() -> None:
+    """It is display data like any other option, and the pipeline can be translated for a runner."""
     transform = TritonInference(ENDPOINT, "m", model_spec=SPEC, default_value=np.array([0.5, 0.5]))
     assert shown(transform)["default_value"] == "[0.5 0.5]"
     pipeline = beam.Pipeline()
@@ -69,8 +69,8 @@ def test_an_array_as_default_value_goes_into_a_job() -> None:
     assert "default_value" in str(pipeline.to_runner_api())
 
 
-def test_options_as_objects_and_as_dicts() -> None:
-    """A policy object and the dict of its fields are the same."""
+def test_options_may_be_objects_or_dicts() -> None:
+    """A policy object and the dict of its fields are equal."""
     objects = TritonInference(
         ENDPOINT, "m", pool=ConnectionPoolConfig(max_idle=3), batching=BatchingPolicy(max_batch_size=4)
     )
@@ -97,8 +97,10 @@ def test_options_as_objects_and_as_dicts() -> None:
         (ENDPOINT, "m", {"with_exception_handling": True}, "with_exception_handling"),
     ],
 )
-def test_wrong_arguments(endpoint: Any, model_name: Any, options: dict[str, Any], message: str) -> None:
-    """They are refused when the transform is made, with what to do."""
+def test_invalid_arguments_are_rejected_at_construction(
+    endpoint: Any, model_name: Any, options: dict[str, Any], message: str
+) -> None:
+    """The message says what to do."""
     with pytest.raises(ConfigurationError, match=message):
         TritonInference(endpoint, model_name, **options)
 
@@ -116,8 +118,8 @@ def test_wrong_arguments(endpoint: Any, model_name: Any, options: dict[str, Any]
         (Union[int, Tuple[str, int]], AnyType),
     ],
 )
-def test_output_types(given: Any, expected: Any) -> None:
-    """Keyed elements give keyed results, as far as the input's type tells."""
+def test_output_type_is_keyed_where_the_input_is(given: Any, expected: Any) -> None:
+    """Keyed elements give keyed results, as far as the input's type is known."""
     pipeline = beam.Pipeline("FnApiRunner")
     elements = pipeline | beam.Create([1]) | beam.Map(lambda n: n).with_output_types(given)
     assert (elements | TritonInference(ENDPOINT, "m")).element_type == expected
@@ -126,7 +128,7 @@ def test_output_types(given: Any, expected: Any) -> None:
     assert failures is not None
 
 
-def test_labels() -> None:
+def test_transforms_of_two_models_need_no_labels() -> None:
     """Two models in one pipeline need no labels of their own."""
     pipeline = beam.Pipeline("FnApiRunner")
     elements = pipeline | beam.Create([1])
@@ -135,8 +137,8 @@ def test_labels() -> None:
         assert scored.producer.full_label == f"TritonInference({name})/Score"
 
 
-def test_pickling() -> None:
-    """Transform and DoFn pickle with their options; a token by reference stays a reference."""
+def test_transform_and_dofn_keep_their_options_when_pickled() -> None:
+    """A token by reference stays a reference."""
     transform = TritonInference(ENDPOINT, "m", auth_token="env:TRITON_TOKEN", model_spec=SPEC)
     assert shown(pickle.loads(pickle.dumps(transform))) == shown(transform)
     dofn = TritonInferenceDoFn(ENDPOINT, "m", auth_token="env:TRITON_TOKEN")
@@ -149,8 +151,8 @@ def unreachable() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def test_with_a_model_spec_no_server_is_asked(unreachable: str) -> None:
-    """A DoFn sets up, begins and ends empty bundles, and is torn down, with no server in reach."""
+def test_model_spec_makes_setup_work_without_a_server(unreachable: str) -> None:
+    """A DoFn sets up, starts and finishes empty bundles, and is torn down, without a server."""
     dofn = pickle.loads(pickle.dumps(TritonInferenceDoFn(unreachable, "m", model_spec=SPEC)))
     dofn.setup()
     dofn.start_bundle()
@@ -161,15 +163,15 @@ def test_with_a_model_spec_no_server_is_asked(unreachable: str) -> None:
     assert len(SESSIONS) == 0
 
 
-def test_an_element_that_does_not_fit_needs_no_server(unreachable: str) -> None:
-    """What can be judged here is: the failure says what the model takes."""
+def test_invalid_element_fails_without_a_request(unreachable: str) -> None:
+    """An element is checked before anything is sent; the failure says what the model takes."""
     dofn = TritonInferenceDoFn(unreachable, "m", model_spec=SPEC, with_exception_handling=True)
     dofn.setup()
     dofn.start_bundle()
     element = WindowedValue(np.zeros(3, np.float32), 0, (GlobalWindow(),))
-    left = [*(dofn.process(element.value, element) or ()), *dofn.finish_bundle()]
+    emitted = [*(dofn.process(element.value, element) or ()), *dofn.finish_bundle()]
     dofn.teardown()
-    (tagged,) = left
+    (tagged,) = emitted
     assert tagged.tag == "failures"
     assert "'x' takes FP32 of shape [1]" in tagged.value.value[1][1]
 
@@ -184,10 +186,10 @@ def test_an_element_that_does_not_fit_needs_no_server(unreachable: str) -> None:
         (SPEC, {"default_value": [1.0, 2.0]}, "default_value"),
     ],
 )
-def test_setup_refuses_and_leaves_nothing(
+def test_failed_setup_releases_the_session(
     unreachable: str, spec: ModelSpec, options: dict[str, Any], message: str
 ) -> None:
-    """What does not fit the model fails in setup, which gives everything back."""
+    """Options that do not match the model fail in setup, which releases everything."""
     dofn = TritonInferenceDoFn(unreachable, "m", model_spec=spec, **options)
     with pytest.raises(ConfigurationError, match=message):
         dofn.setup()

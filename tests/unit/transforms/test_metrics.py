@@ -1,4 +1,4 @@
-"""What reaches Beam's metrics, in which units, and the buckets that latency percentiles come from."""
+"""What reaches Beam's metrics, in which units, and the buckets for latency percentiles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.pipelines import Run, run
 
 
 def written_by(write: Callable[[InferenceMetrics], None]) -> Run:
-    """The metrics of a pipeline that does this on a bundle's thread."""
+    """The metrics of a pipeline that runs ``write`` on a bundle's thread."""
 
     def work(_: int) -> None:
         metrics = InferenceMetrics()
@@ -34,8 +34,8 @@ def written_by(write: Callable[[InferenceMetrics], None]) -> Run:
     return run(build)
 
 
-def test_parts_of_throttled_seconds_add_up() -> None:
-    """Beam's counter is integral: parts of a second wait until they are a whole one."""
+def test_fractions_of_throttled_seconds_add_up() -> None:
+    """Beam's counter is integral: fractions of a second accumulate to whole ones."""
 
     def write(metrics: InferenceMetrics) -> None:
         for _ in range(5):
@@ -45,8 +45,8 @@ def test_parts_of_throttled_seconds_add_up() -> None:
     assert written_by(write).counters == {"cumulativeThrottlingSeconds": 3}
 
 
-def test_a_record_of_a_request() -> None:
-    """Attempts are requests; sizes and the latency are distributions, the latency a bucket as well."""
+def test_request_record_becomes_counters_and_distributions() -> None:
+    """Attempts are requests; sizes and latency are distributions, and the latency also counts in a bucket."""
     record = CallRecord(
         attempts=3,
         retries=2,
@@ -77,20 +77,20 @@ def test_a_record_of_a_request() -> None:
     assert found.distributions["request_latency_milliseconds"].max == 26
 
 
-def test_a_request_without_an_answer() -> None:
-    """It has no latency and no response: only what was sent counts."""
+def test_request_without_an_answer_has_no_latency() -> None:
+    """Without a response only what was sent is counted."""
     found = written_by(lambda metrics: metrics.request_ended(1, CallRecord(attempts=1, request_bytes=10)))
     assert found.counters == {"requests": 1}
     assert sorted(found.distributions) == ["batch_size", "request_bytes"]
 
 
-def test_nothing_is_written_of_nothing() -> None:
+def test_zero_counters_are_not_written() -> None:
     """Counters that never moved do not appear."""
     assert written_by(lambda metrics: metrics.count("failures", 0)).counters == {}
 
 
-def test_buckets_are_few_and_cover_a_tenth_of_a_millisecond_to_ten_minutes() -> None:
-    """Forty buckets reach from 0.1 ms to 600 s without a gap, each at most 1.52 times as wide as the last."""
+def test_forty_buckets_cover_a_tenth_of_a_millisecond_to_ten_minutes() -> None:
+    """They reach from 0.1 ms to 600 s without a gap, each at most 1.52 times as wide as the previous one."""
     edges = [histogram.bucket_bounds(index) for index in range(histogram.BUCKETS)]
     assert edges[0] == (0.0, 0.0001)
     assert edges[-1] == (600.0, inf)
@@ -99,21 +99,21 @@ def test_buckets_are_few_and_cover_a_tenth_of_a_millisecond_to_ten_minutes() -> 
 
 
 @given(st.floats(min_value=0.0, max_value=1e6))
-def test_a_latency_is_counted_between_its_buckets_bounds(seconds: float) -> None:
-    """bucket_of and bounds agree, upper bounds included."""
+def test_latency_is_counted_between_its_buckets_bounds(seconds: float) -> None:
+    """``bucket_of`` and ``bucket_bounds`` agree, upper bounds included."""
     lower, upper = histogram.bucket_bounds(histogram.bucket_of(seconds))
     assert lower < seconds <= upper or (lower == 0.0 and seconds <= upper)
 
 
 @pytest.mark.parametrize("index", [-1, histogram.BUCKETS])
-def test_an_index_that_is_no_bucket_is_refused(index: int) -> None:
-    """A negative index must not wrap round to the last bucket."""
+def test_index_outside_the_buckets_is_rejected(index: int) -> None:
+    """A negative index must not wrap around to the last bucket."""
     with pytest.raises(IndexError, match=str(index)):
         histogram.bucket_bounds(index)
 
 
-def test_counter_names_lead_back_to_their_bucket() -> None:
-    """Names and indexes are inverse, and other counters are told apart."""
+def test_counter_names_map_back_to_their_bucket() -> None:
+    """Names and indexes are inverse, and other counters are recognized as such."""
     names = [histogram.bucket_counter(index) for index in range(histogram.BUCKETS)]
     assert len(set(names)) == histogram.BUCKETS
     assert [histogram.bucket_of_counter(name) for name in names] == list(range(histogram.BUCKETS))
@@ -123,7 +123,7 @@ def test_counter_names_lead_back_to_their_bucket() -> None:
 
 @pytest.mark.parametrize("q", [0.5, 0.95, 0.99])
 @pytest.mark.parametrize("median_seconds", [0.0007, 0.02, 3.0])
-def test_percentiles_are_within_a_quarter_of_the_truth(q: float, median_seconds: float) -> None:
+def test_percentiles_from_buckets_are_within_10_percent(q: float, median_seconds: float) -> None:
     """For log-normal latencies the percentile from buckets is within 10 % of the sorted sample's own."""
     generator = random.Random(7)
     latencies = sorted(median_seconds * generator.lognormvariate(0, 0.6) for _ in range(20_000))
@@ -134,15 +134,15 @@ def test_percentiles_are_within_a_quarter_of_the_truth(q: float, median_seconds:
     assert found == pytest.approx(exact, rel=0.10)
 
 
-def test_known_extremes_keep_the_answer_inside_what_was_seen() -> None:
-    """A single request's percentiles are its own latency when minimum and maximum say so."""
+def test_known_extremes_bound_the_percentiles() -> None:
+    """The percentiles of a single request are its own latency if minimum and maximum are given."""
     counts = {histogram.bucket_of(0.0123): 1}
     for q in (0.0, 0.5, 0.99, 1.0):
         assert histogram.percentile(counts, q, minimum_seconds=0.0123, maximum_seconds=0.0123) == 0.0123
 
 
-def test_the_last_bucket_answers_with_what_is_known() -> None:
-    """Beyond 600 s the answer is the lower bound, or lies below the maximum that is known."""
+def test_percentile_in_the_last_bucket_is_bounded_by_the_maximum() -> None:
+    """Beyond 600 s the result is the lower bound, or below the known maximum."""
     counts = {histogram.BUCKETS - 1: 4}
     assert histogram.percentile(counts, 0.5) == 600.0
     slow = histogram.percentile(counts, 1.0, maximum_seconds=900.0)
@@ -150,13 +150,13 @@ def test_the_last_bucket_answers_with_what_is_known() -> None:
     assert slow == pytest.approx(900.0)
 
 
-def test_nothing_counted_has_no_percentile() -> None:
+def test_empty_histogram_has_no_percentile() -> None:
     """Without a request there is no latency to report."""
     assert histogram.percentile({}, 0.5) is None
     assert histogram.percentile({3: 0}, 0.5) is None
 
 
-def test_a_share_outside_0_to_1_is_refused() -> None:
-    """95 instead of 0.95 is a mistake worth a message."""
+def test_quantile_outside_0_to_1_is_rejected() -> None:
+    """95 instead of 0.95 is an error with a message."""
     with pytest.raises(ValueError, match="95"):
         histogram.percentile({1: 1}, 95)

@@ -1,4 +1,4 @@
-"""Keys and rows of elements on their way in; results, defaults and failures on their way out."""
+"""Keys and rows of incoming elements; results, defaults and failures going out."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ LABEL = TensorSpec("label", "BYTES", (1,))
 MODEL = ModelSpec("m", "1", (), (Y, LABEL), 8)
 
 
-def test_a_fast_result_is_an_ordinary_one() -> None:
-    """What the shortcut makes equals what the constructor makes, and pickles as it does."""
+def test_fast_result_equals_a_constructed_one() -> None:
+    """The shortcut gives what the constructor gives, and pickles like it."""
     made = prediction_result(("example", {"y": 1}, "m:1"))
     assert made == PredictionResult("example", {"y": 1}, "m:1")
     assert type(made) is PredictionResult
     assert pickle.loads(pickle.dumps(made)) == made
 
 
-def test_a_default_of_several_outputs() -> None:
-    """Each value is of its output's dtype and shape, and the result says that it is a default."""
+def test_default_value_covers_several_outputs() -> None:
+    """Each value has its output's dtype and shape, and the result is marked as a default."""
     default = DefaultValue({"label": ["none"], "y": [0, 1]}, MODEL, (Y, LABEL))
     result = default.result("example")
     inference: Any = result.inference
@@ -54,8 +54,8 @@ def test_a_default_of_several_outputs() -> None:
     assert pickle.loads(pickle.dumps(result)).model_id == "default"
 
 
-def test_defaults_share_no_arrays() -> None:
-    """Changing one result changes no other, nor the value that the user gave."""
+def test_default_results_share_no_arrays() -> None:
+    """Changing one result changes neither another one nor the value that the user gave."""
     given = np.zeros(2, np.float32)
     default = DefaultValue(given, MODEL, (Y,))
     one: Any = default.result(1).inference
@@ -79,22 +79,22 @@ def test_defaults_share_no_arrays() -> None:
         ([1e300, 0], (Y,), "default_value: .*y"),
     ],
 )
-def test_a_default_that_does_not_fit(value: Any, outputs: tuple[TensorSpec, ...], message: str) -> None:
-    """The error says which output, and what was expected."""
+def test_invalid_default_value_is_rejected(value: Any, outputs: tuple[TensorSpec, ...], message: str) -> None:
+    """The error names the output and what was expected."""
     with pytest.raises(ConfigurationError, match=message):
         DefaultValue(value, MODEL, outputs)
 
 
-def test_a_default_for_outputs_that_the_server_does_not_name() -> None:
-    """Where nothing is known of the outputs, the names and dtypes are the user's."""
+def test_default_value_defines_outputs_that_the_server_does_not_name() -> None:
+    """Where nothing is known about the outputs, names and dtypes are the user's."""
     default = DefaultValue({"y": np.int64(3), "text": "none"}, ModelSpec("m"), ())
     inference: Any = default.result(1).inference
     assert inference["y"].dtype == np.int64
     assert str(inference["text"]) == "none"
 
 
-def test_rows_of_a_batch_and_of_a_whole() -> None:
-    """With a batch dimension each row is an element's, without one the answer is the element's."""
+def test_rows_of_batched_and_unbatched_responses() -> None:
+    """With a batch dimension each row belongs to an element, without one the whole response does."""
     response = InferResponse("m", "1", "", {}, {"y": np.arange(4.0).reshape(2, 2)})
     assert [row["y"].tolist() for row in rows_of(response, True, 2)] == [[0.0, 1.0], [2.0, 3.0]]
     (whole,) = rows_of(response, False, 1)
@@ -103,7 +103,7 @@ def test_rows_of_a_batch_and_of_a_whole() -> None:
         rows_of(response, True, 3)
 
 
-def test_a_failure_is_as_beams_own() -> None:
+def test_failure_has_the_format_of_beams_own() -> None:
     """Element, then type, message and traceback lines; it pickles."""
     try:
         raise InvalidRequestError("refused", status=400)
@@ -127,26 +127,26 @@ X = np.zeros(2)
     ("element", "key", "rest"),
     [((1, X), 1, X), ((None, 2), None, 2), (("k", (1, 2)), "k", (1, 2)), ((X, "v"), X, "v")],
 )
-def test_a_plain_tuple_of_two_is_keyed(element: Any, key: Any, rest: Any) -> None:
-    """Its first half is the key, whatever it is; only the outermost tuple is taken apart."""
+def test_plain_tuple_of_two_is_a_keyed_element(element: Any, key: Any, rest: Any) -> None:
+    """Its first half is the key, whatever its type; only the outermost tuple is split."""
     assert split_key(element) == (True, key, rest)
 
 
 @pytest.mark.parametrize(
     "element", [X, [1, 2], (1,), (1, 2, 3), (), "ab", b"ab", {"a": 1, "b": 2}, Pair(1, 2)]
 )
-def test_everything_else_is_not(element: Any) -> None:
-    """Lists, NamedTuples and strings of two are elements."""
+def test_other_elements_are_not_keyed(element: Any) -> None:
+    """Lists, NamedTuples and strings of length two are elements."""
     assert split_key(element) == (False, None, element)
 
 
 @pytest.mark.parametrize("row", [Pair(1, 2), beam.Row(a=1, b=2)])
-def test_rows_are_mappings(row: Any) -> None:
-    """A row is what it names."""
+def test_rows_become_mappings(row: Any) -> None:
+    """A row becomes its names and values."""
     assert model_inputs(row) == {"a": 1, "b": 2}
 
 
 @pytest.mark.parametrize("element", [X, [1], (1, 2), "text", {"a": 1}, None, 3.5])
-def test_other_elements_go_as_they_are(element: Any) -> None:
-    """Nothing is copied or converted here."""
+def test_elements_other_than_rows_are_not_converted(element: Any) -> None:
+    """They are passed on without a copy."""
     assert model_inputs(element) is element

@@ -1,4 +1,4 @@
-"""`TritonModelHandler` without a server: its options, its batching, its bytes."""
+"""`TritonModelHandler` without a server: its options, batching and byte counts."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ SPEC = ModelSpec("m", "1", (TensorSpec("x", "FP32", (4,)),), (TensorSpec("y", "F
         ({"batching": {"linger_seconds": 2}}, {"max_batch_duration_secs": 2}),
     ],
 )
-def test_batch_elements_kwargs(options: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Beam's batches hold a request's elements as often as requests may be in flight."""
+def test_batch_size_for_beam_fills_all_requests_in_flight(
+    options: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """Beam's batches hold the elements of as many requests as may be in flight."""
     handler = TritonModelHandler(ENDPOINT, "m", **options)
     assert handler.batch_elements_kwargs() == expected
     assert beam.BatchElements(**handler.batch_elements_kwargs()) is not None
@@ -55,13 +57,13 @@ def test_batch_elements_kwargs(options: dict[str, Any], expected: dict[str, Any]
         ([[[1], [2, 3]]], 0),
     ],
 )
-def test_get_num_bytes(batch: list[Any], expected: int) -> None:
+def test_get_num_bytes_counts_the_values(batch: list[Any], expected: int) -> None:
     """The bytes of the elements' values; nothing is pickled for it."""
     assert TritonModelHandler(ENDPOINT, "m").get_num_bytes(batch) == expected
 
 
-def test_neither_text_nor_metrics_hold_a_secret() -> None:
-    """What RunInference shows of a handler is its text."""
+def test_text_and_metrics_namespace_show_no_secret() -> None:
+    """RunInference shows the text of a handler."""
     handler = TritonModelHandler(ENDPOINT, "m", auth_token="hunter2")
     assert str(handler) == "TritonModelHandler(http://triton:8000, 'm')"
     assert handler.get_metrics_namespace() == "beam_triton"
@@ -77,20 +79,22 @@ def test_neither_text_nor_metrics_hold_a_secret() -> None:
         (ENDPOINT, "m", {"batching": {"max_batch_size": 0}}, "max_batch_size"),
     ],
 )
-def test_wrong_arguments(endpoint: str, model_name: Any, options: dict[str, Any], message: str) -> None:
-    """They are refused at construction."""
+def test_invalid_arguments_are_rejected_at_construction(
+    endpoint: str, model_name: Any, options: dict[str, Any], message: str
+) -> None:
+    """The message names the argument."""
     with pytest.raises(ConfigurationError, match=message):
         TritonModelHandler(endpoint, model_name, **options)
 
 
-def test_it_pickles() -> None:
-    """RunInference sends it to the workers."""
+def test_handler_is_picklable() -> None:
+    """RunInference sends the handler to the workers."""
     handler = pickle.loads(pickle.dumps(TritonModelHandler(ENDPOINT, "m", batching={"max_batch_size": 2})))
     assert handler.batch_elements_kwargs()["max_batch_size"] == 64
 
 
-def test_models_in_other_processes_are_not_asked_for() -> None:
-    """A connection is no gigabytes of weights: every process has its own."""
+def test_model_is_not_shared_across_processes() -> None:
+    """A connection is small, unlike weights: every process has its own."""
     handler = TritonModelHandler(ENDPOINT, "m")
     assert not handler.share_model_across_processes()
     assert not handler.should_garbage_collect_on_timeout()

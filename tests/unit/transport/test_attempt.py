@@ -1,4 +1,4 @@
-"""One attempt: how it ends, in how long, and what it leaves behind."""
+"""One attempt: how it ends, how long it takes, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEAD = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n"
 
 
 class Bench:
-    """A pool, a reactor, and attempts that note down their ends."""
+    """A pool, a reactor, and attempts that record how they end."""
 
     def __init__(self, **limits: object) -> None:
         self.reactor = Reactor()
@@ -72,14 +72,14 @@ class Bench:
 
 @contextmanager
 def bench(**limits: object) -> Iterator[Bench]:
-    """Whatever happened: after the test no place of the pool is in use."""
+    """Asserts after the test that no connection of the pool is in use."""
     made = Bench(**limits)
     yield made
     assert sockets.settles(lambda: made.in_use, 0) == 0
     made.pool.close()
 
 
-def test_an_answer() -> None:
+def test_second_attempt_reuses_the_connection() -> None:
     """The first attempt opens a connection, the second uses it again."""
     with FaultServer(OK) as server, bench() as b:
         first = b.finish(b.start(server.port))
@@ -90,8 +90,8 @@ def test_an_answer() -> None:
         assert server.opened == 1
 
 
-def test_a_connection_that_is_told_to_close() -> None:
-    """An answer that ends its connection leaves nothing in the pool."""
+def test_connection_close_leaves_nothing_in_the_pool() -> None:
+    """A connection whose answer has ``Connection: close`` is not kept."""
     closing = always(Answer(200, b"answer", (("Connection", "close"),)))
     with FaultServer(closing) as server, bench() as b:
         b.finish(b.start(server.port))
@@ -99,8 +99,8 @@ def test_a_connection_that_is_told_to_close() -> None:
 
 
 @pytest.mark.parametrize("fault", [faults.closed_without_answer, faults.reset_after_reading])
-def test_a_stale_connection_says_so(fault: Callable[..., None]) -> None:
-    """A used connection that ends without a byte was stale; a fresh one that does is lost."""
+def test_only_a_reused_connection_is_stale(fault: Callable[..., None]) -> None:
+    """A reused connection that ends without a byte was stale; a fresh one is lost."""
     with FaultServer(OK, [serve, fault, fault]) as server, bench() as b:
         b.finish(b.start(server.port))
         stale = b.finish(b.start(server.port))
@@ -109,7 +109,7 @@ def test_a_stale_connection_says_so(fault: Callable[..., None]) -> None:
         assert isinstance(fresh.error, ConnectionLostError) and not fresh.error.was_stale
 
 
-def test_a_cut_answer_is_not_a_stale_connection() -> None:
+def test_truncated_answer_is_not_a_stale_connection() -> None:
     """A connection that ends within the answer was not stale: the request has run."""
     with FaultServer(OK, [serve, faults.truncated(10)]) as server, bench() as b:
         b.finish(b.start(server.port))
@@ -117,8 +117,8 @@ def test_a_cut_answer_is_not_a_stale_connection() -> None:
         assert isinstance(cut.error, ConnectionLostError) and not cut.error.was_stale
 
 
-def test_the_deadline_of_a_silent_server() -> None:
-    """Silence ends at the deadline, and the connection with it."""
+def test_silent_server_fails_at_the_deadline() -> None:
+    """The attempt ends at the deadline, and its connection is closed."""
     with FaultServer(OK, faults.silence) as server, bench() as b:
         started = time.monotonic()
         attempt = b.finish(b.start(server.port, 0.3))
@@ -127,8 +127,8 @@ def test_the_deadline_of_a_silent_server() -> None:
         assert sockets.settles(lambda: server.open_now, 0) == 0
 
 
-def test_the_deadline_in_the_pools_queue() -> None:
-    """Waiting for a connection ends at the deadline and tells the limits."""
+def test_wait_for_a_connection_ends_at_the_deadline() -> None:
+    """The error names the limits of the pool."""
     with FaultServer(OK, faults.silence) as server, bench(max_total=1, max_idle=1) as b:
         holding = b.start(server.port, 1.0)
         waiting = b.finish(b.start(server.port, 0.2))
@@ -137,8 +137,8 @@ def test_the_deadline_in_the_pools_queue() -> None:
         b.finish(holding)
 
 
-def test_connecting_ends_at_its_bound() -> None:
-    """A host that never answers a connection request fails after ``connect_timeout_seconds``."""
+def test_connecting_is_bounded_by_connect_timeout_seconds() -> None:
+    """A host that never answers a connection request fails in time."""
     with faults.unanswering_port() as port, bench(connect_timeout_seconds=0.3) as b:
         started = time.monotonic()
         attempt = b.finish(b.start(port))
@@ -146,8 +146,8 @@ def test_connecting_ends_at_its_bound() -> None:
         assert isinstance(attempt.error, ConnectTimeoutError)
 
 
-def test_connecting_ends_at_the_deadline() -> None:
-    """A deadline that is shorter than ``connect_timeout_seconds`` bounds the connecting."""
+def test_connecting_is_bounded_by_the_deadline() -> None:
+    """A deadline shorter than ``connect_timeout_seconds`` bounds the connecting."""
     with faults.unanswering_port() as port, bench() as b:
         started = time.monotonic()
         attempt = b.finish(b.start(port, 0.3))
@@ -155,8 +155,8 @@ def test_connecting_ends_at_the_deadline() -> None:
         assert isinstance(attempt.error, ConnectTimeoutError)
 
 
-def test_a_refused_connection() -> None:
-    """A port that refuses fails at once, with host and port in the message."""
+def test_refused_connection_names_host_and_port() -> None:
+    """A port that refuses fails at once."""
     with faults.refusing_port() as port, bench() as b:
         attempt = b.finish(b.start(port))
         assert isinstance(attempt.error, ConnectError)
@@ -164,23 +164,23 @@ def test_a_refused_connection() -> None:
         assert attempt.connection_use is ConnectionUse.NONE
 
 
-def test_a_closed_pool() -> None:
+def test_closed_pool_fails_the_attempt() -> None:
     """An attempt on a closed pool ends with an error, as every attempt does."""
     with bench() as b:
         b.pool.close()
         assert isinstance(b.finish(b.start(1)).error, ConnectError)
 
 
-def test_cancelled_while_connecting() -> None:
-    """Giving up while the connection is being opened calls nobody."""
+def test_cancel_while_connecting_calls_no_callback() -> None:
+    """Cancelling while the connection is being opened ends the attempt silently."""
     with faults.unanswering_port() as port, bench(connect_timeout_seconds=0.3) as b:
         b.start(port).cancel()
         b.step_until(lambda: b.in_use == 0)
         assert b.ended == []
 
 
-def test_cancelled_while_waiting() -> None:
-    """Giving up in the pool's queue lets the next one pass."""
+def test_cancel_in_the_pools_queue_lets_the_next_attempt_pass() -> None:
+    """The cancelled attempt does not take the connection."""
     with FaultServer(OK, [faults.late(0.2)]) as server, bench(max_total=1, max_idle=1) as b:
         first, given_up, last = b.start(server.port), b.start(server.port), b.start(server.port)
         given_up.cancel()
@@ -189,8 +189,8 @@ def test_cancelled_while_waiting() -> None:
         assert given_up not in b.ended
 
 
-def test_cancelled_within_the_exchange() -> None:
-    """Giving up on an answer closes its connection, which ends the work on the server."""
+def test_cancel_during_the_exchange_closes_the_connection() -> None:
+    """Closing the connection cancels the work on the server."""
     with FaultServer(OK, faults.silence) as server, bench() as b:
         attempt = b.start(server.port)
         b.step_until(lambda: attempt.connection_use is ConnectionUse.OPENED)
@@ -200,12 +200,12 @@ def test_cancelled_within_the_exchange() -> None:
         assert b.ended == []
 
 
-def test_cancelled_before_the_connection_is_taken_up() -> None:
-    """A connection that is ready, and not yet taken up by the reactor, goes back unused."""
+def test_cancel_before_the_connection_is_used_returns_it() -> None:
+    """A connection that is ready, but not yet used by the reactor, returns to the pool."""
     with FaultServer(OK) as server, bench() as b:
         attempt = b.start(server.port)
         assert sockets.settles(lambda: b.pool.statistics().opened, 1) == 1
-        # Where connecting took no time at all, the attempt was sending before `start` returned.
+        # If connecting took almost no time, the attempt was sending before `start` returned.
         kept = int(attempt.connection_use is ConnectionUse.NONE)
         attempt.cancel()
         b.reactor.step(0.0)

@@ -1,4 +1,4 @@
-"""Limits that cannot work are refused where they are written."""
+"""Limits that cannot work are rejected where they are written."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from beam_triton.errors import ConfigurationError
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 
 
-def test_defaults() -> None:
-    """The defaults are those that the options' table names."""
+def test_defaults_are_those_of_the_options_table() -> None:
+    """The defaults are those that the documentation's options table names."""
     config = ConnectionPoolConfig()
     assert (config.max_idle, config.max_total, config.max_per_host) == (20, 100, None)
     assert (config.keep_alive_seconds, config.connect_timeout_seconds) == (300, 10)
@@ -24,8 +24,8 @@ def test_defaults() -> None:
     ["max_idle", "max_total", "max_per_host", "keep_alive_seconds", "connect_timeout_seconds"],
 )
 @pytest.mark.parametrize("value", [0, -1, "5", True, float("nan")])
-def test_what_is_not_positive(name: str, value: Any) -> None:
-    """Zero, negative numbers and what is no number are refused by name and value."""
+def test_values_that_are_not_positive_are_rejected(name: str, value: Any) -> None:
+    """The error contains name and value."""
     with pytest.raises(ConfigurationError, match=name) as caught:
         ConnectionPoolConfig(**{name: value})
     assert repr(value) in str(caught.value)
@@ -39,8 +39,8 @@ def test_what_is_not_positive(name: str, value: Any) -> None:
         ({"max_total": 5}, ["max_idle=20", "max_total=5"]),
     ],
 )
-def test_limits_that_contradict(options: dict[str, int], both: list[str]) -> None:
-    """Two limits that cannot hold together are both in the message."""
+def test_contradicting_limits_are_both_named(options: dict[str, int], both: list[str]) -> None:
+    """The error names both limits that cannot hold together."""
     with pytest.raises(ConfigurationError) as caught:
         ConnectionPoolConfig(**options)  # type: ignore[arg-type] # mypy can't see the names
     assert all(part in str(caught.value) for part in both)
@@ -50,14 +50,14 @@ def test_limits_that_contradict(options: dict[str, int], both: list[str]) -> Non
     "options",
     [{"client_key": "key.pem"}, {"verify": False, "ca_bundle": "ca.pem"}, {"verify": "ca.pem"}],
 )
-def test_tls_options_that_contradict(options: dict[str, Any]) -> None:
-    """A key without its certificate, and trust in nobody and somebody, are refused."""
+def test_contradicting_tls_options_are_rejected(options: dict[str, Any]) -> None:
+    """A key without its certificate, a CA bundle without verification, and a path as ``verify``."""
     with pytest.raises(ConfigurationError):
         TlsConfig(**options)
 
 
-def test_equal_configurations_share() -> None:
-    """Configurations are values: equal, hashable, and the same after a pickle."""
+def test_configurations_are_values() -> None:
+    """They are equal, hashable, and the same after pickling."""
     config = ConnectionPoolConfig(max_total=50)
     assert {config, ConnectionPoolConfig.from_options({"max_total": 50})} == {config}
     assert pickle.loads(pickle.dumps(config)) == config

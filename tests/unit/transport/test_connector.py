@@ -1,4 +1,4 @@
-"""Opening connections: bounded as a whole, with TLS that is checked."""
+"""Opening connections: bounded as a whole, with verified TLS."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def tls_server(files: CertificateFiles, client_ca: Path | None = None) -> Iterat
 
 
 def get(origin: Origin, tls: TlsConfig | Connector) -> bytes:
-    """A whole exchange on a connection of the connector's."""
+    """A whole exchange on a connection from the connector."""
     connector = tls if isinstance(tls, Connector) else Connector(tls)
     connection = connector.open(origin, 5.0)
     try:
@@ -83,8 +83,8 @@ def get(origin: Origin, tls: TlsConfig | Connector) -> bytes:
         connection.close()
 
 
-def test_a_good_certificate(certificates: Certificates) -> None:
-    """A server whose certificate the bundle vouches for is spoken to, and large answers arrive whole."""
+def test_valid_certificate_is_trusted(certificates: Certificates) -> None:
+    """A server whose certificate the CA bundle covers is used, and large answers arrive whole."""
     with tls_server(certificates.good) as origin:
         assert get(origin, TlsConfig(ca_bundle=str(certificates.ca))) == b"hello" * 100_000
 
@@ -92,23 +92,27 @@ def test_a_good_certificate(certificates: Certificates) -> None:
 @pytest.mark.parametrize(
     ("kind", "reason"), [("expired", "expired"), ("wrong_host", "localhost"), ("good", "issuer")]
 )
-def test_a_bad_certificate(certificates: Certificates, kind: str, reason: str) -> None:
-    """Expired, for another host, or from an authority that is not trusted: refused, with the reason."""
+def test_invalid_certificate_is_refused_with_the_reason(
+    certificates: Certificates, kind: str, reason: str
+) -> None:
+    """Expired, for another host, or from an authority that is not trusted."""
     trusted = certificates.stranger_ca if kind == "good" else certificates.ca
     with tls_server(getattr(certificates, kind)) as origin, pytest.raises(TlsError, match=reason):
         get(origin, TlsConfig(ca_bundle=str(trusted)))
 
 
-def test_verification_switched_off(certificates: Certificates, caplog: pytest.LogCaptureFixture) -> None:
-    """``verify=False`` accepts anything, and says so loudly."""
+def test_disabled_verification_accepts_any_certificate_and_warns(
+    certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``verify=False`` logs a warning."""
     with tls_server(certificates.wrong_host) as origin:
         assert get(origin, TlsConfig(verify=False)) == b"hello" * 100_000
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert any("NOT verified" in message for message in warnings)
 
 
-def test_a_client_certificate(certificates: Certificates) -> None:
-    """The client's certificate is shown to a server that asks for one; a wrong or missing one is told."""
+def test_client_certificate_is_presented(certificates: Certificates) -> None:
+    """A server that asks for a certificate gets it; the error for a wrong or missing one says so."""
     ca = str(certificates.ca)
     client, stranger = certificates.client, certificates.stranger
     with tls_server(certificates.good, client_ca=certificates.ca) as origin:
@@ -124,8 +128,8 @@ def test_a_client_certificate(certificates: Certificates) -> None:
                 get(origin, tls)
 
 
-def test_renewed_files_are_read(certificates: Certificates, tmp_path: Path) -> None:
-    """New connections show the client's new certificate and trust the new bundle, written or swapped in."""
+def test_renewed_certificate_files_are_read(certificates: Certificates, tmp_path: Path) -> None:
+    """New connections use the new certificate and the new CA bundle, overwritten or replaced."""
     bundle, certificate, key = (tmp_path / name for name in ("ca.pem", "client.pem", "client.key"))
 
     def write(ca: Path, client: CertificateFiles) -> None:
@@ -149,10 +153,10 @@ def test_renewed_files_are_read(certificates: Certificates, tmp_path: Path) -> N
         assert get(origin, connector) == b"hello" * 100_000
 
 
-def test_renewed_files_that_cannot_be_read_yet(
+def test_unreadable_renewed_files_keep_the_old_ones_in_use(
     certificates: Certificates, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Half of a new pair, or nothing at all: the old ones are used, and the log says so once."""
+    """Half of a new pair, or no file: the old ones are used, and the log says so once."""
     certificate, key = tmp_path / "client.pem", tmp_path / "client.key"
     shutil.copyfile(certificates.client.certificate, certificate)
     shutil.copyfile(certificates.client.key, key)
@@ -176,8 +180,8 @@ def test_renewed_files_that_cannot_be_read_yet(
             get(origin, connector)
 
 
-def test_unchanged_files_are_read_once(certificates: Certificates) -> None:
-    """All connections share one context: reading a bundle takes milliseconds."""
+def test_unchanged_certificate_files_are_read_once(certificates: Certificates) -> None:
+    """All connections share one context, as reading a bundle takes milliseconds."""
     connector = Connector(TlsConfig(ca_bundle=str(certificates.ca)))
     with tls_server(certificates.good) as origin:
         get(origin, connector)
@@ -187,8 +191,8 @@ def test_unchanged_files_are_read_once(certificates: Certificates) -> None:
 
 
 @pytest.mark.parametrize("option", ["ca_bundle", "client_certificate"])
-def test_a_file_that_is_not_there(option: str) -> None:
-    """A missing file is named; it is looked for when the first connection is opened."""
+def test_missing_certificate_file_is_named(option: str) -> None:
+    """Files are read when the first connection is opened."""
     connector = Connector(TlsConfig(**{option: "/nowhere/file.pem"}))  # type: ignore[arg-type] # by name
     with pytest.raises(ConfigurationError, match=r"/nowhere/file\.pem not found"):
         connector.open(Origin("https", "localhost", 1), 1.0)
@@ -197,15 +201,15 @@ def test_a_file_that_is_not_there(option: str) -> None:
 def test_every_address_of_a_host_is_tried() -> None:
     """A name with an address that refuses is reached at its next one."""
     with FaultServer(lambda request: Answer()) as server:
-        # localhost is ::1 and 127.0.0.1 on most machines; the server listens at the second alone.
+        # localhost is ::1 and 127.0.0.1 on most machines; the server listens only at the second.
         connection = Connector(TlsConfig()).open(Origin("http", "localhost", server.port), 2.0)
         assert connection.sock.getpeername()[0] == "127.0.0.1"
         assert connection.sock.gettimeout() == 0.0
         connection.close()
 
 
-def test_the_bound_holds_for_a_full_backlog() -> None:
-    """A host that never answers ends as a timeout, within the bound."""
+def test_connect_timeout_covers_a_host_that_never_answers() -> None:
+    """A full backlog ends as a timeout, in time."""
     started = time.monotonic()
     with faults.unanswering_port() as port, pytest.raises(ConnectTimeoutError, match=r"0\.3 s"):
         Connector(TlsConfig()).open(Origin("http", "127.0.0.1", port), 0.3)
@@ -213,11 +217,11 @@ def test_the_bound_holds_for_a_full_backlog() -> None:
 
 
 @pytest.mark.parametrize("interval_seconds", [None, 0.05])
-def test_the_bound_holds_for_the_handshake(interval_seconds: float | None) -> None:
-    """The TLS handshake counts, whether the server is silent or sends a byte now and then."""
+def test_connect_timeout_covers_the_tls_handshake(interval_seconds: float | None) -> None:
+    """Whether the server is silent or sends a byte now and then."""
 
     def shake(sock: socket.socket) -> None:
-        # The first bytes of a record that never ends.
+        # The first bytes of an endless record.
         for byte in b"\x16\x03\x03\x40\x00" + bytes(100):
             time.sleep(interval_seconds or 5)
             try:
@@ -243,14 +247,14 @@ def test_the_bound_holds_for_the_handshake(interval_seconds: float | None) -> No
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 64 + ".example"])
-def test_a_host_without_an_address(host: str) -> None:
-    """A name that has no address, or cannot be one, ends as an error and not as a surprise."""
+def test_unresolvable_host_raises_an_error(host: str) -> None:
+    """A name that has no address, or cannot have one, raises an error."""
     with pytest.raises((ConnectError, UnicodeError)):
         Connector(TlsConfig()).open(Origin("http", host, 80), 5.0)
 
 
-def test_plain_http_behind_https() -> None:
-    """A server that speaks no TLS is told apart from one that is away."""
+def test_https_to_a_plain_http_port_raises_tls_error() -> None:
+    """The error differs from that of a server that is down."""
 
     def complain(exchange: ServerSide) -> None:
         exchange.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -263,8 +267,8 @@ def test_plain_http_behind_https() -> None:
         Connector(TlsConfig()).open(Origin("https", "127.0.0.1", server.port), 2.0)
 
 
-def test_a_server_that_stops_within_the_handshake() -> None:
-    """Its end is no verdict on certificates: the request may be sent again."""
+def test_connection_lost_during_the_handshake_is_retryable() -> None:
+    """It is no verdict on certificates."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         origin = Origin("https", "127.0.0.1", listener.getsockname()[1])
 

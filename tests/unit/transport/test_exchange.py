@@ -1,4 +1,4 @@
-"""One exchange, the server's bytes played by hand."""
+"""One exchange, with the server's bytes scripted."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def in_bytes(data: bytes) -> list[bytes]:
         (OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nsurplus", b"", False),
     ],
 )
-def test_well_formed_answers(answer: bytes, body: bytes, reusable: bool) -> None:
-    """Each legal shape of an answer gives its body, and says if the connection can go on."""
+def test_well_formed_answers_are_read(answer: bytes, body: bytes, reusable: bool) -> None:
+    """Each legal form of an answer gives its body, and whether the connection can be reused."""
     for pieces in ([answer], in_bytes(answer)):
         exchange = play(pieces)
         assert bytes(exchange.body) == body
-    # Only an answer that came as one piece is seen together with what follows it.
+    # Only an answer in one piece is read together with what follows it.
     assert play([answer]).reusable is reusable
 
 
@@ -100,8 +100,8 @@ def test_well_formed_answers(answer: bytes, body: bytes, reusable: bool) -> None
         OK + b"X: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n",
     ],
 )
-def test_broken_answers(answer: bytes) -> None:
-    """What is no HTTP/1.1 is refused as that, and a broken length is never guessed."""
+def test_malformed_answers_raise_remote_protocol_error(answer: bytes) -> None:
+    """A malformed length is never guessed."""
     with pytest.raises(RemoteProtocolError):
         play([answer], closes=False)
 
@@ -120,21 +120,21 @@ def test_broken_answers(answer: bytes) -> None:
         b"HTTP/1.1 100 Continue\r\n\r\n",
     ],
 )
-def test_truncated_answers(answer: bytes) -> None:
-    """An answer cut anywhere is a lost connection, and says how much of it had come."""
+def test_truncated_answers_raise_connection_lost(answer: bytes) -> None:
+    """The error says how many bytes had arrived."""
     with pytest.raises(ConnectionLostError, match=rf"{len(answer)} bytes"):
         play([answer])
 
 
 @pytest.mark.parametrize("answer", [OK, sized(b"abc")[:-1], OK + b"\r\nabc"])
-def test_an_unfinished_answer_is_waited_for(answer: bytes) -> None:
-    """Nothing is taken for complete while the connection stands and more may come."""
+def test_unfinished_answer_is_waited_for(answer: bytes) -> None:
+    """No answer counts as complete while the connection is open and more may come."""
     with pytest.raises(Hangs):
         play([answer], closes=False)
 
 
-def test_head_has_no_body() -> None:
-    """An answer to HEAD ends with its head, whatever length that tells of."""
+def test_answer_to_head_has_no_body() -> None:
+    """It ends with its head, whatever length it declares."""
     exchange = play([OK + b"Content-Length: 1000\r\n\r\n"], closes=False, expects_body=False)
     assert outcome_of(exchange).body == b""
     assert exchange.reusable
@@ -149,26 +149,26 @@ def test_head_has_no_body() -> None:
         OK + b"Transfer-Encoding: chunked\r\n\r\n6\r\nabcdef\r\n5\r\n",
     ],
 )
-def test_the_limit_of_an_answer(answer: bytes) -> None:
-    """One byte above ``max_response_bytes`` is refused, however the length becomes known."""
+def test_answer_above_max_response_bytes_is_refused(answer: bytes) -> None:
+    """One byte too many is refused, however the length becomes known."""
     with pytest.raises(RemoteProtocolError, match="max_response_bytes=10"):
         play([answer], max_response_bytes=10)
 
 
-def test_an_answer_at_the_limit() -> None:
-    """As many bytes as ``max_response_bytes`` are accepted."""
+def test_answer_of_max_response_bytes_is_accepted() -> None:
+    """Exactly ``max_response_bytes`` are accepted."""
     assert outcome_of(play([sized(b"x" * 10)], max_response_bytes=10)).body == b"x" * 10
 
 
 @pytest.mark.parametrize("length", [10**17, (1 << 62) - 1])
-def test_a_length_beyond_all_memory(length: int) -> None:
-    """A length that no machine has memory for is the server's error, not a ``MemoryError`` out of nowhere."""
+def test_length_beyond_memory_raises_remote_protocol_error(length: int) -> None:
+    """A length that exceeds any memory is the server's error, not a ``MemoryError``."""
     with pytest.raises(RemoteProtocolError, match=str(length)):
         play([OK + b"Content-Length: %d\r\n\r\n" % length], max_response_bytes=1 << 63)
 
 
-def test_thousands_of_interim_answers() -> None:
-    """Interim answers are skipped without recursion and without end."""
+def test_thousands_of_interim_answers_are_skipped() -> None:
+    """Interim answers are skipped without recursion, whatever their number."""
     interim = b"HTTP/1.1 100 \r\n\r\n" * 20_000
     pieces = [interim[i : i + 60_000] for i in range(0, len(interim), 60_000)]
     assert outcome_of(play([*pieces, sized(b"abc")])).body == b"abc"
@@ -184,8 +184,8 @@ def test_thousands_of_interim_answers() -> None:
         (OK + b"Content-Length: %d\r\n\r\n" % (1 << 30), b"x"),
     ],
 )
-def test_a_flood_gives_the_caller_its_turn(head: bytes, flood: bytes) -> None:
-    """Against a peer that sends without pause, ``advance`` comes back for the clock to be looked at."""
+def test_flood_returns_to_the_caller_regularly(head: bytes, flood: bytes) -> None:
+    """``advance`` returns regularly while the peer sends without pause, so that deadlines are checked."""
     block = flood * (1_000_000 // len(flood))
     stop = threading.Event()
 
@@ -214,8 +214,8 @@ def test_a_flood_gives_the_caller_its_turn(head: bytes, flood: bytes) -> None:
     assert exchange.bytes_received > 0
 
 
-def test_a_reader_without_pause_gives_the_caller_its_turn() -> None:
-    """A peer that takes a large request as fast as it comes does not keep the caller from its clock."""
+def test_fast_reading_peer_returns_to_the_caller_regularly() -> None:
+    """A peer that reads a large request as fast as it is sent does not keep the caller from its deadlines."""
     body = memoryview(np.zeros(64 << 20, np.uint8).data).cast("B")
     received = 0
     with Wire() as wire:
@@ -240,8 +240,8 @@ def test_a_reader_without_pause_gives_the_caller_its_turn() -> None:
     assert turns > 3
 
 
-def test_many_small_parts_leave_in_order() -> None:
-    """More parts than one system call takes, empty ones among them, arrive whole and in order."""
+def test_many_small_parts_are_sent_in_order() -> None:
+    """More parts than one system call takes, some of them empty, arrive whole and in order."""
     parts: list[bytes | bytearray | memoryview] = [b"%05d" % i if i % 7 else b"" for i in range(5000)]
     expected = b"".join(parts)
     with Wire() as wire:
@@ -257,8 +257,8 @@ def test_many_small_parts_leave_in_order() -> None:
     assert exchange.reusable
 
 
-def test_an_early_answer_ends_the_sending() -> None:
-    """A server that refuses in the middle of a large body is heard; its connection is not used again."""
+def test_early_answer_stops_the_upload() -> None:
+    """An answer in the middle of a large upload is read; the connection is not reused."""
     with Wire() as wire:
         exchange = wire.exchange([bytes(8 << 20)])
         assert exchange.advance() == WANT_READ | WANT_WRITE
@@ -268,8 +268,8 @@ def test_an_early_answer_ends_the_sending() -> None:
     assert not exchange.reusable
 
 
-def test_an_early_answer_before_the_connection_breaks() -> None:
-    """What a server said before it hung up, with the body unread, is worth more than the hang-up."""
+def test_early_answer_is_read_before_the_connection_loss() -> None:
+    """An answer sent before the server closed the connection, with the body unread, is returned."""
     with Wire() as wire:
         wire.server.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
         wire.server.close()
@@ -279,8 +279,8 @@ def test_an_early_answer_before_the_connection_breaks() -> None:
     assert not exchange.reusable
 
 
-def test_a_request_that_cannot_be_sent_is_lost() -> None:
-    """A connection that is gone before the first byte leaves is a lost one, with nothing received."""
+def test_unsent_request_raises_connection_lost() -> None:
+    """A connection that is closed before the first byte is sent is lost, with nothing received."""
     with Wire() as wire:
         wire.server.close()
         exchange = wire.exchange()
@@ -290,8 +290,8 @@ def test_a_request_that_cannot_be_sent_is_lost() -> None:
     assert exchange.bytes_received == 0
 
 
-def test_the_request_is_not_copied_on_its_way() -> None:
-    """The caller's parts stay as they were, so that the same ones can be sent again."""
+def test_request_parts_are_not_modified() -> None:
+    """The caller's parts stay as they were, so that they can be sent again."""
     parts: list[bytes | bytearray | memoryview] = [b"head", memoryview(b"b" * (4 << 20))]
     with Wire() as wire:
         wire.exchange(parts).advance()
@@ -302,8 +302,8 @@ def test_the_request_is_not_copied_on_its_way() -> None:
     "answer",
     [sized(b"abc"), OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", OK + b"\r\nabc"],
 )
-def test_an_exchange_is_freed_without_the_garbage_collector(answer: bytes) -> None:
-    """No cycle keeps an answer alive: its memory goes with the last reference to it."""
+def test_exchanges_are_freed_without_the_garbage_collector(answer: bytes) -> None:
+    """No cycle keeps an answer alive: it is freed with the last reference to it."""
     gc.collect()
     gc.disable()
     try:

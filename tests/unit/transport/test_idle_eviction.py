@@ -1,4 +1,4 @@
-"""The background thread: idle connections go when their time is over, and the figures are told."""
+"""The background thread: it closes idle connections on time and logs the pool's figures."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.support.socket_pair_connections import Opener
 A = Origin("http", "a.example", 80)
 
 
-def test_idle_connections_are_closed_in_time() -> None:
+def test_idle_connections_are_closed_on_time() -> None:
     """A connection that became idle while the thread slept is closed at its own time, not a round later."""
     opener = Opener()
     config = ConnectionPoolConfig(keep_alive_seconds=0.3)
     pool = ConnectionPool(config, opener.open, time.monotonic)
-    maintenance = IdleConnectionEvictor(pool, time.monotonic)
-    maintenance.start()
+    evictor = IdleConnectionEvictor(pool, time.monotonic)
+    evictor.start()
     try:
         time.sleep(0.1)
         acquisition = pool.acquire(A, 5.0, lambda: None)
@@ -37,38 +37,38 @@ def test_idle_connections_are_closed_in_time() -> None:
         assert 0.2 <= time.monotonic() - since < 0.5
         assert pool.statistics().expired == 1
     finally:
-        maintenance.stop()
+        evictor.stop()
         opener.close()
     assert "beam_triton-pool" not in sockets.threads()
 
 
-def test_the_figures_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """With monitoring enabled the pool's line comes at its interval, not before, and ends with the thread."""
+def test_monitoring_logs_the_pools_figures(caplog: pytest.LogCaptureFixture) -> None:
+    """With monitoring enabled a line appears once per interval, and none after the thread has stopped."""
     caplog.set_level(logging.INFO)
     opener = Opener()
     config = ConnectionPoolConfig(monitoring_enabled=True, monitoring_interval_seconds=0.1)
     pool = ConnectionPool(config, opener.open, time.monotonic)
-    maintenance = IdleConnectionEvictor(pool, time.monotonic)
-    maintenance.start()
+    evictor = IdleConnectionEvictor(pool, time.monotonic)
+    evictor.start()
     time.sleep(0.35)
-    maintenance.stop()
+    evictor.stop()
     lines = [record.message for record in caplog.records if "connection pool" in record.message]
     assert 1 <= len(lines) <= 3
     assert lines[0].startswith("connection pool: 0 idle, 0 active, 0 waiting; 0 opened, 0 reused")
 
 
-def test_stopping_does_not_wait_for_the_next_round() -> None:
+def test_stop_does_not_wait_for_the_next_eviction() -> None:
     """The thread ends at once, though its next eviction is minutes away; stopping twice is harmless."""
     pool = ConnectionPool(ConnectionPoolConfig(), Opener().open, time.monotonic)
-    maintenance = IdleConnectionEvictor(pool, time.monotonic)
-    maintenance.start()
+    evictor = IdleConnectionEvictor(pool, time.monotonic)
+    evictor.start()
     started = time.monotonic()
-    maintenance.stop()
-    maintenance.stop()
+    evictor.stop()
+    evictor.stop()
     assert time.monotonic() - started < 1
 
 
-def test_requests_a_second() -> None:
+def test_report_contains_requests_per_second() -> None:
     """The rate counts every connection taken since the last line, opened or reused."""
     before = PoolStatistics(idle=0, active=0, waiting=0, opened=2, reused=8, waited=0, expired=0)
     after = PoolStatistics(idle=1, active=2, waiting=3, opened=4, reused=26, waited=5, expired=6)

@@ -1,4 +1,4 @@
-"""Endpoints, taken apart; passwords, kept out of messages."""
+"""Parsing of endpoints, and passwords kept out of messages."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from beam_triton.transport.origin import EndpointUrl, Origin
         ("  http://127.0.0.1:8000\n", Origin("http", "127.0.0.1", 8000), "", "127.0.0.1:8000"),
     ],
 )
-def test_endpoints(url: str, origin: Origin, prefix: str, host_header: str) -> None:
-    """Scheme, host, port and prefix, with the protocol's default ports."""
+def test_endpoints_are_parsed(url: str, origin: Origin, prefix: str, host_header: str) -> None:
+    """Scheme, host, port and prefix, with the default ports of the protocols."""
     endpoint = EndpointUrl.parse(url)
     assert (endpoint.origin, endpoint.path_prefix, endpoint.host_header) == (origin, prefix, host_header)
     assert EndpointUrl.parse(str(endpoint)) == endpoint
@@ -51,8 +51,8 @@ def test_endpoints(url: str, origin: Origin, prefix: str, host_header: str) -> N
         ("http://triton/m\u00f6dels", "percent-encode"),
     ],
 )
-def test_what_is_no_endpoint(url: object, hint: str) -> None:
-    """A wrong endpoint is refused with what it was and what to write instead."""
+def test_invalid_endpoints_are_rejected_with_a_hint(url: object, hint: str) -> None:
+    """The error says what to write instead."""
     with pytest.raises(ConfigurationError) as caught:
         EndpointUrl.parse(url)  # type: ignore[arg-type] # what a user may give
     assert hint in str(caught.value)
@@ -75,24 +75,24 @@ def test_what_is_no_endpoint(url: object, hint: str) -> None:
         ["http://user:s3cret@triton"],
     ],
 )
-def test_no_password_in_messages(url: object) -> None:
-    """Whatever is wrong with an endpoint, its password is not told."""
+def test_errors_do_not_show_the_password(url: object) -> None:
+    """Whatever is wrong with an endpoint, its password is not shown."""
     with pytest.raises(ConfigurationError) as caught:
         EndpointUrl.parse(url)  # type: ignore[arg-type] # what a user may give
     assert "s3cret" not in str(caught.value)
     assert caught.value.__cause__ is None
 
 
-def test_credentials_become_a_header() -> None:
-    """User name and password, percent-decoded, are HTTP's basic authorization, and shown nowhere."""
+def test_url_credentials_become_an_authorization_header() -> None:
+    """User name and password, percent-decoded, are sent as basic authorization, and shown nowhere."""
     endpoint = EndpointUrl.parse("http://us%40er:p%3Aw@triton:8000")
     assert endpoint.basic_authorization == "Basic dXNAZXI6cDp3"
     assert "p:w" not in repr(endpoint) + str(endpoint) and "dXN" not in repr(endpoint)
 
 
 @pytest.mark.parametrize("name", ["Authorization", "authorization"])
-def test_a_header_of_the_users_own_goes_before_the_urls_credentials(name: str) -> None:
-    """Whatever its case; other headers stay beside the one made of the URL."""
+def test_authorization_header_overrides_url_credentials(name: str) -> None:
+    """In any case of letters; other headers are kept beside the one from the URL."""
     endpoint = EndpointUrl.parse("http://user:pw@triton:8000")
     assert endpoint.authorize({name: "Bearer x"}) == {name: "Bearer x"}
     made = {"X-Tenant": "a", "Authorization": endpoint.basic_authorization}

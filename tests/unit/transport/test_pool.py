@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 5
 
 
 class Bench:
-    """A pool and what the test moves it with."""
+    """A pool and what the test controls it with."""
 
     def __init__(self, *, by_hand: bool = False, **limits: Any) -> None:
         self.clock = FakeClock()
@@ -43,7 +43,7 @@ class Bench:
         return acquisition
 
     def settled(self, acquisition: Acquisition) -> Acquisition:
-        """Waits for the acquisition's wake-up, unless it needed none."""
+        """Waits for the acquisition's wake-up, unless it is ready already."""
         if acquisition.state is not AcquisitionState.READY:
             assert self._events[id(acquisition)].wait(PATIENCE_SECONDS), acquisition.state
         return acquisition
@@ -76,8 +76,8 @@ def is_closed(connection: PooledConnection) -> bool:
     return connection.sock.fileno() == -1
 
 
-def test_a_released_connection_is_used_again(bench: Callable[..., Bench]) -> None:
-    """The second request to an origin travels on the connection of the first."""
+def test_released_connection_is_reused(bench: Callable[..., Bench]) -> None:
+    """The second request to an origin uses the connection of the first."""
     b = bench()
     first = b.take()
     b.pool.release(first)
@@ -86,8 +86,8 @@ def test_a_released_connection_is_used_again(bench: Callable[..., Bench]) -> Non
     assert (statistics.opened, statistics.reused, statistics.waited) == (1, 1, 0)
 
 
-def test_the_last_used_connection_comes_first(bench: Callable[..., Bench]) -> None:
-    """Reuse is last in, first out, so that surplus connections grow old and are closed."""
+def test_most_recently_used_connection_is_reused_first(bench: Callable[..., Bench]) -> None:
+    """Reuse is last in, first out, so that surplus connections age and are closed."""
     b = bench()
     connections = [b.take() for _ in range(3)]
     for connection in connections:
@@ -95,8 +95,8 @@ def test_the_last_used_connection_comes_first(bench: Callable[..., Bench]) -> No
     assert [b.take() for _ in range(3)] == connections[::-1]
 
 
-def test_origins_do_not_mix(bench: Callable[..., Bench]) -> None:
-    """A connection serves its own scheme, host and port alone."""
+def test_connections_are_not_shared_between_origins(bench: Callable[..., Bench]) -> None:
+    """A connection serves only its own scheme, host and port."""
     b = bench()
     b.pool.release(b.take(A))
     assert b.take(B).origin == B
@@ -104,8 +104,8 @@ def test_origins_do_not_mix(bench: Callable[..., Bench]) -> None:
     assert b.figures() == (1, 1, 0)
 
 
-def test_max_total_makes_wait(bench: Callable[..., Bench]) -> None:
-    """Beyond ``max_total`` requests wait, and are served in the order in which they came."""
+def test_requests_beyond_max_total_wait_in_order(bench: Callable[..., Bench]) -> None:
+    """They are served in the order in which they came."""
     b = bench(max_total=2, max_idle=2)
     first, second = b.take(), b.take()
     third, fourth = b.ask(), b.ask()
@@ -119,8 +119,8 @@ def test_max_total_makes_wait(bench: Callable[..., Bench]) -> None:
     assert len(b.opener.opened) == 2
 
 
-def test_max_per_host_holds_up_its_own_host_only(bench: Callable[..., Bench]) -> None:
-    """A host at its limit keeps neither others waiting nor the ones behind it in the queue."""
+def test_max_per_host_delays_only_its_own_host(bench: Callable[..., Bench]) -> None:
+    """A host at its limit delays neither other hosts nor requests behind it in the queue."""
     b = bench(max_total=3, max_idle=3, max_per_host=1)
     held = b.take(A)
     waiting = b.ask(A)
@@ -130,8 +130,8 @@ def test_max_per_host_holds_up_its_own_host_only(bench: Callable[..., Bench]) ->
     assert b.settled(waiting).connection is held
 
 
-def test_an_idle_connection_makes_room_for_another_host(bench: Callable[..., Bench]) -> None:
-    """At ``max_total`` the longest idle connection is closed where another host needs a place."""
+def test_idle_connection_is_closed_for_another_host(bench: Callable[..., Bench]) -> None:
+    """At ``max_total`` the longest idle connection is closed when another host needs one."""
     b = bench(max_total=2, max_idle=2)
     old, young = b.take(A), b.take(A)
     b.pool.release(old)
@@ -141,8 +141,8 @@ def test_an_idle_connection_makes_room_for_another_host(bench: Callable[..., Ben
     assert b.figures() == (1, 1, 0)
 
 
-def test_max_idle_closes_the_longest_idle(bench: Callable[..., Bench]) -> None:
-    """What is above ``max_idle`` is closed as it comes back, the longest idle first."""
+def test_max_idle_closes_the_longest_idle_connection(bench: Callable[..., Bench]) -> None:
+    """A released connection beyond ``max_idle`` closes the longest idle one."""
     b = bench(max_total=3, max_idle=2)
     connections = [b.take() for _ in range(3)]
     for connection in connections:
@@ -151,8 +151,8 @@ def test_max_idle_closes_the_longest_idle(bench: Callable[..., Bench]) -> None:
     assert b.figures() == (2, 0, 0)
 
 
-def test_idle_connections_expire(bench: Callable[..., Bench]) -> None:
-    """Eviction closes what is too old, to the second, and says when the next one is due."""
+def test_eviction_closes_expired_connections(bench: Callable[..., Bench]) -> None:
+    """To the second, and it says when the next eviction is due."""
     b = bench(keep_alive_seconds=10.0)
     old, young = b.take(), b.take()
     b.pool.release(old)
@@ -167,8 +167,8 @@ def test_idle_connections_expire(bench: Callable[..., Bench]) -> None:
     assert b.pool.statistics().expired == 2
 
 
-def test_an_expired_connection_is_not_used(bench: Callable[..., Bench]) -> None:
-    """A connection past its time is not handed out, even where nobody has evicted it yet."""
+def test_expired_connection_is_not_reused(bench: Callable[..., Bench]) -> None:
+    """An expired connection is not handed out, even before it is evicted."""
     b = bench(keep_alive_seconds=10.0)
     old = b.take()
     b.pool.release(old)
@@ -176,8 +176,8 @@ def test_an_expired_connection_is_not_used(bench: Callable[..., Bench]) -> None:
     assert b.take() is not old
 
 
-def test_an_expired_connection_frees_its_host(bench: Callable[..., Bench]) -> None:
-    """Who waits at ``max_per_host`` behind an expired connection is served by the eviction."""
+def test_expired_connection_frees_its_host(bench: Callable[..., Bench]) -> None:
+    """A request that waits at ``max_per_host`` behind an expired connection is served."""
     b = bench(keep_alive_seconds=10.0, max_per_host=1)
     b.pool.release(b.take())
     b.clock.advance(10)
@@ -187,8 +187,8 @@ def test_an_expired_connection_frees_its_host(bench: Callable[..., Bench]) -> No
 
 
 @pytest.mark.parametrize("sign", ["end", "unasked bytes"])
-def test_a_stale_connection_is_not_used(bench: Callable[..., Bench], sign: str) -> None:
-    """A connection that the server has ended, or speaks on unasked, is closed instead of handed out."""
+def test_stale_connection_is_not_reused(bench: Callable[..., Bench], sign: str) -> None:
+    """A connection that the server has closed, or sent unrequested bytes on, is closed."""
     b = bench()
     stale = b.take()
     b.pool.release(stale)
@@ -203,8 +203,8 @@ def test_a_stale_connection_is_not_used(bench: Callable[..., Bench], sign: str) 
     assert b.pool.statistics().reused == 0
 
 
-def test_without_reuse_every_request_has_its_own(bench: Callable[..., Bench]) -> None:
-    """``reuse_enabled=False`` closes a connection as it comes back."""
+def test_reuse_disabled_opens_a_connection_per_request(bench: Callable[..., Bench]) -> None:
+    """``reuse_enabled=False`` closes a connection when it is released."""
     b = bench(reuse_enabled=False)
     first = b.take()
     b.pool.release(first)
@@ -213,8 +213,8 @@ def test_without_reuse_every_request_has_its_own(bench: Callable[..., Bench]) ->
     assert b.figures() == (0, 1, 0)
 
 
-def test_a_discarded_connection_serves_the_next_one(bench: Callable[..., Bench]) -> None:
-    """A slot that becomes free by discarding goes to the longest waiting, as a new connection."""
+def test_discarded_connection_makes_room_for_the_next_request(bench: Callable[..., Bench]) -> None:
+    """The request that has waited longest gets a new connection."""
     b = bench(max_total=1, max_idle=1)
     held = b.take()
     waiting = b.ask()
@@ -223,8 +223,8 @@ def test_a_discarded_connection_serves_the_next_one(bench: Callable[..., Bench])
     assert b.figures() == (0, 1, 0)
 
 
-def test_connecting_counts_against_the_limit(bench: Callable[..., Bench]) -> None:
-    """A connection that is being opened holds a place already."""
+def test_connecting_counts_against_max_total(bench: Callable[..., Bench]) -> None:
+    """A connection that is being opened counts already."""
     b = bench(by_hand=True, max_total=1, max_idle=1)
     connecting, waiting = b.ask(), b.ask()
     assert (connecting.state, waiting.state) == (AcquisitionState.CONNECTING, AcquisitionState.WAITING)
@@ -234,8 +234,8 @@ def test_connecting_counts_against_the_limit(bench: Callable[..., Bench]) -> Non
     assert waiting.state is AcquisitionState.WAITING
 
 
-def test_a_failed_connection_passes_its_place_on(bench: Callable[..., Bench]) -> None:
-    """Who could not connect learns why, and the next one gets the place."""
+def test_failed_connection_makes_room_for_the_next_request(bench: Callable[..., Bench]) -> None:
+    """The request that could not connect gets the reason, and the next one may connect."""
     b = bench(by_hand=True, max_total=1, max_idle=1)
     failing, waiting = b.ask(), b.ask()
     assert b.opener.until_pending(1)
@@ -251,8 +251,8 @@ def test_a_failed_connection_passes_its_place_on(bench: Callable[..., Bench]) ->
     assert b.figures() == (0, 0, 0)
 
 
-def test_connecting_is_bounded_by_what_is_left(bench: Callable[..., Bench]) -> None:
-    """The opener is given ``connect_timeout_seconds``, or the request's own time where that is shorter."""
+def test_connecting_is_bounded_by_timeout_and_deadline(bench: Callable[..., Bench]) -> None:
+    """The opener gets ``connect_timeout_seconds``, or the request's remaining time if that is shorter."""
     b = bench(by_hand=True, connect_timeout_seconds=3.0)
     b.ask()
     b.pool.acquire(A, 2.0, lambda: None)
@@ -261,8 +261,8 @@ def test_connecting_is_bounded_by_what_is_left(bench: Callable[..., Bench]) -> N
     assert sorted(opening.timeout_seconds for opening in b.opener.pending) == [0.001, 2.0, 3.0]
 
 
-def test_cancelled_while_waiting(bench: Callable[..., Bench]) -> None:
-    """Who gave up in the queue is passed over."""
+def test_cancelled_acquisition_in_the_queue_is_skipped(bench: Callable[..., Bench]) -> None:
+    """The next one in the queue gets the connection."""
     b = bench(max_total=1, max_idle=1)
     held = b.take()
     given_up, waiting = b.ask(), b.ask()
@@ -274,8 +274,10 @@ def test_cancelled_while_waiting(bench: Callable[..., Bench]) -> None:
 
 
 @pytest.mark.parametrize("succeeds", [True, False])
-def test_cancelled_while_connecting(bench: Callable[..., Bench], succeeds: bool) -> None:
-    """A connection that nobody wants any more goes to the next one; a failed one frees its place."""
+def test_connection_of_a_cancelled_acquisition_goes_to_the_next_one(
+    bench: Callable[..., Bench], succeeds: bool
+) -> None:
+    """If connecting fails, the next one may connect."""
     b = bench(by_hand=True, max_total=1, max_idle=1)
     given_up, waiting = b.ask(), b.ask()
     assert b.opener.until_pending(1)
@@ -292,8 +294,8 @@ def test_cancelled_while_connecting(bench: Callable[..., Bench], succeeds: bool)
     assert b.figures() == (0, 1, 0)
 
 
-def test_cancelled_when_ready(bench: Callable[..., Bench]) -> None:
-    """A connection that was given, and not taken up, goes back unharmed."""
+def test_cancelled_ready_acquisition_returns_its_connection(bench: Callable[..., Bench]) -> None:
+    """A connection that was handed out, but not used, is idle again."""
     b = bench()
     acquisition = b.settled(b.ask())
     b.pool.cancel(acquisition)
@@ -301,22 +303,22 @@ def test_cancelled_when_ready(bench: Callable[..., Bench]) -> None:
     assert b.figures() == (1, 0, 0)
 
 
-def test_cancelled_between_decision_and_connecting(bench: Callable[..., Bench]) -> None:
-    """A place that was given to somebody who gives up at that very moment is not lost."""
+def test_cancel_between_decision_and_connecting_leaks_nothing(bench: Callable[..., Bench]) -> None:
+    """An acquisition that is cancelled just as it may connect does not keep its share of the limit."""
     b = bench(max_total=1, max_idle=1)
     evicted = b.take(A)
     given_up = b.ask(B)
     assert given_up.state is AcquisitionState.WAITING
     assert isinstance(evicted.connection, PairedConnection)
-    # The evicted connection's share of max_total has been given on by the time that it is closed.
+    # The pool has already decided who connects next when it closes the evicted connection.
     evicted.connection.before_close = lambda: b.pool.cancel(given_up)
     b.pool.release(evicted)
     assert b.take() is not None
     assert b.figures() == (0, 1, 0)
 
 
-def test_an_expired_connection_takes_up_no_share_of_the_limits(bench: Callable[..., Bench]) -> None:
-    """A request that it would keep waiting opens a new one at once, before the next eviction."""
+def test_expired_connection_does_not_count_against_the_limits(bench: Callable[..., Bench]) -> None:
+    """A request that it would delay opens a new connection at once, before the next eviction."""
     b = bench(keep_alive_seconds=10.0, max_per_host=1, max_total=1, max_idle=1)
     expired = b.take()
     b.pool.release(expired)
@@ -327,8 +329,8 @@ def test_an_expired_connection_takes_up_no_share_of_the_limits(bench: Callable[.
     assert b.figures() == (0, 1, 0)
 
 
-def test_a_thread_that_cannot_start(bench: Callable[..., Bench]) -> None:
-    """Where the system gives no thread to connect on, the request fails and its place is free again."""
+def test_connecting_thread_that_cannot_start_fails_the_request(bench: Callable[..., Bench]) -> None:
+    """Without a thread to connect on the request fails, and the next one may connect."""
     b = bench(max_total=1, max_idle=1)
     before = threading.stack_size()
     threading.stack_size(1 << 46)
@@ -341,8 +343,8 @@ def test_a_thread_that_cannot_start(bench: Callable[..., Bench]) -> None:
     assert b.take() is not None
 
 
-def test_close_fails_those_who_wait(bench: Callable[..., Bench]) -> None:
-    """``close`` ends idle connections and waiting, and active connections as they come back."""
+def test_close_fails_waiting_requests(bench: Callable[..., Bench]) -> None:
+    """``close`` closes idle connections, fails waiting requests, and closes active ones when released."""
     b = bench(max_total=2, max_idle=2)
     active, idle = b.take(A), b.take(A)
     b.pool.release(idle)
@@ -362,8 +364,10 @@ def test_close_fails_those_who_wait(bench: Callable[..., Bench]) -> None:
 
 @pytest.mark.parametrize("succeeds", [True, False])
 @pytest.mark.parametrize("cancelled", [True, False])
-def test_close_while_connecting(bench: Callable[..., Bench], succeeds: bool, cancelled: bool) -> None:
-    """A connection that comes up after ``close`` is closed at once, and its asker is told."""
+def test_connection_opened_after_close_is_closed(
+    bench: Callable[..., Bench], succeeds: bool, cancelled: bool
+) -> None:
+    """The request that it was opened for fails."""
     b = bench(by_hand=True)
     acquisition = b.ask()
     assert b.opener.until_pending(1)
@@ -382,8 +386,8 @@ def test_close_while_connecting(bench: Callable[..., Bench], succeeds: bool, can
     assert all(peer.recv(1) == b"" for peer in b.opener.peers.values())
 
 
-def test_many_threads_share_few_connections(bench: Callable[..., Bench]) -> None:
-    """Sixteen threads on three connections: never more than three in use, and everybody is served."""
+def test_threads_share_few_connections_within_the_limit(bench: Callable[..., Bench]) -> None:
+    """Sixteen threads on three connections: never more than three in use, and all are served."""
     b = bench(max_total=3, max_idle=2)
     in_use = most = 0
     lock = threading.Lock()
@@ -410,8 +414,8 @@ def test_many_threads_share_few_connections(bench: Callable[..., Bench]) -> None
     assert (active, waiting) == (0, 0) and idle <= 2
 
 
-def test_a_descriptor_is_given_back() -> None:
-    """Every connection that the pool closes gives its descriptor back to the system."""
+def test_closed_connections_release_their_descriptors() -> None:
+    """Every connection that the pool closes releases its descriptor."""
     before = len(os.listdir("/proc/self/fd"))
     b = Bench(max_total=2, max_idle=1)
     connections = [b.take(), b.take()]

@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order: limits hold, no place is lost, nobody waits while there is room."""
+"""Any operations in any order: limits hold, no capacity is lost, no request waits while there is room."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PICK = st.randoms(use_true_random=False)
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """A pool whose openings end, fail and are given up at any moment."""
+    """A pool whose connections open, fail and are cancelled at any moment."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.opener.pending)
     @rule(pick=PICK, succeeds=st.booleans())
     def end_an_opening(self, pick: random.Random, succeeds: bool) -> None:
-        # In the order in which the pool started them, which is not that of their threads' arrival.
+        # In the order in which the pool started them, which may differ from that of their threads.
         opening = pick.choice(sorted(self.opener.pending, key=lambda each: each.thread.native_id or 0))
         if succeeds:
             opening.succeed()
@@ -97,7 +97,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert len({id(connection) for connection in self.held}) == len(self.held)
         assert statistics.idle <= CONFIG.max_idle
         assert statistics.idle + statistics.active <= CONFIG.max_total
-        # A place is held by a connection in use or by one that is being opened: by nothing else.
+        # Only connections in use and connections being opened count against the limit.
         connecting = statistics.active - len(self.held)
         assert self.opener.until_pending(connecting), (statistics, len(self.held), self.opener.pending)
         waiting = [each for each in self.asked if each.state is AcquisitionState.WAITING]

@@ -1,4 +1,4 @@
-"""One thread's reactor: timers, descriptors, and word from other threads."""
+"""One thread's reactor: timers, descriptors, and wake-ups from other threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from beam_triton.transport.reactor import Reactor, current_reactor
 
 
 class Note:
-    """A task that notes down when it was called, and does as it is told."""
+    """A task that records when it was called, and calls ``then``."""
 
     def __init__(self, wake_at: float = math.inf, then: Callable[[], None] | None = None) -> None:
         self.wake_at = wake_at
@@ -39,8 +39,8 @@ class Note:
             self._then()
 
 
-def test_a_timer_wakes_in_time() -> None:
-    """A step ends at the earliest timer, not before and not much after, and calls that one alone."""
+def test_step_ends_at_the_earliest_timer() -> None:
+    """Not before and not much after, and it calls only that timer's task."""
     reactor, started = Reactor(), time.monotonic()
     soon, later = Note(started + 0.05), Note(started + 30)
     reactor.add(soon)
@@ -50,8 +50,8 @@ def test_a_timer_wakes_in_time() -> None:
     assert (soon.times, later.times) == (1, 0)
 
 
-def test_a_step_waits_no_longer_than_asked() -> None:
-    """``wait_until`` bounds a step in which nothing happens; the past means not to wait at all."""
+def test_wait_until_bounds_a_step() -> None:
+    """With a time in the past a step does not wait at all."""
     reactor, started = Reactor(), time.monotonic()
     reactor.step(0.0)
     assert time.monotonic() - started < 0.2
@@ -59,8 +59,8 @@ def test_a_step_waits_no_longer_than_asked() -> None:
     assert 0.03 <= time.monotonic() - started < 0.4
 
 
-def test_waiting_for_ever_is_ended_by_another_thread() -> None:
-    """With no timer at all a step waits without a bound, until somebody wakes it."""
+def test_endless_step_is_ended_by_another_thread() -> None:
+    """Without a timer a step waits until another thread wakes it."""
     reactor, called = Reactor(), []
     wake = reactor.waker(lambda: called.append(threading.get_ident()))
     thread = threading.Timer(0.05, wake)
@@ -70,8 +70,8 @@ def test_waiting_for_ever_is_ended_by_another_thread() -> None:
     assert called == [threading.get_ident()]
 
 
-def test_a_wake_before_the_step_is_not_lost() -> None:
-    """What was said while the reactor did not listen is heard in its next step, at once."""
+def test_wake_up_before_the_step_is_not_lost() -> None:
+    """It is handled at once in the next step."""
     reactor = Reactor()
     called: list[int] = []
     wakes = [reactor.waker(partial(called.append, number)) for number in range(3)]
@@ -83,8 +83,8 @@ def test_a_wake_before_the_step_is_not_lost() -> None:
     assert time.monotonic() - started < 0.5
 
 
-def test_a_bell_that_is_full_still_rings() -> None:
-    """More wake-ups than a socket holds neither block the one who wakes nor get lost."""
+def test_more_wake_ups_than_the_socket_holds_are_not_lost() -> None:
+    """They do not block the thread that wakes either."""
     reactor, count = Reactor(), 0
 
     def callback() -> None:
@@ -98,8 +98,8 @@ def test_a_bell_that_is_full_still_rings() -> None:
     assert count == 100_000
 
 
-def test_many_threads_wake_one() -> None:
-    """No wake-up is lost between threads that ring at the same time as the reactor goes to sleep."""
+def test_concurrent_wake_ups_are_not_lost() -> None:
+    """Not even while the reactor goes to sleep."""
     reactor, count = Reactor(), 0
 
     def callback() -> None:
@@ -118,8 +118,8 @@ def test_many_threads_wake_one() -> None:
     assert count == 8000
 
 
-def test_a_wake_within_a_callback() -> None:
-    """A callback that wakes again is served without a pause."""
+def test_wake_up_within_a_callback_is_handled_without_a_pause() -> None:
+    """A callback that wakes again is called again in the same step."""
     reactor, left = Reactor(), 3
 
     def callback() -> None:
@@ -134,8 +134,8 @@ def test_a_wake_within_a_callback() -> None:
     assert left == 0
 
 
-def test_descriptors_call_their_own_task() -> None:
-    """Ready descriptors call their task once a step; an unwatched one is silent."""
+def test_ready_descriptors_call_their_own_task() -> None:
+    """Once per step; an unwatched descriptor calls nothing."""
     reactor = Reactor()
     pairs = [socket.socketpair() for _ in range(3)]
     tasks = [Note() for _ in pairs]
@@ -152,8 +152,8 @@ def test_descriptors_call_their_own_task() -> None:
         far.close()
 
 
-def test_a_task_that_another_one_ends_is_not_called() -> None:
-    """Of two timers that are due at once, the first one's work may be to end the second."""
+def test_task_removed_by_another_task_is_not_called() -> None:
+    """Of two timers that are due, the first one's task may remove the second."""
     reactor = Reactor()
     tasks: list[Note] = []
 
@@ -170,8 +170,8 @@ def test_a_task_that_another_one_ends_is_not_called() -> None:
     assert sorted(task.times for task in tasks) == [0, 1]
 
 
-def test_answers_come_before_timers() -> None:
-    """What has arrived by the time that a deadline is looked at counts as arrived."""
+def test_io_is_handled_before_timers() -> None:
+    """Bytes that have arrived when a deadline is checked count as arrived."""
     reactor, order = Reactor(), []
     near, far = socket.socketpair()
     far.sendall(b"x")
@@ -190,8 +190,8 @@ def test_answers_come_before_timers() -> None:
     far.close()
 
 
-def test_each_thread_has_its_own() -> None:
-    """A reactor belongs to a thread; asking again gives the same one."""
+def test_each_thread_has_its_own_reactor() -> None:
+    """The same thread always gets the same one."""
     found: list[Reactor] = []
     thread = threading.Thread(target=lambda: found.append(current_reactor()))
     thread.start()
@@ -201,8 +201,8 @@ def test_each_thread_has_its_own() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_has_its_own() -> None:
-    """The child's reactor is a new one, whose wake-ups do not reach the parent."""
+def test_forked_child_has_its_own_reactor() -> None:
+    """Wake-ups of the child's reactor do not reach the parent."""
     parents, called = current_reactor(), []
     parents.waker(lambda: called.append("parent"))
     pid = os.fork()

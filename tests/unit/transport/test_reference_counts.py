@@ -1,4 +1,4 @@
-"""Counted references: on any thread, in any process, and out of the garbage collector."""
+"""Reference counts: on any thread, in any process, and from the garbage collector."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from beam_triton.transport.reference_counts import Lease, SharedObjects
 
 
 class Thing:
-    """Something shared; knows if it was closed."""
+    """A shared object that counts how often it was closed."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -31,7 +31,7 @@ def make_registry(make: Callable[[str], Thing] = Thing) -> SharedObjects[str, Th
 
 
 def in_child(work: Callable[[], bool]) -> int:
-    """The exit status of a forked child that does ``work``: 0 for True."""
+    """The exit status of a forked child that runs ``work``: 0 for True."""
     pid = os.fork()
     if pid == 0:
         status = 2
@@ -43,16 +43,16 @@ def in_child(work: Callable[[], bool]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_the_same_key_shares_a_value() -> None:
-    """Equal keys get one value, other keys their own."""
+def test_equal_keys_share_a_value() -> None:
+    """Other keys have their own."""
     registry = make_registry()
     first, second, other = registry.acquire("a"), registry.acquire("a"), registry.acquire("b")
     assert first.value is second.value is not other.value
     assert (registry.reference_count("a"), registry.reference_count("b"), len(registry)) == (2, 1, 2)
 
 
-def test_the_last_release_closes() -> None:
-    """A value is closed when its last reference goes, once, and made afresh for the next one: 1, 0, 1."""
+def test_last_release_closes_the_value() -> None:
+    """It is closed once, and created again for the next reference: 1, 0, 1."""
     registry = make_registry()
     first, second = registry.acquire("a"), registry.acquire("a")
     thing = first.value
@@ -64,8 +64,8 @@ def test_the_last_release_closes() -> None:
     assert registry.acquire("a").value is not thing
 
 
-def test_a_second_release_does_nothing() -> None:
-    """Releasing twice takes nothing from others."""
+def test_second_release_does_nothing() -> None:
+    """Releasing twice takes no reference from others."""
     registry = make_registry()
     first, second = registry.acquire("a"), registry.acquire("a")
     first.release()
@@ -74,8 +74,8 @@ def test_a_second_release_does_nothing() -> None:
     assert second.value.closed == 0
 
 
-def test_a_value_that_cannot_be_made_is_not_kept() -> None:
-    """A failure to make a value reaches its asker and leaves nothing in the table."""
+def test_failed_creation_leaves_nothing() -> None:
+    """The failure reaches the caller, and the next one tries again."""
     fails = True
 
     def make(key: str) -> Thing:
@@ -91,15 +91,15 @@ def test_a_value_that_cannot_be_made_is_not_kept() -> None:
     assert registry.acquire("a").value.key == "a"
 
 
-def test_the_counts_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The log tells the count after each change, louder where a value comes or goes."""
+def test_reference_counts_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """After each change, at a higher level where a value is created or closed."""
     caplog.set_level(logging.DEBUG)
     registry = make_registry()
     leases = [registry.acquire("a"), registry.acquire("a")]
     for lease in leases:
         lease.release()
-    told = [(record.levelname, record.getMessage().split(": ")[1]) for record in caplog.records]
-    assert told == [
+    logged = [(record.levelname, record.getMessage().split(": ")[1]) for record in caplog.records]
+    assert logged == [
         ("INFO", "1 reference(s)"),
         ("DEBUG", "2 reference(s)"),
         ("DEBUG", "1 reference(s)"),
@@ -108,7 +108,7 @@ def test_the_counts_are_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_threads_never_see_a_closed_value() -> None:
-    """Eight threads take and give back without pause: nobody holds a closed value, all are closed once."""
+    """Eight threads acquire and release without pause: no lease has a closed value, each is closed once."""
     made: list[Thing] = []
 
     def make(key: str) -> Thing:
@@ -136,15 +136,15 @@ def test_threads_never_see_a_closed_value() -> None:
 
 
 class _Owner:
-    """Holds a lease and is part of a cycle, so that only the garbage collector ends it."""
+    """Holds a lease and is part of a cycle, so that only the garbage collector finalizes it."""
 
     def __init__(self, lease: Lease[Thing]) -> None:
         self.itself = self
         weakref.finalize(self, lease.release)
 
 
-def test_a_release_out_of_the_garbage_collector() -> None:
-    """A collection within the registry's own work gives a reference back without waiting for itself."""
+def test_release_from_the_garbage_collector_does_not_deadlock() -> None:
+    """A collection during the registry's own work releases a reference without waiting for itself."""
     collect = False
 
     def make(key: str) -> Thing:
@@ -171,8 +171,8 @@ def test_a_release_out_of_the_garbage_collector() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_child_starts_empty() -> None:
-    """A forked child has no values; what it takes and gives back is its own, and the parent keeps its own."""
+def test_forked_child_starts_without_values() -> None:
+    """What the child acquires and releases is its own, and the parent keeps its values."""
     registry = make_registry()
     lease = registry.acquire("a")
     inherited = lease.value
@@ -190,8 +190,8 @@ def test_a_child_starts_empty() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_child_that_inherits_a_lease() -> None:
-    """An inherited lease refers to a value of the child, and its release closes that one alone."""
+def test_lease_inherited_by_a_child_refers_to_the_childs_value() -> None:
+    """Releasing it closes only the child's value."""
     registry = make_registry()
     lease, unused = registry.acquire("a"), registry.acquire("a")
     inherited = lease.value
@@ -209,8 +209,8 @@ def test_a_child_that_inherits_a_lease() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_while_another_thread_is_in_the_table() -> None:
-    """A lock that was taken when the process forked does not stop the child."""
+def test_fork_while_another_thread_holds_the_lock() -> None:
+    """A lock that was held when the process forked does not block the child."""
     inside, leave = threading.Event(), threading.Event()
 
     def make(key: str) -> Thing:

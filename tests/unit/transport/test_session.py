@@ -1,4 +1,4 @@
-"""A requests session over the pool: what its users know of requests holds."""
+"""A requests session over the pool: it behaves as users of requests expect."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.fault_server import FaultServer, serve
 
 
 def origin(request: Request) -> Answer:
-    """Tells what came, or does what the path says."""
+    """Echoes the request, or does what the path says."""
     if request.target == "/redirect":
         return Answer(302, b"", (("Location", "/echo"),))
     if request.target == "/gzip":
@@ -60,8 +60,8 @@ def server() -> Iterator[FaultServer]:
         yield running
 
 
-def test_requests_of_all_kinds(session: requests.Session, server: FaultServer) -> None:
-    """GET, POST with each kind of body, parameters, headers and JSON travel on one connection."""
+def test_all_kinds_of_requests_share_one_connection(session: requests.Session, server: FaultServer) -> None:
+    """GET, and POST with each kind of body, parameters, headers and JSON."""
     url = server.endpoint
     assert session.get(url + "/echo?a=b c").content == b"GET "
     assert session.post(url, data=b"bytes").content == b"POST bytes"
@@ -81,8 +81,8 @@ def test_requests_of_all_kinds(session: requests.Session, server: FaultServer) -
     assert last.header("Host") == f"127.0.0.1:{server.port}"
 
 
-def test_head(session: requests.Session, server: FaultServer) -> None:
-    """An answer to HEAD has its length and no body, and the connection goes on."""
+def test_head_has_a_length_and_no_body(session: requests.Session, server: FaultServer) -> None:
+    """The connection is reused after it."""
     server.play([faults.raw_answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", close=False), serve])
     answer = session.head(server.endpoint, timeout=5)
     assert answer.content == b"" and answer.headers["Content-Length"] == "5"
@@ -90,30 +90,30 @@ def test_head(session: requests.Session, server: FaultServer) -> None:
     assert server.opened == 1
 
 
-def test_statuses(session: requests.Session, server: FaultServer) -> None:
-    """An error status is an answer; ``raise_for_status`` makes requests' own error of it."""
+def test_error_statuses_are_answers(session: requests.Session, server: FaultServer) -> None:
+    """``raise_for_status`` raises the error of requests."""
     answer = session.get(server.endpoint + "/missing")
     assert (answer.status_code, answer.reason, answer.ok) == (404, "Not Here", False)
     with pytest.raises(requests.HTTPError):
         answer.raise_for_status()
 
 
-def test_redirects(session: requests.Session, server: FaultServer) -> None:
-    """Redirects are followed as requests follows them, and not where the caller says so."""
+def test_redirects_are_followed_unless_disabled(session: requests.Session, server: FaultServer) -> None:
+    """As requests follows them."""
     assert session.get(server.endpoint + "/redirect", allow_redirects=False).status_code == 302
     answer = session.get(server.endpoint + "/redirect")
     assert answer.content == b"GET " and len(answer.history) == 1
 
 
-def test_gzip(session: requests.Session, server: FaultServer) -> None:
-    """A compressed answer is inflated by requests as usual, whole and in pieces."""
+def test_gzip_answers_are_inflated(session: requests.Session, server: FaultServer) -> None:
+    """By requests as usual, whole and in pieces."""
     assert session.get(server.endpoint + "/gzip").text == "inflated"
     streamed = session.get(server.endpoint + "/gzip", stream=True)
     assert b"".join(streamed.iter_content(3)) == b"inflated"
 
 
-def test_the_headers_of_a_compressed_answer(session: requests.Session, server: FaultServer) -> None:
-    """They are told as they were sent, and the headers of HEAD, too."""
+def test_headers_of_compressed_answers_are_kept(session: requests.Session, server: FaultServer) -> None:
+    """They are those that were sent, also for HEAD."""
     answer = session.get(server.endpoint + "/gzip")
     assert answer.headers["Content-Encoding"] == "gzip"
     assert int(answer.headers["Content-Length"]) == len(gzip.compress(b"inflated"))
@@ -123,8 +123,8 @@ def test_the_headers_of_a_compressed_answer(session: requests.Session, server: F
     assert answer.content == b"" and answer.headers["Content-Encoding"] == "gzip"
 
 
-def test_a_bomb_is_not_inflated(session: requests.Session, server: FaultServer) -> None:
-    """A compressed answer costs no more than what an answer may be, whatever it would inflate to."""
+def test_gzip_bomb_is_not_inflated(session: requests.Session, server: FaultServer) -> None:
+    """A compressed answer costs no more memory than an answer may have, whatever it inflates to."""
     server.play(faults.gzip_bomb(1 << 30))
     tracemalloc.start()
     try:
@@ -138,10 +138,10 @@ def test_a_bomb_is_not_inflated(session: requests.Session, server: FaultServer) 
 
 
 @pytest.mark.parametrize("encoding", ["br", "gzip, gzip", "zstd", "deflate"])
-def test_an_encoding_that_cannot_be_undone(
+def test_unknown_or_wrong_encoding_raises_remote_protocol_error(
     session: requests.Session, server: FaultServer, encoding: str
 ) -> None:
-    """Unknown, in layers, or another than what it is called: told as that, not handed on."""
+    """Unknown, nested, or other than its name: the error names it."""
     body = gzip.compress(b"inflated")
     server.play(faults.answered(Answer(200, body, (("Content-Encoding", encoding),))))
     with pytest.raises(RemoteProtocolError, match=encoding):
@@ -149,10 +149,10 @@ def test_an_encoding_that_cannot_be_undone(
 
 
 @pytest.mark.parametrize("timeout", [0.3, (0.1, 0.3), (None, 0.3)])
-def test_the_timeout_bounds_everything(
+def test_timeout_bounds_the_whole_request(
     session: requests.Session, server: FaultServer, timeout: float | tuple[float | None, float]
 ) -> None:
-    """A server that trickles for ever is given up at the timeout, and its connection closed."""
+    """A server that trickles forever fails at the timeout, and its connection is closed."""
     server.play(faults.trickle(0.05))
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
@@ -161,7 +161,7 @@ def test_the_timeout_bounds_everything(
     assert sockets.settles(lambda: server.open_now, 0) == 0
 
 
-def test_a_stale_connection_is_reported_as_stale(session: requests.Session, server: FaultServer) -> None:
+def test_stale_connection_is_reported_as_stale(session: requests.Session, server: FaultServer) -> None:
     """A reused connection that ends before a byte of the answer was stale, one that ends later was not."""
     server.play([serve, faults.closed_without_answer, serve, faults.truncated(10)])
     assert session.get(server.endpoint).content == b"GET "
@@ -173,15 +173,17 @@ def test_a_stale_connection_is_reported_as_stale(session: requests.Session, serv
             assert session.get(server.endpoint).content == b"GET "
 
 
-def test_what_is_no_http(session: requests.Session, server: FaultServer) -> None:
-    """Bytes that are no HTTP are told as that."""
+def test_answer_that_is_not_http_raises_remote_protocol_error(
+    session: requests.Session, server: FaultServer
+) -> None:
+    """The error shows the bytes."""
     server.play(faults.garbage_status_line)
     with pytest.raises(RemoteProtocolError, match="SSH"):
         session.get(server.endpoint)
 
 
-def test_the_limit_holds_for_the_session_too(lease: Lease[requests.Session], server: FaultServer) -> None:
-    """Eight threads on four connections: no more are opened, and everybody is answered."""
+def test_max_total_holds_for_the_session(lease: Lease[requests.Session], server: FaultServer) -> None:
+    """Eight threads on four connections: no more are opened, and all are answered."""
     server.play(faults.late(0.05))
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda _: lease.value.get(server.endpoint).status_code, range(16)))
@@ -189,8 +191,8 @@ def test_the_limit_holds_for_the_session_too(lease: Lease[requests.Session], ser
     assert server.most_open <= 4
 
 
-def test_waiting_for_a_connection_has_an_end(server: FaultServer) -> None:
-    """Who gets no connection within the timeout is told the limit."""
+def test_wait_for_a_connection_ends_at_the_timeout(server: FaultServer) -> None:
+    """The error names the limit."""
     server.play(faults.late(1.0))
     lease = acquire_session(ConnectionPoolConfig(max_total=1, max_idle=1), TlsConfig())
     thread = threading.Thread(target=lambda: lease.value.get(server.endpoint))
@@ -204,8 +206,8 @@ def test_waiting_for_a_connection_has_an_end(server: FaultServer) -> None:
     lease.release()
 
 
-def test_an_interrupted_wait_leaves_nothing(server: FaultServer) -> None:
-    """Failed and refused requests leave no connection in use."""
+def test_failed_requests_leave_no_connection_in_use(server: FaultServer) -> None:
+    """Requests that time out or are refused while connecting."""
     lease = acquire_session(ConnectionPoolConfig(connect_timeout_seconds=0.2), TlsConfig())
     with faults.unanswering_port() as silent, faults.refusing_port() as refusing:
         for port in (silent, refusing):
@@ -215,8 +217,8 @@ def test_an_interrupted_wait_leaves_nothing(server: FaultServer) -> None:
     lease.release()
 
 
-def test_the_last_release_ends_everything(server: FaultServer) -> None:
-    """The last reference takes the sockets and the background thread with it."""
+def test_last_release_closes_sockets_and_thread(server: FaultServer) -> None:
+    """The last reference closes the connections and stops the background thread."""
     config, threads = ConnectionPoolConfig(max_total=50), sockets.threads()
     first, second = acquire_session(config, TlsConfig()), acquire_session(config, TlsConfig())
     session = first.value
@@ -232,9 +234,8 @@ def test_the_last_release_ends_everything(server: FaultServer) -> None:
         session.get(server.endpoint)
 
 
-def test_a_proxy_is_refused(session: requests.Session, server: FaultServer) -> None:
-    """It would be passed by without a word; the environment's are not looked at, and other schemes' do not
-    matter."""
+def test_proxy_is_rejected(session: requests.Session, server: FaultServer) -> None:
+    """It would be ignored silently; the environment's proxies and those of other schemes are not used."""
     with pytest.raises(ConfigurationError, match="proxy"):
         session.get(server.endpoint, proxies={"http": "http://127.0.0.1:9"})
     assert session.get(server.endpoint, proxies={"https": "http://127.0.0.1:9"}).status_code == 200
