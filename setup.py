@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 
 setup(
     name="beam-triton",
-    version="0.1.0",
+    version="0.2.0",
     description="Score Apache Beam elements on an NVIDIA Triton Inference Server",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
