@@ -183,9 +183,9 @@ def _from_objects(array: Array, spec: TensorSpec, datatype: Datatype) -> Array:
     try:
         if datatype.wire_dtype.kind in "iu" and datatype is not BF16:
             low, high = _integer_range(datatype.wire_dtype)
-            whole = [item if isinstance(item, int) else _whole(item) for item in items]
-            if whole and not (low <= min(whole) and max(whole) <= high):
-                raise OverflowError
+            whole = list(map(int, items))
+            if whole != items or (whole and not low <= min(whole) <= max(whole) <= high):
+                raise ValueError
             numbers: Array = np.array(whole, dtype=datatype.wire_dtype)
         else:
             numbers = np.array([float(item) for item in items], dtype=np.float64)
@@ -193,13 +193,6 @@ def _from_objects(array: Array, spec: TensorSpec, datatype: Datatype) -> Array:
         raise _refuse(spec, f"values such as {shorten(items[:3])}", "they do not fit its range") from None
     shaped: Array = numbers.reshape(array.shape)
     return shaped
-
-
-def _whole(item: Any) -> int:
-    whole = int(item)
-    if whole != item:
-        raise ValueError(item)
-    return whole
 
 
 def _cast(array: Array, dtype: np.dtype[Any], spec: TensorSpec, may_round: bool) -> Array:

@@ -190,18 +190,13 @@ def _binary_header(text: bytes) -> _Header:
     header = _headers.get(text)
     if header is None:
         header = _parse_header(text)
-        if len(text) <= _MAX_CACHED_HEADER_BYTES and _is_constant(header):
+        # Responses share a cached header: it must not hold the id of one request, or anything mutable.
+        is_constant = all(isinstance(each, (str, int, float, bool)) for each in header.parameters.values())
+        if len(text) <= _MAX_CACHED_HEADER_BYTES and is_constant and not header.id:
             if len(_headers) >= _MAX_CACHED_HEADERS:
                 _headers.clear()
             _headers[text] = header
     return header
-
-
-def _is_constant(header: _Header) -> bool:
-    """Whether responses may share it: it holds nothing mutable and no id of one request."""
-    return not header.id and all(
-        isinstance(value, (str, int, float, bool)) for value in header.parameters.values()
-    )
 
 
 def _parse_header(text: bytes | memoryview) -> _Header:
