@@ -16,8 +16,9 @@ from beam_triton.protocol.datatypes import Array
 from beam_triton.protocol.text import shorten
 
 LENGTH_BYTES = 4
-# The prefixes of all shorter lengths, made once: 65 KB of small bytes objects.
-_PREFIXES = [length.to_bytes(LENGTH_BYTES, "little") for length in range(1024)]
+# The prefixes of all shorter lengths are made once: 65 KB of small bytes objects.
+_CACHED_LENGTHS = 1024
+_PREFIXES = [length.to_bytes(LENGTH_BYTES, "little") for length in range(_CACHED_LENGTHS)]
 _MAX_LENGTH = 0xFFFFFFFF
 _unpack_length = struct.Struct("<I").unpack_from
 
@@ -45,7 +46,7 @@ def encode_byte_strings(values: Sequence[bytes], name: str) -> bytes:
 
 
 def _prefix(length: int, name: str) -> bytes:
-    if length < len(_PREFIXES):
+    if length < _CACHED_LENGTHS:
         return _PREFIXES[length]
     if length > _MAX_LENGTH:
         raise LocalProtocolError(f"input {name!r}: a BYTES value of {length} bytes exceeds the 32-bit length")
