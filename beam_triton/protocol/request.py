@@ -243,12 +243,7 @@ class InferRequestEncoder:
 
 
 def _interleaved(views: list[bytes | memoryview], separator: bytes) -> list[bytes | memoryview]:
-    if not separator:
-        return views
-    pieces: list[bytes | memoryview] = [views[0]]
-    for view in views[1:]:
-        pieces += (separator, view)
-    return pieces
+    return [piece for view in views for piece in (separator, view)][1:] if separator else views
 
 
 def _row_count(value: Any) -> int:
