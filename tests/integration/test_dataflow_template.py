@@ -109,8 +109,9 @@ def test_the_package_holds_the_library_and_nothing_else(template: Template) -> N
     """Every module is in it; tests, benchmarks, documentation, pipelines and their data are not."""
     library = REPOSITORY / "beam_triton"
     expected = {str(path.relative_to(REPOSITORY)) for path in library.rglob("*.py")}
+    expected |= {"pytest_beam_triton.py", "setup.py"}
     files = template.package_files()
-    assert {path for path in files if path.endswith(".py")} == {*expected, "setup.py"}
+    assert {path for path in files if path.endswith(".py")} == expected
     assert "beam_triton/py.typed" in files
     assert {path.partition("/")[0] for path in files if "/" in path} == {
         "beam_triton",

@@ -1,4 +1,4 @@
-"""nginx stands in front of a server as the test asked for."""
+"""nginx runs in front of servers with the TLS, time limits and upstreams that a test gives it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.support.answers import Answer, always
 from tests.support.certificates import CertificateFiles, Certificates
 from tests.support.fault_server import FaultServer
 from tests.support.nginx import Nginx
+from tests.support.sockets import settles
 
 pytestmark = pytest.mark.nginx
 
@@ -35,8 +36,8 @@ def tls_status(nginx: Nginx, ca: Path, client: CertificateFiles | None = None) -
         connection.close()
 
 
-def test_tls_with_a_good_certificate(certificates: Certificates) -> None:
-    """The good certificate is accepted by whoever trusts the CA, and by nobody else."""
+def test_a_good_certificate_is_accepted(certificates: Certificates) -> None:
+    """Clients that trust the CA accept the good certificate, others reject it."""
     with (
         FaultServer(always(Answer())) as upstream,
         Nginx([upstream.port], certificate=certificates.good) as nginx,
@@ -47,8 +48,8 @@ def test_tls_with_a_good_certificate(certificates: Certificates) -> None:
 
 
 @pytest.mark.parametrize(("name", "reason"), [("expired", "expired"), ("wrong_host", "mismatch")])
-def test_tls_with_a_bad_certificate(certificates: Certificates, name: str, reason: str) -> None:
-    """The expired and the wrong-host certificate are refused for just that reason."""
+def test_a_bad_certificate_is_rejected(certificates: Certificates, name: str, reason: str) -> None:
+    """Clients reject the expired certificate as expired, and the other one for its host name."""
     with (
         FaultServer(always(Answer())) as upstream,
         Nginx([upstream.port], certificate=getattr(certificates, name)) as nginx,
@@ -57,8 +58,8 @@ def test_tls_with_a_bad_certificate(certificates: Certificates, name: str, reaso
         tls_status(nginx, certificates.ca)
 
 
-def test_tls_with_a_client_certificate(certificates: Certificates) -> None:
-    """Only a client with a certificate of the right CA reaches the upstream."""
+def test_a_client_certificate_is_required(certificates: Certificates) -> None:
+    """Only clients with a certificate of the right CA reach the upstream."""
     with (
         FaultServer(always(Answer())) as upstream,
         Nginx([upstream.port], certificate=certificates.good, client_ca=certificates.ca) as nginx,
@@ -70,7 +71,7 @@ def test_tls_with_a_client_certificate(certificates: Certificates) -> None:
 
 
 def test_idle_connections_are_closed_by_nginx() -> None:
-    """A connection ends after nginx's keep-alive time."""
+    """nginx closes a connection that is idle for its keep-alive time."""
     with FaultServer(always(Answer())) as upstream, Nginx([upstream.port], keep_alive_seconds=0.3) as nginx:
         connection = http.client.HTTPConnection("127.0.0.1", nginx.port, timeout=5.0)
         connection.request("GET", "/")
@@ -82,7 +83,7 @@ def test_idle_connections_are_closed_by_nginx() -> None:
 
 
 def test_a_dead_upstream_is_502_and_a_slow_one_504() -> None:
-    """nginx says which of the two it is."""
+    """The status tells the two apart."""
     with (
         faults.refusing_port() as port,
         FaultServer(always(Answer()), faults.silence) as upstream,
@@ -102,8 +103,8 @@ def plain_status(nginx: Nginx, path: str = "/") -> int:
         connection.close()
 
 
-def test_a_reload_brings_other_upstreams() -> None:
-    """After ``reload`` new connections reach the new server."""
+def test_a_reload_changes_the_upstreams() -> None:
+    """After ``reload``, new connections reach the new server."""
     with (
         FaultServer(always(Answer(200))) as old,
         FaultServer(always(Answer(201))) as new,
@@ -114,20 +115,22 @@ def test_a_reload_brings_other_upstreams() -> None:
         assert plain_status(nginx) == 201
 
 
-def test_statuses_are_counted() -> None:
-    """Of infer requests alone; ``answer_always`` takes the servers' place until it is taken back."""
+def test_statuses_of_infer_requests_are_counted() -> None:
+    """Other requests do not count; ``answer_always`` replaces the server until it is reset."""
     with FaultServer(always(Answer())) as upstream, Nginx([upstream.port], access_log=True) as nginx:
         assert plain_status(nginx, "/v2/models/m/infer") == plain_status(nginx) == 200
         nginx.answer_always(503)
         assert plain_status(nginx, "/v2/models/m/infer") == 503
         nginx.answer_always(None)
         assert plain_status(nginx, "/v2/models/m/infer") == 200
+        # nginx writes its log after the answer.
+        assert settles(lambda: nginx.statuses().total(), 3) == 3
         assert nginx.statuses() == {200: 2, 503: 1}
         assert len(upstream.requests) == 3
 
 
 def test_stopping_nginx_leaves_nothing_behind() -> None:
-    """Its port refuses and its processes are gone."""
+    """Its port refuses connections and its processes have ended."""
     with FaultServer(always(Answer())) as upstream, Nginx([upstream.port]) as nginx:
         workers = nginx.workers
         assert workers
