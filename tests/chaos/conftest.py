@@ -1,4 +1,4 @@
-"""Real parts for the chaos tests: one Triton that stays up, and certificates."""
+"""Fixtures of the chaos tests: a Triton that no test disturbs, and certificates."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.support.models import write_models
 
 @pytest.fixture(scope="package")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
-    """A server that no test kills; tests that do start their own. In the end nobody is connected to it."""
+    """A server that no test kills or stops; at the end no connection to it is left."""
     folder = write_models(tmp_path_factory.mktemp("models"), ["echo_variable", "rejecting", "raising"])
     with LocalTriton(folder) as server:
         yield server
         port = int(server.endpoint.rpartition(":")[2])
         assert sockets.settles(lambda: sockets.established(port), 0) == 0
-        # After batches that made its model raise, Triton 2.51 takes its whole exit timeout to stop.
+        # Triton 2.51 uses its whole exit timeout after batches that made a model raise an exception.
         server.kill()
 
 

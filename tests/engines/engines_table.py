@@ -17,15 +17,15 @@ FILE = REPOSITORY / "out" / "engines.json"
 COLUMNS = {
     "processes": "processes",
     "dofn_instances": "DoFns",
-    "sessions_in_a_process": "sessions a process",
+    "sessions_in_a_process": "sessions per process",
     "max_total": "`max_total`",
-    "connections_in_a_process": "connections a process",
+    "connections_in_a_process": "connections per process",
     "connection_waits": "requests that waited for a connection",
     "connections_at_server": "connections at the server",
     "torn_down": "torn down",
     "torn_down_on_cancel": "torn down on cancel",
     "connections_left": "connections left",
-    "elements_a_request": "elements a request (of 64)",
+    "elements_a_request": "elements per request (of 64)",
 }
 """The table's columns in order: the name of a figure, and its heading."""
 

@@ -1,4 +1,4 @@
-"""The benchmark of engines on a worker that holds the library and none of the benchmarks."""
+"""The benchmark of engines on a worker that has the library but not the benchmarks."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def remote_like(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTrito
         yield server
 
 
-def test_a_pipeline_by_value(remote_like: LocalTriton, tmp_path: Path) -> None:
-    """The benchmark's own modules reach the worker in the pipeline, and every element is scored there."""
+def test_the_benchmark_runs_on_a_worker_without_its_modules(remote_like: LocalTriton, tmp_path: Path) -> None:
+    """The pipeline carries the benchmark's modules by value, and every element is scored."""
     with Prism(tmp_path, worker_processes=True) as engine:
         run = score_on(engine, BEAM_TRITON, target(remote_like, REMOTE_LIKE), ELEMENTS)
     assert run.throughput.elements == ELEMENTS

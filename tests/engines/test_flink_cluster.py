@@ -1,4 +1,4 @@
-"""A Flink cluster: a job manager, two task managers, and workers that have never seen this package."""
+"""A Flink cluster: a job manager, two task managers, and workers that have to install the library."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
 
 
 def scored_so_far(endpoint: str) -> int:
-    """How many elements the server has scored on the slow model."""
+    """The number of elements that the server has scored on the slow model."""
     with TritonClient(endpoint) as client:
         statistics = client.statistics(SLOW_NUMBERS)
     return int(statistics["model_stats"][0]["inference_count"])
@@ -38,12 +38,12 @@ def scored_so_far(endpoint: str) -> int:
 def test_score_files_gives_the_same_results(
     cluster: FlinkCluster, triton: LocalTriton, digits: dict[str, tuple[int, int]], tmp_path: Path
 ) -> None:
-    """The main job installs itself on bare workers, and comes to what the DirectRunner comes to."""
+    """The main job installs its package on bare workers and gives the DirectRunner's results."""
     assert score_digits(cluster, triton.endpoint, tmp_path / "results.jsonl") == digits
 
 
 def test_processes_and_connections(cluster: FlinkCluster, triton: LocalTriton, tmp_path: Path) -> None:
-    """A worker process a task manager, a session each, max_total connections each, all gone at the end."""
+    """Each task manager has one worker process with one session, and nothing is left at the end."""
     before = set(cluster.members())
     counts = count_on(cluster, triton.endpoint, tmp_path, elements=ELEMENTS)
     check_counts(counts, elements=ELEMENTS)
@@ -53,8 +53,8 @@ def test_processes_and_connections(cluster: FlinkCluster, triton: LocalTriton, t
     record("Flink cluster, batch", counts.figures())
 
 
-def test_a_killed_task_manager_loses_and_repeats_nothing(model_repository: Path, tmp_path: Path) -> None:
-    """With a task manager gone in mid-job its share runs again: every row is in the output once."""
+def test_a_killed_task_manager_causes_no_lost_or_repeated_row(model_repository: Path, tmp_path: Path) -> None:
+    """The tasks of a task manager that is killed during the job run again; the output has every row once."""
     files = write_numbers(tmp_path / "rows", ROWS)
     output = tmp_path / "results.jsonl"
     with (
@@ -68,16 +68,16 @@ def test_a_killed_task_manager_loses_and_repeats_nothing(model_repository: Path,
         run.finish(within_seconds=400)
         assert cluster.rest.task_managers() == 1
         scored = scored_so_far(triton.endpoint)
-    assert scored_at_kill < ROWS * 4 // 5, "the job was almost over: nothing was disturbed"
-    assert scored > ROWS, "nothing ran again: the task manager had no part in the job"
+    assert scored_at_kill < ROWS * 4 // 5, "the job had almost ended, so nothing was disturbed"
+    assert scored > ROWS, "nothing ran again, so the task manager had no part in the job"
     assert scored_numbers(output) == list(range(ROWS))
     record("Flink cluster, batch", {"rows_scored_again_after_kill": scored - ROWS})
 
 
-def test_a_restarted_triton_loses_and_repeats_nothing(
+def test_a_triton_restart_causes_no_lost_or_repeated_row(
     cluster: FlinkCluster, model_repository: Path, tmp_path: Path
 ) -> None:
-    """With the server killed in mid-job and back three seconds later, every row is in the output once."""
+    """The server is killed during the job and restarts after three seconds; the output has every row once."""
     files = write_numbers(tmp_path / "rows", ROWS)
     output = tmp_path / "results.jsonl"
     with LocalTriton(model_repository, stop_timeout_seconds=2) as triton:
@@ -88,5 +88,5 @@ def test_a_restarted_triton_loses_and_repeats_nothing(
         time.sleep(3.0)
         triton.start()
         run.finish(within_seconds=400)
-    assert scored_at_kill < ROWS * 4 // 5, "the job was almost over: nothing was disturbed"
+    assert scored_at_kill < ROWS * 4 // 5, "the job had almost ended, so nothing was disturbed"
     assert scored_numbers(output) == list(range(ROWS))

@@ -1,4 +1,4 @@
-"""``make flink-demo``, run as the target runs it."""
+"""``make flink-demo``, run as the make target runs it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.timeout(600)
 PROGRESS = re.compile(r"^ +\d+ s  .*?(\d+) of 898 digits scored$", re.MULTILINE)
 
 
-def test_the_demo_shows_the_job_from_its_start_to_its_result() -> None:
-    """The job manager's page comes first, progress up to the last digit, then the result."""
+def test_the_demo_prints_web_page_progress_and_result() -> None:
+    """They come in this order, and the progress reaches the last digit."""
     command = [sys.executable, "-m", "engines.flink_demo"]
     with subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -26,7 +26,7 @@ def test_the_demo_shows_the_job_from_its_start_to_its_result() -> None:
             said, _ = demo.communicate(timeout=400)
         finally:
             if demo.poll() is None:
-                # As Ctrl-C does: it stops the cluster and the server before it ends.
+                # As Ctrl-C would: the demo then stops the cluster and the server before it ends.
                 demo.send_signal(signal.SIGINT)
     assert demo.returncode == 0, said
     page = re.search(r"http://127\.0\.0\.1:\d+", said)

@@ -25,12 +25,12 @@ def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkJobServer]:
 def test_score_files_gives_the_same_results(
     flink: FlinkJobServer, triton: LocalTriton, digits: dict[str, tuple[int, int]], tmp_path: Path
 ) -> None:
-    """The main job, unchanged, comes to what the DirectRunner comes to."""
+    """The main job, unchanged, gives the DirectRunner's results."""
     assert score_digits(flink, triton.endpoint, tmp_path / "results.jsonl") == digits
 
 
 def test_processes_and_connections(flink: FlinkJobServer, triton: LocalTriton, tmp_path: Path) -> None:
-    """Two DoFns of each of two models share one session, whose connections stay within max_total."""
+    """Two DoFns for each of two models share one session with at most max_total connections."""
     counts = count_on(flink, triton.endpoint, tmp_path, elements=ELEMENTS)
     check_counts(counts, elements=ELEMENTS)
     assert counts.dofns.instances == 4

@@ -32,7 +32,7 @@ ELEMENTS = 3_000
 """At 100 a second: 30 seconds, fifteen windows of two seconds."""
 
 LATE_SECONDS = 20
-"""So much is due when the job starts, as after a failure: more than may be in flight."""
+"""This much is due when the job starts, as after a failure, and exceeds the limit of requests in flight."""
 
 ENDLESS = 1_000_000
 
@@ -43,11 +43,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
         yield cluster
 
 
-def test_every_element_of_every_window_comes_out_once(
+def test_every_window_has_each_of_its_elements_once(
     cluster: FlinkCluster, triton: LocalTriton, tmp_path: Path
 ) -> None:
-    """Each window of a periodic source is there once, with exactly the numbers whose timestamps lie in it."""
-    # Half an impulse after a full second, so that no timestamp is on a window's border.
+    """Each window of a periodic source has one output, with exactly the numbers that belong to it."""
+    # Half an impulse after a full second, so that no timestamp is on the border of two windows.
     start = int(time.time()) - LATE_SECONDS + IMPULSE_SECONDS / 2
     options = ["--streaming", f"--start={start}"]
     counts = count_on(cluster, triton.endpoint, tmp_path, elements=ELEMENTS, options=options)
@@ -60,10 +60,10 @@ def test_every_element_of_every_window_comes_out_once(
     record("Flink cluster, streaming", counts.figures())
 
 
-def test_a_cancelled_job_leaves_no_socket_and_no_process(
+def test_a_cancelled_job_leaves_no_connection_and_no_process(
     cluster: FlinkCluster, triton: LocalTriton, tmp_path: Path
 ) -> None:
-    """Cancelled with connections open, the job ends its workers and every connection at the server."""
+    """A job that is cancelled with open connections ends its workers and all its connections."""
     port = port_of(triton.endpoint)
     before = set(cluster.members())
     arguments = pipeline_arguments(triton.endpoint, tmp_path, elements=ENDLESS, max_total=8)

@@ -21,14 +21,14 @@ KINDS = pytest.mark.parametrize("worker_processes", [False, True], ids=["loopbac
 def test_score_files_gives_the_same_results(
     worker_processes: bool, triton: LocalTriton, digits: dict[str, tuple[int, int]], tmp_path: Path
 ) -> None:
-    """The main job, unchanged, comes to what the DirectRunner comes to."""
+    """The main job, unchanged, gives the DirectRunner's results."""
     with Prism(tmp_path, worker_processes=worker_processes) as prism:
         assert score_digits(prism, triton.endpoint, tmp_path / "results.jsonl") == digits
 
 
 @KINDS
 def test_processes_and_connections(worker_processes: bool, triton: LocalTriton, tmp_path: Path) -> None:
-    """One process holds one session, whose connections stay within max_total and end with the job."""
+    """One process has one session, whose connections stay within max_total and end with the job."""
     with Prism(tmp_path, worker_processes=worker_processes) as prism:
         counts = count_on(prism, triton.endpoint, tmp_path / "observed", elements=ELEMENTS)
         assert prism.members() == []

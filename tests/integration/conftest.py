@@ -1,4 +1,4 @@
-"""One real Triton with every model of the catalogue, started once; if it cannot start, every test fails."""
+"""One real Triton with every model of the catalogue, started once in each test process."""
 
 from __future__ import annotations
 
