@@ -19,7 +19,7 @@ from beam_triton.testing import LocalTriton
 from tests.support.certificates import Certificates
 from tests.support.models import throwaway_triton, write_models
 from tests.support.nginx import Nginx
-from tests.support.numbered_run import MODEL, Progress, killed_and_restarted, run_numbered, strikes
+from tests.support.numbered_run import MODEL, Progress, kill_and_restart, repeat_during_run, run_numbered
 
 pytestmark = pytest.mark.nginx
 
@@ -162,20 +162,22 @@ def test_server_restart_behind_nginx_loses_nothing(tmp_path: Path) -> None:
         run = run_numbered(
             TritonInference(nginx.endpoint, MODEL, batching={"max_batch_size": 64}),
             elements,
-            meanwhile=strikes(2, elements, killed_and_restarted(server)),
+            meanwhile=repeat_during_run(2, elements, kill_and_restart(server)),
         )
     assert run.counters["retries"] > 0
     assert run.counters.get("failures", 0) == 0
 
 
-def run_over_tls(nginx: Nginx, certificates: Certificates, elements: int, strike: Callable[[], None]) -> None:
-    """Asserts that all elements come out once although ``strike`` happens twice during the run."""
+def run_over_tls(
+    nginx: Nginx, certificates: Certificates, elements: int, disturb: Callable[[], None]
+) -> None:
+    """Asserts that all elements come out once although ``disturb`` happens twice during the run."""
     run = run_numbered(
         TritonInference(
             nginx.endpoint, MODEL, tls={"ca_bundle": str(certificates.ca)}, batching={"max_batch_size": 64}
         ),
         elements,
-        meanwhile=strikes(2, elements, strike),
+        meanwhile=repeat_during_run(2, elements, disturb),
     )
     assert run.counters["retries"] > 0
     assert run.counters.get("failures", 0) == 0
@@ -187,7 +189,7 @@ def test_server_killed_behind_tls_loses_nothing(tmp_path: Path, certificates: Ce
         throwaway_triton(write_models(tmp_path / "models", [MODEL])) as server,
         Nginx([port_of(server)], certificate=certificates.good, access_log=True) as nginx,
     ):
-        run_over_tls(nginx, certificates, 50_000, killed_and_restarted(server))
+        run_over_tls(nginx, certificates, 50_000, kill_and_restart(server))
         assert nginx.statuses()[502] > 0
 
 
@@ -234,7 +236,7 @@ def test_nginx_reloads_lose_nothing(triton: LocalTriton) -> None:
             # Small requests, few in flight: a faster run would end before its fifth reload.
             TritonInference(nginx.endpoint, MODEL, batching={"max_batch_size": 8}, max_concurrent_requests=4),
             elements,
-            meanwhile=strikes(5, elements, nginx.reload),
+            meanwhile=repeat_during_run(5, elements, nginx.reload),
         )
 
 

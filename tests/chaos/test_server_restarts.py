@@ -14,7 +14,7 @@ import pytest
 
 from beam_triton import ConnectError, TritonClient, TritonInference, TritonInferenceDoFn
 from tests.support.models import throwaway_triton, write_models
-from tests.support.numbered_run import MODEL, Progress, killed_and_restarted, run_numbered, strikes
+from tests.support.numbered_run import MODEL, Progress, kill_and_restart, repeat_during_run, run_numbered
 
 ELEMENTS = 200_000
 
@@ -27,7 +27,9 @@ def test_five_server_restarts_lose_nothing(tmp_path: Path) -> None:
     """200,000 elements, five times ``kill -9``: 200,000 results, each once."""
     with throwaway_triton(write_models(tmp_path / "models", [MODEL])) as server:
         run = run_numbered(
-            scoring(server.endpoint), ELEMENTS, meanwhile=strikes(5, ELEMENTS, killed_and_restarted(server))
+            scoring(server.endpoint),
+            ELEMENTS,
+            meanwhile=repeat_during_run(5, ELEMENTS, kill_and_restart(server)),
         )
     assert run.counters["elements"] == ELEMENTS
     assert run.counters["retries"] > 0
@@ -47,7 +49,7 @@ def test_outage_longer_than_the_deadline_loses_nothing(tmp_path: Path) -> None:
                 batching={"max_batch_size": 64},
             ),
             elements,
-            meanwhile=strikes(1, elements, killed_and_restarted(server, away_seconds=3.0)),
+            meanwhile=repeat_during_run(1, elements, kill_and_restart(server, down_seconds=3.0)),
         )
     assert run.counters.get("failures", 0) == 0
 
@@ -59,7 +61,7 @@ def test_server_restarts_under_several_threads_lose_nothing(tmp_path: Path) -> N
         run_numbered(
             scoring(server.endpoint),
             elements,
-            meanwhile=strikes(2, elements, killed_and_restarted(server)),
+            meanwhile=repeat_during_run(2, elements, kill_and_restart(server)),
             bundles=True,
             options=["--direct_running_mode=multi_threading", "--direct_num_workers=3"],
         )
@@ -72,7 +74,7 @@ def test_loss_of_one_of_two_servers_loses_nothing(tmp_path: Path) -> None:
         run = run_numbered(
             scoring([surviving.endpoint, dying.endpoint]),
             ELEMENTS,
-            meanwhile=strikes(1, ELEMENTS, dying.kill),
+            meanwhile=repeat_during_run(1, ELEMENTS, dying.kill),
         )
     assert run.counters["elements"] == ELEMENTS
 
@@ -86,7 +88,7 @@ def test_rolling_restart_loses_nothing(tmp_path: Path) -> None:
         run_numbered(
             scoring([first.endpoint, second.endpoint]),
             elements,
-            meanwhile=strikes(2, elements, lambda: killed_and_restarted(next(rolling))()),
+            meanwhile=repeat_during_run(2, elements, lambda: kill_and_restart(next(rolling))()),
             pace_seconds=0.03,
         )
 
@@ -138,7 +140,9 @@ def test_model_reload_loses_nothing(tmp_path: Path) -> None:
             time.sleep(1.0)
             server.load_model(MODEL)
 
-        run = run_numbered(scoring(server.endpoint), elements, meanwhile=strikes(2, elements, reload_model))
+        run = run_numbered(
+            scoring(server.endpoint), elements, meanwhile=repeat_during_run(2, elements, reload_model)
+        )
     assert run.counters["retries"] > 0
     assert run.counters.get("failures", 0) == 0
 
@@ -188,7 +192,7 @@ def test_requests_to_a_frozen_server_fail_over(tmp_path: Path) -> None:
                     batching={"max_batch_size": 64},
                 ),
                 elements,
-                meanwhile=strikes(1, elements, lambda: os.kill(freezing.pid or 0, signal.SIGSTOP)),
+                meanwhile=repeat_during_run(1, elements, lambda: os.kill(freezing.pid or 0, signal.SIGSTOP)),
             )
         finally:
             os.kill(freezing.pid or 0, signal.SIGCONT)
@@ -215,5 +219,5 @@ def test_twenty_random_restarts_of_two_servers_lose_nothing(tmp_path: Path) -> N
         run_numbered(
             scoring([first.endpoint, second.endpoint]),
             elements,
-            meanwhile=strikes(20, elements, kill_and_restart_at_random),
+            meanwhile=repeat_during_run(20, elements, kill_and_restart_at_random),
         )

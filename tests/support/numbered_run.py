@@ -177,22 +177,24 @@ def counters_of(result: beam.runners.runner.PipelineResult) -> dict[str, int]:
     return totals
 
 
-def strikes(times: int, elements: int, strike: Callable[[], None]) -> Callable[[Progress], None]:
-    """Call ``strike`` at even intervals within a run. AssertionError if the run ends before the last."""
+def repeat_during_run(times: int, elements: int, action: Callable[[], None]) -> Callable[[Progress], None]:
+    """For ``meanwhile``: call ``action`` at even intervals. AssertionError if the run ends too early."""
 
     def meanwhile(progress: Progress) -> None:
         for number in range(1, times + 1):
             reached = progress.reached(number * elements // (times + 1))
-            assert reached, f"the run ended before strike {number}, which would prove nothing"
-            strike()
+            assert reached, f"the run ended before action {number}, which would prove nothing"
+            action()
 
     return meanwhile
 
 
-def killed_and_restarted(server: LocalTriton, away_seconds: float = 0.5) -> Callable[[], None]:
-    def strike() -> None:
+def kill_and_restart(server: LocalTriton, down_seconds: float = 0.5) -> Callable[[], None]:
+    """An action for `repeat_during_run`: the server is down for a while."""
+
+    def action() -> None:
         server.kill()
-        time.sleep(away_seconds)
+        time.sleep(down_seconds)
         server.start()
 
-    return strike
+    return action

@@ -18,7 +18,7 @@ class Hangs(AssertionError):
     """The exchange still waits although the whole answer was sent."""
 
 
-class Wire:
+class SocketPair:
     """A connected pair: ``client`` is non-blocking like a pool's sockets, ``server`` is the test's end."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Wire:
         self.client.setblocking(False)
         self.server.settimeout(_TIMEOUT_SECONDS)
 
-    def __enter__(self) -> Wire:
+    def __enter__(self) -> SocketPair:
         return self
 
     def __exit__(
@@ -65,17 +65,17 @@ def play(
 
     Raises what the exchange raises, and `Hangs` if it still waits after the last piece.
     """
-    with Wire() as wire:
-        exchange = wire.exchange(max_response_bytes=max_response_bytes, expects_body=expects_body)
+    with SocketPair() as pair:
+        exchange = pair.exchange(max_response_bytes=max_response_bytes, expects_body=expects_body)
         assert exchange.advance(), "complete before the first byte of an answer"
-        wire.server.recv(65536)
+        pair.server.recv(65536)
         for piece in pieces:
-            wire.server.sendall(piece)
-            if not _advance_while_ready(wire, exchange):
+            pair.server.sendall(piece)
+            if not _advance_while_ready(pair, exchange):
                 return exchange
         if closes:
-            wire.server.shutdown(socket.SHUT_WR)
-        if _advance_while_ready(wire, exchange):
+            pair.server.shutdown(socket.SHUT_WR)
+        if _advance_while_ready(pair, exchange):
             raise Hangs(f"still waiting, {exchange.bytes_received} bytes received")
         return exchange
 
@@ -85,12 +85,12 @@ def outcome_of(exchange: Exchange) -> Outcome:
     return Outcome(exchange.head.status, bytes(exchange.body), exchange.head.fields)
 
 
-def _advance_while_ready(wire: Wire, exchange: Exchange) -> int:
+def _advance_while_ready(pair: SocketPair, exchange: Exchange) -> int:
     """Advance until nothing is ready; the events that the exchange waits for, 0 if it is complete."""
     events = exchange.advance()
     while events:
         poller = select.poll()
-        poller.register(wire.client, events)
+        poller.register(pair.client, events)
         if not poller.poll(0):
             break
         events = exchange.advance()

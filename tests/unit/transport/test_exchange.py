@@ -13,7 +13,7 @@ import pytest
 from beam_triton.errors import ConnectionLostError, RemoteProtocolError
 from beam_triton.transport.exchange import WANT_READ, WANT_WRITE
 from beam_triton.transport.response_head import MAX_HEAD_BYTES
-from tests.support.socket_pair_exchange import Hangs, Wire, outcome_of, play
+from tests.support.socket_pair_exchange import Hangs, SocketPair, outcome_of, play
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -197,9 +197,9 @@ def test_flood_returns_to_the_caller_regularly(head: bytes, flood: bytes) -> Non
         except OSError:
             return
 
-    with Wire() as wire:
-        exchange = wire.exchange(max_response_bytes=1 << 41)
-        thread = threading.Thread(target=pour, args=(wire.server,))
+    with SocketPair() as pair:
+        exchange = pair.exchange(max_response_bytes=1 << 41)
+        thread = threading.Thread(target=pour, args=(pair.server,))
         thread.start()
         try:
             deadline = time.monotonic() + 0.15
@@ -209,7 +209,7 @@ def test_flood_returns_to_the_caller_regularly(head: bytes, flood: bytes) -> Non
                 assert time.monotonic() - started < 0.4
         finally:
             stop.set()
-            wire.client.close()
+            pair.client.close()
             thread.join(5)
     assert exchange.bytes_received > 0
 
@@ -218,22 +218,22 @@ def test_fast_reading_peer_returns_to_the_caller_regularly() -> None:
     """A peer that reads a large request as fast as it is sent does not keep the caller from its deadlines."""
     body = memoryview(np.zeros(64 << 20, np.uint8).data).cast("B")
     received = 0
-    with Wire() as wire:
-        exchange = wire.exchange([b"POST / HTTP/1.1\r\n\r\n", body])
+    with SocketPair() as pair:
+        exchange = pair.exchange([b"POST / HTTP/1.1\r\n\r\n", body])
 
         def take() -> None:
             nonlocal received
-            while data := wire.server.recv(1 << 20):
+            while data := pair.server.recv(1 << 20):
                 received += len(data)
                 if received == len(body) + 19:
-                    wire.server.sendall(sized(b"done"))
+                    pair.server.sendall(sized(b"done"))
 
         thread = threading.Thread(target=take)
         thread.start()
         turns = 0
         while exchange.advance():
             turns += 1
-        wire.client.close()
+        pair.client.close()
         thread.join(5)
     assert bytes(exchange.body) == b"done"
     assert exchange.reusable
@@ -244,13 +244,13 @@ def test_many_small_parts_are_sent_in_order() -> None:
     """More parts than one system call takes, some of them empty, arrive whole and in order."""
     parts: list[bytes | bytearray | memoryview] = [b"%05d" % i if i % 7 else b"" for i in range(5000)]
     expected = b"".join(parts)
-    with Wire() as wire:
-        exchange = wire.exchange(parts)
+    with SocketPair() as pair:
+        exchange = pair.exchange(parts)
         received = b""
         while len(received) < len(expected):
             assert exchange.advance()
-            received += wire.server.recv(65536)
-        wire.server.sendall(sized(b"ok"))
+            received += pair.server.recv(65536)
+        pair.server.sendall(sized(b"ok"))
         while exchange.advance():
             pass
     assert received == expected
@@ -259,10 +259,10 @@ def test_many_small_parts_are_sent_in_order() -> None:
 
 def test_early_answer_stops_the_upload() -> None:
     """An answer in the middle of a large upload is read; the connection is not reused."""
-    with Wire() as wire:
-        exchange = wire.exchange([bytes(8 << 20)])
+    with SocketPair() as pair:
+        exchange = pair.exchange([bytes(8 << 20)])
         assert exchange.advance() == WANT_READ | WANT_WRITE
-        wire.server.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+        pair.server.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
         assert exchange.advance() == 0
     assert exchange.head is not None and exchange.head.status == 413
     assert not exchange.reusable
@@ -270,10 +270,10 @@ def test_early_answer_stops_the_upload() -> None:
 
 def test_early_answer_is_read_before_the_connection_loss() -> None:
     """An answer sent before the server closed the connection, with the body unread, is returned."""
-    with Wire() as wire:
-        wire.server.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
-        wire.server.close()
-        exchange = wire.exchange([bytes(8 << 20)])
+    with SocketPair() as pair:
+        pair.server.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+        pair.server.close()
+        exchange = pair.exchange([bytes(8 << 20)])
         assert exchange.advance() == 0
     assert exchange.head is not None and exchange.head.status == 503
     assert not exchange.reusable
@@ -281,9 +281,9 @@ def test_early_answer_is_read_before_the_connection_loss() -> None:
 
 def test_unsent_request_raises_connection_lost() -> None:
     """A connection that is closed before the first byte is sent is lost, with nothing received."""
-    with Wire() as wire:
-        wire.server.close()
-        exchange = wire.exchange()
+    with SocketPair() as pair:
+        pair.server.close()
+        exchange = pair.exchange()
         with pytest.raises(ConnectionLostError):
             while exchange.advance():
                 pass
@@ -293,8 +293,8 @@ def test_unsent_request_raises_connection_lost() -> None:
 def test_request_parts_are_not_modified() -> None:
     """The caller's parts stay as they were, so that they can be sent again."""
     parts: list[bytes | bytearray | memoryview] = [b"head", memoryview(b"b" * (4 << 20))]
-    with Wire() as wire:
-        wire.exchange(parts).advance()
+    with SocketPair() as pair:
+        pair.exchange(parts).advance()
     assert [len(part) for part in parts] == [4, 4 << 20]
 
 
