@@ -1,8 +1,8 @@
-"""The digits through one peer, on whatever engine: the script that the case ``engines`` runs.
+"""Scores the digits with one peer on any engine: the script that the case ``engines`` runs.
 
-Workers hold Beam and what ``--setup_file`` stages, and none of the benchmarks: these travel by value, as a
-script's own functions do. The summary's seconds are those between the first element made and the last bundle
-of results, on any worker; starting workers, installing the package and ``setup`` are not in them.
+Workers have Beam and what ``--setup_file`` stages, but not the benchmarks, which are pickled by value like
+the functions of a script. The summary's seconds run from the first element made to the last bundle of
+results, on any worker. They leave out the start of workers, the installation of the package and ``setup``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SITE_PACKAGES = sysconfig.get_paths()["purelib"]
 
 
 class GenerateDigits(beam.DoFn):
-    """First numbers of blocks to digits, as FP32 as the model takes them: the pixels, then zeros."""
+    """Turns the first number of a block into its digits: FP32 pixels, padded with zeros for the model."""
 
     def __init__(self, images: npt.NDArray[np.uint8], width: int, elements: int, block_elements: int) -> None:
         self._images = images
@@ -52,21 +52,21 @@ class GenerateDigits(beam.DoFn):
         self._rows[:, :pixels] = self._images
 
     def process(self, first: int) -> Iterator[Array]:
-        note_time()
+        record_time()
         for number in range(first, min(first + self._block_elements, self._elements)):
             yield self._rows[number % len(self._rows)]
 
 
 class TimedCheck(Check):
-    """Counts and compares results, and notes when a bundle of them has ended."""
+    """Counts and compares results, and records when a bundle of them ends."""
 
     def finish_bundle(self) -> None:
         super().finish_bundle()
-        note_time()
+        record_time()
 
 
 class ClientOfEachThread:
-    """A tritonclient is for one thread; worker threads of one process share RunInference's model."""
+    """One tritonclient per thread: it is not thread-safe, and worker threads share RunInference's model."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -79,17 +79,17 @@ class ClientOfEachThread:
         return client.infer(batch)
 
     def close(self) -> None:
-        """The threads, which own the clients, end with the process."""
+        """Nothing to do: the threads that own the clients end with the process."""
 
 
 def open_tritonclient(target: Target) -> ClientOfEachThread:
-    """The client, also where a worker's environment does not hold it: out of the one that submits."""
+    """The client, imported from the environment that submits where the worker has none."""
     if _SITE_PACKAGES not in sys.path:
         sys.path.append(_SITE_PACKAGES)
     return ClientOfEachThread(target)
 
 
-def note_time() -> None:
+def record_time() -> None:
     Metrics.distribution(_NAMESPACE, _CLOCK).update(round(time.time() * 1000))
 
 
@@ -101,7 +101,7 @@ def transform(peer: str, work: Workload) -> beam.PTransform[Any, Any]:
 
 
 def seconds_between(outcome: Any) -> float:
-    """From the first time noted to the last."""
+    """The time from the first recorded time to the last."""
     noted = outcome.metrics().query(MetricsFilter().with_namespace(_NAMESPACE))["distributions"]
     first = min(each.result.min for each in noted)
     last = max(each.result.max for each in noted)
@@ -120,12 +120,12 @@ def main() -> None:
         "--block_elements",
         type=int,
         default=100,
-        help="elements made out of one that the runner deals out: few spread evenly, and leave it more to do",
+        help="elements made from one element of the source: few spread evenly but cost the runner more",
     )
-    parser.add_argument("--summary", type=Path, required=True, help="the file to write it to, as JSON")
+    parser.add_argument("--summary", type=Path, required=True, help="the JSON file to write")
     given, of_beam = parser.parse_known_args()
     cloudpickle.register_pickle_by_value(benchmarks)
-    # Digits, not numbered rows: what there is to add up is not in them.
+    # Digits hold no row numbers, so their sum cannot be checked.
     work = Workload(
         Target(given.endpoint, "", given.model), given.elements, batch_size=given.batch_size, check_every=10
     )
@@ -142,7 +142,7 @@ def main() -> None:
     outcome.wait_until_finish()
     found, expected = counted(outcome), expected_count(work, sums_numbers=False)
     if found != expected:
-        sys.exit(f"what came out is {found} instead of {expected}")
+        sys.exit(f"the results are {found} instead of {expected}")
     given.summary.write_text(json.dumps({"seconds": seconds_between(outcome)}))
 
 
