@@ -82,7 +82,7 @@ class Part:
         """The part's folder. NotInstalledError if it is not there."""
         path = ENGINES / self.folder
         if not path.is_dir():
-            raise NotInstalledError(f"{self.title} is not installed: run `make {self.make_target}` first")
+            raise NotInstalledError(f"not installed: {self.title}; run `make {self.make_target}` first")
         return path
 
 

@@ -124,7 +124,7 @@ def test_a_failed_installation_leaves_no_part(engines: Path) -> None:
     assert [file.name for file in engines.iterdir()] == ["part-1.0.lock"]
     with pytest.raises(NotInstalledError) as raised:
         part(fails).path()
-    assert str(raised.value) == "a part is not installed: run `make engines` first"
+    assert str(raised.value) == "not installed: a part; run `make engines` first"
 
 
 def test_engines_import_nothing_from_tests() -> None:
