@@ -17,10 +17,17 @@ _COMMANDS = (check, tune)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Exit codes: 0 no problems, 1 a problem with the server or model, 2 wrong use."""
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] == "score":
+        # It takes Beam's options as well, which argparse's subcommands would refuse.
+        from beam_triton.score import score_command
+
+        return score_command.main(words[1:])
     parser = argparse.ArgumentParser(
         prog="python -m beam_triton",
         description="Inspect and measure a server of the Open Inference Protocol, such as Triton.",
-        epilog="Exit codes: 0 no problems, 1 a problem with the server or model, 2 wrong use.",
+        epilog="The rows of files are scored by a command of its own, see score --help. "
+        "Exit codes: 0 no problems, 1 a problem with the server or model, 2 wrong use.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:

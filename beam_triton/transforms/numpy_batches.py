@@ -1,31 +1,213 @@
-"""NumPy batches in, NumPy batches out: the model behind Beam's batched DoFns.
+"""Rows that travel as columns: `RowScorer`, and NumPy batches in and out of Beam's batched DoFns.
 
-Where elements come as arrays of many rows there is nothing to pay for a single one: a batch is sent
-as it is, without a copy, and its results leave in one array.
+Where elements come as arrays of many rows there is nothing to pay for a single one: a batch is sent in
+slices, without a copy, and its results leave in one array.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
+import numpy.typing as npt
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.typehints.batch import N, NumpyArray
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_triton.client import TritonClient
-from beam_triton.errors import ConfigurationError
+from beam_triton.errors import ConfigurationError, RemoteProtocolError, TritonError, with_message
 from beam_triton.options import InferenceOptions
-from beam_triton.protocol import DATATYPES, ModelSpec, TensorSpec
+from beam_triton.policy.batching import BatchingPolicy
+from beam_triton.protocol import DATATYPES, EncodedRequest, InferResponse, ModelSpec, TensorSpec
+from beam_triton.remote_model import RemoteModel
+from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.model_dofn import ModelDoFn, check_can_be_scored
-from beam_triton.transforms.results import DefaultValue
-from beam_triton.transforms.row_scoring import RowScorer, ScoredBatch
+from beam_triton.transforms.results import DEFAULT_MODEL_ID, DefaultValue
+
+Array = npt.NDArray[Any]
+Inputs = Array | dict[str, Array]
 
 # Making one takes a microsecond.
 _GLOBAL = (GlobalWindow(),)
+
+
+class ScoredPart(NamedTuple):
+    """The results of some rows of a batch: output name to array, rows along the first dimension."""
+
+    indices: range
+    outputs: Mapping[str, Array]
+    model_id: str
+
+
+class ScoredBatch:
+    """Rows that travel as columns, and what has become of them; ``context`` is its owner's.
+
+    Attributes:
+        inputs: the model's one input, or input name to array; rows lie along the first dimension.
+        parts: the results, in the rows' order once all are there.
+        failures: rows that failed for good, and why.
+    """
+
+    __slots__ = ("context", "failures", "inputs", "parts", "rows_left")
+
+    def __init__(self, inputs: Inputs, count: int, context: Any) -> None:
+        self.inputs = inputs
+        self.parts: list[ScoredPart] = []
+        self.failures: list[tuple[range, TritonError]] = []
+        self.rows_left = count
+        self.context = context
+
+
+class RowSlice:
+    """Some rows of a batch, by their indices."""
+
+    __slots__ = ("batch", "indices")
+
+    def __init__(self, batch: ScoredBatch, indices: range) -> None:
+        self.batch = batch
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, part: slice) -> "RowSlice":
+        return RowSlice(self.batch, self.indices[part])
+
+
+class RowScorer:
+    """Scores the rows of batches, sent in slices; many requests, and batches, in flight.
+
+    Args:
+        output: the one output whose shape must be exactly the described one; None only counts rows.
+        default: what a row yields instead that failed for good.
+        keeps_failures: failed rows are listed in their batch; otherwise, without a default, the first raises.
+    """
+
+    def __init__(
+        self,
+        model: RemoteModel,
+        batching: BatchingPolicy,
+        metrics: InferenceMetrics,
+        *,
+        output: TensorSpec | None = None,
+        default: DefaultValue | None = None,
+        keeps_failures: bool = False,
+    ) -> None:
+        self._model = model
+        self._batching = batching
+        self._output = output
+        self._default = default
+        self._keeps_failures = keeps_failures
+        self._sender: BisectingSender[RowSlice] = BisectingSender(
+            model,
+            metrics,
+            encode=self._encode,
+            on_answer=self._on_answer,
+            on_failure=self._on_failure,
+            has_default=default is not None,
+        )
+        self._taken = 0
+        self._ready: list[ScoredBatch] = []
+
+    def add(self, inputs: Inputs, context: Any = None) -> list[ScoredBatch]:
+        """Send the rows of a batch; the batches that have become ready, this one or earlier ones.
+
+        Raises:
+            TritonError: a row failed for good, and failures are neither kept nor have a default.
+        """
+        arrays = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+        count = len(arrays[0])
+        batch = ScoredBatch(inputs, count, context)
+        self._taken += count
+        size = self._request_size(arrays)
+        for start in range(0, count, size):
+            self._sender.send(RowSlice(batch, range(start, min(start + size, count))))
+            self._sender.take_ended()
+        if not count:
+            self._ready.append(batch)
+        return self._take_ready()
+
+    def finish(self) -> list[ScoredBatch]:
+        """Wait for everything; the batches that were not given yet.
+
+        Raises:
+            TritonError: as `add`.
+            AssertionError: a row was lost or came out twice.
+        """
+        self._sender.finish(self._taken)
+        return self._take_ready()
+
+    def cancel(self) -> None:
+        """Let go of everything in flight. A second call does nothing."""
+        self._sender.cancel()
+
+    def _take_ready(self) -> list[ScoredBatch]:
+        ready, self._ready = self._ready, []
+        return ready
+
+    def _encode(self, rows: RowSlice) -> EncodedRequest:
+        inputs, indices = rows.batch.inputs, rows.indices
+        # Without a batch dimension a request is one row.
+        part: Any = slice(indices.start, indices.stop) if self._is_batched else indices.start
+        if isinstance(inputs, dict):
+            return self._model.encoder.encode({name: array[part] for name, array in inputs.items()})
+        return self._model.encoder.encode(inputs[part])
+
+    @property
+    def _is_batched(self) -> bool:
+        return self._model.spec.has_batch_dimension
+
+    def _on_answer(self, rows: RowSlice, response: InferResponse) -> None:
+        outputs = response.outputs
+        if not self._is_batched:
+            outputs = {name: array[np.newaxis] for name, array in outputs.items()}
+        for name, array in outputs.items():
+            shape = array.shape[1:] if self._output is None else self._output.shape
+            if array.shape != (len(rows), *shape):
+                raise RemoteProtocolError(
+                    f"output {name!r} of model {self._model.spec.name!r} has shape {list(array.shape)}, not "
+                    f"{[len(rows), *shape]} for the {len(rows)} rows of the request"
+                )
+        if not outputs:
+            raise RemoteProtocolError(f"model {self._model.spec.name!r} answered without outputs")
+        rows.batch.parts.append(
+            ScoredPart(rows.indices, outputs, f"{response.model_name}:{response.model_version}")
+        )
+        self._end(rows)
+
+    def _on_failure(self, rows: RowSlice, error: TritonError) -> None:
+        if self._default is not None and self._output is not None:
+            defaults = {self._output.name: self._default.rows(self._output.name, len(rows))}
+            rows.batch.parts.append(ScoredPart(rows.indices, defaults, DEFAULT_MODEL_ID))
+        elif self._keeps_failures:
+            rows.batch.failures.append((rows.indices, error))
+        else:
+            message = f"row {rows.indices.start} of its batch: {error.message}"
+            raise with_message(error, message) from error
+        self._end(rows)
+
+    def _end(self, rows: RowSlice) -> None:
+        batch = rows.batch
+        batch.rows_left -= len(rows)
+        if not batch.rows_left:
+            batch.parts.sort(key=lambda part: part.indices.start)
+            self._ready.append(batch)
+
+    def _request_size(self, arrays: Sequence[Array]) -> int:
+        """As many rows as the model, the policy's number and its bytes allow, and at least one."""
+        limit = self._model.spec.max_batch_size
+        size = min(limit, self._batching.max_batch_size or limit)
+        nbytes = sum(map(_size_bytes, arrays))
+        if nbytes:
+            size = min(size, self._batching.max_batch_bytes * len(arrays[0]) // nbytes)
+        return max(1, size)
+
+
+def _size_bytes(array: Array) -> int:
+    return sum(map(len, array.ravel())) if array.dtype.kind == "O" else array.nbytes
 
 
 class TritonBatchInferenceDoFn(ModelDoFn):
@@ -67,10 +249,10 @@ class TritonBatchInferenceDoFn(ModelDoFn):
         self._cancel()
         self._scorer = RowScorer(
             self._model,
-            self._output,
             self._options.batching,
             InferenceMetrics(self._model.channel.pool),
-            self._default,
+            output=self._output,
+            default=self._default,
         )
 
     @beam.DoFn.yields_elements  # type: ignore[untyped-decorator]  # Beam's own is
@@ -90,10 +272,9 @@ class TritonBatchInferenceDoFn(ModelDoFn):
         try:
             ready = self._scorer.add(batch, (timestamp, pane_info))
             if self._overlaps_batches:
-                yield from map(_with_own_time, ready)
+                yield from map(self._with_own_time, ready)
             else:
-                for scored in ready + self._scorer.finish():
-                    yield scored.results
+                yield from map(self._results, ready + self._scorer.finish())
         except BaseException:
             self._cancel()
             raise
@@ -102,9 +283,20 @@ class TritonBatchInferenceDoFn(ModelDoFn):
         """Wait until nothing is in flight any more, and give the remaining results."""
         assert self._scorer is not None
         try:
-            yield from map(_with_own_time, self._scorer.finish())
+            yield from map(self._with_own_time, self._scorer.finish())
         finally:
             self._cancel()
+
+    def _results(self, scored: ScoredBatch) -> Array:
+        # One array a batch, not one a request: a batch of Beam's costs twenty times the copy.
+        found = [part.outputs[self._output.name] for part in scored.parts]
+        if found:
+            return np.concatenate(found)
+        return np.empty((0, *self._output.shape), DATATYPES[self._output.datatype].array_dtype)
+
+    def _with_own_time(self, scored: ScoredBatch) -> WindowedValue:
+        timestamp, pane_info = scored.context
+        return WindowedValue(self._results(scored), timestamp, _GLOBAL, pane_info)
 
 
 class _ArraysAsBatches(beam.DoFn):
@@ -123,11 +315,6 @@ class _ArraysAsBatches(beam.DoFn):
 
     def infer_output_type(self, input_element_type: Any) -> Any:
         return element_type_of(self._output)
-
-
-def _with_own_time(scored: ScoredBatch) -> WindowedValue:
-    timestamp, pane_info = scored.context
-    return WindowedValue(scored.results, timestamp, _GLOBAL, pane_info)
 
 
 class TritonBatchInference(beam.PTransform[Any, Any]):

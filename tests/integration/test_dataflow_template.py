@@ -18,9 +18,9 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from google.cloud.dataflow_v1beta3 import TemplateMetadata
 
 from beam_triton import TritonInference
+from beam_triton.score.job_options import ScoreJob, ScoreOptions
 from engines.install import BEAM, REPOSITORY
 from engines.workers import bare_environment
-from pipelines.score_options import ScoreJob, ScoreOptions
 from tests.support.dataflow import Template, write_template
 
 DATAFLOW = REPOSITORY / "pipelines" / "dataflow"
@@ -143,7 +143,7 @@ def test_steps_have_names_that_a_person_understands(template: Template) -> None:
     components = template.pipeline.components
     (root,) = template.pipeline.root_transform_ids
     steps = {components.transforms[step].unique_name for step in components.transforms[root].subtransforms}
-    assert steps == {"Read", "Score", "WriteResults", "DescribeFailures", "AllFailures", "WriteFailures"}
+    assert steps == {"Read", "Score", "WriteResults", "AllFailures", "WriteFailures"}
 
 
 def test_the_scoring_step_shows_where_and_what_it_asks(template: Template) -> None:
@@ -254,9 +254,9 @@ def test_flex_parameters_are_options_of_score_files(flex_metadata: TemplateMetad
     options = PipelineOptions([f"--{name}={value}" for name, value in FLEX_VALUES.items()])
     known = {*vars(options.view_as(ScoreOptions)._visible_options), "sdk_container_image"}
     assert set(names) <= known
-    job = ScoreJob.from_options(options)
+    job = ScoreJob(options)
     assert job.endpoint == ("http://10.0.0.5:8000", "http://10.0.0.6:8000")
-    assert job.max_concurrent_requests == 16
+    assert job.given.max_concurrent_requests == 16
 
 
 def test_flex_parameters_accept_and_refuse_as_the_pipeline_does(flex_metadata: TemplateMetadata) -> None:

@@ -17,10 +17,11 @@ import pyarrow.parquet
 import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
 
-from beam_triton.score import ServedModel
+from beam_triton.score.job_options import ScoreJob, parse_options
+from beam_triton.score.score_command import build
 from beam_triton.testing import LocalTriton
 from pipelines import demo, score_files
-from pipelines.score_options import MODEL_REPOSITORY, ScoreJob, parse_options
+from pipelines.score_files import MODEL_REPOSITORY
 
 REPOSITORY = Path(__file__).parents[2]
 DIGITS = REPOSITORY / "pipelines" / "data" / "digits.csv"
@@ -274,8 +275,8 @@ def test_workers_need_nothing_of_this_folder(tmp_path: Path) -> None:
     """Every step of the graph is loaded where ``pipelines`` cannot be imported, as on a worker."""
     options = parse_options(["--files", "a.csv", "--output", "r.jsonl", "--max_failures", "3"])
     pipeline = beam.Pipeline(options=options)
-    model = ServedModel(endpoint=("http://triton:8000",), name="digits")
-    score_files.build(pipeline, ScoreJob.from_options(options), model)
+    job = ScoreJob(options)
+    build(pipeline, job, job.served(["http://triton:8000"], "digits"))
     graph = pipeline.to_runner_api()
     payloads = []
     for transform in graph.components.transforms.values():

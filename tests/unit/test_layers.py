@@ -20,7 +20,8 @@ _LAYERS = (
     {"remote_model", "control_plane"},
     {"client"},
     {"transforms", "testing"},
-    {"score", "cli"},
+    {"score"},
+    {"cli"},
     {"__init__", "__main__"},
 )
 _HEIGHT = {part: height for height, parts in enumerate(_LAYERS) for part in parts}
@@ -36,7 +37,7 @@ _THIRD_PARTIES = {
     "transforms": {"apache_beam", "numpy"},
     "testing": {"numpy"},
     "cli": {"numpy"},
-    "score": {"apache_beam", "numpy", "pyarrow", "zstandard"},
+    "score": {"apache_beam", "numpy", "pyarrow"},
 }
 
 

@@ -1,4 +1,4 @@
-"""The transform from files to elements."""
+"""The steps that read files and limit failures."""
 
 from __future__ import annotations
 
@@ -14,58 +14,77 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
 from beam_triton.errors import ConfigurationError
+from beam_triton.options import InferenceOptions
 from beam_triton.protocol import ModelSpec, TensorSpec
-from beam_triton.score import (
-    Failure,
-    FileSource,
-    InputColumns,
+from beam_triton.score.column_arrays import ColumnArrays
+from beam_triton.score.file_reading import Failure, FileSource, RowBlock, match_files
+from beam_triton.score.input_columns import InputColumns
+from beam_triton.score.row_steps import (
+    BLOCKS,
+    FAILURES,
     LimitFailures,
-    ReadElements,
+    ReadRows,
     RowSelection,
     ServedModel,
     TooManyFailuresError,
 )
-from beam_triton.score.reading import ELEMENTS, FAILURES, match_files
 
-MODEL = ServedModel(
-    endpoint=("http://nowhere.invalid:8000",),
-    name="m",
-    spec=ModelSpec("m", "1", (TensorSpec("x", "INT64", (1,)),), (), 8),
-)
+
+def model_of(shape: tuple[int, ...]) -> ServedModel:
+    """A model with one input ``x``; nobody serves it."""
+    spec = ModelSpec("m", "1", (TensorSpec("x", "INT64", shape),), (), 8)
+    return ServedModel(name="m", options=InferenceOptions(endpoint="http://nowhere.invalid:8000"), spec=spec)
+
+
+def rows_of(block: RowBlock, model: ServedModel, selection: RowSelection) -> Any:
+    """File, row and tensor, or file and row where there is none."""
+    assert model.spec is not None
+    groups, errors = ColumnArrays(model.spec, selection.inputs).arrays(block)
+    name = Path(block.file).name
+    for group in groups:
+        for index, array in zip(group.indices, group.arrays["x"], strict=True):
+            value = array.tolist() if array.size > 1 else array.item()
+            yield name, int(block.numbers[index]), value
+    for index in errors:
+        yield name, int(block.numbers[index])
 
 
 def read(
-    patterns: list[str], selection: RowSelection, elements: Any, failures: Any, model: ServedModel = MODEL
+    patterns: list[str],
+    selection: RowSelection,
+    rows: Any,
+    failures: Any,
+    shape: tuple[int, ...] = (1,),
 ) -> Any:
+    model = model_of(shape)
     pipeline = TestPipeline("FnApiRunner")
-    found = pipeline | ReadElements(patterns, FileSource(piece_bytes=50), selection, model)
-    numbers = found[ELEMENTS] | beam.MapTuple(
-        lambda row, array: (
-            Path(row.file).name,
-            row.number,
-            array.tolist() if array.size > 1 else array.item(),
-        )
-    )
-    places = found[FAILURES] | beam.Map(lambda failure: (Path(failure.file).name, failure.number))
-    assert_that(numbers, equal_to(elements), label="elements")
+    found = pipeline | ReadRows(patterns, FileSource(piece_bytes=50), selection, model)
+    made = found[BLOCKS] | beam.FlatMap(rows_of, model, selection)
+    places = found[FAILURES] | beam.Map(lambda failure: (Path(failure.file).name, failure.row))
+    assert_that(made, equal_to(rows), label="rows")
     assert_that(places, equal_to(failures), label="failures")
     result = pipeline.run()
     result.wait_until_finish()
     counters = result.metrics().query(MetricsFilter().with_namespace("beam_triton_files"))["counters"]
-    return {counter.key.metric.name: counter.committed for counter in counters}
+    return {counter.key.metric.name: counter.committed for counter in counters if counter.committed}
 
 
-def test_every_row_is_an_element_or_a_failure(tmp_path: Path) -> None:
+def test_every_row_is_read_once_and_counted(tmp_path: Path) -> None:
     """Files of all kinds, matched twice over, cut into pieces: each row once, and counted."""
     (tmp_path / "a.csv").write_text("x\n" + "".join(f"{number}\n" for number in range(1, 200)) + "no\n")
     (tmp_path / "b.jsonl").write_text('{"x": 5}\n{"y": 5}\n')
     counters = read(
         [str(tmp_path / "*"), str(tmp_path / "a.csv")],
         RowSelection(),
-        [*(("a.csv", number, number) for number in range(1, 200)), ("b.jsonl", 1, 5)],
-        [("a.csv", 200), ("b.jsonl", 2)],
+        [
+            *(("a.csv", number, number) for number in range(1, 200)),
+            ("b.jsonl", 1, 5),
+            ("a.csv", 200),
+            ("b.jsonl", 2),
+        ],
+        [],
     )
-    assert counters == {"rows_read": 202, "rows_failed": 2}
+    assert counters == {"rows_read": 202}
 
 
 def test_rows_may_be_passed_over(tmp_path: Path) -> None:
@@ -100,19 +119,14 @@ def test_damaged_files_and_files_that_do_not_fit_stop_nothing(tmp_path: Path) ->
     (tmp_path / "c.csv").write_bytes(b"\xff\xfe" * 100)
     pyarrow.parquet.write_table(pyarrow.table({"id": [1, 2]}), tmp_path / "d.parquet")
     pyarrow.parquet.write_table(pyarrow.table({"from": [3], "to": [4]}), tmp_path / "e.parquet")
-    model = ServedModel(
-        endpoint=MODEL.endpoint,
-        name="m",
-        spec=ModelSpec("m", "1", (TensorSpec("x", "INT64", (2,)),), (), 8),
-    )
     counters = read(
         [str(tmp_path / "*")],
         RowSelection(inputs=(InputColumns.parse("x=from:to"),)),
-        [("e.parquet", 1, [3, 4])],
-        [("a.parquet", None), ("b.parquet", None), ("c.csv", None), ("d.parquet", 1), ("d.parquet", 2)],
-        model,
+        [("e.parquet", 1, [3, 4]), ("d.parquet", 1), ("d.parquet", 2)],
+        [("a.parquet", None), ("b.parquet", None), ("c.csv", None)],
+        (2,),
     )
-    assert counters == {"rows_read": 6, "rows_failed": 5}
+    assert counters == {"rows_read": 6, "rows_failed": 3}
 
 
 def test_a_pattern_without_a_file_is_an_error(tmp_path: Path) -> None:
@@ -132,8 +146,8 @@ def test_a_name_may_hold_glob_characters(tmp_path: Path, name: str) -> None:
     read([str(path)], RowSelection(), [(name, 1, 1)], [])
 
 
-def test_a_pattern_that_matches_nothing_is_told_to_be_one(tmp_path: Path) -> None:
-    """Who meant a name sees why it was not taken for one."""
+def test_the_message_for_a_missing_file_names_glob_characters(tmp_path: Path) -> None:
+    """The user sees why a name was not taken for one."""
     with pytest.raises(
         ConfigurationError, match=r"a\[1\]\.csv \(the characters \[ \* \? make it a pattern\)"
     ):

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 from beam_triton.errors import ConfigurationError
 from beam_triton.protocol import DATATYPES, ModelSpec, TensorSpec
-from beam_triton.score.rows import Columns
 
 _DECLARED = re.compile(r"(?P<name>.+):(?P<datatype>[A-Z]+[0-9]*)(?:\[(?P<shape>[-0-9, ]*)\])?$")
 _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<number>[0-9]+)$", re.DOTALL)
@@ -47,20 +46,17 @@ class InputColumns:
             raise ConfigurationError(
                 f"input {text!r} must be NAME=COLUMNS, for example image=pixels or image=p0:p63"
             )
-        name = name.strip()
-        match = _DECLARED.match(name)
-        if match and match["datatype"] in DATATYPES:
-            shape = tuple(int(dim) for dim in (match["shape"] or "-1").split(",") if dim.strip())
-            declared = TensorSpec(match["name"], match["datatype"], shape)
-            return cls(match["name"], parts, declared)
-        return cls(name, parts)
+        match = _DECLARED.match(name.strip())
+        if match is None or match["datatype"] not in DATATYPES:
+            return cls(name.strip(), parts)
+        shape = tuple(int(dim) for dim in (match["shape"] or "-1").split(",") if dim.strip())
+        return cls(match["name"], parts, TensorSpec(match["name"], match["datatype"], shape))
 
-    def expand(self, columns: Columns | None) -> tuple[str, ...]:
-        """The columns' names, ranges written out. ``columns`` None: the file has no order of columns.
+    def expand(self, known: Sequence[str] | None) -> tuple[str, ...]:
+        """The columns' names, ranges written out. ``known`` None: the file has no order of columns.
 
         Raises ConfigurationError for a range that cannot be written out.
         """
-        known = columns.names if columns is not None else None
         names: list[str] = []
         for part in self.columns:
             if ":" not in part or (known is not None and part in known):
@@ -101,24 +97,26 @@ def tensors_to_feed(
 ) -> list[tuple[TensorSpec, InputColumns]]:
     """Each input that gets a value, in the model's order, with its columns.
 
-    An optional input that is not mapped is left out; ``element_maker`` decides if it has a column of its own.
-    Raises ConfigurationError when the mapping names no input of the model, names one twice, or describes it
-    otherwise than the server.
+    An optional input that is not mapped is left out. Raises ConfigurationError when the mapping names no
+    input of the model, names one twice, or describes it otherwise than the server.
     """
-    by_name = {entry.name: entry for entry in mapping}
-    if len(by_name) != len(mapping):
-        twice = sorted({entry.name for entry in mapping if [e.name for e in mapping].count(entry.name) > 1})
-        raise ConfigurationError(f"input {twice[0]!r} is mapped twice; list all its columns in one mapping")
+    by_name: dict[str, InputColumns] = {}
+    for entry in mapping:
+        if entry.name in by_name:
+            raise ConfigurationError(
+                f"input {entry.name!r} is mapped twice; list all its columns in one mapping"
+            )
+        by_name[entry.name] = entry
     if not model.inputs:
         return [(_declared(model, entry), entry) for entry in mapping]
-    unknown = [name for name in by_name if name not in {spec.name for spec in model.inputs}]
-    if unknown:
-        raise ConfigurationError(f"model {model.name!r} has no input {unknown[0]!r}; {model.describe()}")
-    for spec in model.inputs:
-        declared = by_name[spec.name].declared if spec.name in by_name else None
-        if declared is not None and declared.datatype != spec.datatype:
+    specs = {spec.name: spec for spec in model.inputs}
+    for entry in mapping:
+        if entry.name not in specs:
+            raise ConfigurationError(f"model {model.name!r} has no input {entry.name!r}; {model.describe()}")
+        datatype = specs[entry.name].datatype
+        if entry.declared is not None and entry.declared.datatype != datatype:
             raise ConfigurationError(
-                f"input {spec.name!r} is {spec.datatype}, not {declared.datatype}; {model.describe()}"
+                f"input {entry.name!r} is {datatype}, not {entry.declared.datatype}; {model.describe()}"
             )
     return [
         (spec, by_name.get(spec.name, InputColumns(spec.name, (spec.name,))))

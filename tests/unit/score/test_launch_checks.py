@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from beam_triton import ConfigurationError
 from beam_triton.protocol import ModelSpec, TensorSpec
-from beam_triton.score import ServedModel
-from pipelines.launch_checks import check_job, check_outputs, find_files
-from pipelines.score_options import ScoreJob, parse_options
+from beam_triton.score.job_options import ScoreJob, parse_options
+from beam_triton.score.launch_checks import check_job, check_outputs, find_files
 
-MODEL = ServedModel(
-    endpoint=("http://nowhere.invalid:8000",),
-    name="m",
-    spec=ModelSpec("m", "1", (TensorSpec("x", "FP32", (2,)),), (), 8),
-)
+SPEC = ModelSpec("m", "1", (TensorSpec("x", "FP32", (2,)),), (), 8)
 
 
 def job(*arguments: str) -> ScoreJob:
-    return ScoreJob.from_options(parse_options(list(arguments)))
+    return ScoreJob(parse_options(list(arguments)))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +62,8 @@ def check(folder: Path, files: dict[str, str], *options: str) -> None:
     for path, text in zip(paths, files.values(), strict=True):
         path.write_text(text)
     given = job("--files", *map(str, paths), "--output", "r.jsonl", *options)
-    check_job(given, MODEL, list(map(str, paths)))
+    model = replace(given.served(["http://nowhere.invalid:8000"], "m"), spec=SPEC)
+    check_job(given, model, list(map(str, paths)))
 
 
 @pytest.mark.parametrize(

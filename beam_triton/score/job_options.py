@@ -1,21 +1,23 @@
-"""The options of score_files, beside Beam's own, and the checks of what was given."""
+"""The options of ``python -m beam_triton score``, beside Beam's own, and the job that they describe."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from apache_beam.options import pipeline_options
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from beam_triton import BatchingPolicy, ConfigurationError, ConnectionPoolConfig
-from beam_triton.score import FileSource, InputColumns, RowSelection, Target
-
-MODEL_REPOSITORY = Path(__file__).resolve().parent / "model_repository"
+from beam_triton.errors import ConfigurationError
+from beam_triton.options import InferenceOptions
+from beam_triton.policy.batching import BatchingPolicy
+from beam_triton.score.file_reading import FileSource
+from beam_triton.score.input_columns import InputColumns
+from beam_triton.score.result_writing import Target
+from beam_triton.score.row_steps import RowSelection, ServedModel
 
 # Runners whose workers are this process or its children.
 _LOCAL_RUNNERS = frozenset(
@@ -26,7 +28,7 @@ _JOB_SERVER_RUNNERS = frozenset({"portablerunner", "flinkrunner", "sparkrunner"}
 
 
 class ScoreOptions(PipelineOptions):
-    """What score_files takes beside Beam's own options."""
+    """What scoring files takes beside Beam's own options."""
 
     @classmethod
     def _add_argparse_args(cls, parser: Any) -> None:
@@ -36,71 +38,48 @@ class ScoreOptions(PipelineOptions):
         add("--delimiter", help="between the fields of a CSV; default: a comma, or a tab for .tsv")
         add("--columns", help="a,b,c: names of the columns of CSV files without a header")
         add("--where", action="append", metavar="COLUMN=TEXT", help="read only such rows; repeatable")
+        size = {"type": int, "default": FileSource().piece_bytes}
         add(
             "--piece_bytes",
-            type=int,
-            default=FileSource().piece_bytes,
-            help="larger files are read in pieces of this size by several workers; 0: never",
+            **size,
+            help="larger Parquet files are read in pieces by several workers; 0: never",
         )
         add("--endpoint", action="append", metavar="URL", help="of the server; repeat or a,b for fail-over")
         add("--model", help="name of the model; may be left out for a repository that holds one")
         add("--model_version", help="default: the server's choice")
-        add(
-            "--model_repository",
-            default=str(MODEL_REPOSITORY),
-            help="served by a Triton on this machine when there is no --endpoint",
-        )
+        add("--model_repository", help="served by a Triton on this machine when there is no --endpoint")
         add("--auth_token", help="env:NAME or file:PATH of a bearer token, read on the workers")
-        add(
-            "--input",
-            action="append",
-            metavar="NAME=COLUMNS",
-            help="columns that feed an input: image=pixels, image=p0:p63, image=a,b; repeatable; "
-            "default: the column of the input's name",
+        says = (
+            "feed an input: image=pixels, image=p0:p63, image=a,b; repeatable; default: of the input's name"
         )
+        add("--input", action="append", metavar="NAME=COLUMNS", help=f"columns that {says}")
         add("--outputs", help="a,b: outputs to ask for; default: all")
         add("--keep", help="columns that travel with the result: id,expected=label")
         add("--with_origin", action="store_true", help="write each result's file and row")
-        add("--output", metavar="PATH", help="results.jsonl or .parquet; results-*.jsonl for a file a worker")
-        add("--output_format", help="jsonl or parquet; by default what the suffix says")
+        add(
+            "--output", metavar="PATH", help="results.jsonl, .parquet or .csv; results-*.jsonl for many files"
+        )
+        add("--output_format", help="jsonl, parquet or csv; by default what the suffix says")
         add("--failures", metavar="PATH", help="default: beside the output, as NAME-failures.jsonl")
         add("--max_failures", type=int, help="more failed rows than this end the job; default: no limit")
-        add("--batch_size", type=int, help="elements a request, at most; default: the model's own limit")
+        add("--batch_size", type=int, help="rows a request, at most; default: the model's own limit")
         add("--max_concurrent_requests", type=int, default=32, help="requests in flight a process")
         add("--timeout_seconds", type=float, default=30.0, help="for a request, its retries included")
         add("--progress_seconds", type=float, default=2.0, help="between lines of progress; 0: none")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ScoreJob:
-    """A checked job: everything that can be known wrong without looking at files or server."""
+    """A job of checked options: everything that can be known wrong without looking at files or server.
 
-    files: tuple[str, ...]
-    source: FileSource
-    selection: RowSelection
-    keep: dict[str, str]
-    endpoint: tuple[str, ...]
-    model: str | None
-    model_version: str | None
-    model_repository: Path
-    auth_token: str | None
-    outputs: tuple[str, ...] | None
-    with_origin: bool
-    output: Target
-    failures: Target
-    max_failures: int | None
-    batch_size: int | None
-    max_concurrent_requests: int
-    timeout_seconds: float
-    progress_seconds: float
+    ``given`` are the options as they came, ``keep`` maps a result's field to its column, and
+    ``model_repository`` stands in where no option gives one. Raises ConfigurationError, naming the option.
+    """
 
-    @classmethod
-    def from_options(cls, options: PipelineOptions) -> ScoreJob:
-        """Read the options. Raises ConfigurationError, naming the option, for what cannot work."""
-        given = options.view_as(ScoreOptions)
+    def __init__(self, options: PipelineOptions, model_repository: Path | None = None) -> None:
+        self.given = given = options.view_as(ScoreOptions)
         for name in ("files", "output"):
             if not getattr(given, name):
-                raise ConfigurationError(f"--{name} is needed; --help tells all options")
+                raise ConfigurationError(f"--{name} is needed; --help lists all options")
         if given.max_failures is not None and given.max_failures < 0:
             raise ConfigurationError(f"--max_failures must be 0 or more, not {given.max_failures}")
         # Options that the library checks again, here only for messages that name the flag.
@@ -113,58 +92,55 @@ class ScoreJob:
                 "--auth_token must be env:NAME or file:PATH: a token on the command line would be seen in "
                 "the list of processes and on the job's page"
             )
-        keep = _keep(given.keep)
-        output = Target(path=given.output, format=given.output_format)
-        return cls(
-            files=tuple(given.files),
-            source=FileSource(
-                format=given.input_format,
-                delimiter=given.delimiter,
-                columns=tuple(_names("--columns", given.columns)) or None,
-                piece_bytes=given.piece_bytes,
-            ),
-            selection=RowSelection(
-                inputs=tuple(InputColumns.parse(text) for text in given.input or ()),
-                keep=tuple(keep.values()),
-                where=tuple(_where(text) for text in given.where or ()),
-            ),
-            keep=keep,
-            endpoint=tuple(url for text in given.endpoint or () for url in _names("--endpoint", text)),
-            model=given.model,
-            model_version=given.model_version,
-            model_repository=Path(given.model_repository),
-            auth_token=given.auth_token,
-            outputs=tuple(_names("--outputs", given.outputs)) or None,
-            with_origin=given.with_origin,
-            output=output,
-            failures=Target(path=given.failures or _failures_beside(output), format="jsonl"),
-            max_failures=given.max_failures,
-            batch_size=given.batch_size,
-            max_concurrent_requests=given.max_concurrent_requests,
-            timeout_seconds=given.timeout_seconds,
-            progress_seconds=given.progress_seconds,
+        self.keep = _keep(given.keep)
+        self.endpoint = tuple(url for text in given.endpoint or () for url in _names("--endpoint", text))
+        self.outputs = tuple(_names("--outputs", given.outputs)) or None
+        self.model_repository = Path(given.model_repository) if given.model_repository else model_repository
+        self.source = FileSource(
+            format=given.input_format,
+            delimiter=given.delimiter,
+            columns=tuple(_names("--columns", given.columns)) or None,
+            piece_bytes=given.piece_bytes,
         )
+        self.selection = RowSelection(
+            inputs=tuple(InputColumns.parse(text) for text in given.input or ()),
+            keep=tuple(self.keep.values()),
+            where=tuple(_where(text) for text in given.where or ()),
+        )
+        self.output = Target(path=given.output, format=given.output_format)
+        self.failures = Target(path=given.failures or _failures_beside(given.output), format="jsonl")
 
-    @property
-    def batching(self) -> BatchingPolicy:
-        return BatchingPolicy(max_batch_size=self.batch_size)
+    def served(self, endpoint: Sequence[str], name: str) -> ServedModel:
+        """The model, where it is served."""
+        options = InferenceOptions(
+            endpoint=tuple(endpoint),
+            outputs=self.outputs,
+            batching=BatchingPolicy(max_batch_size=self.given.batch_size),
+            model_version=self.given.model_version,
+            auth_token=self.given.auth_token,
+            timeout_seconds=self.given.timeout_seconds,
+            max_concurrent_requests=self.given.max_concurrent_requests,
+        )
+        return ServedModel(name=name, options=options)
 
-    @property
-    def pool(self) -> ConnectionPoolConfig:
-        """The library's own choice, given by name: who asks for the model shares it with who scores."""
-        return ConnectionPoolConfig.for_requests(self.max_concurrent_requests, self.timeout_seconds)
 
-
-def parse_options(arguments: Sequence[str]) -> PipelineOptions:
+def parse_options(arguments: Sequence[str], program: str = "score_files") -> PipelineOptions:
     """All of Beam's options and ours.
 
     Ends the program with exit code 2 for an unknown option, which Beam itself would drop with a warning, and
     with 0 after ``--help``.
     """
     # Importing the module is what makes Beam's options known, this program's among them.
-    parser = _Parser(prog="score_files", allow_abbrev=False, add_help=False)
+    parser = _Parser(prog=program, allow_abbrev=False, add_help=False)
     if "--help" in arguments or "-h" in arguments:
-        _print_help()
+        # Without the screens of Beam's own.
+        own = argparse.ArgumentParser(
+            program,
+            description="Score the rows of CSV, JSON Lines or Parquet files on a model of a Triton server.",
+            epilog="All of Beam's options, such as --runner, work as well.",
+        )
+        ScoreOptions._add_argparse_args(own)
+        own.parse_args(["--help"])
     for options_class in PipelineOptions.__subclasses__():
         options_class._add_argparse_args(parser)
     _, unknown = parser.parse_known_args(list(arguments))
@@ -174,7 +150,7 @@ def parse_options(arguments: Sequence[str]) -> PipelineOptions:
         name = unknown[0].partition("=")[0]
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
         hint = f"; did you mean {close[0]}?" if close else ""
-        parser.error(f"neither score_files nor Beam has an option {name}{hint}")
+        parser.error(f"neither {program} nor Beam has an option {name}{hint}")
     standard = options.view_as(StandardOptions)
     if standard.runner is None:
         # DirectRunner would look for Prism first and may download it.
@@ -188,7 +164,7 @@ def runs_here(options: PipelineOptions) -> bool:
 
 
 def counts_here(options: PipelineOptions) -> bool:
-    """Whether the workers are threads of this process, so that its counts tell how far they are."""
+    """Whether the workers are threads of this process, so that its counts say how far they are."""
     mode = options.view_as(pipeline_options.DirectOptions).direct_running_mode
     return runs_here(options) and mode != "multi_processing"
 
@@ -205,21 +181,8 @@ class _Parser(pipeline_options._BeamArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def _print_help() -> NoReturn:
-    parser = argparse.ArgumentParser(
-        prog="score_files",
-        description="Score the rows of CSV, JSON Lines or Parquet files on a model of a Triton server.",
-        epilog="All of Beam's options, such as --runner, work as well.",
-    )
-    ScoreOptions._add_argparse_args(parser)
-    parser.print_help()
-    raise SystemExit(0)
-
-
 def _names(option: str, text: str | None) -> list[str]:
-    if text is None:
-        return []
-    names = [name.strip() for name in text.split(",")]
+    names = [name.strip() for name in text.split(",")] if text is not None else []
     if not all(names):
         raise ConfigurationError(f"{option} {text!r} must be names with commas between them")
     return names
@@ -242,8 +205,8 @@ def _where(text: str) -> tuple[str, str]:
     return column, wanted
 
 
-def _failures_beside(output: Target) -> str:
-    folder, slash, name = output.path.rpartition("/")
+def _failures_beside(output: str) -> str:
+    folder, slash, name = output.rpartition("/")
     stem = name.partition(".")[0]
     star = "" if "*" not in stem else "-*"
     return f"{folder}{slash}{stem.replace('*', '').rstrip('-_')}-failures{star}.jsonl"

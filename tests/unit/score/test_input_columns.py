@@ -6,8 +6,7 @@ import pytest
 
 from beam_triton.errors import ConfigurationError
 from beam_triton.protocol import ModelSpec, TensorSpec
-from beam_triton.score.mapping import InputColumns, list_columns, tensors_to_feed
-from beam_triton.score.rows import Columns
+from beam_triton.score.input_columns import InputColumns, list_columns, tensors_to_feed
 
 MODEL = ModelSpec(
     "m",
@@ -20,7 +19,7 @@ MODEL = ModelSpec(
     (TensorSpec("y", "FP32", (1,)),),
     8,
 )
-COLUMNS = Columns(("id", "p0", "p1", "p2", "x:y", "last"))
+COLUMNS = ("id", "p0", "p1", "p2", "x:y", "last")
 
 
 @pytest.mark.parametrize(

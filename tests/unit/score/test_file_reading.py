@@ -1,22 +1,26 @@
-"""Files of every format: rows, their numbers, pieces, compression and damage."""
+"""Files of every format: rows, their numbers, blocks, compression and damage."""
 
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from beam_triton.errors import ConfigurationError
-from beam_triton.score.rows import CorruptFileError, Failure, Row
-from beam_triton.score.sources import FileSource, Piece
+from beam_triton.score import file_reading
+from beam_triton.score.file_reading import Failure, FileSource, Piece, RowBlock
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
@@ -27,13 +31,30 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def read_all(source: FileSource, path: Path, wanted: frozenset[str] = frozenset()) -> list[Row | Failure]:
-    pieces = source.pieces(str(path), path.stat().st_size)
-    return [row for piece in pieces for row in source.read(piece, wanted)]
+Row = tuple[int, dict[str, Any]]
 
 
-def rows_of(found: list[Row | Failure]) -> list[tuple[int, dict[str, object]]]:
-    return [(row.number, row.data()) for row in found if isinstance(row, Row)]
+def read_all(source: FileSource, path: Path, wanted: frozenset[str] | None = None) -> list[Row | Failure]:
+    """Rows, each with its number, and failures, in the order of their rows."""
+    found = []
+    for piece in source.pieces(str(path), path.stat().st_size):
+        found += read_piece(source, piece, wanted)
+    return sorted(found, key=lambda row: (row.row or 0) if isinstance(row, Failure) else row[0])
+
+
+def read_piece(source: FileSource, piece: Piece, wanted: frozenset[str] | None = None) -> list[Row | Failure]:
+    found: list[Row | Failure] = []
+    for item in source.read(piece, lambda names: names if wanted is None else wanted):
+        if isinstance(item, RowBlock):
+            assert item.file == piece.file
+            found += [(int(number), item.row(index)) for index, number in enumerate(item.numbers)]
+        else:
+            found.append(item)
+    return found
+
+
+def rows_of(found: list[Row | Failure]) -> list[Row]:
+    return [row for row in found if not isinstance(row, Failure)]
 
 
 def test_csv_rows_know_file_number_and_columns(tmp_path: Path) -> None:
@@ -42,7 +63,6 @@ def test_csv_rows_know_file_number_and_columns(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbfid, x\n1,2\n\n3,4")
     found = read_all(FileSource(), path)
     assert rows_of(found) == [(1, {"id": "1", "x": "2"}), (3, {"id": "3", "x": "4"})]
-    assert {row.file for row in found} == {str(path)}
 
 
 def test_tabs_and_named_columns(tmp_path: Path) -> None:
@@ -58,11 +78,11 @@ def test_rows_of_a_wrong_length_are_failures(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("a,b\n1\n1,2\n1,2,3,4\n")
     short, good, long = read_all(FileSource(), path)
-    assert isinstance(good, Row)
+    assert good == (2, {"a": "1", "b": "2"})
     assert isinstance(short, Failure)
     assert isinstance(long, Failure)
-    assert (short.number, short.data) == (1, {"a": "1"})
-    assert (long.number, long.data) == (3, {"a": "1", "b": "2", "(further fields)": "3,4"})
+    assert (short.row, short.data) == (1, {"a": "1"})
+    assert (long.row, long.data) == (3, {"a": "1", "b": "2", "(further fields)": "3,4"})
     assert "4 fields, its header 2" in long.message
 
 
@@ -72,7 +92,7 @@ def test_json_lines_say_what_is_broken(tmp_path: Path) -> None:
     path.write_bytes(b'{"a": 1}\n{oops\n[1]\n\n"x"\n{"a": "\xff"}\n' + b"[" * 100_000 + b'\n{"a": 2}')
     found = read_all(FileSource(), path)
     assert rows_of(found) == [(1, {"a": 1}), (8, {"a": 2})]
-    failures = {row.number: row.message for row in found if isinstance(row, Failure)}
+    failures = {row.row: row.message for row in found if isinstance(row, Failure)}
     assert sorted(failures) == [2, 3, 5, 6, 7]  # type: ignore[type-var]
     assert "not JSON" in failures[2]
     assert "JSON Lines" in failures[3]
@@ -80,7 +100,7 @@ def test_json_lines_say_what_is_broken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
-def test_a_line_that_breaks_off_is_told_by_its_column(tmp_path: Path, end: str) -> None:
+def test_a_line_that_breaks_off_is_located_by_its_column(tmp_path: Path, end: str) -> None:
     """The row says which line it is; the position within it is the same whatever ends it."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"x": [1, 2' + end.encode())
@@ -109,36 +129,108 @@ def test_a_truncated_file_gives_its_rows_and_a_failure(tmp_path: Path, suffix: s
     found = read_all(FileSource(), path)
     assert isinstance(found[-1], Failure)
     assert found[-1].error == "CorruptFileError"
-    assert all(isinstance(row, Row) for row in found[:-1])
-    assert found[-1].number == len(found)
+    assert len(rows_of(found)) == len(found) - 1
+    assert found[-1].row == len(found)
     assert len(found) > 10_000
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
-def test_pieces_hold_every_row_once_with_its_number(tmp_path: Path, name: str) -> None:
-    """A file cut into many pieces gives the same rows as a whole one, newlines in quotes included."""
+def test_blocks_hold_every_row_once_with_its_number(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of many blocks gives the same rows as one block, newlines in quotes included."""
     path = tmp_path / name
     text = ["id,text\n"] if name == "a.csv" else []
-    for number in range(1, 40_001):
+    for number in range(1, 4_001):
         value = "two\nlines" if number % 7 == 0 else "x" * (number % 50)
         line = f'{number},"{value}"' if name == "a.csv" else json.dumps({"id": number, "text": value})
         text.append(line + "\n")
     path.write_bytes(b"\xef\xbb\xbf" + "".join(text).encode())
-    whole = read_all(FileSource(piece_bytes=0), path)
-    source = FileSource(piece_bytes=300_000)
-    pieces = list(source.pieces(str(path), path.stat().st_size))
-    assert len(pieces) >= 2
-    # Each piece on its own, as different workers would read them.
-    cut = [row for piece in reversed(pieces) for row in source.read(piece, ())]
-    assert sorted(rows_of(cut)) == rows_of(whole)
+    whole = read_all(FileSource(), path)
+    for block_bytes in (37, 1_000, 30_000):
+        monkeypatch.setattr(file_reading, "_BLOCK_BYTES", block_bytes)
+        assert read_all(FileSource(), path) == whole
     assert [int(str(data["id"])) for _, data in rows_of(whole)] == [number for number, _ in rows_of(whole)]
+    assert len(whole) == 4_000
 
 
-def test_compressed_text_is_one_piece(tmp_path: Path) -> None:
-    """Nothing can be entered in the middle of a compressed file."""
-    path = tmp_path / "a.csv.gz"
-    path.write_bytes(gzip.compress(b"a\n" + b"1\n" * 100_000))
-    assert list(FileSource(piece_bytes=10).pieces(str(path), 10_000)) == [Piece(str(path), 0, None, 1, None)]
+def test_a_quoted_field_keeps_its_newlines(tmp_path: Path) -> None:
+    """A record may span lines and line end styles; blank lines in it are not blank rows."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(
+        b'id,text\n1,"two\nlines"\n2,"a ""quoted"" word"\r\n3,"across\r\nthree\n\nlines"\n\n5,"plain"'
+    )
+    assert rows_of(read_all(FileSource(), path)) == [
+        (1, {"id": "1", "text": "two\nlines"}),
+        (2, {"id": "2", "text": 'a "quoted" word'}),
+        (3, {"id": "3", "text": "across\r\nthree\n\nlines"}),
+        (5, {"id": "5", "text": "plain"}),
+    ]
+
+
+def test_a_quote_that_is_not_closed_is_a_failure_with_all_that_it_took(tmp_path: Path) -> None:
+    """The rows before it are read, those after it are the failure's data: nothing vanishes."""
+    path = tmp_path / "a.csv"
+    path.write_text('a,b\n1,x\n2,"open\n3,y\n4,z\n')
+    good, failure = read_all(FileSource(), path)
+    assert good == (1, {"a": "1", "b": "x"})
+    assert isinstance(failure, Failure)
+    assert (failure.row, failure.error) == (2, "RowError")
+    assert "not closed" in failure.message
+    assert failure.data == {"a": "2", "b": "open\n3,y\n4,z\n"}
+
+
+def test_a_quote_within_a_field_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks end elsewhere then, and hold the same rows."""
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n" + "".join(f'{number},{number}" pipe\n' for number in range(1, 200)))
+    monkeypatch.setattr(file_reading, "_BLOCK_BYTES", 100)
+    expected = [(number, {"a": str(number), "b": f'{number}" pipe'}) for number in range(1, 200)]
+    assert read_all(FileSource(), path) == expected
+
+
+def test_a_record_longer_than_a_block_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image in base64 may be longer than what is read at once, quoted or not."""
+    monkeypatch.setattr(file_reading, "_BLOCK_BYTES", 1_000)
+    path = tmp_path / "a.csv"
+    long = "x" * 200_000
+    path.write_text(f'a,b\n1,{long}\n2,"{long}\n{long}"\n3,short\n')
+    rows = rows_of(read_all(FileSource(), path))
+    assert [(number, len(data["b"])) for number, data in rows] == [(1, 200_000), (2, 400_001), (3, 5)]
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_bytes_that_are_not_utf8_fail_their_own_row_of_a_csv(tmp_path: Path, end: bytes) -> None:
+    """The rows around it are read, within quotes as well, and the broken one is shown escaped."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'a,b\n1,ok\n2,\xff\n3,"two\n\xfelines"\n\xfd,1,2\n5,' + "\u00e9".encode() + end)
+    found = read_all(FileSource(), path)
+    assert rows_of(found) == [(1, {"a": "1", "b": "ok"}), (5, {"a": "5", "b": "\u00e9"})]
+    failures = [(row.row, row.message, row.data) for row in found if isinstance(row, Failure)]
+    assert failures == [
+        (2, "not valid UTF-8", "2,\\xff"),
+        (3, "not valid UTF-8", '\\xfelines"'),
+        (4, "not valid UTF-8", "\\xfd,1,2"),
+    ]
+
+
+FIELD = st.text(alphabet='ab," \n\u00e9', max_size=6)
+
+
+@given(st.lists(st.lists(FIELD, min_size=3, max_size=3), min_size=1, max_size=12), st.integers(1, 60))
+def test_what_the_csv_module_writes_is_read_back_whatever_the_blocks(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]], block_bytes: int
+) -> None:
+    """Any table, block borders wherever they fall."""
+    path = tmp_path_factory.mktemp("csv") / "a.csv"
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([["h1", "h2", "h3"], *rows])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(file_reading, "_BLOCK_BYTES", block_bytes)
+        found = read_all(FileSource(), path)
+    assert found == [
+        (number, {"h1": row[0], "h2": row[1], "h3": row[2]}) for number, row in enumerate(rows, start=1)
+    ]
 
 
 def make_parquet(path: Path, rows: int = 10, group: int = 3) -> None:
@@ -169,7 +261,7 @@ def test_parquet_pieces_are_row_groups_with_right_row_numbers(tmp_path: Path) ->
     source = FileSource(piece_bytes=1)
     pieces = list(source.pieces(str(path), path.stat().st_size))
     assert [piece.first_row for piece in pieces] == [1, 4, 7, 10]
-    found = [row for piece in pieces for row in source.read(piece, {"id"})]
+    found = [row for piece in pieces for row in read_piece(source, piece, frozenset({"id"}))]
     assert rows_of(found) == [(number + 1, {"id": number}) for number in range(10)]
 
 
@@ -179,7 +271,7 @@ def test_a_file_that_is_no_parquet_is_a_failure(tmp_path: Path) -> None:
     path.write_bytes(b"this is no Parquet file at all")
     (failure,) = read_all(FileSource(), path)
     assert isinstance(failure, Failure)
-    assert (failure.number, failure.error) == (None, "CorruptFileError")
+    assert (failure.row, failure.error) == (None, "CorruptFileError")
     assert str(path) in failure.message
 
 
@@ -208,20 +300,15 @@ def test_a_parquet_without_rows_is_no_failure(tmp_path: Path) -> None:
     assert read_all(FileSource(piece_bytes=1), path, frozenset({"id"})) == []
 
 
-def test_columns_are_found_without_reading_the_file(tmp_path: Path) -> None:
-    """A launcher learns the columns of each format; an empty CSV lacks its header."""
-    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
-    (tmp_path / "a.jsonl").write_text('\n{"c": 1}\n{oops\n{"d": 2, "c": 1}\n')
-    (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "empty.csv").write_text("")
-    make_parquet(tmp_path / "a.parquet")
-    source = FileSource()
-    assert source.columns_of(str(tmp_path / "a.csv")).names == ("a", "b")
-    assert source.columns_of(str(tmp_path / "a.jsonl")).names == ("c", "d")
-    assert source.columns_of(str(tmp_path / "empty.jsonl")).names == ()
-    assert source.columns_of(str(tmp_path / "a.parquet")).names == ("id", "x", "gap", "unused")
-    with pytest.raises(CorruptFileError, match="is empty"):
-        source.columns_of(str(tmp_path / "empty.csv"))
+def test_an_empty_file_is_a_failure_where_it_lacks_its_header(tmp_path: Path) -> None:
+    """JSON Lines need none, and a CSV without rows has one."""
+    for name, text in (("a.csv", "a,b\n"), ("b.jsonl", ""), ("c.csv", "")):
+        (tmp_path / name).write_text(text)
+    assert read_all(FileSource(), tmp_path / "a.csv") == read_all(FileSource(), tmp_path / "b.jsonl") == []
+    (failure,) = read_all(FileSource(), tmp_path / "c.csv")
+    assert isinstance(failure, Failure)
+    assert (failure.row, failure.error) == (None, "CorruptFileError")
+    assert "is empty" in failure.message
 
 
 @pytest.mark.parametrize(
@@ -240,7 +327,7 @@ def test_options_that_cannot_be_are_refused(options: dict[str, object], message:
         FileSource(**options)  # type: ignore[arg-type]
 
 
-def test_a_suffix_that_tells_nothing_needs_a_format() -> None:
+def test_a_suffix_that_names_no_format_needs_the_option() -> None:
     """The message lists the suffixes that do."""
     with pytest.raises(ConfigurationError, match=r"data\.txt: the suffix does not tell"):
         FileSource().format_of("data.txt")

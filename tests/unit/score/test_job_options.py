@@ -1,4 +1,4 @@
-"""The options of score_files: what they mean, and what is refused."""
+"""The options of scoring files: what they mean, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from beam_triton import ConfigurationError, ConnectionPoolConfig
-from beam_triton.score import InputColumns
-from pipelines.score_options import ScoreJob, ScoreOptions, counts_here, parse_options, runs_here
+from beam_triton.score.input_columns import InputColumns
+from beam_triton.score.job_options import ScoreJob, ScoreOptions, counts_here, parse_options, runs_here
 
 
 def job(*arguments: str) -> ScoreJob:
-    return ScoreJob.from_options(parse_options(["--files", "a.csv", "--output", "out/r.jsonl", *arguments]))
+    return ScoreJob(parse_options(["--files", "a.csv", "--output", "out/r.jsonl", *arguments]))
 
 
 def test_every_option_reaches_the_job() -> None:
@@ -23,22 +23,26 @@ def test_every_option_reaches_the_job() -> None:
         *("--input", "i=x,y", "--input", "j=z", "--keep", "id,expected=label", "--outputs", "p,q"),
         *("--batch_size", "16", "--max_failures", "0", "--failures", "f.jsonl", "--auth_token", "env:TOKEN"),
     )
-    assert found.files == ("a.csv", "b.csv", "c.csv")
+    assert found.given.files == ["a.csv", "b.csv", "c.csv"]
     assert found.endpoint == ("http://a:1", "http://b:2", "http://c:3")
     assert found.keep == {"id": "id", "expected": "label"}
     assert found.selection.keep == ("id", "label")
     assert found.selection.where == (("split", "a=b"),)
     assert found.selection.inputs == (InputColumns("i", ("x", "y")), InputColumns("j", ("z",)))
     assert found.source.columns == ("x", "y")
-    assert (found.outputs, found.batching.max_batch_size, found.max_failures) == (("p", "q"), 16, 0)
-    assert (found.failures.path, found.auth_token) == ("f.jsonl", "env:TOKEN")
+    assert (found.outputs, found.given.max_failures, found.failures.path) == (("p", "q"), 0, "f.jsonl")
+    options = found.served(found.endpoint, "m").options
+    assert [str(url) for url in options.urls] == ["http://a:1", "http://b:2", "http://c:3"]
+    assert (options.outputs, options.batching.max_batch_size) == (("p", "q"), 16)
+    assert options.auth_token == "env:TOKEN"
 
 
 def test_the_pool_follows_the_other_options() -> None:
     """More requests in flight than the default pool allows, or less time than it takes to connect."""
-    pool = job("--max_concurrent_requests", "500", "--timeout_seconds", "4").pool
+    large = job("--max_concurrent_requests", "500", "--timeout_seconds", "4")
+    pool = large.served(["http://a:1"], "m").options.pool
     assert (pool.max_total, pool.max_idle, pool.connect_timeout_seconds) == (500, 500, 2.0)
-    assert job().pool == ConnectionPoolConfig(max_idle=32)
+    assert job().served(["http://a:1"], "m").options.pool == ConnectionPoolConfig(max_idle=32)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +103,7 @@ def test_what_is_needed_is_named(missing: str) -> None:
     arguments = {"--files": "a.csv", "--output": "r.jsonl"}
     del arguments[missing]
     with pytest.raises(ConfigurationError, match=f"{missing} is needed"):
-        ScoreJob.from_options(parse_options([part for pair in arguments.items() for part in pair]))
+        ScoreJob(parse_options([part for pair in arguments.items() for part in pair]))
 
 
 @pytest.mark.parametrize(

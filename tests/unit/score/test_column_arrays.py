@@ -1,4 +1,4 @@
-"""Rows to arrays: text, typed values, shapes, and every way in which a row does not fit."""
+"""Columns to arrays: text, typed values, shapes, and every way in which a row does not fit."""
 
 from __future__ import annotations
 
@@ -7,21 +7,54 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from beam_triton.errors import ConfigurationError
 from beam_triton.protocol import DATATYPES, ModelSpec, TensorSpec
-from beam_triton.score.mapping import InputColumns
-from beam_triton.score.row_elements import ElementMaker
-from beam_triton.score.rows import Columns, RowError
+from beam_triton.score.column_arrays import ColumnArrays
+from beam_triton.score.file_reading import RowBlock, RowError
+from beam_triton.score.input_columns import InputColumns
+
+
+def text_block(columns: tuple[str, ...], *rows: list[str]) -> RowBlock:
+    """Rows of a CSV."""
+    arrays = [pyarrow.array(values, pyarrow.string()) for values in zip(*rows, strict=True)]
+    table = pyarrow.RecordBatch.from_arrays(arrays, names=list(columns))
+    return RowBlock("f.csv", np.arange(1, 1 + len(rows)), table, is_text=True)
+
+
+def json_block(*rows: dict[str, Any]) -> RowBlock:
+    return RowBlock("f.jsonl", np.arange(1, 1 + len(rows)), None, rows)
+
+
+def table_block(columns: dict[str, Any]) -> RowBlock:
+    """Rows of a Parquet file."""
+    table = pyarrow.RecordBatch.from_pydict(columns)
+    return RowBlock("f.parquet", np.arange(1, 1 + table.num_rows), table)
+
+
+def arrays_of(datatype: str, shape: tuple[int, ...], mapping: str, block: RowBlock) -> tuple[Any, Any]:
+    """Row index to tensor, and row index to error, for a model with one input ``x``."""
+    model = ModelSpec("m", "1", (TensorSpec("x", datatype, shape),), (), 8)
+    groups, errors = ColumnArrays(model, [InputColumns.parse(mapping)]).arrays(block)
+    found = {
+        index: group.arrays["x"][place]
+        for group in groups
+        for place, index in enumerate(group.indices.tolist())
+    }
+    return found, errors
 
 
 def make(
     datatype: str, shape: tuple[int, ...], mapping: str, columns: tuple[str, ...] | None, values: Any
 ) -> Any:
-    """The element of a model with one input ``x``; columns None is a row of JSON Lines."""
-    model = ModelSpec("m", "1", (TensorSpec("x", datatype, shape),), (), 8)
-    maker = ElementMaker(model, [InputColumns.parse(mapping)])
-    return maker.compile(Columns(columns) if columns is not None else None)(values)
+    """The tensor of a single row; columns None is a row of JSON Lines. Raises what the row's error is."""
+    block = json_block(values) if columns is None else text_block(columns, values)
+    found, errors = arrays_of(datatype, shape, mapping, block)
+    if errors:
+        raise errors[0]
+    return np.asarray(found[0])
 
 
 @pytest.mark.parametrize("datatype", [name for name in DATATYPES if name not in ("BYTES", "BOOL")])
@@ -55,7 +88,7 @@ def test_true_and_false_in_text() -> None:
     columns = ("a", "b", "c", "d")
     array = make("BOOL", (4,), "x=a,b,c,d", columns, ["true", "False", "1", "0"])
     assert array.tolist() == [True, False, True, False]
-    with pytest.raises(RowError, match="'maybe'; input x BOOL"):
+    with pytest.raises(RowError, match="'maybe' where input x BOOL"):
         make("BOOL", (4,), "x=a,b,c,d", columns, ["true", "False", "1", "maybe"])
 
 
@@ -156,15 +189,80 @@ def test_json_values_that_do_not_fit_are_refused(values: dict[str, Any], message
 
 def test_parquet_values_are_typed_though_they_come_in_order() -> None:
     """A column's pyarrow type says that text is text: it is not parsed."""
-    model = ModelSpec("m", "1", (TensorSpec("x", "FP32", (2,)),), (), 8)
-    maker = ElementMaker(model, [InputColumns.parse("x=a,b")])
-    convert = maker.compile(Columns(("a", "b"), (pyarrow.int64(), pyarrow.int64())))
-    assert convert((1, 2)).tolist() == [1.0, 2.0]  # type: ignore[union-attr]
-    with pytest.raises(RowError, match="columns 'a' to 'b'"):
-        convert(("1", "2"))
+    found, errors = arrays_of("FP32", (2,), "x=a,b", table_block({"a": [1, 3], "b": [2, 4]}))
+    assert {index: array.tolist() for index, array in found.items()} == {0: [1.0, 2.0], 1: [3.0, 4.0]}
+    assert not errors
+    found, errors = arrays_of("FP32", (2,), "x=a,b", table_block({"a": ["1"], "b": ["2"]}))
+    assert not found
+    assert "columns 'a' to 'b'" in errors[0].message
 
 
-def test_a_model_of_several_inputs_gets_a_dict() -> None:
+@pytest.mark.parametrize(
+    ("datatype", "shape", "values", "bad"),
+    [
+        ("FP32", (2,), [[1, 2], [3, 4], [5, 6]], []),
+        ("FP32", (2,), [[1.5, 2], None, [5, 6], [7]], [1, 3]),
+        ("INT8", (2,), [[1, 2], [3, 400], [5, 6]], [1]),
+        ("INT64", (2,), [[1.0, 2.0], [3.5, 4.0]], [1]),
+        ("FP16", (2,), [[1.0, 2.0], [1e9, 4.0]], [1]),
+        ("FP32", (2, 1), [[[1], [2]], [[3], [4]]], []),
+        ("FP32", (2, 2), [[1, 2, 3, 4], [5, 6, 7, 8]], []),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "fixed"])
+def test_lists_of_a_block_are_converted_and_bad_rows_fail_alone(
+    datatype: str, shape: tuple[int, ...], values: list[Any], bad: list[int], kind: str
+) -> None:
+    """Whether a list column's rows go at once or one by one, each has its own values or its own error."""
+    if kind == "jsonl":
+        block = json_block(*({"x": value} for value in values))
+    elif kind == "parquet":
+        block = table_block({"x": pyarrow.array(values)})
+    else:
+        if bad or isinstance(values[0][0], list):
+            pytest.skip("a fixed size takes no such rows")
+        block = table_block({"x": pyarrow.array(values, pyarrow.list_(pyarrow.float64(), len(values[0])))})
+    found, errors = arrays_of(datatype, shape, "x=x", block)
+    assert sorted(errors) == bad
+    assert sorted([*found, *errors]) == list(range(len(values)))
+    for index, array in found.items():
+        assert array.shape == shape
+        assert array.ravel().tolist() == np.array(values[index]).ravel().tolist()
+
+
+def test_rows_of_several_shapes_are_grouped() -> None:
+    """Lists of unequal lengths for a free dimension: rows of one length travel together."""
+    model = ModelSpec("m", "1", (TensorSpec("x", "INT64", (-1,)),), (), 8)
+    arrays = ColumnArrays(model, [])
+    groups, errors = arrays.arrays(json_block({"x": [1]}, {"x": [1, 2]}, {"x": [3]}, {"x": "no"}))
+    assert [(group.indices.tolist(), group.arrays["x"].tolist()) for group in groups] == [
+        ([0, 2], [[1], [3]]),
+        ([1], [[1, 2]]),
+    ]
+    assert list(errors) == [3]
+
+
+WORDS = (
+    *("1", "0", " 2 ", "3.0", "1e3", "-1", "+1", "1.5", ".5", "1e39", "1e400", "nan", "inf", "-Infinity"),
+    *("true", "FALSE", "no", "", "0x10", "1_0", "9007199254740993", "18446744073709551615", "[1]"),
+)
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "FP16", "INT8", "INT64", "UINT64", "BOOL"])
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=8))
+def test_a_column_of_text_gives_what_each_value_gives_alone(datatype: str, texts: list[str]) -> None:
+    """Rows that are converted at once come to the same as those that are looked at one by one."""
+    together, errors = arrays_of(datatype, (1,), "x=a", text_block(("a",), *([text] for text in texts)))
+    assert sorted([*together, *errors]) == list(range(len(texts)))
+    for index, text in enumerate(texts):
+        # Beside a word that is no number every other one is looked at apart.
+        alone, alone_errors = arrays_of(datatype, (1,), "x=a", text_block(("a",), [text], ["no"]))
+        assert (0 in alone_errors) == (index in errors), text
+        if index in together:
+            np.testing.assert_array_equal(together[index], alone[0])
+
+
+def test_a_model_of_several_inputs_gets_an_array_for_each() -> None:
     """An optional input comes along where the row has its column."""
     model = ModelSpec(
         "m",
@@ -177,34 +275,36 @@ def test_a_model_of_several_inputs_gets_a_dict() -> None:
         (),
         8,
     )
-    maker = ElementMaker(model, [])
-    with_c = maker.compile(Columns(("c", "b", "a")))(["3", "2", "1"])
-    without = maker.compile(Columns(("b", "a")))(["2", "1"])
-    from_json = maker.compile(None)({"a": 1, "b": 2, "c": None})
-    assert isinstance(with_c, dict)
-    assert {name: array.tolist() for name, array in with_c.items()} == {"a": [1.0], "b": [2], "c": [3]}
+    arrays = ColumnArrays(model, [])
+    ((_, with_c),), _ = arrays.arrays(text_block(("c", "b", "a"), ["3", "2", "1"]))
+    ((_, without),), _ = arrays.arrays(text_block(("b", "a"), ["2", "1"]))
+    groups, errors = arrays.arrays(json_block({"a": 1, "b": 2, "c": None}, {"a": 3, "b": 4, "c": 5}))
+    assert {name: array.tolist() for name, array in with_c.items()} == {"a": [[1.0]], "b": [[2]], "c": [[3]]}
     assert sorted(without) == ["a", "b"]
-    assert sorted(from_json) == ["a", "b"]
+    assert [sorted(group.arrays) for group in groups] == [["a", "b"], ["a", "b", "c"]]
+    assert not errors
 
 
-def test_columns_that_no_row_can_fit_are_told_at_once_or_row_by_row() -> None:
+def test_columns_that_no_row_can_fit_are_an_error_at_launch_or_of_each_row() -> None:
     """A launcher gets one error, a worker one failure a row: later files may differ from the first."""
     model = ModelSpec("m", "1", (TensorSpec("x", "FP32", (3,)),), (), 8)
-    maker = ElementMaker(model, [InputColumns.parse("x=a,b,c")])
-    for columns, message in (
-        (Columns(("a", "b")), "there is no column 'c'.*the file has a, b"),
-        (Columns(("a", "b", "c", "a")), "column 'a' appears more than once"),
+    arrays = ColumnArrays(model, [InputColumns.parse("x=a,b,c")])
+    for names, message in (
+        (("a", "b"), "there is no column 'c'.*the file has a, b"),
+        (("a", "b", "c", "a"), "column 'a' appears more than once"),
     ):
+        block = text_block(names, ["1"] * len(names), ["2"] * len(names))
         with pytest.raises(ConfigurationError, match=message):
-            maker.check(columns)
-        with pytest.raises(RowError, match=message):
-            maker.compile(columns)(["1", "2"])
+            arrays.check(block)
+        groups, errors = arrays.arrays(block)
+        assert (groups, sorted(errors)) == ([], [0, 1])
+        assert all(isinstance(error, RowError) for error in errors.values())
     with pytest.raises(ConfigurationError, match=r"does not take 2 values.*inputs: x FP32 \[3\]"):
-        ElementMaker(model, [InputColumns.parse("x=a,b")]).check(Columns(("a", "b")))
+        ColumnArrays(model, [InputColumns.parse("x=a,b")]).check(text_block(("a", "b"), ["1", "2"]))
 
 
-def test_what_a_parquet_file_is_asked_for() -> None:
-    """The mapped columns, and those of optional inputs."""
+def test_mapped_columns_and_optional_inputs_are_read_of_a_parquet_file() -> None:
+    """The others are left alone."""
     model = ModelSpec("m", "1", (TensorSpec("x", "FP32", (2,)), TensorSpec("o", "INT8", (1,), optional=True)))
-    maker = ElementMaker(model, [InputColumns.parse("x=a:b")])
-    assert maker.columns_used(Columns(("z", "a", "b"))) == {"a", "b", "o"}
+    arrays = ColumnArrays(model, [InputColumns.parse("x=a:b")])
+    assert arrays.columns_used(("z", "a", "b")) == {"a", "b", "o"}

@@ -1,0 +1,291 @@
+"""The steps of the pipeline that see rows: files are read, blocks are scored, failures are limited."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam import pvalue
+from apache_beam.metrics.metric import Metrics
+from apache_beam.transforms.display import DisplayDataItem
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
+from apache_beam.utils.windowed_value import WindowedValue
+
+from beam_triton.client import TritonClient
+from beam_triton.errors import ConfigurationError, TritonError
+from beam_triton.options import InferenceOptions
+from beam_triton.protocol import ModelSpec
+from beam_triton.score.column_arrays import ColumnArrays
+from beam_triton.score.file_reading import Failure, FileSource, Piece, RowBlock, RowError, match_files
+from beam_triton.score.input_columns import InputColumns, list_columns
+from beam_triton.score.job_report import METRICS_NAMESPACE
+from beam_triton.transforms.metrics import InferenceMetrics
+from beam_triton.transforms.model_dofn import ModelDoFn, check_can_be_scored
+from beam_triton.transforms.numpy_batches import RowScorer, ScoredBatch
+
+BLOCKS = "blocks"
+RESULTS = "results"
+FAILURES = "failures"
+
+
+class TooManyFailuresError(TritonError):
+    """More rows failed than the user allows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model, and how it is asked; ``spec`` None: each worker asks the server what the model takes."""
+
+    name: str
+    options: InferenceOptions
+    spec: ModelSpec | None = None
+
+    def describe(self, *, wait_seconds: float = 0.0) -> ModelSpec:
+        """``spec``, or the server's answer, asked again for ``wait_seconds`` while it cannot be reached.
+
+        Raises:
+            TritonError: the server does not answer, or has no such model.
+            ConfigurationError: a batch of unrelated rows cannot be sent to the model.
+        """
+        if self.spec is not None:
+            return self.spec
+        with TritonClient.from_inference_options(self.options) as client:
+            model = client.open_model(self.name, wait_seconds=wait_seconds)
+            spec = model.spec
+            model.close()
+        check_can_be_scored(spec)
+        return spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSelection:
+    """What is taken of a row: the inputs' columns, those that are kept for the result, those tested.
+
+    ``where`` are pairs of column and text; a row whose column has another text is passed over.
+    """
+
+    inputs: tuple[InputColumns, ...] = ()
+    keep: tuple[str, ...] = ()
+    where: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def named(self) -> set[str]:
+        return {*self.keep, *(column for column, _ in self.where)}
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise ConfigurationError when a file with these columns lacks one that every row must have."""
+        for name in (*self.keep, *(column for column, _ in self.where)):
+            if name not in names:
+                raise ConfigurationError(f"there is no column {name!r}; the file has {list_columns(names)}")
+
+    def select(self, block: RowBlock) -> RowBlock:
+        """The rows that are not passed over."""
+        wanted = np.ones(len(block), bool)
+        for name, text in self.where:
+            column = block.column(name)
+            if isinstance(column, pa.Array) and pa.types.is_string(column.type):
+                wanted &= pc.equal(column, text).fill_null(False).to_numpy(zero_copy_only=False)
+            else:
+                values = column if isinstance(column, list) else column.to_pylist()
+                wanted &= [str(value) == text for value in values]
+        return block if wanted.all() else block.take(np.flatnonzero(wanted))
+
+
+class ReadRows(beam.PTransform[Any, Any]):
+    """Files to blocks of rows, and to a `Failure` for each row that cannot be read.
+
+    Applied to a pipeline, it gives a dict-like of two PCollections, `BLOCKS` and `FAILURES`. ``patterns``
+    are paths and globs of any of Beam's FileSystems; they are looked up when the pipeline runs.
+    """
+
+    def __init__(
+        self, patterns: Sequence[str], source: FileSource, selection: RowSelection, model: ServedModel
+    ) -> None:
+        super().__init__()
+        self._patterns = tuple(patterns)
+        self._source = source
+        self._selection = selection
+        self._model = model
+
+    def display_data(self) -> dict[str, Any]:
+        """What a runner's job page shows of this step."""
+        chosen = self._selection
+        shown = {
+            "files": ", ".join(self._patterns),
+            "inputs": ", ".join(f"{entry.name}={','.join(entry.columns)}" for entry in chosen.inputs),
+            "where": ", ".join(f"{column}={text}" for column, text in chosen.where),
+        }
+        return {name: DisplayDataItem(text, label=name.capitalize()) for name, text in shown.items() if text}
+
+    def expand(self, pipeline: Any) -> Any:
+        reading = beam.ParDo(_ReadPieces(self._source, self._selection, self._model))
+        return (
+            pipeline
+            | "Patterns" >> beam.Create([self._patterns])
+            | "FindPieces" >> beam.FlatMap(_find_pieces, self._source)
+            | "SharePieces" >> beam.Reshuffle()
+            | "ReadBlocks" >> reading.with_outputs(FAILURES, main=BLOCKS)
+        )
+
+
+def _find_pieces(patterns: Sequence[str], source: FileSource) -> Iterator[Piece]:
+    for path, size_bytes in match_files(patterns):
+        yield from source.pieces(path, size_bytes)
+
+
+class _ReadPieces(beam.DoFn):
+    def __init__(self, source: FileSource, selection: RowSelection, model: ServedModel) -> None:
+        self._source = source
+        self._selection = selection
+        self._model = model
+        self._rows = Metrics.counter(METRICS_NAMESPACE, "rows_read")
+        self._failed = Metrics.counter(METRICS_NAMESPACE, "rows_failed")
+
+    def setup(self) -> None:
+        spec = self._model.describe(wait_seconds=self._model.options.timeout_seconds)
+        self._arrays = ColumnArrays(spec, self._selection.inputs)
+
+    def process(self, piece: Piece) -> Iterator[Any]:
+        for item in self._source.read(piece, self._wanted):
+            if isinstance(item, Failure):
+                self._rows.inc()
+                yield self._failure(item)
+                continue
+            try:
+                if item.names is not None:
+                    self._selection.check(item.names)
+            except ConfigurationError as error:
+                self._rows.inc(len(item))
+                for index in range(len(item)):
+                    yield self._failure(item.failure(index, RowError(error.message)))
+                continue
+            block = self._selection.select(item)
+            if len(block):
+                self._rows.inc(len(block))
+                yield block
+
+    def _failure(self, failure: Failure) -> Any:
+        self._failed.inc()
+        return pvalue.TaggedOutput(FAILURES, failure)
+
+    def _wanted(self, names: Sequence[str]) -> Collection[str]:
+        try:
+            return self._arrays.columns_used(names) | self._selection.named
+        except ConfigurationError:
+            # Each row will say that its file does not fit; the message lists the columns.
+            return names
+
+
+class ScoredRows(NamedTuple):
+    """Rows with results; ``outputs`` are arrays whose first dimension is the rows'."""
+
+    rows: RowBlock
+    outputs: dict[str, npt.NDArray[Any]]
+    model_id: str
+
+
+class ScoreBlocks(ModelDoFn):
+    """Scores blocks of rows; gives `ScoredRows`, and tagged `FAILURES` for the rows that cannot be scored."""
+
+    def __init__(self, model: ServedModel, selection: RowSelection) -> None:
+        super().__init__(model.options, model.name)
+        self._selection = selection
+        self._failed = Metrics.counter(METRICS_NAMESPACE, "rows_failed")
+        self._scorer: RowScorer | None = None
+
+    def display_data(self) -> dict[str, Any]:
+        """What a runner's job page shows; endpoints and headers without their secrets."""
+        shown = {"model_name": self._model_name, **self._options.shown()}
+        return {
+            name: DisplayDataItem(text, label=name.replace("_", " ").capitalize())
+            for name, text in shown.items()
+        }
+
+    def setup(self) -> None:
+        super().setup()
+        assert self._model is not None
+        self._arrays = ColumnArrays(self._model.spec, self._selection.inputs)
+        # An output that always holds one value becomes a value, not a list of one.
+        self._single = {spec.name for spec in self._model.spec.outputs if all(dim == 1 for dim in spec.shape)}
+
+    def start_bundle(self) -> None:
+        assert self._model is not None, "setup has not been called"
+        self._cancel()
+        metrics = InferenceMetrics(self._model.channel.pool)
+        self._scorer = RowScorer(self._model, self._options.batching, metrics, keeps_failures=True)
+
+    def process(self, block: RowBlock) -> Iterator[Any]:
+        assert self._scorer is not None
+        groups, errors = self._arrays.arrays(block)
+        self._failed.inc(len(errors))
+        for index, row_error in errors.items():
+            yield pvalue.TaggedOutput(FAILURES, block.failure(index, row_error))
+        try:
+            for indices, arrays in groups:
+                for batch in self._scorer.add(arrays, (block, indices)):
+                    yield from self._ended(batch)
+        except BaseException:
+            self._cancel()
+            raise
+
+    def finish_bundle(self) -> Iterator[Any]:
+        assert self._scorer is not None
+        try:
+            for batch in self._scorer.finish():
+                for output in self._ended(batch):
+                    if isinstance(output, pvalue.TaggedOutput):
+                        yield pvalue.TaggedOutput(output.tag, _global(output.value))
+                    else:
+                        yield _global(output)
+        finally:
+            self._cancel()
+
+    def _ended(self, batch: ScoredBatch) -> Iterator[Any]:
+        block, indices = batch.context
+        for failed, error in batch.failures:
+            for index in indices[failed.start : failed.stop]:
+                yield pvalue.TaggedOutput(FAILURES, block.failure(index, error))
+        alike: dict[Any, list[Any]] = {}
+        for part in batch.parts:
+            shapes = tuple(array.shape[1:] for array in part.outputs.values())
+            alike.setdefault((part.model_id, shapes), []).append(part)
+        for (model_id, _), parts in alike.items():
+            rows = np.concatenate([indices[part.indices.start : part.indices.stop] for part in parts])
+            outputs = {}
+            for name in parts[0].outputs:
+                array = np.concatenate([part.outputs[name] for part in parts])
+                outputs[name] = array.reshape(len(array)) if name in self._single else array
+            yield ScoredRows(block.take(rows, self._selection.keep), outputs, model_id)
+
+
+def _global(value: Any) -> WindowedValue:
+    return WindowedValue(value, MIN_TIMESTAMP, (GlobalWindow(),))
+
+
+class LimitFailures(beam.DoFn):
+    """Passes failures on, and raises TooManyFailuresError when a worker has seen more than ``maximum``.
+
+    Workers do not know of each other's failures, so a job of many stops at a multiple of the maximum; the
+    exact count is to be compared when the job has ended.
+    """
+
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
+        self._seen = 0
+
+    def process(self, failure: Failure) -> Iterator[Failure]:
+        self._seen += 1
+        if self._seen > self._maximum:
+            place = failure.file if failure.row is None else f"{failure.file}, row {failure.row}"
+            raise TooManyFailuresError(
+                f"more than {self._maximum} row(s) failed; "
+                f"the last: {place}: {failure.error}: {failure.message}"
+            )
+        yield failure
