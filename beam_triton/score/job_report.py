@@ -53,14 +53,13 @@ class ProgressLine:
         self._interval_seconds = interval_seconds
         self._total_bytes = total_bytes
         self._counts_here = counts_here
-        self._stream = stream if stream is not None else sys.stderr
+        self._stream: TextIO = stream if stream is not None else sys.stderr
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._width = 0
 
     def __enter__(self) -> ProgressLine:
         PROGRESS.bytes_read = PROGRESS.results = PROGRESS.failures = 0
-        self._started_at = time.monotonic()
         if self._interval_seconds > 0:
             self._thread.start()
         return self
@@ -70,34 +69,34 @@ class ProgressLine:
         if self._thread.is_alive():
             self._thread.join()
         if self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
-            self._stream.flush()
+            self._write("", "\r")
 
     def _run(self) -> None:
-        before, last = self._started_at, 0
+        started_at = before = time.monotonic()
+        last = 0
         while not self._ended.wait(self._interval_seconds):
             at, done = time.monotonic(), PROGRESS.results + PROGRESS.failures
             rate = (done - last) / (at - before)
             before, last = at, done
-            self._report(self.text(at - self._started_at, rate))
+            self._write(self.text(at - started_at, rate), "")
 
     def text(self, seconds: float, rows_per_second: float) -> str:
         """What is shown after ``seconds``."""
         if not self._counts_here:
             return f"{seconds:5.0f} s  working; other processes count, the summary will have the figures"
         done = PROGRESS.results + PROGRESS.failures
-        share = ""
-        if self._total_bytes > 0 and PROGRESS.bytes_read:
-            share = f"  {min(PROGRESS.bytes_read / self._total_bytes, 1):4.0%} read"
+        share = PROGRESS.bytes_read / self._total_bytes if self._total_bytes else 0
+        read = f"  {min(share, 1):4.0%} read" if share else ""
         failed = f"  {PROGRESS.failures:,} failed" if PROGRESS.failures else ""
-        return f"{seconds:5.0f} s  {done:>11,} rows done  {rows_per_second:>9,.0f}/s{share}{failed}"
+        return f"{seconds:5.0f} s  {done:>11,} rows done  {rows_per_second:>9,.0f}/s{read}{failed}"
 
-    def _report(self, text: str) -> None:
+    def _write(self, text: str, end: str) -> None:
         if self._stream.isatty():
-            self._stream.write("\r" + text.ljust(self._width))
+            text = "\r" + text.ljust(self._width) + end
             self._width = max(self._width, len(text))
         else:
-            self._stream.write(text + "\n")
+            text += "\n"
+        self._stream.write(text)
         self._stream.flush()
 
 
@@ -161,19 +160,19 @@ class Summary:
     def table(self, output: str, failures: str) -> str:
         """The summary as lines of text; the paths are where results and failures went."""
         batch = f"{self.results / self.requests:,.1f} elements a request" if self.requests else ""
-        if self.retries:
-            batch += f", {self.retries:,} of them retries"
-        rate = f"{max(self.elements, self.results) / self.seconds:,.0f} elements/s" if self.seconds else ""
+        retries = f", {self.retries:,} of them retries" if self.retries else ""
+        quantiles = {
+            name: self.latency_seconds(q) for name, q in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+        }
         latency = "   ".join(
-            f"{name} {_duration(value)}"
-            for name, q in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
-            if (value := self.latency_seconds(q)) is not None
+            f"{name} {_duration(each)}" for name, each in quantiles.items() if each is not None
         )
+        rate = f"{max(self.elements, self.results) / self.seconds:,.0f} elements/s" if self.seconds else ""
         rows = [
             ("elements", f"{self.elements:,}", rate),
             ("results", f"{self.results:,}", f"in {output}"),
             ("failures", f"{self.failures:,}", f"in {failures}" if self.failures else ""),
-            ("requests", f"{self.requests:,}", batch),
+            ("requests", f"{self.requests:,}", batch + retries),
             (
                 "connections",
                 f"{self.connections_opened:,}",
@@ -186,14 +185,12 @@ class Summary:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 0.001:
-        return f"{seconds * 1e6:.0f} µs"
-    if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms" if seconds < 0.1 else f"{seconds * 1e3:.0f} ms"
-    if seconds < 120:
+    if seconds >= 120:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+    if seconds >= 1:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 0.001 else f"{seconds * 1e6:.0f} µs"
 
 
 def _values(metrics: Any, kind: str, namespace: str) -> Iterator[tuple[str, Any]]:

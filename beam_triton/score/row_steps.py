@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -11,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam import pvalue
 from apache_beam.metrics.metric import Metrics
+from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
@@ -76,12 +77,13 @@ class RowSelection:
     where: tuple[tuple[str, str], ...] = ()
 
     @property
-    def named(self) -> set[str]:
-        return {*self.keep, *(column for column, _ in self.where)}
+    def named(self) -> tuple[str, ...]:
+        """The columns that every row must have, beside those of the inputs."""
+        return (*self.keep, *(column for column, _ in self.where))
 
     def check(self, names: Sequence[str]) -> None:
         """Raise ConfigurationError when a file with these columns lacks one that every row must have."""
-        for name in (*self.keep, *(column for column, _ in self.where)):
+        for name in self.named:
             if name not in names:
                 raise ConfigurationError(f"there is no column {name!r}; the file has {list_columns(names)}")
 
@@ -173,11 +175,11 @@ class _ReadPieces(beam.DoFn):
 
     def _failure(self, failure: Failure) -> Any:
         self._failed.inc()
-        return pvalue.TaggedOutput(FAILURES, failure)
+        return TaggedOutput(FAILURES, failure)
 
     def _wanted(self, names: Sequence[str]) -> Collection[str]:
         try:
-            return self._arrays.columns_used(names) | self._selection.named
+            return self._arrays.columns_used(names) | {*self._selection.named}
         except ConfigurationError:
             # Each row will say that its file does not fit; the message lists the columns.
             return names
@@ -226,7 +228,7 @@ class ScoreBlocks(ModelDoFn):
         groups, errors = self._arrays.arrays(block)
         self._failed.inc(len(errors))
         for index, row_error in errors.items():
-            yield pvalue.TaggedOutput(FAILURES, block.failure(index, row_error))
+            yield TaggedOutput(FAILURES, block.failure(index, row_error))
         try:
             for indices, arrays in groups:
                 for batch in self._scorer.add(arrays, (block, indices)):
@@ -238,12 +240,10 @@ class ScoreBlocks(ModelDoFn):
     def finish_bundle(self) -> Iterator[Any]:
         assert self._scorer is not None
         try:
-            for batch in self._scorer.finish():
-                for output in self._ended(batch):
-                    if isinstance(output, pvalue.TaggedOutput):
-                        yield pvalue.TaggedOutput(output.tag, _global(output.value))
-                    else:
-                        yield _global(output)
+            for output in chain.from_iterable(map(self._ended, self._scorer.finish())):
+                tag, value = (FAILURES, output.value) if isinstance(output, TaggedOutput) else (None, output)
+                in_window = WindowedValue(value, MIN_TIMESTAMP, (GlobalWindow(),))
+                yield in_window if tag is None else TaggedOutput(tag, in_window)
         finally:
             self._cancel()
 
@@ -251,7 +251,7 @@ class ScoreBlocks(ModelDoFn):
         block, indices = batch.context
         for failed, error in batch.failures:
             for index in indices[failed.start : failed.stop]:
-                yield pvalue.TaggedOutput(FAILURES, block.failure(index, error))
+                yield TaggedOutput(FAILURES, block.failure(index, error))
         alike: dict[Any, list[Any]] = {}
         for part in batch.parts:
             shapes = tuple(array.shape[1:] for array in part.outputs.values())
@@ -263,10 +263,6 @@ class ScoreBlocks(ModelDoFn):
                 array = np.concatenate([part.outputs[name] for part in parts])
                 outputs[name] = array.reshape(len(array)) if name in self._single else array
             yield ScoredRows(block.take(rows, self._selection.keep), outputs, model_id)
-
-
-def _global(value: Any) -> WindowedValue:
-    return WindowedValue(value, MIN_TIMESTAMP, (GlobalWindow(),))
 
 
 class LimitFailures(beam.DoFn):

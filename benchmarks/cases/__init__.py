@@ -10,6 +10,7 @@ from benchmarks.cases import (
     many_instances,
     one_request,
     pooling,
+    score_files,
     sweeps,
 )
 from benchmarks.cases.throughput import ECHO_BATCHES_CASE, ECHO_CASE, REMOTE_LIKE_CASE
@@ -24,6 +25,7 @@ CASES = (
     pooling.CASE,
     long_run.CASE,
     many_instances.CASE,
+    score_files.CASE,
     *sweeps.CASES,
 )
 

@@ -1,4 +1,4 @@
-"""score_files from its command line, on a real Triton: what it writes, and what it says."""
+"""Files scored from the command line, on a real Triton: what is written, and what is said."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def write_rows(folder: Path, kind: str, count: int) -> Path:
 def test_every_row_has_its_own_result_once(
     triton: LocalTriton, tmp_path: Path, kind: str, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From each format, in each mode of Beam's local runner, cut into pieces that workers share."""
+    """From each format, in each mode of Beam's local runner."""
     path = write_rows(tmp_path, kind, 3000)
     output = tmp_path / "out" / "results.jsonl"
     code = score(
@@ -86,7 +86,7 @@ def test_every_row_has_its_own_result_once(
     assert "results            3,000" in table
 
 
-def test_results_in_parquet_hold_the_same(triton: LocalTriton, tmp_path: Path) -> None:
+def test_parquet_shards_hold_every_result(triton: LocalTriton, tmp_path: Path) -> None:
     """Shards by a star in the name, read back by the same pattern; types are the model's and the source's."""
     path = write_rows(tmp_path, "parquet", 500)
     code = score(
@@ -117,7 +117,27 @@ def test_text_and_several_inputs(triton: LocalTriton, tmp_path: Path) -> None:
     assert result == {"sum": list(range(1, 17)), "model": "sum_and_difference:1"}
 
 
-def test_wrong_rows_and_refused_elements_stop_nothing(triton: LocalTriton, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["ragged", "unbatched"])
+def test_rows_of_several_shapes(triton: LocalTriton, tmp_path: Path, model: str) -> None:
+    """Lists of unequal lengths, whose outputs differ in length, and a model that takes one row a request."""
+    path, output = tmp_path / "a.jsonl", tmp_path / "out.jsonl"
+    lengths = [1, 3, 1, 2, 3, 1]
+    name = "values" if model == "ragged" else "x"
+    rows = [[float(length)] * length for length in lengths]
+    values = rows if model == "ragged" else [[[each] * 4 for each in row] for row in rows]
+    path.write_text("".join(json.dumps({"id": i, name: each}) + "\n" for i, each in enumerate(values)))
+    arguments = ("--files", path, "--endpoint", triton.endpoint, "--model", model, "--output", output)
+    assert score(*arguments, "--keep", "id") == 0
+    found = sorted(lines(output), key=lambda result: result["id"])
+    assert [result["id"] for result in found] == list(range(6))
+    if model == "ragged":
+        assert [result["doubled"] for result in found] == [[2 * each for each in row] for row in rows]
+        assert [result["total"] for result in found] == [sum(row) for row in rows]
+    else:
+        assert [result["y"] for result in found] == [[[each + 1] * 4 for each in row] for row in rows]
+
+
+def test_broken_and_refused_rows_become_failures(triton: LocalTriton, tmp_path: Path) -> None:
     """Broken lines, misfits and what the model refuses are failures with file, row and data."""
     path = tmp_path / "a.jsonl"
     rows = [json.dumps({"id": number, "x": [number]}) for number in range(600)]
@@ -149,7 +169,7 @@ def test_wrong_rows_and_refused_elements_stop_nothing(triton: LocalTriton, tmp_p
     assert all(failure["file"] == str(path) for failure in failures.values())
 
 
-def test_wrong_files_stop_nothing(triton: LocalTriton, tmp_path: Path) -> None:
+def test_damaged_files_become_failures(triton: LocalTriton, tmp_path: Path) -> None:
     """Damaged, without the column or without its first row's: the job goes on, though they come first."""
     (tmp_path / "a.parquet").write_bytes(b"no Parquet")
     (tmp_path / "b.csv").write_text("y\n1\n")
@@ -170,7 +190,7 @@ def test_wrong_files_stop_nothing(triton: LocalTriton, tmp_path: Path) -> None:
 def test_more_failures_than_allowed_end_the_job(
     triton: LocalTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The exit code tells, the message names a failure, and an earlier result stays as it was."""
+    """The exit code is 1, the message names a failure, and an earlier result stays as it was."""
     path = tmp_path / "a.csv"
     path.write_text("x\n1\nno\n2\n")
     output = tmp_path / "out.jsonl"
@@ -207,7 +227,7 @@ def test_more_failures_than_allowed_end_the_job(
         (["--failures", "rows.csv"], "--failures rows.csv would overwrite rows.csv, which --files reads"),
     ],
 )
-def test_wrong_use_is_told_in_one_line(
+def test_wrong_use_exits_with_2_and_one_line(
     triton: LocalTriton,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -231,7 +251,9 @@ def test_wrong_use_is_told_in_one_line(
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_without_an_endpoint_a_server_is_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_is_started_where_there_is_no_endpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The shipped models are served for as long as the job takes; the only model needs no name."""
     output = tmp_path / "out.jsonl"
     assert score("--files", DIGITS, "--where", "split=train", "--keep", "id", "--output", output) == 0
@@ -239,16 +261,14 @@ def test_without_an_endpoint_a_server_is_started(tmp_path: Path, capsys: pytest.
     assert "starting a Triton server on this machine" in capsys.readouterr().err
 
 
-def test_a_server_here_is_of_no_use_to_workers_elsewhere(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_remote_workers_need_an_endpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On Dataflow an endpoint is needed, and the message says so."""
     arguments = ["--files", str(DIGITS), "--output", str(tmp_path / "out.jsonl"), "--runner=FlinkRunner"]
     assert score_files.main(arguments) == 2
     assert "--endpoint is needed" in capsys.readouterr().err
 
 
-def test_a_password_in_an_endpoint_does_not_get_onto_a_jobs_page(
+def test_a_password_in_an_endpoint_is_refused_for_remote_workers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Options of a job that runs elsewhere are shown there; the message does not show it either."""
@@ -259,7 +279,7 @@ def test_a_password_in_an_endpoint_does_not_get_onto_a_jobs_page(
     assert "hunter2" not in message
 
 
-def test_it_runs_as_a_file_from_anywhere(digits: str, tmp_path: Path) -> None:
+def test_the_file_runs_from_any_folder(digits: str, tmp_path: Path) -> None:
     """As engines and users start it: by its path, in some other folder."""
     command = [
         *(sys.executable, str(REPOSITORY / "pipelines" / "score_files.py"), "--endpoint", digits),
@@ -271,7 +291,44 @@ def test_it_runs_as_a_file_from_anywhere(digits: str, tmp_path: Path) -> None:
     assert "1,797" in done.stdout
 
 
-def test_workers_need_nothing_of_this_folder(tmp_path: Path) -> None:
+def test_the_command_is_part_of_the_package(digits: str, tmp_path: Path) -> None:
+    """``python -m beam_triton score``, without the folder of pipelines, to CSV."""
+    command = [
+        *(sys.executable, "-m", "beam_triton", "score", "--endpoint", digits, "--files", str(DIGITS)),
+        *(
+            "--model",
+            "digits",
+            "--keep",
+            "id,expected=digit",
+            "--output",
+            "results.csv",
+            "--where=split=test",
+        ),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "results.csv").open(newline="") as file:
+        results = list(csv.DictReader(file))
+    assert len(results) == 898
+    assert sum(row["expected"] == row["label"] for row in results) / 898 >= 0.95
+    assert len(json.loads(results[0]["probabilities"])) == 10
+    failed = subprocess.run(
+        [sys.executable, "-m", "beam_triton", "score"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
+    assert failed.stderr.startswith("python -m beam_triton score: --files is needed")
+
+
+def test_workers_load_the_graph_without_the_pipelines_folder(tmp_path: Path) -> None:
     """Every step of the graph is loaded where ``pipelines`` cannot be imported, as on a worker."""
     options = parse_options(["--files", "a.csv", "--output", "r.jsonl", "--max_failures", "3"])
     pipeline = beam.Pipeline(options=options)
@@ -305,7 +362,7 @@ def test_workers_need_nothing_of_this_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_demonstration(
+def test_the_demo_reads_95_percent_of_the_digits(
     digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At least 95 % of the digits are read right, and the picture is where it is said to be."""

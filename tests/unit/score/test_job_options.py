@@ -59,7 +59,7 @@ def test_failures_go_beside_the_output(output: str, failures: str) -> None:
     assert job("--output", output).failures.path == failures
 
 
-def test_options_survive_the_way_to_a_worker() -> None:
+def test_options_are_restored_from_a_dictionary() -> None:
     """Runners hand options on as a dictionary."""
     given = ["--files", "a.csv", "b.csv", "--output", "r.jsonl", "--input", "i=x", "--with_origin"]
     from_dictionary: Any = ScoreOptions.from_dictionary
@@ -84,7 +84,7 @@ def test_options_survive_the_way_to_a_worker() -> None:
         (["--input_format", "xml"], "'xml' is none of"),
     ],
 )
-def test_values_that_cannot_be_are_refused(arguments: list[str], message: str) -> None:
+def test_impossible_values_are_refused(arguments: list[str], message: str) -> None:
     """The message names the option and the value."""
     with pytest.raises(ConfigurationError, match=message):
         job(*arguments)
@@ -98,7 +98,7 @@ def test_a_token_on_the_command_line_is_refused_and_not_repeated() -> None:
 
 
 @pytest.mark.parametrize("missing", ["--files", "--output"])
-def test_what_is_needed_is_named(missing: str) -> None:
+def test_missing_files_or_output_are_named(missing: str) -> None:
     """Without files or output there is no job."""
     arguments = {"--files": "a.csv", "--output": "r.jsonl"}
     del arguments[missing]
@@ -118,7 +118,7 @@ def test_what_is_needed_is_named(missing: str) -> None:
 def test_unknown_options_end_the_program(
     argument: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Beam would drop them with a warning; ours and Beam's are told apart from mistakes, in one line."""
+    """Beam would drop them with a warning; here the message is one line, and may name the right option."""
     with pytest.raises(SystemExit) as caught:
         parse_options([argument])
     assert caught.value.code == 2
@@ -150,7 +150,7 @@ def test_where_the_workers_are(arguments: list[str], here: bool, counted: bool) 
     assert (runs_here(options), counts_here(options)) == (here, counted)
 
 
-def test_help_tells_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     """Ours, without the screens of Beam's."""
     with pytest.raises(SystemExit) as caught:
         parse_options(["--help"])

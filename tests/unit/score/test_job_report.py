@@ -44,7 +44,7 @@ def test_metrics_of_all_steps_are_added_up() -> None:
     assert 0.06 <= slowest <= 0.0805
 
 
-def test_the_table_shows_what_matters() -> None:
+def test_the_table_shows_counts_rates_and_latencies() -> None:
     """Counts with thousands apart, rates, percentiles with units, and where the output is."""
     summary = Summary(
         elements=1_000_010,
@@ -70,7 +70,7 @@ def test_the_table_shows_what_matters() -> None:
     ]
 
 
-def test_a_job_without_a_request_has_a_table_too() -> None:
+def test_the_table_of_a_job_without_a_request() -> None:
     """Nothing is divided by nothing."""
     table = Summary(0, 0, 0, 0, 0, 0, 0, 0.0).table("r", "f")
     assert "no request was answered" in table
@@ -92,12 +92,12 @@ def test_lines_say_how_far_the_job_is() -> None:
     assert stream.getvalue() == written
 
 
-def test_counts_of_other_processes_are_not_made_up() -> None:
+def test_progress_shows_no_counts_of_other_processes() -> None:
     """Zero rows done would be a lie."""
     assert "rows" not in ProgressLine(1, 1000, counts_here=False).text(3.0, 0.0)
 
 
-def test_an_interval_of_zero_is_silent() -> None:
+def test_an_interval_of_zero_reports_nothing() -> None:
     """Nothing is written, and no thread runs."""
     stream = io.StringIO()
     with ProgressLine(0, total_bytes=1000, stream=stream):

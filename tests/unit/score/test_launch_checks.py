@@ -35,7 +35,7 @@ def job(*arguments: str) -> ScoreJob:
         ("--output part-*.jsonl", "--output part-*.jsonl would overwrite {folder}/part-00000-of-00001.jsonl"),
     ],
 )
-def test_nothing_is_overwritten_by_what_the_job_writes(
+def test_outputs_that_would_overwrite_an_input_or_each_other_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, message: str
 ) -> None:
     """Neither results by failures nor an input, whichever way its path is written."""
@@ -78,7 +78,7 @@ def check(folder: Path, files: dict[str, str], *options: str) -> None:
         {"a.jsonl": "\n{oops\n"},
     ],
 )
-def test_a_wrong_first_file_or_row_stops_nothing(tmp_path: Path, files: dict[str, str]) -> None:
+def test_one_file_that_fits_is_enough(tmp_path: Path, files: dict[str, str]) -> None:
     """One file that fits is enough, and objects need not all have the column."""
     check(tmp_path, files)
 
@@ -98,7 +98,7 @@ def test_a_wrong_first_file_or_row_stops_nothing(tmp_path: Path, files: dict[str
         ({"a.jsonl": "", "b.csv": "z\n1\n"}, "no column 'x' for the inputs of.*the file has z; inputs: x"),
     ],
 )
-def test_a_column_that_no_file_has_is_told_at_once(
+def test_a_column_that_no_file_has_is_refused_before_the_job_starts(
     tmp_path: Path, files: dict[str, str], message: str
 ) -> None:
     """It is mistyped, most likely; the message is about the first file."""
@@ -114,7 +114,9 @@ def test_a_column_that_no_file_has_is_told_at_once(
         ("a,c", "no column 'c'"),
     ],
 )
-def test_a_mapping_that_no_object_can_fit_is_told_at_once(tmp_path: Path, columns: str, message: str) -> None:
+def test_a_mapping_that_no_object_can_fit_is_refused_before_the_job_starts(
+    tmp_path: Path, columns: str, message: str
+) -> None:
     """As for files with a header, and for ranges that only those can have."""
     files = {"a.jsonl": '{"a": 1}\n{"b": 2}\n'}
     check(tmp_path, files, "--input", "x=a,b")
