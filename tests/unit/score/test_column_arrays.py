@@ -209,25 +209,32 @@ def test_parquet_values_are_typed_though_they_come_in_order() -> None:
         ("FP32", (2, 2), [[1, 2, 3, 4], [5, 6, 7, 8]], []),
     ],
 )
-@pytest.mark.parametrize("kind", ["jsonl", "parquet", "fixed"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_lists_of_a_block_are_converted_and_bad_rows_fail_alone(
     datatype: str, shape: tuple[int, ...], values: list[Any], bad: list[int], kind: str
 ) -> None:
     """Whether a list column's rows go at once or one by one, each has its own values or its own error."""
     if kind == "jsonl":
         block = json_block(*({"x": value} for value in values))
-    elif kind == "parquet":
-        block = table_block({"x": pyarrow.array(values)})
     else:
-        if bad or isinstance(values[0][0], list):
-            pytest.skip("a fixed size takes no such rows")
-        block = table_block({"x": pyarrow.array(values, pyarrow.list_(pyarrow.float64(), len(values[0])))})
+        block = table_block({"x": pyarrow.array(values)})
     found, errors = arrays_of(datatype, shape, "x=x", block)
     assert sorted(errors) == bad
     assert sorted([*found, *errors]) == list(range(len(values)))
     for index, array in found.items():
         assert array.shape == shape
         assert array.ravel().tolist() == np.array(values[index]).ravel().tolist()
+
+
+@pytest.mark.parametrize(
+    "list_type", [pyarrow.list_, lambda kind: pyarrow.list_(kind, 2), pyarrow.large_list]
+)
+def test_every_kind_of_list_column_is_converted(list_type: Any) -> None:
+    """Embeddings are often stored as lists of a fixed size."""
+    column = pyarrow.array([[1, 2], [3, 4], [5, 6]], list_type(pyarrow.float64())).slice(1)
+    found, errors = arrays_of("FP32", (2,), "x=x", table_block({"x": column}))
+    assert {index: array.tolist() for index, array in found.items()} == {0: [3.0, 4.0], 1: [5.0, 6.0]}
+    assert not errors
 
 
 def test_rows_of_several_shapes_are_grouped() -> None:
