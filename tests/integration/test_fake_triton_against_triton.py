@@ -531,8 +531,8 @@ def test_an_unloaded_model_is_refused_alike(tmp_path_factory: pytest.TempPathFac
         for request in asked:
             wanted, given = answer(real.endpoint, *request, {}), answer(faked.endpoint, *request, {})
             assert (given.status, given.body) == (wanted.status, wanted.body), request
-        index = [TritonClient(server.endpoint).repository_index() for server in (real, faked)]
-        assert index[0] == index[1]
+        with TritonClient(real.endpoint) as real_client, TritonClient(faked.endpoint) as fake_client:
+            assert fake_client.repository_index() == real_client.repository_index()
         real.load_model("double")
         faked.load_model("double")
         for server in (real, faked):
