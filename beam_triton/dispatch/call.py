@@ -24,9 +24,9 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import Enum
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from beam_triton.dispatch.channel import CallContext
 from beam_triton.dispatch.endpoints import Admission, Endpoint, Refusal
@@ -46,12 +46,6 @@ from beam_triton.transport.attempt import Attempt, ConnectionUse
 from beam_triton.transport.exchange import Exchange
 
 _logger = logging.getLogger(__name__)
-
-_STATUSES_OF_BAD_CREDENTIALS = (401, 403)
-
-_NO_FAILURES = History()
-
-T = TypeVar("T")
 
 
 class Phase(Enum):
@@ -79,8 +73,31 @@ class CallRecord:
     latency_seconds: float = 0.0
 
 
-class Call(Generic[T]):
-    """A request in flight.
+class _CallState:
+    """What changes while a call is in flight; one that succeeds at the first attempt assigns little of it."""
+
+    phase = Phase.NEW
+    wake_at = math.inf
+    result: Any = None
+    error: TritonError | None = None
+    is_throttled = False
+    _history = History()
+    _tried: tuple[Endpoint, ...] = ()
+    _reported: tuple[Endpoint, ...] = ()
+    _admission: Admission | None = None
+    _attempt: Attempt | None = None
+    _sent_at = 0.0
+    _deadline = math.inf
+    _hold_until = math.inf
+    _owes_budget = False
+    _has_reread_credentials = False
+    # Made when it is needed and dropped after: it refers back to this call.
+    _queue_entry: QueueEntry | None = None
+
+
+@dataclass(eq=False, repr=False)
+class Call(_CallState):
+    """A request in flight, from `start` until ``on_done``.
 
     Args:
         context: what it shares with the other calls of its bundle.
@@ -94,80 +111,27 @@ class Call(Generic[T]):
         is_sequence: the model would see a repeated request twice: nothing that may have run is repeated.
     """
 
-    # Most calls succeed at the first attempt and never assign these.
-    phase = Phase.NEW
-    wake_at = math.inf
-    result: T | None = None
-    error: TritonError | None = None
-    is_throttled = False
-    _history = _NO_FAILURES
-    _tried: tuple[Endpoint, ...] = ()
-    _reported: tuple[Endpoint, ...] = ()
-    _admission: Admission | None = None
-    _attempt: Attempt | None = None
-    _sent_at = 0.0
-    _deadline = math.inf
-    _hold_until = math.inf
-    _owes_budget = False
-    _has_reread_credentials = False
-    # Made when it is needed and dropped after: it refers back to this call.
-    _queue_entry: QueueEntry | None = None
-
-    def __init__(
-        self,
-        context: CallContext,
-        token: Any,
-        request: HttpRequest,
-        read: Callable[[Exchange], T],
-        on_done: Callable[[Call[T]], None],
-        *,
-        slots: int,
-        is_batch: bool,
-        repeats_server_errors: bool,
-        is_sequence: bool,
-    ) -> None:
-        self.token = token
-        self.slots = slots
-        self.record = CallRecord(request.content_length)
-        self._context = context
-        self._endpoints = context.endpoints
-        self._options = context.options
-        self._reactor = context.reactor
-        self._request = request
-        self._read = read
-        self._on_done = on_done
-        self._is_batch = is_batch
-        self._repeats_server_errors = repeats_server_errors
-        self._is_sequence = is_sequence
-
-    def cancel(self) -> None:
-        """Give up without calling ``on_done``: the bundle failed, nobody wants the answer."""
-        self.phase = Phase.DONE
-        self._reactor.remove(self)
-        if self._attempt is not None:
-            self._attempt.cancel()
-        self.is_throttled = False
-        self._leave_queue()
-        self._end_admission(None)
-
-    def on_time(self, now: float) -> None:
-        self.wake_at = math.inf
-        if now < self._deadline:
-            self.start()
-        elif self._history.errors:
-            self._follow(self._history.errors[-1], self._history, self._tried, now)
-        else:
-            self._finish_with(self._endpoints.at_capacity_error(self._options.timeout_seconds))
+    context: CallContext
+    token: Any
+    request: HttpRequest
+    read: Callable[[Exchange], Any]
+    on_done: Callable[[Call], None]
+    record: CallRecord
+    _: KW_ONLY
+    slots: int
+    is_batch: bool
+    repeats_server_errors: bool
+    is_sequence: bool
 
     def start(self) -> None:
         """Ask for an admission, and send; called again whenever there may be one."""
-        admission = self._endpoints.admit(self._tried)
+        endpoints = self.context.endpoints
+        admission = endpoints.admit(self._tried)
+        if isinstance(admission, Refusal) and self._join_queue():
+            admission = endpoints.admit(self._tried)
         if isinstance(admission, Refusal):
-            if self._join_queue():
-                admission = self._endpoints.admit(self._tried)
-            if isinstance(admission, Refusal):
-                self._wait_for_admission(admission)
-                return
+            self._wait_for_admission(admission)
+            return
         if self._queue_entry is not None:
             self._leave_queue()
         now = time.monotonic()
@@ -176,75 +140,82 @@ class Call(Generic[T]):
         self.is_throttled = False
         self._admission = admission
         if self._deadline == math.inf:
-            self._deadline = now + self._options.timeout_seconds
+            self._deadline = now + self.context.options.timeout_seconds
         if not self.record.attempts:
             admission.endpoint.retry_budget.record_request()
         self._send(admission, now)
 
     def _wait_for_admission(self, refusal: Refusal) -> None:
         now = time.monotonic()
-        max_hold_seconds = self._options.max_hold_seconds
-        if refusal.open_seconds is None and not max_hold_seconds:
-            if self._deadline == math.inf:
-                self._deadline = now + self._options.timeout_seconds
-            self._wait(Phase.QUEUED, min(now + POLL_AGAIN_SECONDS, self._deadline), throttled=True)
-            return
-        if self._hold_until == math.inf:
-            self._hold_until = now + max_hold_seconds
-        if now >= self._hold_until:
-            self._finish_with(
-                self._endpoints.at_capacity_error(max_hold_seconds)
-                if refusal.open_seconds is None
-                else self._endpoints.circuit_open_error(refusal.open_seconds, max_hold_seconds)
-            )
-            return
+        endpoints, options = self.context.endpoints, self.context.options
+        open_seconds, max_hold_seconds = refusal.open_seconds, options.max_hold_seconds
         wait = POLL_AGAIN_SECONDS
-        if refusal.open_seconds is not None:
+        if open_seconds is None and not max_hold_seconds:
+            self._deadline = min(self._deadline, now + options.timeout_seconds)
+        else:
+            self._hold_until = min(self._hold_until, now + max_hold_seconds)
+            if now >= self._hold_until:
+                self._finish_with(endpoints.refusal_error(open_seconds, max_hold_seconds))
+                return
+        if open_seconds is not None:
             # Outside the deadline: nothing has been sent that could be late.
             self._start_over(for_overload=False)
-            start_health_checks(self._context)
-            wait = min(max(refusal.open_seconds, 0.01), wait)
+            start_health_checks(self.context)
+            wait = min(max(open_seconds, 0.01), wait)
         self._wait(Phase.QUEUED, min(now + wait, self._hold_until, self._deadline), throttled=True)
 
     def _join_queue(self) -> bool:
         if self._queue_entry is None:
             self._queue_entry = QueueEntry(
-                self._endpoints.waiting_for_admission, self._reactor, self._on_admission_free
+                self.context.endpoints.waiting_for_admission, self.context.reactor, self._on_admission_free
             )
         return self._queue_entry.join()
+
+    def _on_admission_free(self) -> None:
+        self.wake_at = 0.0
 
     def _leave_queue(self) -> None:
         entry, self._queue_entry = self._queue_entry, None
         if entry is not None:
             entry.leave()
 
-    def _on_admission_free(self) -> None:
-        self.wake_at = 0.0
+    def _spend_budget(self, admission: Admission, now: float) -> bool:
+        """Spend a retry of the admitted endpoint's budget, or give the admission back and wait for one."""
+        budget = admission.endpoint.retry_budget
+        if budget.try_spend():
+            self._owes_budget = False
+            return True
+        admission.end(None)
+        wait = min(budget.seconds_until_token(), POLL_AGAIN_SECONDS)
+        wake_at = min(now + max(wait, 0.001), self._deadline)
+        self._wait(Phase.BACKING_OFF, wake_at, throttled=self.is_throttled)
+        return False
 
     def _send(self, admission: Admission, now: float) -> None:
         self.phase = Phase.SENDING
         self.record.attempts += 1
+        endpoints, options = self.context.endpoints, self.context.options
         url = admission.endpoint.url
-        timeout_seconds = self._options.timeout_seconds
-        if len(self._endpoints.endpoints) > 1 and not self._is_sequence:
+        timeout_seconds = options.timeout_seconds
+        if len(endpoints.endpoints) > 1 and not self.is_sequence:
             tried = (*self._tried, admission.endpoint)
-            timeout_seconds = self._endpoints.attempt_seconds(timeout_seconds, self._deadline - now, tried)
+            timeout_seconds = endpoints.attempt_seconds(timeout_seconds, self._deadline - now, tried)
         try:
-            parts = self._context.head_writer.parts(url, self._request)
+            parts = self.context.head_writer.parts(url, self.request)
         except TritonError as error:
             # A secret that cannot be read.
             self._finish_with(error)
             return
         self._sent_at = now
         self._attempt = attempt = Attempt(
-            self._reactor,
-            self._context.pool,
+            self.context.reactor,
+            self.context.pool,
             url.origin,
             parts,
             self._on_attempt_end,
             deadline=min(self._deadline, now + timeout_seconds),
             timeout_seconds=timeout_seconds,
-            max_response_bytes=self._options.max_response_bytes,
+            max_response_bytes=options.max_response_bytes,
         )
         attempt.start()
 
@@ -260,7 +231,7 @@ class Call(Generic[T]):
             record.latency_seconds = now - self._sent_at
             record.response_bytes = len(attempt.exchange.body)
             try:
-                self.result = self._read(attempt.exchange)
+                self.result = self.read(attempt.exchange)
             except TritonError as caught:
                 error = caught
             except Exception as caught:
@@ -272,17 +243,17 @@ class Call(Generic[T]):
         self._fail(attempt, error, now)
 
     def _succeed(self) -> None:
-        admission = self._admission
+        admission, self._admission = self._admission, None
         assert admission is not None
         admission.endpoint.limit.on_success(self.record.latency_seconds)
-        if self._history.errors:
+        errors = self._history.errors
+        if errors:
             _logger.info(
                 "%s answered after %d failed attempt(s), the last one: %s",
                 admission.endpoint.url,
-                len(self._history.errors),
-                self._history.errors[-1].message,
+                len(errors),
+                errors[-1].message,
             )
-        self._admission = None
         admission.end(True)
         self._finish()
 
@@ -293,29 +264,47 @@ class Call(Generic[T]):
         if error.is_overload or isinstance(error, DeadlineExceededError):
             endpoint.limit.on_overload(now - self._sent_at)
         self._report_failure(endpoint, error)
-        has_new_credentials = self._has_new_credentials(attempt, error)
-        self._follow(error, self._history.after(error), (*self._tried, endpoint), now, has_new_credentials)
+        has_new_credentials = False
+        is_refused = isinstance(error, InferenceError) and error.status in (401, 403)
+        if is_refused and not self._has_reread_credentials:
+            # Once per call: credentials may change at each reading.
+            self._has_reread_credentials = True
+            writer = self.context.head_writer
+            has_new_credentials = writer.is_outdated(endpoint.url, self.request, attempt.head)
+        self._follow(self._history.after(error), (*self._tried, endpoint), now, has_new_credentials)
+
+    def _report_failure(self, endpoint: Endpoint, error: TritonError) -> None:
+        """Report a failure to the breaker, once per endpoint at most, unless this is a probe.
+
+        At once, not when the last retry has failed: when a server is down all requests back off, and only an
+        open breaker checks its health and stops the deadlines.
+        """
+        if not error.counts_as_failure or (endpoint in self._reported and endpoint.is_healthy):
+            return
+        model_raised = isinstance(error, ModelExecutionError)
+        if model_raised and self.is_batch:
+            return
+        self._reported += (endpoint,)
+        # A passed deadline may be the element's doing: a model can hang on it.
+        self._end_admission(False, unreachable=not (model_raised or isinstance(error, DeadlineExceededError)))
 
     def _follow(
-        self,
-        error: TritonError,
-        history: History,
-        tried: tuple[Endpoint, ...],
-        now: float,
-        has_new_credentials: bool = False,
+        self, history: History, tried: tuple[Endpoint, ...], now: float, has_new_credentials: bool = False
     ) -> None:
         """Carry out the step that follows the last failure, be it new or one whose deadline passed since."""
+        error = history.errors[-1]
+        options = self.context.options
         step = next_step(
-            self._options.retry,
+            options.retry,
             error,
             history,
             Limits(
                 remaining_seconds=self._deadline - now,
-                hold_seconds=min(self._hold_until - now, self._options.max_hold_seconds),
-                max_server_error_retries=None if self._repeats_server_errors else 0,
-                is_sequence=self._is_sequence,
+                hold_seconds=min(self._hold_until - now, options.max_hold_seconds),
+                max_server_error_retries=None if self.repeats_server_errors else 0,
+                is_sequence=self.is_sequence,
             ),
-            self._endpoints.view(tried, has_new_credentials=has_new_credentials),
+            self.context.endpoints.view(tried, has_new_credentials=has_new_credentials),
             random.random,
         )
         if isinstance(step, Resend):
@@ -329,26 +318,20 @@ class Call(Generic[T]):
             self._finish_with(error)
         elif isinstance(step, Retry):
             self.record.retries += 1
-            if len(set(tried)) == len(self._endpoints.endpoints):
+            if len(set(tried)) == len(self.context.endpoints.endpoints):
                 self._tried = tried[-1:]
             self._owes_budget = step.is_budgeted
             wake_at = min(now + step.after_seconds, self._deadline)
             self._wait(Phase.BACKING_OFF, wake_at, throttled=error.is_overload)
         elif step.for_overload:
             self._start_over(for_overload=True)
-            self._hold_until = min(self._hold_until, now + self._options.max_hold_seconds)
+            self._hold_until = min(self._hold_until, now + options.max_hold_seconds)
             self.record.retries += 1
             self._tried = tried[-1:]
             self._wait(Phase.HELD, now + step.after_seconds, throttled=True)
         else:
             self._start_over(for_overload=False)
             self.start()
-
-    def _wait(self, phase: Phase, wake_at: float, *, throttled: bool) -> None:
-        self.phase = phase
-        self.is_throttled = throttled
-        self.wake_at = wake_at
-        self._reactor.add(self)
 
     def _start_over(self, *, for_overload: bool) -> None:
         """The next attempt is a first one again, with a deadline of its own."""
@@ -357,45 +340,31 @@ class Call(Generic[T]):
         self._deadline = math.inf
         self._owes_budget = False
 
-    def _has_new_credentials(self, attempt: Attempt, error: TritonError) -> bool:
-        """Whether the server refused credentials that have been replaced since.
+    def _wait(self, phase: Phase, wake_at: float, *, throttled: bool) -> None:
+        self.phase = phase
+        self.is_throttled = throttled
+        self.wake_at = wake_at
+        self.context.reactor.add(self)
 
-        Once per call: credentials may change at each reading.
-        """
-        if not isinstance(error, InferenceError) or error.status not in _STATUSES_OF_BAD_CREDENTIALS:
-            return False
-        if self._has_reread_credentials or self._admission is None:
-            return False
-        self._has_reread_credentials = True
-        url = self._admission.endpoint.url
-        return self._context.head_writer.is_outdated(url, self._request, attempt.head)
+    def on_time(self, now: float) -> None:
+        self.wake_at = math.inf
+        if now < self._deadline:
+            self.start()
+        elif self._history.errors:
+            self._follow(self._history, self._tried, now)
+        else:
+            timeout_seconds = self.context.options.timeout_seconds
+            self._finish_with(self.context.endpoints.refusal_error(None, timeout_seconds))
 
-    def _report_failure(self, endpoint: Endpoint, error: TritonError) -> None:
-        """Report a failure to the breaker, once per endpoint at most, unless this is a probe.
-
-        At once, not when the last retry has failed: when a server is down all requests back off, and only an
-        open breaker checks its health and stops the deadlines.
-        """
-        if not error.counts_as_failure or (endpoint in self._reported and endpoint.is_healthy):
-            return
-        model_raised = isinstance(error, ModelExecutionError)
-        if model_raised and self._is_batch:
-            return
-        self._reported += (endpoint,)
-        # A passed deadline may be the element's doing: a model can hang on it.
-        self._end_admission(False, unreachable=not (model_raised or isinstance(error, DeadlineExceededError)))
-
-    def _spend_budget(self, admission: Admission, now: float) -> bool:
-        """Spend a retry of the admitted endpoint's budget, or give the admission back and wait for one."""
-        budget = admission.endpoint.retry_budget
-        if budget.try_spend():
-            self._owes_budget = False
-            return True
-        admission.end(None)
-        wait = min(budget.seconds_until_token(), POLL_AGAIN_SECONDS)
-        wake_at = min(now + max(wait, 0.001), self._deadline)
-        self._wait(Phase.BACKING_OFF, wake_at, throttled=self.is_throttled)
-        return False
+    def cancel(self) -> None:
+        """Give up without calling ``on_done``: the bundle failed, nobody wants the answer."""
+        self.phase = Phase.DONE
+        self.is_throttled = False
+        self.context.reactor.remove(self)
+        if self._attempt is not None:
+            self._attempt.cancel()
+        self._leave_queue()
+        self._end_admission(None)
 
     def _end_admission(self, healthy: bool | None, *, unreachable: bool = False) -> None:
         admission, self._admission = self._admission, None
@@ -406,17 +375,15 @@ class Call(Generic[T]):
         history = self._history
         error.attempts = tuple(each for each in history.earlier + history.errors if each is not error)
         self.error = error
+        self._leave_queue()
+        self._end_admission(None)
         self._finish()
 
     def _finish(self) -> None:
         assert self.phase is not Phase.DONE, "a call ends once"
         self.phase = Phase.DONE
-        if self._queue_entry is not None:
-            self._leave_queue()
-        if self._admission is not None:
-            self._end_admission(None)
-        self._reactor.remove(self)
+        self.context.reactor.remove(self)
         # The owner holds this call, and would be held by it: a cycle with the answer's bytes in it.
-        on_done = self._on_done
-        del self._on_done
+        on_done = self.on_done
+        del self.on_done
         on_done(self)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from beam_triton.dispatch.call import Call
+from beam_triton.dispatch.call import Call, CallRecord
 from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.health import start_health_checks
 from beam_triton.dispatch.request_head import HttpRequest
@@ -31,12 +31,12 @@ class Dispatcher(Generic[T]):
     """
 
     def __init__(self, channel: Channel) -> None:
-        self.completed: deque[tuple[T, Call[Any]]] = deque()
+        self.completed: deque[tuple[T, Call]] = deque()
         self.throttled_seconds = 0.0
         self._reactor: Reactor = current_reactor()
         self._context = channel.context(self._reactor)
         self._slots = self._context.endpoints.slots
-        self._calls: set[Call[Any]] = set()
+        self._calls: set[Call] = set()
 
     @property
     def in_flight(self) -> int:
@@ -63,12 +63,13 @@ class Dispatcher(Generic[T]):
             start_health_checks(self._context)
         if not self._slots.try_take(slots):
             self._slots.take(slots, self._reactor, self._wait_for_slot)
-        call: Call[Any] = Call(
+        call = Call(
             self._context,
             token,
             request,
             read,
             self._on_done,
+            CallRecord(request.content_length),
             slots=slots,
             is_batch=is_batch,
             repeats_server_errors=repeats_server_errors,
@@ -99,7 +100,7 @@ class Dispatcher(Generic[T]):
         self._calls.clear()
         self.completed.clear()
 
-    def _on_done(self, call: Call[Any]) -> None:
+    def _on_done(self, call: Call) -> None:
         self._calls.discard(call)
         self._slots.release(call.slots)
         self.completed.append((call.token, call))

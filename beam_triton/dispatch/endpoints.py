@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from beam_triton.dispatch.slots import Slots, WaitQueue
-from beam_triton.errors import CircuitOpenError, PoolTimeoutError
+from beam_triton.errors import CircuitOpenError, PoolTimeoutError, TritonError
 from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State
 from beam_triton.policy.concurrency_limit import ConcurrencyLimit
 from beam_triton.policy.retry import EndpointView, RetryBudget, RetryPolicy
@@ -160,17 +160,15 @@ class EndpointSet:
             endpoint.in_flight -= 1
         self.waiting_for_admission.wake_next()
 
-    def circuit_open_error(self, open_seconds: float, held_seconds: float) -> CircuitOpenError:
-        """The error of a request that was not sent because every endpoint stayed unhealthy."""
-        held = f" after {held_seconds:g} s of waiting" if held_seconds else ""
-        return CircuitOpenError(
-            f"the circuit breaker of {self} is open{held}: the request was not sent; "
-            f"next probe in {open_seconds:.1f} s",
-            open_seconds_left=open_seconds,
-        )
-
-    def at_capacity_error(self, waited_seconds: float) -> PoolTimeoutError:
-        """The error of a request that was not sent because the endpoints stayed at their adaptive limits."""
+    def refusal_error(self, open_seconds: float | None, waited_seconds: float) -> TritonError:
+        """The error of a request that was refused, as `Refusal` has it, for so long that it was not sent."""
+        if open_seconds is not None:
+            waited = f" after {waited_seconds:g} s of waiting" if waited_seconds else ""
+            return CircuitOpenError(
+                f"the circuit breaker of {self} is open{waited}: the request was not sent; "
+                f"next probe in {open_seconds:.1f} s",
+                open_seconds_left=open_seconds,
+            )
         limits = "+".join(str(endpoint.limit.limit) for endpoint in self.endpoints)
         return PoolTimeoutError(
             f"not sent within {waited_seconds:g} s: {self} is at its adaptive limit of {limits} requests "

@@ -77,7 +77,7 @@ def ask(
     repeats_server_errors: bool = True,
     is_sequence: bool = False,
     reads: Callable[[Exchange], Any] = read,
-) -> Call[Any]:
+) -> Call:
     """Make one call on this thread and wait for its end."""
     dispatcher: Dispatcher[None] = Dispatcher(channel)
     try:
