@@ -42,7 +42,7 @@ from beam_triton.errors import (
     without_frames,
 )
 from beam_triton.policy.retry import Fail, History, Limits, Resend, Retry, next_step
-from beam_triton.transport.attempt import Attempt, ConnectionUse
+from beam_triton.transport.attempt import Attempt
 from beam_triton.transport.exchange import Exchange
 
 _logger = logging.getLogger(__name__)
@@ -223,9 +223,9 @@ class Call(_CallState):
         self._attempt = None
         now = time.monotonic()
         record, error = self.record, attempt.error
-        record.connections_reused += attempt.connection_use is ConnectionUse.REUSED
-        record.connections_opened += attempt.connection_use is ConnectionUse.OPENED
-        record.connection_waits += attempt.waited
+        record.connections_reused += attempt.has_reused
+        record.connections_opened += attempt.has_opened
+        record.connection_waits += attempt.has_waited
         if error is None:
             assert attempt.exchange is not None
             record.latency_seconds = now - self._sent_at
@@ -270,7 +270,7 @@ class Call(_CallState):
             # Once per call: credentials may change at each reading.
             self._has_reread_credentials = True
             writer = self.context.head_writer
-            has_new_credentials = writer.is_outdated(endpoint.url, self.request, attempt.head)
+            has_new_credentials = writer.is_outdated(endpoint.url, self.request, attempt.parts[0])
         self._follow(self._history.after(error), (*self._tried, endpoint), now, has_new_credentials)
 
     def _report_failure(self, endpoint: Endpoint, error: TritonError) -> None:

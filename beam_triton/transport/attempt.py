@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from enum import Enum
+from dataclasses import KW_ONLY, dataclass
 
 from beam_triton.errors import (
     ConnectionLostError,
@@ -29,15 +29,22 @@ closed by the server before: the news takes a round trip. A connection that ends
 request that ran."""
 
 
-class ConnectionUse(Enum):
-    """How an attempt got its connection."""
+class _AttemptState:
+    """What changes while an attempt runs."""
 
-    NONE = "none"
-    REUSED = "reused"
-    OPENED = "opened"
+    wake_at = math.inf
+    exchange: Exchange | None = None
+    error: TritonError | None = None
+    has_opened = False
+    has_reused = False
+    has_waited = False
+    _sent_at = 0.0
+    _acquisition: Acquisition | None = None
+    _connection: PooledConnection | None = None
 
 
-class Attempt:
+@dataclass(eq=False, repr=False)
+class Attempt(_AttemptState):
     """Runs from `start` until it calls ``on_end(attempt)``, on the reactor's thread, exactly once.
 
     Args:
@@ -51,79 +58,54 @@ class Attempt:
         exchange: holds the answer, where ``error`` is ``None``.
         error: why there is no answer. ``was_stale`` is set on the error of a reused connection that the
             server had closed while it was idle: the same request on another connection is due, and no retry.
-        connection_use, waited: how it got its connection, and whether the pool's limits made it queue.
+        has_opened, has_reused: how it got its connection, if it did.
+        has_waited: the pool's limits made it queue.
     """
 
-    wake_at = math.inf
-    exchange: Exchange | None = None
-    error: TritonError | None = None
-    connection_use = ConnectionUse.NONE
-    waited = False
-    _sent_at = 0.0
-    _acquisition: Acquisition | None = None
-    _connection: PooledConnection | None = None
-
-    def __init__(
-        self,
-        reactor: Reactor,
-        pool: ConnectionPool,
-        origin: Origin,
-        parts: Sequence[Buffer],
-        on_end: Callable[[Attempt], None],
-        *,
-        deadline: float,
-        timeout_seconds: float,
-        max_response_bytes: int,
-        expects_body: bool = True,
-    ) -> None:
-        self._reactor = reactor
-        self._pool = pool
-        self._origin = origin
-        self._parts = parts
-        self._on_end = on_end
-        self._deadline = deadline
-        self._timeout_seconds = timeout_seconds
-        self._max_response_bytes = max_response_bytes
-        self._expects_body = expects_body
-
-    @property
-    def head(self) -> Buffer:
-        """The head of the request, as it was sent."""
-        return self._parts[0]
+    reactor: Reactor
+    pool: ConnectionPool
+    origin: Origin
+    parts: Sequence[Buffer]
+    on_end: Callable[[Attempt], None]
+    _: KW_ONLY
+    deadline: float
+    timeout_seconds: float
+    max_response_bytes: int
+    expects_body: bool = True
 
     def start(self) -> None:
-        connection = self._pool.take_idle(self._origin)
+        connection = self.pool.take_idle(self.origin)
         if connection is not None:
             self._send_on(connection)
             return
-        self._reactor.add(self)
-        remaining = self._deadline - time.monotonic()
-        wake = self._reactor.waker(self._on_acquired)
+        self.reactor.add(self)
+        remaining = self.deadline - time.monotonic()
+        wake = self.reactor.waker(self._on_acquired)
         try:
-            self._acquisition = self._pool.acquire(self._origin, remaining, wake)
+            self._acquisition = self.pool.acquire(self.origin, remaining, wake)
         except TritonError as error:
             self._fail(error)
             return
-        self.waited = self._acquisition.waited
+        self.has_waited = self._acquisition.waited
         if self._acquisition.state in (AcquisitionState.READY, AcquisitionState.FAILED):
             self._on_acquired()
         else:
-            connect_bound = time.monotonic() + self._pool.config.connect_timeout_seconds
+            connect_bound = time.monotonic() + self.pool.config.connect_timeout_seconds
             # A queued request connects later; the pool applies the connect timeout then.
-            self.wake_at = self._deadline if self.waited else min(self._deadline, connect_bound)
+            self.wake_at = self.deadline if self.has_waited else min(self.deadline, connect_bound)
 
     def cancel(self) -> None:
         """Give up without calling ``on_end``."""
-        self._reactor.remove(self)
+        self.reactor.remove(self)
         acquisition, self._acquisition = self._acquisition, None
         if acquisition is not None:
-            self._pool.cancel(acquisition)
+            self.pool.cancel(acquisition)
         connection, self._connection = self._connection, None
         if connection is not None:
             # A connection with an interrupted exchange never goes back to the pool; closing it cancels the
             # work on the server.
-            self._reactor.unwatch(connection.sock.fileno())
-            self._pool.abort(connection)
+            self.reactor.unwatch(connection.sock.fileno())
+            self.pool.abort(connection)
 
     def on_time(self, now: float) -> None:
         acquisition = self._acquisition
@@ -131,19 +113,19 @@ class Attempt:
             received = self.exchange.bytes_received if self.exchange else 0
             self._fail(
                 DeadlineExceededError(
-                    f"{self._origin} gave no complete answer within {self._timeout_seconds:g} s "
+                    f"{self.origin} gave no complete answer within {self.timeout_seconds:g} s "
                     f"({received} bytes of it had come)"
                 )
             )
-        elif acquisition.state is AcquisitionState.CONNECTING and not self.waited:
-            bound = min(self._pool.config.connect_timeout_seconds, self._timeout_seconds)
-            self._fail(ConnectTimeoutError(f"{self._origin} did not accept a connection within {bound:g} s"))
+        elif acquisition.state is AcquisitionState.CONNECTING and not self.has_waited:
+            bound = min(self.pool.config.connect_timeout_seconds, self.timeout_seconds)
+            self._fail(ConnectTimeoutError(f"{self.origin} did not accept a connection within {bound:g} s"))
         elif acquisition.state in (AcquisitionState.WAITING, AcquisitionState.CONNECTING):
             # A request that spent its deadline in the pool's queue says nothing about the server.
-            config = self._pool.config
+            config = self.pool.config
             self._fail(
                 PoolTimeoutError(
-                    f"no connection became free within {self._timeout_seconds:g} s: all that max_total="
+                    f"no connection became free within {self.timeout_seconds:g} s: all that max_total="
                     f"{config.max_total} and max_per_host={config.max_per_host} allow are in use"
                 )
             )
@@ -167,16 +149,16 @@ class Attempt:
             self._fail(error)
             return
         if events:
-            self._reactor.watch(connection.sock.fileno(), events, self)
+            self.reactor.watch(connection.sock.fileno(), events, self)
             return
-        self._reactor.unwatch(connection.sock.fileno())
+        self.reactor.unwatch(connection.sock.fileno())
         self._connection = None
         connection.served += 1
         if exchange.reusable:
-            self._pool.release(connection)
+            self.pool.release(connection)
         else:
-            self._pool.discard(connection)
-        self._on_end(self)
+            self.pool.discard(connection)
+        self.on_end(self)
 
     def _on_acquired(self) -> None:
         acquisition = self._acquisition
@@ -188,27 +170,28 @@ class Attempt:
             self._fail(acquisition.error)
         elif acquisition.state is AcquisitionState.READY:
             self._acquisition = None
-            self._reactor.remove(self)
+            self.reactor.remove(self)
             assert acquisition.connection is not None
             self._send_on(acquisition.connection)
 
     def _send_on(self, connection: PooledConnection) -> None:
         self._connection = connection
-        self.connection_use = ConnectionUse.REUSED if connection.served else ConnectionUse.OPENED
-        self.wake_at = self._deadline
+        self.has_reused = connection.served > 0
+        self.has_opened = not self.has_reused
+        self.wake_at = self.deadline
         self._sent_at = time.monotonic()
         self.exchange = Exchange(
             connection.sock,
-            self._parts,
-            max_response_bytes=self._max_response_bytes,
-            expects_body=self._expects_body,
+            self.parts,
+            max_response_bytes=self.max_response_bytes,
+            expects_body=self.expects_body,
         )
         self.on_io()
 
     def _fail(self, error: TritonError) -> None:
         self.error = error
         self.cancel()
-        self._on_end(self)
+        self.on_end(self)
 
 
 def exchange_within(
@@ -251,7 +234,7 @@ def exchange_within(
         # runs.
         ended.clear()
         reactor.close()
-    if attempt.connection_use is ConnectionUse.OPENED:
+    if attempt.has_opened:
         pool.add_uncounted_opened()
     if attempt.error is not None:
         raise attempt.error

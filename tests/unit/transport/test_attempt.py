@@ -15,7 +15,7 @@ from beam_triton.errors import (
     DeadlineExceededError,
     PoolTimeoutError,
 )
-from beam_triton.transport.attempt import Attempt, ConnectionUse
+from beam_triton.transport.attempt import Attempt
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.connector import Connector
 from beam_triton.transport.origin import Origin
@@ -85,7 +85,8 @@ def test_second_attempt_reuses_the_connection() -> None:
         first = b.finish(b.start(server.port))
         second = b.finish(b.start(server.port))
         assert first.exchange is not None and bytes(first.exchange.body) == b"answer"
-        assert (first.connection_use, second.connection_use) == (ConnectionUse.OPENED, ConnectionUse.REUSED)
+        assert (first.has_opened, first.has_reused) == (True, False)
+        assert (second.has_opened, second.has_reused) == (False, True)
         assert first.error is second.error is None
         assert server.opened == 1
 
@@ -132,7 +133,7 @@ def test_wait_for_a_connection_ends_at_the_deadline() -> None:
     with FaultServer(OK, faults.silence) as server, bench(max_total=1, max_idle=1) as b:
         holding = b.start(server.port, 1.0)
         waiting = b.finish(b.start(server.port, 0.2))
-        assert isinstance(waiting.error, PoolTimeoutError) and waiting.waited
+        assert isinstance(waiting.error, PoolTimeoutError) and waiting.has_waited
         assert "max_total=1" in waiting.error.message
         b.finish(holding)
 
@@ -161,7 +162,7 @@ def test_refused_connection_names_host_and_port() -> None:
         attempt = b.finish(b.start(port))
         assert isinstance(attempt.error, ConnectError)
         assert f"127.0.0.1:{port}" in attempt.error.message
-        assert attempt.connection_use is ConnectionUse.NONE
+        assert not attempt.has_opened and not attempt.has_reused
 
 
 def test_closed_pool_fails_the_attempt() -> None:
@@ -193,7 +194,7 @@ def test_cancel_during_the_exchange_closes_the_connection() -> None:
     """Closing the connection cancels the work on the server."""
     with FaultServer(OK, faults.silence) as server, bench() as b:
         attempt = b.start(server.port)
-        b.step_until(lambda: attempt.connection_use is ConnectionUse.OPENED)
+        b.step_until(lambda: attempt.has_opened)
         attempt.cancel()
         attempt.cancel()
         assert sockets.settles(lambda: server.open_now, 0) == 0
@@ -206,7 +207,7 @@ def test_cancel_before_the_connection_is_used_returns_it() -> None:
         attempt = b.start(server.port)
         assert sockets.settles(lambda: b.pool.statistics().opened, 1) == 1
         # If connecting took almost no time, the attempt was sending before `start` returned.
-        kept = int(attempt.connection_use is ConnectionUse.NONE)
+        kept = int(not attempt.has_opened)
         attempt.cancel()
         b.reactor.step(0.0)
         assert sockets.settles(lambda: b.pool.statistics().idle, kept) == kept
