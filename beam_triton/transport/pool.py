@@ -17,7 +17,7 @@ import struct
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from urllib3.connection import HTTPConnection
@@ -60,6 +60,7 @@ class AcquisitionState(Enum):
     CANCELLED = "cancelled"
 
 
+@dataclass(eq=False)
 class Acquisition:
     """A pending request for a connection to ``origin``.
 
@@ -67,16 +68,13 @@ class Acquisition:
     (``error`` is). ``waited`` is set where the limits made it queue.
     """
 
-    __slots__ = ("connection", "error", "origin", "state", "timeout_seconds", "waited", "wake")
-
-    def __init__(self, origin: Origin, timeout_seconds: float, wake: Callable[[], None]) -> None:
-        self.origin = origin
-        self.timeout_seconds = timeout_seconds
-        self.wake = wake
-        self.state = AcquisitionState.WAITING
-        self.connection: PooledConnection | None = None
-        self.error: TritonError | None = None
-        self.waited = False
+    origin: Origin
+    timeout_seconds: float
+    wake: Callable[[], None]
+    state: AcquisitionState = AcquisitionState.WAITING
+    connection: PooledConnection | None = None
+    error: TritonError | None = None
+    waited: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +90,7 @@ class PoolStatistics:
     expired: int
 
 
+@dataclass
 class _Decision:
     """What was decided under the lock and is carried out outside it.
 
@@ -99,12 +98,9 @@ class _Decision:
     its share of ``max_total`` must not be forgotten.
     """
 
-    __slots__ = ("connect", "ready", "surplus")
-
-    def __init__(self) -> None:
-        self.connect: list[Acquisition] = []
-        self.ready: list[Acquisition] = []
-        self.surplus: list[PooledConnection] = []
+    connect: list[Acquisition] = field(default_factory=list)
+    ready: list[Acquisition] = field(default_factory=list)
+    surplus: list[PooledConnection] = field(default_factory=list)
 
 
 class ConnectionPool:
@@ -118,7 +114,7 @@ class ConnectionPool:
     """
 
     def __init__(self, config: ConnectionPoolConfig, open_connection: ConnectionOpener, clock: Clock) -> None:
-        self._config = config
+        self.config = config
         self._open_connection = open_connection
         self._clock = clock
         self._lock = threading.Lock()
@@ -129,10 +125,6 @@ class ConnectionPool:
         self._opened = self._reused = self._waited = self._expired = 0
         self._uncounted_opened = 0
         self._closed = False
-
-    @property
-    def config(self) -> ConnectionPoolConfig:
-        return self._config
 
     def take_idle(self, origin: Origin) -> PooledConnection | None:
         """An idle connection to ``origin`` that is still alive; the last one used comes first."""
@@ -182,24 +174,18 @@ class ConnectionPool:
 
     def release(self, connection: PooledConnection) -> None:
         """Return a connection whose exchange is complete."""
-        if not self._config.reuse_enabled:
+        if not self.config.reuse_enabled:
             self.discard(connection)
             return
         with self._lock:
-            if self._closed:
-                decision = _Decision()
-                decision.surplus.append(connection)
-                self._free_slot(connection.origin)
-            else:
-                connection.idle_since = self._clock()
-                self._idle.append(connection)
-                if not self._waiting and len(self._idle) <= self._config.max_idle:
-                    return
-                decision = self._serve()
-                while len(self._idle) > self._config.max_idle:
-                    oldest = self._idle.popleft()
-                    self._free_slot(oldest.origin)
-                    decision.surplus.append(oldest)
+            connection.idle_since = self._clock()
+            self._idle.append(connection)
+            max_idle = 0 if self._closed else self.config.max_idle
+            if not self._waiting and len(self._idle) <= max_idle:
+                return
+            decision = self._serve()
+            while len(self._idle) > max_idle:
+                self._close_oldest(decision.surplus)
         self._carry_out(decision)
 
     def discard(self, connection: PooledConnection) -> None:
@@ -222,7 +208,7 @@ class ConnectionPool:
 
     def close_expired(self) -> float:
         """Close connections idle for ``keep_alive_seconds``; returns the seconds until the next is due."""
-        keep_alive = self._config.keep_alive_seconds
+        keep_alive = self.config.keep_alive_seconds
         with self._lock:
             decision = self._serve()
             self._remove_expired(decision.surplus)
@@ -234,10 +220,9 @@ class ConnectionPool:
         """Close idle connections and fail queued requests; active connections are closed on return."""
         with self._lock:
             self._closed = True
-            idle = list(self._idle)
-            self._idle.clear()
-            for connection in idle:
-                self._free_slot(connection.origin)
+            idle: list[PooledConnection] = []
+            while self._idle:
+                self._close_oldest(idle)
             waiting = list(self._waiting)
             self._waiting.clear()
             for acquisition in waiting:
@@ -277,7 +262,7 @@ class ConnectionPool:
             if idle[index].origin == origin:
                 connection = idle[index]
                 del idle[index]
-                if self._clock() - connection.idle_since < self._config.keep_alive_seconds:
+                if self._clock() - connection.idle_since < self.config.keep_alive_seconds:
                     return connection
                 # This one was used last; all others of its origin have been idle for longer.
                 idle.insert(index, connection)
@@ -301,7 +286,7 @@ class ConnectionPool:
         # A connection that no request may use must not take up its host's share of the limits.
         self._remove_expired(decision.surplus)
         blocked: set[Origin] = set()
-        limit = self._config.max_per_host or self._config.max_total
+        limit = self.config.max_per_host or self.config.max_total
         for acquisition in list(self._waiting):
             origin = acquisition.origin
             if origin in blocked:
@@ -319,28 +304,30 @@ class ConnectionPool:
                 decision.connect.append(acquisition)
             else:
                 blocked.add(origin)
-                if self._total >= self._config.max_total and not self._idle:
+                if self._total >= self.config.max_total and not self._idle:
                     break
                 continue
             self._waiting.remove(acquisition)
         return decision
 
+    def _close_oldest(self, removed: list[PooledConnection]) -> None:
+        """Take the longest idle connection out of the pool; the caller closes it outside the lock."""
+        connection = self._idle.popleft()
+        self._free_slot(connection.origin)
+        removed.append(connection)
+
     def _remove_expired(self, removed: list[PooledConnection]) -> None:
         now = self._clock()
-        while self._idle and now - self._idle[0].idle_since >= self._config.keep_alive_seconds:
-            connection = self._idle.popleft()
-            self._free_slot(connection.origin)
-            removed.append(connection)
+        while self._idle and now - self._idle[0].idle_since >= self.config.keep_alive_seconds:
+            self._close_oldest(removed)
             self._expired += 1
 
     def _make_room(self, evicted: list[PooledConnection]) -> bool:
-        if self._total < self._config.max_total:
+        if self._total < self.config.max_total:
             return True
         if not self._idle:
             return False
-        connection = self._idle.popleft()
-        self._free_slot(connection.origin)
-        evicted.append(connection)
+        self._close_oldest(evicted)
         return True
 
     def _carry_out(self, decision: _Decision, acquired_here: Acquisition | None = None) -> None:
@@ -359,42 +346,37 @@ class ConnectionPool:
                 acquisition.wake()
 
     def _connect(self, acquisition: Acquisition) -> None:
-        timeout = min(self._config.connect_timeout_seconds, acquisition.timeout_seconds)
-        connection: PooledConnection | None = None
-        error: TritonError | None = None
+        timeout = min(self.config.connect_timeout_seconds, acquisition.timeout_seconds)
+        origin = acquisition.origin
         try:
-            connection = PooledConnection(
-                acquisition.origin, self._open_connection(acquisition.origin, max(timeout, 0.001))
-            )
-        except TritonError as caught:
-            error = caught
-        except Exception as caught:
-            error = ConnectError(f"cannot connect to {acquisition.origin}: {type(caught).__name__}: {caught}")
-        self._connected(acquisition, connection, error)
+            connection = PooledConnection(origin, self._open_connection(origin, max(timeout, 0.001)))
+        except TritonError as error:
+            self._connected(acquisition, None, error)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            self._connected(acquisition, None, ConnectError(f"cannot connect to {origin}: {reason}"))
+        else:
+            self._connected(acquisition, connection, None)
 
     def _connected(
         self, acquisition: Acquisition, connection: PooledConnection | None, error: TritonError | None
     ) -> None:
         with self._lock:
-            was_cancelled = acquisition.state is AcquisitionState.CANCELLED
-            wanted = not was_cancelled and not self._closed
+            decision = _Decision()
             if connection is None:
                 self._free_slot(acquisition.origin)
                 decision = self._serve()
             else:
                 self._opened += 1
-                decision = _Decision()
-            if wanted:
-                acquisition.connection = connection
+            if self._closed:
+                error = ConnectError("the connection pool was closed while a request was connecting")
+            was_cancelled = acquisition.state is AcquisitionState.CANCELLED
+            if not was_cancelled:
+                acquisition.connection = connection if error is None else None
                 acquisition.error = error
-                acquisition.state = AcquisitionState.READY if connection else AcquisitionState.FAILED
-            elif not was_cancelled:
-                acquisition.error = ConnectError(
-                    "the connection pool was closed while a request was connecting"
-                )
-                acquisition.state = AcquisitionState.FAILED
+                acquisition.state = AcquisitionState.READY if error is None else AcquisitionState.FAILED
         self._carry_out(decision)
-        if connection is not None and not wanted:
+        if connection is not None and (was_cancelled or error is not None):
             self.release(connection)
         if not was_cancelled:
             acquisition.wake()
