@@ -49,22 +49,14 @@ class Exchange:
         reusable: the connection can carry another exchange.
     """
 
-    __slots__ = (
-        "_answer",
-        "_chunked",
-        "_expects_body",
-        "_filled",
-        "_is_tls",
-        "_max_response_bytes",
-        "_pending",
-        "_pieces",
-        "_sending",
-        "_socket",
-        "body",
-        "bytes_received",
-        "head",
-        "reusable",
-    )
+    head: ResponseHead | None = None
+    body = _NOTHING
+    bytes_received = 0
+    reusable = False
+    _answer: memoryview | None = None
+    _chunked: ChunkedBody | None = None
+    _filled = 0
+    _sending = True
 
     def __init__(
         self,
@@ -77,17 +69,9 @@ class Exchange:
         self._socket = sock
         self._is_tls = isinstance(sock, ssl.SSLSocket)
         self._pending: list[Buffer] = _joined(parts) if self._is_tls else list(parts)
-        self._sending = True
         self._max_response_bytes = max_response_bytes
         self._expects_body = expects_body
         self._pieces = bytearray()
-        self._answer: memoryview | None = None
-        self._filled = 0
-        self._chunked: ChunkedBody | None = None
-        self.head: ResponseHead | None = None
-        self.body = _NOTHING
-        self.bytes_received = 0
-        self.reusable = False
 
     def advance(self) -> int:
         """Send and receive what is possible without waiting.
@@ -136,23 +120,20 @@ class Exchange:
         except OSError:
             # A server that refuses the request early may answer and then reset: its answer is worth more than
             # the reset, and where there is none, receiving fails.
-            self._sending = False
-            return 0
+            pass
         self._sending = False
         return 0
 
     def _consume(self, sent: int) -> None:
-        pending = self._pending
         done = 0
-        for part in pending:
-            size = len(part)
-            if sent < size:
+        for part in self._pending:
+            if sent < len(part):
                 break
-            sent -= size
+            sent -= len(part)
             done += 1
-        del pending[:done]
+        del self._pending[:done]
         if sent:
-            pending[0] = memoryview(pending[0])[sent:]
+            self._pending[0] = memoryview(self._pending[0])[sent:]
 
     def _receive(self, events: int) -> int:
         # An early answer (or the end of the connection) is noticed while the request is still being sent: a
@@ -178,9 +159,9 @@ class Exchange:
                 if self._answer is None:
                     calls_left = 0
         except (BlockingIOError, ssl.SSLWantReadError):
-            return waiting
+            pass
         except ssl.SSLWantWriteError:
-            return waiting | WANT_WRITE
+            waiting |= WANT_WRITE
         return waiting
 
     def _holds_decrypted_bytes(self) -> bool:
@@ -291,23 +272,18 @@ def _head_end(data: bytes, start: int) -> tuple[int, int]:
 
 
 def _joined(parts: Sequence[Buffer]) -> list[Buffer]:
+    """The same bytes for TLS: large parts as they are, small ones between them copied together."""
     joined: list[Buffer] = []
-    small: list[Buffer] = []
-    small_bytes = 0
+    small: bytearray | None = None
     for part in parts:
         if len(part) >= _TLS_JOIN_BYTES:
-            if small:
-                joined.append(b"".join(small))
-                small, small_bytes = [], 0
             joined.append(part)
-            continue
-        small.append(part)
-        small_bytes += len(part)
-        if small_bytes >= _TLS_JOIN_BYTES:
-            joined.append(b"".join(small))
-            small, small_bytes = [], 0
-    if small:
-        joined.append(b"".join(small))
+            small = None
+        elif small is None or len(small) >= _TLS_JOIN_BYTES:
+            small = bytearray(part)
+            joined.append(small)
+        else:
+            small += part
     return joined
 
 

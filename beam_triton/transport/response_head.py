@@ -21,18 +21,6 @@ class ResponseHead:
     is not known beforehand, ``chunked`` where the body comes in chunks.
     """
 
-    __slots__ = (
-        "_values",
-        "chunked",
-        "content_length",
-        "fields",
-        "has_body",
-        "http_minor",
-        "keeps_alive",
-        "reason",
-        "status",
-    )
-
     def __init__(self, data: bytes) -> None:
         lines = data.split(b"\n")
         self.http_minor, self.status, self.reason = _status_line(lines[0])
