@@ -13,8 +13,9 @@ from operator import itemgetter
 from typing import cast
 
 from beam_triton.compression import compress, decompress
-from beam_triton.dispatch.channel import ENDPOINT_SETS, CallOptions, Channel, EndpointSetKey
+from beam_triton.dispatch.channel import ENDPOINT_SETS, CallOptions, Channel
 from beam_triton.dispatch.dispatcher import Dispatcher
+from beam_triton.dispatch.endpoints import EndpointSetKey
 from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.errors import RemoteProtocolError
 from beam_triton.options import InferenceOptions
@@ -56,7 +57,18 @@ class RemoteModel:
         self._compression = options.compression
         self._max_response_bytes = options.max_response_bytes
         self._path = infer_path(spec.name, options.model_version)
-        self.channel = open_channel(spec.name, options)
+        self.channel = Channel(
+            _endpoint_set_key(spec.name, options),
+            options.pool,
+            options.tls,
+            CallOptions(
+                timeout_seconds=options.timeout_seconds,
+                max_response_bytes=options.max_response_bytes,
+                slot_bytes=max(options.batching.max_batch_bytes, BatchingPolicy.max_batch_bytes),
+                health_paths=(SERVER_READY, model_ready_path(spec.name, options.model_version)),
+            ),
+            options.header_values,
+        )
 
     def infer(
         self,
@@ -159,22 +171,4 @@ def is_in_use(model_name: str, options: InferenceOptions) -> bool:
 def _endpoint_set_key(model_name: str, options: InferenceOptions) -> EndpointSetKey:
     return EndpointSetKey(
         options.urls, model_name, options.max_concurrent_requests, options.retry, options.circuit_breaker
-    )
-
-
-def open_channel(model_name: str, options: InferenceOptions) -> Channel:
-    """References to the session and endpoint state that ``options`` share for this model."""
-    return Channel(
-        _endpoint_set_key(model_name, options),
-        options.pool,
-        options.tls,
-        CallOptions(
-            timeout_seconds=options.timeout_seconds,
-            max_response_bytes=options.max_response_bytes,
-            slot_bytes=max(options.batching.max_batch_bytes, BatchingPolicy.max_batch_bytes),
-            retry=options.retry,
-            circuit_breaker=options.circuit_breaker,
-            health_paths=(SERVER_READY, model_ready_path(model_name, options.model_version)),
-        ),
-        options.header_values,
     )

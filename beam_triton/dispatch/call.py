@@ -148,7 +148,7 @@ class Call(_CallState):
     def _wait_for_admission(self, refusal: Refusal) -> None:
         now = time.monotonic()
         endpoints, options = self.context.endpoints, self.context.options
-        open_seconds, max_hold_seconds = refusal.open_seconds, options.max_hold_seconds
+        open_seconds, max_hold_seconds = refusal.open_seconds, endpoints.max_hold_seconds
         wait = POLL_AGAIN_SECONDS
         if open_seconds is None and not max_hold_seconds:
             self._deadline = min(self._deadline, now + options.timeout_seconds)
@@ -293,18 +293,18 @@ class Call(_CallState):
     ) -> None:
         """Carry out the step that follows the last failure, be it new or one whose deadline passed since."""
         error = history.errors[-1]
-        options = self.context.options
+        endpoints = self.context.endpoints
         step = next_step(
-            options.retry,
+            endpoints.retry,
             error,
             history,
             Limits(
                 remaining_seconds=self._deadline - now,
-                hold_seconds=min(self._hold_until - now, options.max_hold_seconds),
+                hold_seconds=min(self._hold_until - now, endpoints.max_hold_seconds),
                 max_server_error_retries=None if self.repeats_server_errors else 0,
                 is_sequence=self.is_sequence,
             ),
-            self.context.endpoints.view(tried, has_new_credentials=has_new_credentials),
+            endpoints.view(tried, has_new_credentials=has_new_credentials),
             random.random,
         )
         if isinstance(step, Resend):
@@ -318,14 +318,14 @@ class Call(_CallState):
             self._finish_with(error)
         elif isinstance(step, Retry):
             self.record.retries += 1
-            if len(set(tried)) == len(self.context.endpoints.endpoints):
+            if len(set(tried)) == len(endpoints.endpoints):
                 self._tried = tried[-1:]
             self._owes_budget = step.is_budgeted
             wake_at = min(now + step.after_seconds, self._deadline)
             self._wait(Phase.BACKING_OFF, wake_at, throttled=error.is_overload)
         elif step.for_overload:
             self._start_over(for_overload=True)
-            self._hold_until = min(self._hold_until, now + options.max_hold_seconds)
+            self._hold_until = min(self._hold_until, now + endpoints.max_hold_seconds)
             self.record.retries += 1
             self._tried = tried[-1:]
             self._wait(Phase.HELD, now + step.after_seconds, throttled=True)

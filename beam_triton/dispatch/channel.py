@@ -6,32 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from beam_triton.dispatch.endpoints import EndpointSet
+from beam_triton.dispatch.endpoints import EndpointSet, EndpointSetKey
 from beam_triton.dispatch.request_head import HeadWriter
-from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
-from beam_triton.policy.retry import RetryPolicy
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
-from beam_triton.transport.origin import EndpointUrl
 from beam_triton.transport.pool import ConnectionPool
 from beam_triton.transport.reactor import Reactor
 from beam_triton.transport.reference_counts import SharedObjects
 from beam_triton.transport.session import acquire_session, session_pool
 
-
-class EndpointSetKey(NamedTuple):
-    """Users that agree on these share breakers, limits, budgets and slots."""
-
-    urls: tuple[EndpointUrl, ...]
-    model_name: str
-    max_concurrent_requests: int
-    retry: RetryPolicy
-    circuit_breaker: CircuitBreakerPolicy | None
-
-
 ENDPOINT_SETS: SharedObjects[EndpointSetKey, EndpointSet] = SharedObjects(
-    "endpoint state",
-    lambda key: EndpointSet(key.urls, key.max_concurrent_requests, key.retry, key.circuit_breaker),
-    lambda endpoints: None,
+    "endpoint state", EndpointSet, lambda endpoints: None
 )
 
 
@@ -46,15 +30,7 @@ class CallOptions:
     timeout_seconds: float
     max_response_bytes: int
     slot_bytes: int
-    retry: RetryPolicy
-    circuit_breaker: CircuitBreakerPolicy | None
     health_paths: tuple[str, ...] = ()
-
-    @property
-    def max_hold_seconds(self) -> float:
-        """How long a request may be held, outside its deadline, for an unhealthy or overloaded server."""
-        breaker = self.circuit_breaker
-        return breaker.max_wait_seconds if breaker is not None and breaker.when_open == "wait" else 0.0
 
 
 class CallContext(NamedTuple):

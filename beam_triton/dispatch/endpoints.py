@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from beam_triton.dispatch.slots import Slots, WaitQueue
 from beam_triton.errors import CircuitOpenError, PoolTimeoutError, TritonError
@@ -25,30 +25,38 @@ _logger = logging.getLogger(__name__)
 _HUNG_AFTER_LATENCIES = 10
 
 
+class EndpointSetKey(NamedTuple):
+    """Users that agree on these share breakers, limits, budgets and slots.
+
+    Requests go to the healthy one of ``urls`` with the fewest in flight; ``max_concurrent_requests`` bounds
+    those of all endpoints together, waiting ones included.
+    """
+
+    urls: tuple[EndpointUrl, ...]
+    model_name: str
+    max_concurrent_requests: int
+    retry: RetryPolicy
+    circuit_breaker: CircuitBreakerPolicy | None
+
+
 class Endpoint:
     """One server: its health, and how many requests it gets at a time."""
 
-    def __init__(
-        self,
-        url: EndpointUrl,
-        max_concurrent_requests: int,
-        retry: RetryPolicy,
-        circuit_breaker: CircuitBreakerPolicy | None,
-    ) -> None:
+    def __init__(self, url: EndpointUrl, key: EndpointSetKey) -> None:
         self.url = url
         self.in_flight = 0
-        self.limit = ConcurrencyLimit(max_concurrent_requests, time.monotonic)
-        self.retry_budget = RetryBudget(retry, time.monotonic)
-        self.breaker = (
-            CircuitBreaker(
-                circuit_breaker,
-                time.monotonic,
-                self._log_change,
-                unreachable_limit=_unreachable_limit(circuit_breaker, max_concurrent_requests),
+        self.limit = ConcurrencyLimit(key.max_concurrent_requests, time.monotonic)
+        self.retry_budget = RetryBudget(key.retry, time.monotonic)
+        self.breaker: CircuitBreaker | None = None
+        policy = key.circuit_breaker
+        if policy is not None:
+            unreachable_limit = policy.minimum_requests
+            if policy.when_open == "wait":
+                # All that are in flight are enough: more may never fail together.
+                unreachable_limit = min(unreachable_limit, key.max_concurrent_requests)
+            self.breaker = CircuitBreaker(
+                policy, time.monotonic, self._log_change, unreachable_limit=unreachable_limit
             )
-            if circuit_breaker
-            else None
-        )
 
     @property
     def is_healthy(self) -> bool:
@@ -81,8 +89,7 @@ class Admission:
         endpoints.leave(self.endpoint)
 
 
-@dataclass(frozen=True)
-class Refusal:
+class Refusal(NamedTuple):
     """No endpoint may be sent to now. ``open_seconds`` is set where circuit breakers are the reason."""
 
     open_seconds: float | None
@@ -91,23 +98,19 @@ class Refusal:
 class EndpointSet:
     """The endpoints of one model and the process's slots for it; thread-safe.
 
-    Args:
-        urls: the servers; requests go to the healthy one with the fewest in flight.
-        max_concurrent_requests: requests in flight, all endpoints together, waiting ones included.
-
-    ``waiting_for_admission`` is woken when a request to an endpoint has ended.
+    Attributes:
+        max_hold_seconds: how long a request may be held, outside its deadline, for an unhealthy or overloaded
+            server.
+        waiting_for_admission: is woken when a request to an endpoint has ended.
     """
 
-    def __init__(
-        self,
-        urls: tuple[EndpointUrl, ...],
-        max_concurrent_requests: int,
-        retry: RetryPolicy,
-        circuit_breaker: CircuitBreakerPolicy | None,
-    ) -> None:
-        self.endpoints = tuple(Endpoint(url, max_concurrent_requests, retry, circuit_breaker) for url in urls)
-        self.slots = Slots(max_concurrent_requests)
+    def __init__(self, key: EndpointSetKey) -> None:
+        self.endpoints = tuple(Endpoint(url, key) for url in key.urls)
+        self.slots = Slots(key.max_concurrent_requests)
         self.waiting_for_admission = WaitQueue()
+        self.retry = key.retry
+        breaker = key.circuit_breaker
+        self.max_hold_seconds = breaker.max_wait_seconds if breaker and breaker.when_open == "wait" else 0.0
         self._lock = threading.Lock()
 
     @property
@@ -210,13 +213,3 @@ def _preference(endpoint: Endpoint) -> tuple[int, float]:
         return 1, load
     # A probe that is due comes first: while the others have room, this endpoint would never get a request.
     return 2 if endpoint.breaker.seconds_until_probe() > 0 else 0, load
-
-
-def _unreachable_limit(policy: CircuitBreakerPolicy, max_concurrent_requests: int) -> int:
-    """How many requests in a row that find the server unreachable open the breaker.
-
-    Where requests wait for the server, all that are in flight are enough: more may never fail together.
-    """
-    if policy.when_open == "wait":
-        return min(policy.minimum_requests, max_concurrent_requests)
-    return policy.minimum_requests

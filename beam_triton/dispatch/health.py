@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from beam_triton.dispatch.channel import CallContext
+from beam_triton.dispatch.endpoints import Endpoint
 from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.errors import TritonError
-from beam_triton.policy.circuit_breaker import CircuitBreaker
 from beam_triton.policy.retry import resend
 from beam_triton.transport.attempt import exchange_within
 from beam_triton.transport.exchange import Buffer
-from beam_triton.transport.origin import Origin
 from beam_triton.transport.pool import ConnectionPool
 
 # A server that takes longer to answer that it is ready is not ready.
@@ -47,24 +46,20 @@ def start_health_checks(context: CallContext) -> None:
             ]
             threading.Thread(
                 target=_check,
-                args=(context.pool, endpoint.url.origin, requests, timeout_seconds, breaker),
+                args=(context.pool, endpoint, requests, timeout_seconds),
                 name="beam_triton-health",
                 daemon=True,
             ).start()
 
 
 def _check(
-    pool: ConnectionPool,
-    origin: Origin,
-    requests: Sequence[Sequence[Buffer]],
-    timeout_seconds: float,
-    breaker: CircuitBreaker,
+    pool: ConnectionPool, endpoint: Endpoint, requests: Sequence[Sequence[Buffer]], timeout_seconds: float
 ) -> None:
     for parts in requests:
         ask = partial(
             exchange_within,
             pool,
-            origin,
+            endpoint.url.origin,
             parts,
             timeout_seconds=timeout_seconds,
             max_response_bytes=_MAX_ANSWER_BYTES,
@@ -75,4 +70,5 @@ def _check(
             return
         if exchange.head is None or exchange.head.status != 200:
             return
-    breaker.health_check_passed()
+    assert endpoint.breaker is not None
+    endpoint.breaker.health_check_passed()

@@ -107,7 +107,8 @@ class Slots:
         """Take ``count`` slots; call ``wait``, which drives the reactor, until there is one left."""
         if self.try_take(count):
             return
-        entry = QueueEntry(self._queue, reactor, _nothing)
+        # The wake-up itself ends the wait.
+        entry = QueueEntry(self._queue, reactor, lambda: None)
         try:
             while not self.try_take(count):
                 if not entry.join():
@@ -121,7 +122,3 @@ class Slots:
             free = self._free
         for _ in range(min(count, free)):
             self._queue.wake_next()
-
-
-def _nothing() -> None:
-    """The wake-up itself has ended the wait."""

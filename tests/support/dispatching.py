@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from beam_triton.dispatch.call import Call
-from beam_triton.dispatch.channel import CallOptions, Channel, EndpointSetKey
+from beam_triton.dispatch.channel import CallOptions, Channel
 from beam_triton.dispatch.dispatcher import Dispatcher
+from beam_triton.dispatch.endpoints import EndpointSetKey
 from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
@@ -57,8 +58,6 @@ def open_channel(
             timeout_seconds=timeout_seconds,
             max_response_bytes=max_response_bytes,
             slot_bytes=slot_bytes,
-            retry=retry,
-            circuit_breaker=circuit_breaker,
             health_paths=("/v2/health/ready", "/v2/models/model/ready"),
         ),
         headers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from beam_triton.dispatch.endpoints import Admission, EndpointSet
+from beam_triton.dispatch.endpoints import Admission, EndpointSet, EndpointSetKey
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
 from beam_triton.transport.origin import EndpointUrl
@@ -11,7 +11,8 @@ POLICY = CircuitBreakerPolicy(minimum_requests=4)
 
 
 def endpoint_set() -> EndpointSet:
-    return EndpointSet((EndpointUrl.parse("http://127.0.0.1:1"),), 8, RetryPolicy(), POLICY)
+    urls = (EndpointUrl.parse("http://127.0.0.1:1"),)
+    return EndpointSet(EndpointSetKey(urls, "model", 8, RetryPolicy(), POLICY))
 
 
 def admit(endpoints: EndpointSet) -> Admission:
