@@ -7,6 +7,7 @@ batch is anything that has a length and can be sliced.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from beam_triton.dispatch.dispatcher import Dispatcher
@@ -25,6 +26,7 @@ class _Divisible(Protocol):
 Batch = TypeVar("Batch", bound=_Divisible)
 
 
+@dataclass(eq=False, repr=False)
 class BisectingSender(Generic[Batch]):
     """Sends batches, many at a time, and reports the outcome of each element exactly once.
 
@@ -44,24 +46,16 @@ class BisectingSender(Generic[Batch]):
         ended: not empty when `take_ended` has something to do; looking at it costs no call.
     """
 
-    def __init__(
-        self,
-        model: RemoteModel,
-        metrics: InferenceMetrics,
-        *,
-        encode: Callable[[Batch], EncodedRequest],
-        on_answer: Callable[[Batch, InferResponse], None],
-        on_failure: Callable[[Batch, TritonError], None],
-        has_default: bool,
-    ) -> None:
-        self._model = model
-        self._metrics = metrics
-        self._encode = encode
-        self._on_answer = on_answer
-        self._on_failure = on_failure
-        self._failure_counter = "default_values" if has_default else "failures"
-        self._dispatcher: Dispatcher[Batch] = Dispatcher(model.channel)
-        self._throttled_seconds = 0.0
+    model: RemoteModel
+    metrics: InferenceMetrics
+    _: KW_ONLY
+    encode: Callable[[Batch], EncodedRequest]
+    on_answer: Callable[[Batch, InferResponse], None]
+    on_failure: Callable[[Batch, TritonError], None]
+    has_default: bool
+
+    def __post_init__(self) -> None:
+        self._dispatcher: Dispatcher[Batch] = Dispatcher(self.model.channel)
         self._finished_elements = 0
         self.ended: Sequence[Any] = self._dispatcher.completed
 
@@ -81,12 +75,12 @@ class BisectingSender(Generic[Batch]):
             self._count_throttling()
         while completed:
             batch, call = completed.popleft()
-            self._metrics.request_ended(len(batch), call.record)
+            self.metrics.request_ended(len(batch), call.record)
             error = call.error
             if error is None:
                 assert isinstance(call.result, InferResponse)
                 try:
-                    self._on_answer(batch, call.result)
+                    self.on_answer(batch, call.result)
                 except TritonError as caught:
                     error = caught
                 else:
@@ -104,8 +98,8 @@ class BisectingSender(Generic[Batch]):
         if isinstance(error, ConfigurationError):
             raise error
         self._count(batch)
-        self._metrics.count(self._failure_counter, len(batch))
-        self._on_failure(batch, error)
+        self.metrics.count("default_values" if self.has_default else "failures", len(batch))
+        self.on_failure(batch, error)
 
     def finish(self, expected_elements: int) -> None:
         """Wait until nothing is in flight, and report everything.
@@ -119,7 +113,7 @@ class BisectingSender(Generic[Batch]):
                 self._dispatcher.wait()
             self.take_ended()
         self._count_throttling()
-        self._metrics.flush()
+        self.metrics.flush()
         if self._finished_elements != expected_elements:
             raise AssertionError(
                 f"beam_triton lost count: {expected_elements} elements came in, {self._finished_elements} "
@@ -132,14 +126,14 @@ class BisectingSender(Generic[Batch]):
 
     def _send(self, batch: Batch, *, is_half: bool) -> None:
         try:
-            request = self._model.http_request(self._encode(batch))
+            request = self.model.http_request(self.encode(batch))
         except TritonError as error:
             self._bisect_or_fail(batch, error)
             return
         self._dispatcher.submit(
             batch,
             request,
-            self._model.read_response,
+            self.model.read_response,
             # One bad element may have made the model raise: that says nothing about the server.
             is_batch=len(batch) > 1,
             # A whole batch gets another chance after a plain 500; its halves narrow the cause down at once.
@@ -150,7 +144,7 @@ class BisectingSender(Generic[Batch]):
         if not error.splits_batch or len(batch) == 1:
             self.fail(batch, error)
             return
-        self._metrics.count("split_batches")
+        self.metrics.count("split_batches")
         middle = len(batch) // 2
         halves: tuple[Any, Any] = batch[:middle], batch[middle:]
         for half in halves:
@@ -158,10 +152,10 @@ class BisectingSender(Generic[Batch]):
 
     def _count(self, batch: Batch) -> None:
         self._finished_elements += len(batch)
-        self._metrics.count("elements", len(batch))
+        self.metrics.count("elements", len(batch))
 
     def _count_throttling(self) -> None:
         seconds = self._dispatcher.throttled_seconds
-        if seconds != self._throttled_seconds:
-            self._metrics.throttled(seconds - self._throttled_seconds)
-            self._throttled_seconds = seconds
+        if seconds:
+            self.metrics.throttled(seconds)
+            self._dispatcher.throttled_seconds = 0.0
