@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -38,6 +39,7 @@ _RESULTS_AT_A_TIME = 64
 _Item: TypeAlias = tuple[WindowedValue, PreparedElement, int]
 
 
+@dataclass(eq=False, slots=True)
 class ElementBatch:
     """A batch in columns: elements, their prepared tensors, their indices within the bundle.
 
@@ -45,12 +47,9 @@ class ElementBatch:
     over while thousands of elements wait for their answers.
     """
 
-    __slots__ = ("indices", "tensors", "windowed_values")
-
-    def __init__(self, windowed_values: list[WindowedValue], tensors: list[Any], indices: list[int]) -> None:
-        self.windowed_values = windowed_values
-        self.tensors = tensors
-        self.indices = indices
+    windowed_values: list[WindowedValue]
+    tensors: list[Any]
+    indices: list[int]
 
     def __len__(self) -> int:
         return len(self.windowed_values)
@@ -223,18 +222,17 @@ class BundleScorer:
 
     def _on_failure(self, batch: ElementBatch, error: TritonError) -> None:
         for windowed_value, index in zip(batch.windowed_values, batch.indices, strict=True):
-            self._outputs.append((self._output_of_failure(windowed_value, index, error),))
-
-    def _output_of_failure(self, windowed_value: WindowedValue, index: int, error: TritonError) -> Any:
-        is_keyed, key, example = split_key(windowed_value.value)
-        if self._default is not None:
-            result: Any = self._default.result(example)
-            return windowed_value.with_value((key, result) if is_keyed else result)
-        if not self._tags_failures:
-            about = f"element {index} of its bundle" + (f", key {key!r}" if is_keyed else "")
-            raise with_message(error, f"{about}: {error.message}") from error
-        failure = windowed_value.with_value(failure_of(windowed_value.value, error))
-        return pvalue.TaggedOutput(FAILURES_TAG, failure)
+            is_keyed, key, example = split_key(windowed_value.value)
+            if self._default is not None:
+                result = self._default.result(example)
+                output: Any = windowed_value.with_value((key, result) if is_keyed else result)
+            elif self._tags_failures:
+                failure = windowed_value.with_value(failure_of(windowed_value.value, error))
+                output = pvalue.TaggedOutput(FAILURES_TAG, failure)
+            else:
+                about = f"element {index} of its bundle" + (f", key {key!r}" if is_keyed else "")
+                raise with_message(error, f"{about}: {error.message}") from error
+            self._outputs.append((output,))
 
 
 def _batch_of(items: list[_Item]) -> ElementBatch:

@@ -1,12 +1,12 @@
 """`TritonInference`, the transform that users compose, and the DoFn under it."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.ml.inference.base import PredictionResult
 from apache_beam.pvalue import DoOutputsTuple, PCollection
-from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.typehints import Any as AnyType
 from apache_beam.typehints import Tuple
 from apache_beam.typehints.typehints import is_consistent_with
@@ -56,14 +56,6 @@ class TritonInferenceDoFn(ModelDoFn):
         super().__init__(InferenceOptions.from_options({"endpoint": endpoint, **options}), model_name)
         self._tags_failures = with_exception_handling
         self._scorer: BundleScorer | None = None
-
-    def display_data(self) -> dict[str, Any]:
-        """What a runner's job page shows; endpoints and headers without secrets."""
-        shown = {"model_name": self._model_name, **self._options.shown()}
-        return {
-            name: DisplayDataItem(text, label=name.replace("_", " ").capitalize())
-            for name, text in shown.items()
-        }
 
     def start_bundle(self) -> None:
         """Start with nothing buffered and nothing in flight."""
@@ -123,13 +115,12 @@ class TritonInference(beam.PTransform[Any, Any]):
 
     def __init__(self, endpoint: str | Sequence[str], model_name: str, **options: Any) -> None:
         super().__init__()
-        self._endpoint = endpoint
+        InferenceOptions.from_options({"endpoint": endpoint, **options})
         self._model_name = model_name
-        self._given = options
-        self._options = InferenceOptions.from_options({"endpoint": endpoint, **options})
+        self._new_dofn = partial(TritonInferenceDoFn, endpoint, model_name, **options)
+        self._new_dofn()
         self._handles_exceptions = False
         self._error_handler: Any = None
-        self._dofn(handles_exceptions=False)
 
     def with_exception_handling(self) -> "TritonInference":
         """Failed elements come out beside the results: applied, the transform returns both.
@@ -150,12 +141,13 @@ class TritonInference(beam.PTransform[Any, Any]):
         return f"TritonInference({self._model_name})"
 
     def display_data(self) -> dict[str, Any]:
-        return self._dofn(handles_exceptions=False).display_data()
+        return self._new_dofn().display_data()
 
     def expand(self, pcoll: PCollection[Any]) -> Any:
         """The results, or with exception handling ``(results, failures)``."""
         handles_exceptions = self._handles_exceptions or self._error_handler is not None
-        scoring = beam.ParDo(self._dofn(handles_exceptions)).with_output_types(_output_type(pcoll))
+        dofn = self._new_dofn(with_exception_handling=handles_exceptions)
+        scoring = beam.ParDo(dofn).with_output_types(_output_type(pcoll))
         if not handles_exceptions:
             scored: PCollection[Any] = pcoll | "Score" >> scoring
             return scored
@@ -165,11 +157,6 @@ class TritonInference(beam.PTransform[Any, Any]):
             self._error_handler.add_error_pcollection(failures)
             return results
         return results, failures
-
-    def _dofn(self, handles_exceptions: bool) -> TritonInferenceDoFn:
-        return TritonInferenceDoFn(
-            self._endpoint, self._model_name, with_exception_handling=handles_exceptions, **self._given
-        )
 
 
 def _output_type(pcoll: PCollection[Any]) -> Any:

@@ -3,15 +3,17 @@
 import logging
 import threading
 import weakref
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import apache_beam as beam
+from apache_beam.transforms.display import DisplayDataItem
 
 from beam_triton.client import TritonClient
 from beam_triton.dispatch.channel import Channel
 from beam_triton.errors import ConfigurationError
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import ModelSpec
+from beam_triton.protocol.paths import model_path
 from beam_triton.remote_model import RemoteModel, is_in_use
 from beam_triton.transforms.results import DefaultValue
 
@@ -20,30 +22,31 @@ _logger = logging.getLogger(__name__)
 Owner = TypeVar("Owner")
 
 
-class Scorer(Protocol):
-    """Scores the elements of one bundle; `cancel` abandons what is in flight."""
-
-    def cancel(self) -> None: ...
-
-
 class ModelDoFn(beam.DoFn):
     """Holds a model, and a reference to the process's session, from ``setup`` to ``teardown``.
 
-    A subclass creates ``_scorer`` in ``start_bundle``.
+    A subclass creates ``_scorer``, which has a method ``cancel``, in ``start_bundle``.
 
     Raises:
         ConfigurationError: ``model_name`` is not a name.
     """
 
     def __init__(self, options: InferenceOptions, model_name: str) -> None:
-        if not isinstance(model_name, str) or not model_name:
-            raise ConfigurationError(f"model_name must be the model's name, not {model_name!r}")
+        model_path(model_name)  # Refuses what is not a name.
         self._options = options
         self._model_name = model_name
         self._model: RemoteModel | None = None
         self._default: DefaultValue | None = None
-        self._scorer: Scorer | None = None
+        self._scorer: Any = None
         self._release: "weakref.finalize[[Channel], ModelDoFn] | None" = None
+
+    def display_data(self) -> dict[str, Any]:
+        """What a runner's job page shows; endpoints and headers without secrets."""
+        shown = {"model_name": self._model_name, **self._options.shown()}
+        return {
+            name: DisplayDataItem(text, label=name.replace("_", " ").capitalize())
+            for name, text in shown.items()
+        }
 
     def setup(self) -> None:
         """Open the model and take a reference to the shared session."""
@@ -69,18 +72,12 @@ class ModelDoFn(beam.DoFn):
             scorer.cancel()
 
 
-class OpenedModel(NamedTuple):
-    """A model, and what elements that fail for good yield (None: nothing)."""
+def open_model(options: InferenceOptions, model_name: str) -> tuple[RemoteModel, DefaultValue | None]:
+    """Open the model, and make what elements that fail for good yield (None: nothing).
 
-    model: RemoteModel
-    default: DefaultValue | None
-
-
-def open_model(options: InferenceOptions, model_name: str) -> OpenedModel:
-    """Open the model; keep trying for ``timeout_seconds`` where it cannot be reached at once.
-
-    Where this process uses the model already, it is known to exist and the server restarts: keep trying for
-    as long as requests wait for the server (``max_wait_seconds`` of the circuit breaker).
+    Keep trying for ``timeout_seconds`` where the model cannot be reached at once. Where this process uses it
+    already, it is known to exist and the server restarts: keep trying for as long as requests wait for the
+    server (``max_wait_seconds`` of the circuit breaker).
 
     Raises:
         ConfigurationError: the model cannot be sent batches of unrelated elements, or
@@ -95,7 +92,7 @@ def open_model(options: InferenceOptions, model_name: str) -> OpenedModel:
         model = client.open_model(model_name, wait_seconds=wait_seconds)
     try:
         check_can_be_scored(model.spec)
-        return OpenedModel(model, default_of(options, model))
+        return model, default_of(options, model)
     except BaseException:
         model.close()
         raise

@@ -9,10 +9,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
-from beam_triton.errors import ConfigurationError, TritonError, with_message
+from beam_triton.errors import TritonError, with_message
 from beam_triton.options import InferenceOptions
 from beam_triton.policy.batching import Batcher, BatchingPolicy
 from beam_triton.protocol import EncodedRequest, InferResponse, PreparedElement, checked_parameters
+from beam_triton.protocol.paths import model_path
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.metrics import NAMESPACE, InferenceMetrics
@@ -63,8 +64,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
     def __init__(self, endpoint: str | Sequence[str], model_name: str, **options: Any) -> None:
         super().__init__()
         self._options = InferenceOptions.from_options({"endpoint": endpoint, **options})
-        if not isinstance(model_name, str) or not model_name:
-            raise ConfigurationError(f"model_name must be the model's name, not {model_name!r}")
+        model_path(model_name)  # Refuses what is not a name.
         self._model_name = model_name
 
     def __repr__(self) -> str:
@@ -76,7 +76,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
         Beam does not say when it has finished with a model: the reference is released when the model is
         garbage. Beam keeps the last model of a process alive; idle eviction closes its connections.
         """
-        model = open_model(self._options, self._model_name).model
+        model, _ = open_model(self._options, self._model_name)
         close_with(model, model)
         return model
 
@@ -93,13 +93,12 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
         Raises:
             TritonError: an element failed for good and there is no ``default_value``.
         """
-        scorer = _BatchScorer(
-            batch, model, self._options.batching, default_of(self._options, model), inference_args
-        )
+        default = default_of(self._options, model)
+        scorer = _BatchScorer(batch, model, self._options.batching, default, inference_args)
         try:
             return scorer.results()
         finally:
-            scorer.cancel()
+            scorer.sender.cancel()
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         """Arguments for Beam's ``BatchElements``."""
@@ -150,7 +149,7 @@ class _BatchScorer:
         self._parameters = parameters
         self._metrics = InferenceMetrics(model.channel.pool)
         self._batcher: Batcher[_Item] = Batcher(batching, model.spec.max_batch_size, time.monotonic)
-        self._sender: BisectingSender[list[_Item]] = BisectingSender(
+        self.sender: BisectingSender[list[_Item]] = BisectingSender(
             model,
             self._metrics,
             encode=self._encode,
@@ -166,19 +165,16 @@ class _BatchScorer:
             try:
                 prepared = prepare(model_inputs(element))
             except TritonError as error:
-                self._sender.fail([(index, _NOT_PREPARED)], error)
+                self.sender.fail([(index, _NOT_PREPARED)], error)
                 continue
             request = self._batcher.add(prepared.signature, (index, prepared), prepared.nbytes)
             if request is not None:
-                self._sender.send(request)
-                self._sender.take_ended()
+                self.sender.send(request)
+                self.sender.take_ended()
         for request in self._batcher.drain():
-            self._sender.send(request)
-        self._sender.finish(len(self._batch))
+            self.sender.send(request)
+        self.sender.finish(len(self._batch))
         return self._results
-
-    def cancel(self) -> None:
-        self._sender.cancel()
 
     def _encode(self, items: list[_Item]) -> EncodedRequest:
         return self._model.encoder.encode_batch(
