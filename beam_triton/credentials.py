@@ -108,16 +108,6 @@ def check_header_name(name: object) -> None:
         )
 
 
-def check_header_value(name: str, value: object) -> None:
-    """Check a header's value. Raises `ConfigurationError` unless it is latin-1 without control characters."""
-    if not isinstance(value, str):
-        raise ConfigurationError(f"the value of header {name} must be a string, not a {type(value).__name__}")
-    if _REFUSED_IN_HEADER_VALUE.search(value):
-        raise ConfigurationError(
-            f"the value of header {name} holds a line end, another control character or one beyond latin-1"
-        )
-
-
 def redact_url(url: str) -> str:
     """The URL without user, password and query.
 

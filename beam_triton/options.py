@@ -11,7 +11,6 @@ from beam_triton.credentials import (
     LIBRARY_HEADERS,
     Secret,
     check_header_name,
-    check_header_value,
     check_reference,
     describe,
     redact_headers,
@@ -153,13 +152,10 @@ class InferenceOptions(Options):
         Raises:
             ConfigurationError: a referenced secret does not exist, or a value is not valid in a header.
         """
-        values = {}
-        for name, secret in (self.headers or {}).items():
-            values[name] = resolve(secret, f"header {name}")
-            check_header_value(name, values[name])
+        headers = self.headers or {}
+        values = {name: resolve(secret, f"header {name}") for name, secret in headers.items()}
         if self.auth_token is not None:
             values["Authorization"] = f"Bearer {resolve(self.auth_token, 'auth_token')}"
-            check_header_value("Authorization", values["Authorization"])
         if self.response_compression is not None:
             values["Accept-Encoding"] = self.response_compression
         return values

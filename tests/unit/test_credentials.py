@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from beam_triton.credentials import (
     REDACTED,
     check_header_name,
-    check_header_value,
     check_reference,
     describe,
     redact_headers,
@@ -174,20 +173,10 @@ def test_an_invalid_header_name_is_refused(name: object) -> None:
 
 
 def test_valid_header_names_and_values_are_accepted() -> None:
-    """Latin-1 text and tabs are allowed in a value, and an empty value is."""
+    """Latin-1 text and tabs are allowed in a value."""
     check_header_name("X-Request_ID.2")
-    for value in ("", "plain", "with\ttab", "café"):
-        check_header_value("X-Name", value)
-
-
-@pytest.mark.parametrize("value", UNFIT)
-def test_a_header_value_with_control_characters_is_refused(value: str) -> None:
-    """The error names the header and hides the value."""
-    with pytest.raises(ConfigurationError, match="value of header X-Key") as e:
-        check_header_value("X-Key", SECRET + value)
-    assert SECRET not in str(e.value)
-    with pytest.raises(ConfigurationError, match="must be a string, not a int"):
-        check_header_value("X-Key", 3)
+    for value in ("plain", "with\ttab", "café"):
+        assert resolve(value) == value
 
 
 @pytest.mark.parametrize(
