@@ -57,16 +57,6 @@ class Batcher(Generic[Item]):
     largest batch leaves before it is full, beyond the second the oldest.
     """
 
-    __slots__ = (
-        "_clock",
-        "_linger_seconds",
-        "_max_batch_bytes",
-        "_max_pending_bytes",
-        "_max_size",
-        "_open",
-        "pending_bytes",
-    )
-
     def __init__(self, policy: BatchingPolicy, model_limit: int, clock: Callable[[], float]) -> None:
         self._max_size = min(model_limit, policy.max_batch_size or model_limit) if model_limit > 0 else 1
         self._max_batch_bytes = policy.max_batch_bytes
@@ -115,13 +105,6 @@ class Batcher(Generic[Item]):
             old.append(signature)
         return [self._remove(signature) for signature in old]
 
-    def seconds_until_expiry(self) -> float | None:
-        """How long until `expired` gives a batch; None where nothing waits or nothing expires."""
-        if not self._linger_seconds or not self._open:
-            return None
-        oldest = next(iter(self._open.values()))
-        return max(0.0, oldest.begun_at + self._linger_seconds - self._clock())
-
     def drain(self) -> list[list[Item]]:
         """Everything buffered, the oldest batch first; nothing is buffered afterwards."""
         batches = [batch.items for batch in self._open.values()]
@@ -153,7 +136,7 @@ class Batcher(Generic[Item]):
 
     def _open_batch(self, signature: Hashable, item: Item, nbytes: int) -> None:
         begun_at = self._clock() if self._linger_seconds else 0.0
-        self._open[signature] = _OpenBatch(item, nbytes, begun_at)
+        self._open[signature] = _OpenBatch([item], nbytes, begun_at)
         self.pending_bytes += nbytes
 
     def _remove(self, signature: Hashable) -> list[Item]:
@@ -165,10 +148,8 @@ class Batcher(Generic[Item]):
         return self._remove(max(self._open, key=lambda signature: self._open[signature].nbytes))
 
 
+@dataclass(eq=False, slots=True)
 class _OpenBatch(Generic[Item]):
-    __slots__ = ("begun_at", "items", "nbytes")
-
-    def __init__(self, item: Item, nbytes: int, begun_at: float) -> None:
-        self.items = [item]
-        self.nbytes = nbytes
-        self.begun_at = begun_at
+    items: list[Item]
+    nbytes: int
+    begun_at: float

@@ -109,12 +109,11 @@ def test_expired_batches_are_returned_oldest_first() -> None:
     clock.advance(1.0)
     batches.add("b", 2, 1)
     batches.add("a", 3, 1)
-    assert (batches.expired(), batches.seconds_until_expiry()) == ([], 1.0)
+    assert batches.expired() == []
     clock.advance(1.0)
     assert batches.expired() == [[1, 3]]
-    assert (batches.expired(), batches.seconds_until_expiry()) == ([], 1.0)
+    assert batches.expired() == []
     clock.advance(5.0)
-    assert batches.seconds_until_expiry() == 0.0
     batches.add("c", 4, 1)
     assert batches.expired() == [[2]]
     assert (batches.pending_count, batches.pending_bytes) == (1, 1)
@@ -139,7 +138,7 @@ def test_without_linger_nothing_expires_and_no_clock_is_read() -> None:
     """A batch waits for the end of the bundle, without any clock call."""
     batches = batcher(clock=no_clock)
     batches.add("a", 1, 1)
-    assert (batches.expired(), batches.seconds_until_expiry()) == ([], None)
+    assert batches.expired() == []
 
 
 SIZES = st.one_of(st.integers(0, 20), st.sampled_from([0, 1, 49, 50, 51, 98, 99, 100, 101, 1000]))
