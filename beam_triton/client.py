@@ -197,7 +197,7 @@ class TritonClient:
             time.sleep(seconds)
 
         return repeat(
-            lambda: self._opened(model_name, self._options.model_version, self._options),
+            lambda: self._opened(model_name, self._options),
             self._options.retry,
             lambda: Limits(deadline - time.monotonic(), max_retries=sys.maxsize),
             wait,
@@ -225,7 +225,7 @@ class TritonClient:
             options = dataclasses.replace(
                 self._options, model_version=version, outputs=None, classification=None
             )
-            opened = self._opened(model_name, version, options)
+            opened = self._opened(model_name, options)
             with self._lock:
                 model = opened if self._is_closed else self._models.setdefault(key, opened)
             if model is not opened or self._is_closed:
@@ -238,10 +238,8 @@ class TritonClient:
         if self._is_closed:
             raise ConfigurationError(f"{self!r} is closed: create another one, or close it later")
 
-    def _opened(
-        self, model_name: str, model_version: str | int | None, options: InferenceOptions
-    ) -> RemoteModel:
-        spec = self.model_spec(model_name, model_version)
+    def _opened(self, model_name: str, options: InferenceOptions) -> RemoteModel:
+        spec = self.model_spec(model_name, options.model_version)
         # A model that the user describes is taken to be on a Triton.
         binary = spec is options.model_spec or self._control.takes_binary_tensors()
         return RemoteModel(spec, options, binary=binary)

@@ -18,7 +18,6 @@ from typing import Any
 import requests
 
 from beam_triton.errors import (
-    InferenceError,
     ModelNotFoundError,
     ModelNotReadyError,
     RemoteProtocolError,
@@ -95,12 +94,7 @@ class ControlPlane:
         return self._has_extension(_BINARY_EXTENSION)
 
     def model_spec(self, model_name: str, model_version: str | int | None) -> ModelSpec:
-        """The model's inputs, outputs and limits.
-
-        A server without Triton's configuration extension does not report its batch limit: it is taken from
-        ``batching.max_batch_size`` then, and is 0 (one element per request) where that is not given either; a
-        line in the log says so.
-        """
+        """The model's inputs, outputs and limits; see `TritonClient.model_spec`."""
         metadata = self.get_of_model(
             model_path(model_name, model_version), what="metadata", model_name=model_name
         )
@@ -155,15 +149,28 @@ class ControlPlane:
 
         def ask_next() -> Any:
             url, share_seconds = next(turns)
-            try:
-                document = self._document(
-                    self._send(method, url, path, share_seconds), url, path, what, model_name
+            response = self._send(method, url, path, share_seconds)
+            if response.status_code != 200:
+                refusal = error_from_response(
+                    response.status_code,
+                    response.content,
+                    model_name=model_name,
+                    what=what,
+                    retry_after=response.headers.get("Retry-After"),
+                    location=response.headers.get("Location"),
+                    now=datetime.now(timezone.utc),
                 )
-            except InferenceError as error:
-                if not error.retryable:
+                if not refusal.retryable:
                     # A server's refusal holds for all of them; that a server cannot be reached does not.
                     self._answered_last = url
-                raise
+                raise refusal
+            try:
+                document = json.loads(response.content)
+            except (ValueError, RecursionError):
+                raise RemoteProtocolError(
+                    f"{url} is not a server of the Open Inference Protocol: {path} answered with "
+                    f"{response.content[:60]!r} instead of JSON"
+                ) from None
             self._answered_last = url
             return document
 
@@ -202,24 +209,3 @@ class ControlPlane:
             return resend(send, random.random)
         except requests.RequestException as error:
             raise RemoteProtocolError(f"{url}: the answer cannot be read: {error}") from error
-
-    def _document(
-        self, response: requests.Response, url: EndpointUrl, path: str, what: str, model_name: str
-    ) -> Any:
-        if response.status_code != 200:
-            raise error_from_response(
-                response.status_code,
-                response.content,
-                model_name=model_name,
-                what=what,
-                retry_after=response.headers.get("Retry-After"),
-                location=response.headers.get("Location"),
-                now=datetime.now(timezone.utc),
-            )
-        try:
-            return json.loads(response.content)
-        except (ValueError, RecursionError):
-            raise RemoteProtocolError(
-                f"{url} is not a server of the Open Inference Protocol: {path} answered with "
-                f"{response.content[:60]!r} instead of JSON"
-            ) from None
