@@ -127,7 +127,10 @@ class CircuitBreaker:
             if old is State.OPEN and self._clock() >= self._opened_at + self._policy.open_seconds:
                 self._enter(State.HALF_OPEN)
             new = self._state
-            permit = self._take_permit()
+            permit = None
+            if new is State.HALF_OPEN and self._has_probe_left():
+                self._probes_out += 1
+                permit = self._epoch
         self._notify(old, new)
         return permit
 
@@ -185,15 +188,6 @@ class CircuitBreaker:
                     self._count(healthy, unreachable)
             new = self._state
         self._notify(old, new)
-
-    def _take_permit(self) -> int | None:
-        if self._state is State.OPEN:
-            return None
-        if self._state is State.HALF_OPEN:
-            if not self._has_probe_left():
-                return None
-            self._probes_out += 1
-        return self._epoch
 
     def _has_probe_left(self) -> bool:
         return self._probes_out + self._probes_succeeded < self._policy.half_open_requests

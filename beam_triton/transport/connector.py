@@ -172,7 +172,10 @@ def _connect_error(error: BaseException, origin: Origin, timeout_seconds: float)
             # A server that is being stopped does this, too: another attempt may succeed.
             return ConnectError(f"{origin} ended the connection within the TLS handshake: does it speak TLS?")
         if isinstance(cause, ssl.SSLError):
-            return TlsError(f"TLS handshake with {origin} failed: {_ssl_reason(cause)}")
+            reason = str(cause)
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                reason = f"its certificate is refused: {cause.verify_message}"
+            return TlsError(f"TLS handshake with {origin} failed: {reason}")
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, TimeoutError):
         return ConnectTimeoutError(f"{origin} did not accept a connection within {timeout_seconds:g} s")
@@ -181,12 +184,6 @@ def _connect_error(error: BaseException, origin: Origin, timeout_seconds: float)
     if isinstance(error, OSError | HTTPError):
         return ConnectError(f"cannot connect to {origin}: {error}")
     return error
-
-
-def _ssl_reason(error: ssl.SSLError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is refused: {error.verify_message}"
-    return str(error)
 
 
 ConnectionOpener = Callable[[Origin, float], HTTPConnection]

@@ -80,7 +80,11 @@ class Reactor:
 
         def wake() -> None:
             self._woken.append(callback)
-            self._notify()
+            sockets = self._wake_sockets
+            if sockets is not None:
+                # A full buffer wakes the thread already; a closed socket belongs to a reactor that has ended.
+                with contextlib.suppress(OSError):
+                    sockets[1].send(b"\0")
 
         return wake
 
@@ -103,7 +107,9 @@ class Reactor:
             if task is not None:
                 task.on_io()
             elif self._wake_sockets is not None and descriptor == self._wake_sockets[0].fileno():
-                self._drain_wake_socket()
+                with contextlib.suppress(BlockingIOError):
+                    while self._wake_sockets[0].recv(4096):
+                        pass
         if self._woken:
             self._call_woken()
         now = time.monotonic()
@@ -125,19 +131,6 @@ class Reactor:
         for descriptor, task in [item for item in self._sockets.items() if item[1].wake_at <= now]:
             if task.wake_at <= now and self._sockets.get(descriptor) is task:
                 task.on_time(now)
-
-    def _notify(self) -> None:
-        sockets = self._wake_sockets
-        if sockets is not None:
-            # A full buffer wakes the thread already; a closed socket belongs to a reactor that has ended.
-            with contextlib.suppress(OSError):
-                sockets[1].send(b"\0")
-
-    def _drain_wake_socket(self) -> None:
-        assert self._wake_sockets is not None
-        with contextlib.suppress(BlockingIOError):
-            while self._wake_sockets[0].recv(4096):
-                pass
 
     def _call_woken(self) -> None:
         while self._woken:

@@ -46,7 +46,8 @@ class Lease(Generic[V]):
 
     def release(self) -> None:
         if not self._is_released:
-            self._table._release(self)
+            self._table._releases.append(self)
+            self._table._process_releases()
 
 
 class _Entry(Generic[V]):
@@ -119,10 +120,6 @@ class SharedObjects(Generic[K, V]):
             self._process_releases()
         self._log("acquired", entry, count, count == 1)
         return entry
-
-    def _release(self, lease: Lease[V]) -> None:
-        self._releases.append(lease)
-        self._process_releases()
 
     def _process_releases(self) -> None:
         # Checked again after each release of the lock: a releaser that did not get the lock relies on it.
