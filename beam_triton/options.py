@@ -28,7 +28,6 @@ from beam_triton.transport.origin import EndpointUrl
 from beam_triton.validation import Options, check, one_of, positive, positive_integer
 
 DEFAULT_MAX_CONCURRENT_REQUESTS = 32
-DEFAULT_MAX_RESPONSE_BYTES = 1 << 30
 
 # Stands for a pool that the user did not give; replaced by one that fits the other options.
 _FITTING_POOL = ConnectionPoolConfig()
@@ -90,7 +89,7 @@ class InferenceOptions(Options):
     outputs: Sequence[str] | None = None
     classification: Mapping[str, int] | None = None
     default_value: Any = None
-    max_response_bytes: int = DEFAULT_MAX_RESPONSE_BYTES
+    max_response_bytes: int = 1 << 30
     model_spec: ModelSpec | None = None
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -97,6 +97,7 @@ class ArrayBatch(ElementBatch):
         return batch
 
 
+@dataclass(eq=False, repr=False)
 class BundleScorer:
     """Scores the elements of one bundle.
 
@@ -108,34 +109,29 @@ class BundleScorer:
         default: what an element that failed for good yields instead.
     """
 
-    def __init__(
-        self,
-        model: RemoteModel,
-        batching: BatchingPolicy,
-        metrics: InferenceMetrics,
-        *,
-        tags_failures: bool,
-        default: DefaultValue | None,
-    ) -> None:
-        self._model = model
-        self._prepare = model.encoder.prepare
-        self._tags_failures = tags_failures
-        self._default = default
-        self._has_batch_dimension = model.spec.has_batch_dimension
-        self._batching = batching
+    model: RemoteModel
+    batching: BatchingPolicy
+    metrics: InferenceMetrics
+    _: KW_ONLY
+    tags_failures: bool
+    default: DefaultValue | None
+
+    def __post_init__(self) -> None:
+        self._prepare = self.model.encoder.prepare
+        self._has_batch_dimension = self.model.spec.has_batch_dimension
         # Created for the first element that is not one of many equal arrays.
         self._batcher: Batcher[_Item] | None = None
-        self._lingers = batching.linger_seconds > 0
+        self._lingers = self.batching.linger_seconds > 0
         self._sender: BisectingSender[ElementBatch] = BisectingSender(
-            model,
-            metrics,
+            self.model,
+            self.metrics,
             encode=self._encode,
             on_answer=self._on_answer,
             on_failure=self._on_failure,
-            has_default=default is not None,
+            has_default=self.default is not None,
         )
         self._ended = self._sender.ended
-        self._arrays = ArrayBatch(batching, model.spec.max_batch_size)
+        self._arrays = ArrayBatch(self.batching, self.model.spec.max_batch_size)
         self._taken = 0
         self._outputs: list[Iterable[Any]] = []
 
@@ -178,7 +174,7 @@ class BundleScorer:
             self._arrays.indices.append(index)
             return
         if self._batcher is None:
-            self._batcher = Batcher(self._batching, self._model.spec.max_batch_size, time.monotonic)
+            self._batcher = Batcher(self.batching, self.model.spec.max_batch_size, time.monotonic)
         items = self._batcher.add(prepared[0], (windowed_value, prepared, index), prepared[2])
         if items is not None:
             self._sender.send(_batch_of(items))
@@ -212,8 +208,8 @@ class BundleScorer:
     def _encode(self, batch: ElementBatch) -> EncodedRequest:
         tensors = batch.tensors
         if type(tensors[0]) is np.ndarray:
-            return self._model.encoder.encode_arrays(tensors)
-        return self._model.encoder.encode_batch(tensors)
+            return self.model.encoder.encode_arrays(tensors)
+        return self.model.encoder.encode_batch(tensors)
 
     def _on_answer(self, batch: ElementBatch, response: InferResponse) -> None:
         rows = rows_of(response, self._has_batch_dimension, len(batch))
@@ -223,10 +219,10 @@ class BundleScorer:
     def _on_failure(self, batch: ElementBatch, error: TritonError) -> None:
         for windowed_value, index in zip(batch.windowed_values, batch.indices, strict=True):
             is_keyed, key, example = split_key(windowed_value.value)
-            if self._default is not None:
-                result = self._default.result(example)
+            if self.default is not None:
+                result = self.default.result(example)
                 output: Any = windowed_value.with_value((key, result) if is_keyed else result)
-            elif self._tags_failures:
+            elif self.tags_failures:
                 failure = windowed_value.with_value(failure_of(windowed_value.value, error))
                 output = pvalue.TaggedOutput(FAILURES_TAG, failure)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -132,67 +133,63 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
         return NAMESPACE
 
 
+@dataclass(eq=False, repr=False)
 class _BatchScorer:
     """Scores one of Beam's batches."""
 
-    def __init__(
-        self,
-        batch: Sequence[Any],
-        model: RemoteModel,
-        batching: BatchingPolicy,
-        default: DefaultValue | None,
-        parameters: Mapping[str, Any] | None,
-    ) -> None:
-        self._batch = batch
-        self._model = model
-        self._default = default
-        self._parameters = parameters
-        self._metrics = InferenceMetrics(model.channel.pool)
-        self._batcher: Batcher[_Item] = Batcher(batching, model.spec.max_batch_size, time.monotonic)
+    batch: Sequence[Any]
+    model: RemoteModel
+    batching: BatchingPolicy
+    default: DefaultValue | None
+    parameters: Mapping[str, Any] | None
+
+    def __post_init__(self) -> None:
+        self._metrics = InferenceMetrics(self.model.channel.pool)
         self.sender: BisectingSender[list[_Item]] = BisectingSender(
-            model,
+            self.model,
             self._metrics,
             encode=self._encode,
             on_answer=self._on_answer,
             on_failure=self._on_failure,
-            has_default=default is not None,
+            has_default=self.default is not None,
         )
-        self._results: list[Any] = [None] * len(batch)
+        self._results: list[Any] = [None] * len(self.batch)
 
     def results(self) -> list[PredictionResult]:
-        prepare = self._model.encoder.prepare
-        for index, element in enumerate(self._batch):
+        prepare = self.model.encoder.prepare
+        batcher: Batcher[_Item] = Batcher(self.batching, self.model.spec.max_batch_size, time.monotonic)
+        for index, element in enumerate(self.batch):
             try:
                 prepared = prepare(model_inputs(element))
             except TritonError as error:
                 self.sender.fail([(index, _NOT_PREPARED)], error)
                 continue
-            request = self._batcher.add(prepared.signature, (index, prepared), prepared.nbytes)
+            request = batcher.add(prepared.signature, (index, prepared), prepared.nbytes)
             if request is not None:
                 self.sender.send(request)
                 self.sender.take_ended()
-        for request in self._batcher.drain():
+        for request in batcher.drain():
             self.sender.send(request)
-        self.sender.finish(len(self._batch))
+        self.sender.finish(len(self.batch))
         return self._results
 
     def _encode(self, items: list[_Item]) -> EncodedRequest:
-        return self._model.encoder.encode_batch(
-            [prepared for _, prepared in items], parameters=self._parameters
+        return self.model.encoder.encode_batch(
+            [prepared for _, prepared in items], parameters=self.parameters
         )
 
     def _on_answer(self, items: list[_Item], response: InferResponse) -> None:
-        rows = rows_of(response, self._model.spec.has_batch_dimension, len(items))
+        rows = rows_of(response, self.model.spec.has_batch_dimension, len(items))
         model_id = f"{response.model_name}:{response.model_version}"
         for (index, _), row in zip(items, rows, strict=True):
-            self._results[index] = prediction_result((self._batch[index], row, model_id))
+            self._results[index] = prediction_result((self.batch[index], row, model_id))
 
     def _on_failure(self, items: list[_Item], error: TritonError) -> None:
         for index, _ in items:
-            if self._default is None:
+            if self.default is None:
                 self._metrics.flush()
                 raise with_message(error, f"element {index} of its batch: {error.message}") from error
-            self._results[index] = self._default.result(self._batch[index])
+            self._results[index] = self.default.result(self.batch[index])
 
 
 def _nbytes(value: Any) -> int:
