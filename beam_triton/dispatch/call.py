@@ -181,13 +181,11 @@ class Call(_CallState):
 
     def _spend_budget(self, admission: Admission, now: float) -> bool:
         """Spend a retry of the admitted endpoint's budget, or give the admission back and wait for one."""
-        budget = admission.endpoint.retry_budget
-        if budget.try_spend():
+        if admission.endpoint.retry_budget.try_spend():
             self._owes_budget = False
             return True
         admission.end(None)
-        wait = min(budget.seconds_until_token(), POLL_AGAIN_SECONDS)
-        wake_at = min(now + max(wait, 0.001), self._deadline)
+        wake_at = min(now + POLL_AGAIN_SECONDS, self._deadline)
         self._wait(Phase.BACKING_OFF, wake_at, throttled=self.is_throttled)
         return False
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
@@ -27,9 +26,6 @@ BUDGET_WINDOW_SECONDS = 10.0
 
 # 2**64 times the smallest backoff is beyond any maximum, and far from overflowing a float.
 _MOST_DOUBLINGS = 64
-
-# The edge of a bucket of time is not exact in floating point: a wait of nothing could end before it.
-_SHORTEST_WAIT_SECONDS = 0.001
 
 # Errors from before a request was held are kept for its user, this many at most.
 _MAX_EARLIER_ERRORS = 8
@@ -321,33 +317,9 @@ class RetryBudget:
         """Take one retry out of the budget; False, and nothing taken, when there is none."""
         with self._lock:
             now = self._clock()
-            self._advance(now)
-            if not self._affords(self._retries.total + 1, self._requests.total):
+            self._requests.advance(now)
+            self._retries.advance(now)
+            if self._retries.total + 1 > self._ratio * self._requests.total + self._free:
                 return False
             self._retries.add(now)
             return True
-
-    def seconds_until_token(self) -> float:
-        """The wait until `try_spend` may succeed: 0 for at once, infinity if only more requests can help."""
-        with self._lock:
-            now = self._clock()
-            self._advance(now)
-            retries, requests = self._retries.total, self._requests.total
-            if self._affords(retries + 1, requests):
-                return 0.0
-            # Requests sort before retries that leave at the same moment: both are gone after it.
-            leaving = [(when, count, 0) for when, count in self._retries.expiries()]
-            leaving += [(when, 0, count) for when, count in self._requests.expiries()]
-            for when, fewer_retries, fewer_requests in sorted(leaving):
-                requests -= fewer_requests
-                retries -= fewer_retries
-                if self._affords(retries + 1, requests):
-                    return max(_SHORTEST_WAIT_SECONDS, when - now)
-            return math.inf
-
-    def _advance(self, now: float) -> None:
-        self._requests.advance(now)
-        self._retries.advance(now)
-
-    def _affords(self, retries: int, requests: int) -> bool:
-        return retries <= self._ratio * requests + self._free

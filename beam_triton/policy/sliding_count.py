@@ -49,12 +49,3 @@ class SlidingCount:
     def clear(self) -> None:
         self._counts = [0] * self._buckets
         self.total = 0
-
-    def expiries(self) -> list[tuple[float, int]]:
-        """When counts leave: ``(time, count)`` of each bucket that is not empty, soonest first."""
-        oldest = self._newest - self._buckets + 1
-        return [
-            ((bucket + self._buckets) * self._bucket_seconds, self._counts[bucket % self._buckets])
-            for bucket in range(oldest, self._newest + 1)
-            if self._counts[bucket % self._buckets]
-        ]

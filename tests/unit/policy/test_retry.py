@@ -410,8 +410,8 @@ def test_budget_holds_over_every_window_that_ends_in_a_retry(
     pauses=st.lists(st.floats(min_value=0, max_value=3), min_size=1, max_size=30),
     free=st.sampled_from([0.1, 0.3, 1.0]),
 )
-def test_token_is_available_after_seconds_until_token(pauses: list[float], free: float) -> None:
-    """A caller that waits as long as the budget says gets a retry."""
+def test_spent_budget_has_a_retry_once_its_window_has_passed(pauses: list[float], free: float) -> None:
+    """Retries that were spent leave the budget with their window of time, and no new request is needed."""
     clock = FakeClock()
     budget = RetryBudget(RetryPolicy(budget_ratio=0.5, budget_min_per_second=free), clock)
     for pause_seconds in pauses:
@@ -419,19 +419,18 @@ def test_token_is_available_after_seconds_until_token(pauses: list[float], free:
         budget.record_request()
         while budget.try_spend():
             pass
-    seconds = budget.seconds_until_token()
-    assert seconds > 0
-    clock.advance(seconds + 1e-6)
-    assert budget.seconds_until_token() == 0.0
+    clock.advance(BUDGET_WINDOW_SECONDS * 1.1 + 1e-6)
     assert budget.try_spend()
 
 
-def test_empty_budget_never_has_a_token() -> None:
-    """Without ratio and minimum the time until a token is infinite."""
-    budget = RetryBudget(RetryPolicy(budget_ratio=0, budget_min_per_second=0), FakeClock())
-    budget.record_request()
-    assert not budget.try_spend()
-    assert budget.seconds_until_token() == math.inf
+def test_empty_budget_never_has_a_retry() -> None:
+    """Without ratio and minimum no time that passes makes one."""
+    clock = FakeClock()
+    budget = RetryBudget(RetryPolicy(budget_ratio=0, budget_min_per_second=0), clock)
+    for _ in range(3):
+        budget.record_request()
+        assert not budget.try_spend()
+        clock.advance(BUDGET_WINDOW_SECONDS)
 
 
 def test_threads_share_one_budget() -> None:
