@@ -183,7 +183,7 @@ class TritonClient:
     def open_model(self, model_name: str, *, wait_seconds: float = 0.0) -> RemoteModel:
         """The model, ready for requests; its caller closes it.
 
-        Where the server cannot be reached or the model is not ready yet, tries again for ``wait_seconds``: a
+        While the server cannot be reached or the model is not ready, tries again for ``wait_seconds``: a
         worker may start while its server restarts.
         """
         deadline = time.monotonic() + wait_seconds

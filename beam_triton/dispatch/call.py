@@ -49,7 +49,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Phase(Enum):
-    """Where a call is; the picture above shows how it gets there."""
+    """The states of a call; the picture above shows the changes between them."""
 
     NEW = "new"
     QUEUED = "queued"
@@ -355,7 +355,7 @@ class Call(_CallState):
             self._finish_with(self.context.endpoints.refusal_error(None, timeout_seconds))
 
     def cancel(self) -> None:
-        """Give up without calling ``on_done``: the bundle failed, nobody wants the answer."""
+        """Give up without calling ``on_done``: the bundle failed, and the answer is of no use."""
         self.phase = Phase.DONE
         self.is_throttled = False
         self.context.reactor.remove(self)

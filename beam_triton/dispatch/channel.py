@@ -23,8 +23,7 @@ ENDPOINT_SETS: SharedObjects[EndpointSetKey, EndpointSet] = SharedObjects(
 class CallOptions:
     """What all requests of one user have in common.
 
-    ``slot_bytes`` is the size of a request that takes one slot: a request of three times that takes three, so
-    that slots bound bytes, too.
+    A request takes a slot for each ``slot_bytes``, at least one: slots bound bytes as well as requests.
     """
 
     timeout_seconds: float

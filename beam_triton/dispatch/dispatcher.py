@@ -14,7 +14,7 @@ from beam_triton.dispatch.health import start_health_checks
 from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.dispatch.slots import POLL_AGAIN_SECONDS
 from beam_triton.transport.exchange import Exchange
-from beam_triton.transport.reactor import Reactor, current_reactor
+from beam_triton.transport.reactor import current_reactor
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Dispatcher(Generic[T]):
     """Keeps requests in flight; each has a ``token`` by which its owner recognises it.
 
-    Made and used on one thread, for one bundle. Nothing moves but in `submit`, `step`, `wait` and `drain`.
+    Made and used on one thread, for one bundle. Requests progress only in `submit`, `step`, `wait`, `drain`.
 
     Attributes:
         completed: calls that have ended, with their tokens, in the order of their ends; the owner removes
@@ -33,8 +33,7 @@ class Dispatcher(Generic[T]):
     def __init__(self, channel: Channel) -> None:
         self.completed: deque[tuple[T, Call]] = deque()
         self.throttled_seconds = 0.0
-        self._reactor: Reactor = current_reactor()
-        self._context = channel.context(self._reactor)
+        self._context = channel.context(current_reactor())
         self._slots = self._context.endpoints.slots
         self._calls: set[Call] = set()
 
@@ -58,11 +57,10 @@ class Dispatcher(Generic[T]):
         """
         slots = max(1, request.content_length // self._context.options.slot_bytes)
         if self._context.endpoints.any_breaker_open:
-            # Where no request waits for them (others are healthy, or requests fail at once), nothing else
-            # checks.
+            # Nothing else checks them unless a request waits: others are healthy, or requests fail at once.
             start_health_checks(self._context)
         if not self._slots.try_take(slots):
-            self._slots.take(slots, self._reactor, self._wait_for_slot)
+            self._slots.take(slots, self._context.reactor, self._wait_for_slot)
         call = Call(
             self._context,
             token,
@@ -81,7 +79,7 @@ class Dispatcher(Generic[T]):
     def step(self) -> None:
         """Do what can be done without waiting."""
         if self._calls:
-            self._reactor.step(0.0)
+            self._context.reactor.step(0.0)
 
     def wait(self) -> None:
         """Do what can be done, and wait until something happens on this reactor."""
@@ -90,7 +88,7 @@ class Dispatcher(Generic[T]):
     def drain(self) -> None:
         """Wait until nothing is in flight."""
         while self._calls:
-            self._wait_until(math.inf)
+            self.wait()
 
     def cancel(self) -> None:
         """Abandon everything in flight: close its connections, release its slots. May be called twice."""
@@ -111,6 +109,6 @@ class Dispatcher(Generic[T]):
     def _wait_until(self, latest: float) -> None:
         throttled = any(call.is_throttled for call in self._calls)
         started = time.monotonic()
-        self._reactor.step(latest)
+        self._context.reactor.step(latest)
         if throttled:
             self.throttled_seconds += time.monotonic() - started

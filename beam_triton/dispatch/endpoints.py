@@ -137,7 +137,7 @@ class EndpointSet:
     ) -> float:
         """How long an attempt at the last endpoint of ``tried`` may take.
 
-        Where another endpoint is healthy, a silent one is given up after half of the time that remains,
+        If another endpoint is healthy, a silent one is given up after half of the time that remains,
         unless answers usually take so long that half would be too little to call it hung.
         """
         latencies = [endpoint.limit.usual_latency_seconds for endpoint in self.endpoints]
@@ -164,7 +164,7 @@ class EndpointSet:
         self.waiting_for_admission.wake_next()
 
     def refusal_error(self, open_seconds: float | None, waited_seconds: float) -> TritonError:
-        """The error of a request that was refused, as `Refusal` has it, for so long that it was not sent."""
+        """The error of a request that was never sent: it was refused, as in `Refusal`, until it gave up."""
         if open_seconds is not None:
             waited = f" after {waited_seconds:g} s of waiting" if waited_seconds else ""
             return CircuitOpenError(

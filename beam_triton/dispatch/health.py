@@ -29,7 +29,7 @@ _MAX_ANSWER_BYTES = 1_048_576
 def start_health_checks(context: CallContext) -> None:
     """Check each endpoint whose breaker is open and lets this caller be the one to check.
 
-    The breakers see to it that a process makes few checks in all.
+    The breakers keep the checks of a process few.
     """
     options = context.options
     timeout_seconds = min(options.timeout_seconds, _MAX_CHECK_SECONDS)

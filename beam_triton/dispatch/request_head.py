@@ -19,7 +19,7 @@ HEADERS_GRACE_SECONDS = 10.0
 
 # Secrets are read again after this time, so that a rotated token is noticed.
 _HEADERS_FRESH_SECONDS = 1.0
-# Bodies of many kinds would each have a head of their own.
+# Each kind of body has a head of its own.
 _MAX_HEADS = 256
 
 
@@ -42,9 +42,9 @@ class _Reading(NamedTuple):
 class HeadWriter:
     """Writes request heads, and caches the part that does not change from one request to the next.
 
-    Headers are read again after a second, at the next request. Where that fails although it succeeded before,
+    Headers are read again after a second, at the next request. If that fails although it succeeded before,
     the last good ones stay in use for another `HEADERS_GRACE_SECONDS`: a file that is being rewritten is
-    missing or empty for a moment, and no request need fail for it.
+    missing or empty for a moment, which no request should fail for.
 
     Args:
         headers: gives the user's own headers, credentials resolved.
@@ -84,9 +84,9 @@ class HeadWriter:
     def is_outdated(self, url: EndpointUrl, request: HttpRequest, head: Buffer) -> bool:
         """Whether headers that are read now make another head than ``head``, the first of `parts`.
 
-        A request that a server refused as not authorized is worth sending again if its secret has been
-        rotated since. Headers that differ at each reading are always outdated, so the caller bounds how often
-        it asks. False where they cannot be read: the server's refusal says more then.
+        A request that a server refused as not authorized may succeed once its secret has been rotated.
+        Headers that differ at each reading are always outdated, so the caller bounds how often it asks. False
+        if they cannot be read: the server's refusal is the better error then.
         """
         self.forget()
         try:

@@ -1,8 +1,8 @@
 """``max_concurrent_requests``: the slots of a process, and the queues of those that wait for something to be
 free.
 
-A woken queue entry must use what became free or wake the next one; otherwise the wake-up is lost to everybody
-behind it.
+A woken queue entry must use what became free or wake the next one; otherwise the wake-up is lost for all
+entries behind it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class QueueEntry:
     def join(self) -> bool:
         """Join the queue; False if the entry is in it already.
 
-        What became free earlier has woken nobody: look once more after joining.
+        What became free just before woke no entry: look once more after joining.
         """
         if self._wake is not None:
             return False
@@ -72,7 +72,7 @@ class QueueEntry:
         return True
 
     def leave(self) -> None:
-        """Leave the queue, or pass a wake-up on that has come meanwhile."""
+        """Leave the queue, or pass on a wake-up that has come in between."""
         wake, self._wake = self._wake, None
         if wake is not None and not self._queue.leave(wake):
             self._queue.wake_next()

@@ -39,8 +39,8 @@ class CircuitBreakerPolicy(Options):
         window_seconds: how long an outcome counts. Older ones do not, so a long good time cannot hide a bad
             minute.
         open_seconds: how long nothing is sent before the server is probed.
-        half_open_requests: how many requests probe at a time; so many successes close the breaker,
-            one failure opens it again.
+        half_open_requests: how many requests probe at a time; as many successes close the breaker, one
+            failure opens it again.
         when_open: ``"wait"`` holds requests until the server is healthy again, and also, outside their
             deadlines, those that it is too busy for; ``"fail"`` fails them at once with ``CircuitOpenError``,
             and lets overload count against the deadline.
@@ -71,7 +71,7 @@ class CircuitBreakerPolicy(Options):
 
 
 class State(Enum):
-    """What the breaker does with requests: lets all, none, or a few pass."""
+    """Closed lets all requests pass, open none, half-open a few."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -135,7 +135,7 @@ class CircuitBreaker:
         return permit
 
     def seconds_until_probe(self) -> float:
-        """How long to wait before `try_acquire` is worth calling: 0 when a permit is available."""
+        """How long `try_acquire` will give no permit: 0 when one is available."""
         with self._lock:
             if self._state is State.OPEN:
                 return max(0.0, self._opened_at + self._policy.open_seconds - self._clock())

@@ -1,4 +1,4 @@
-"""The adaptive limit of requests in flight: lower when the server is overloaded, higher again when it copes.
+"""The adaptive limit of requests in flight: lower when the server is overloaded, higher again when it is not.
 
 Two signals shrink the limit:
 
@@ -99,8 +99,8 @@ class ConcurrencyLimit:
     def on_overload(self, latency_seconds: float | None = None) -> None:
         """The server refused a request because it is overloaded.
 
-        ``latency_seconds``, the time since the request was sent, tells a new refusal from one of a burst that
-        the limit has shrunk for already; without it, the usual latency is taken.
+        ``latency_seconds`` is the time since the request was sent, by default the usual latency: refusals of
+        a burst for which the limit has shrunk already change nothing.
         """
         with self._lock:
             now = self._clock()
@@ -138,7 +138,7 @@ class ConcurrencyLimit:
 
 
 class _Trial(NamedTuple):
-    """A decrease that stays if at least so many requests per second keep succeeding."""
+    """A decrease that stays if at least ``needed_per_second`` requests keep succeeding."""
 
     limit_before: float
     needed_per_second: float

@@ -91,7 +91,7 @@ class Limits(NamedTuple):
     """How far repeating may go.
 
     Attributes:
-        remaining_seconds: what is left until the request's deadline.
+        remaining_seconds: until the request's deadline.
         hold_seconds: how long the request may still be held outside its deadline; 0 for not at all.
         max_retries: instead of the policy's.
         max_server_error_retries: instead of the policy's.
@@ -113,7 +113,7 @@ class EndpointView(NamedTuple):
         is_healthy: its circuit breaker is closed.
         has_alternative: another endpoint is healthy, and has not failed this request yet.
         any_tried_unhealthy: an endpoint that failed this request is known to be unhealthy.
-        overload_streak: round trips in a row in which this endpoint was overloaded for everybody.
+        overload_streak: round trips in a row in which this endpoint was overloaded, for all of its callers.
         has_new_credentials: it refused credentials that have been replaced since.
     """
 
@@ -261,8 +261,8 @@ def _retry_delay(
 ) -> float | None:
     """The backoff before a retry; None where the error has used up its retries, or the deadline is too near.
 
-    A backoff that would use up the deadline is cut to half of what is left, so that a server that comes back
-    in time is found.
+    A backoff that would use up the deadline is cut to half of the time that is left, to find a server that
+    comes back in time.
     """
     if isinstance(error, ModelExecutionError):
         server_errors = sum(isinstance(earlier, ModelExecutionError) for earlier in history.errors)

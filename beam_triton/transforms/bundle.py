@@ -91,7 +91,7 @@ class ArrayBatch(ElementBatch):
         return True
 
     def take(self) -> ElementBatch:
-        """What has been collected; an empty batch begins."""
+        """The collected batch; an empty one begins."""
         batch = ElementBatch(self.windowed_values, self.tensors, self.indices)
         self.windowed_values, self.tensors, self.indices = [], [], []
         return batch

@@ -30,14 +30,13 @@ class TritonInferenceDoFn(ModelDoFn):
             `beam_triton.transforms.results.Failure`); otherwise the first one fails the bundle.
         options: the keyword arguments that `InferenceOptions` describes.
 
-    An element is an array-like (a model with one input), a mapping or row of input name to
-    array-like, or ``(key, element)``; shapes have no batch dimension. An output is a
-    ``PredictionResult(example, inference, model_id)``, keyed as the element was, with the element's
-    own timestamp, windows and pane. ``inference`` maps output names to arrays that are views of the
-    whole batch's answer: copy what you keep for long.
+    An element is an array-like (a model with one input), a mapping or row of input name to array-like, or
+    ``(key, element)``; shapes have no batch dimension. An output is a ``PredictionResult(example, inference,
+    model_id)``, keyed as the element was, with the element's own timestamp, windows and pane. ``inference``
+    maps output names to arrays that are views of the whole batch's answer: copy what you keep for long.
 
     ``setup`` asks the server for the model's inputs, outputs and batch limit, and takes a reference to the
-    shared session. Where the server cannot be reached it keeps trying for ``timeout_seconds``, or for the
+    shared session. If the server cannot be reached it keeps trying for ``timeout_seconds``, or for the
     breaker's ``max_wait_seconds`` where the process uses the model already. ``teardown`` releases the
     reference, as does the garbage collection of a DoFn that was never torn down.
 

@@ -44,9 +44,9 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
     yield it.
 
     Batches are Beam's, and larger than a request: ``max_concurrent_requests`` requests of
-    ``batching.max_batch_size`` elements, so that they are in flight together. Where neither that nor
+    ``batching.max_batch_size`` elements, so that they are in flight together. If neither that nor
     ``model_spec`` determines the size of a request, Beam finds the size of its batches itself, between 1 and
-    10,000. With ``batching.linger_seconds`` Beam collects batches across bundles for so long, in its state
+    10,000. With ``batching.linger_seconds`` Beam collects batches across bundles for that long, in its state
     (``max_batch_duration_secs``).
 
     ``RunInference(handler, inference_args={…})`` sends request parameters, over those of

@@ -57,7 +57,7 @@ class Attempt(_AttemptState):
     Attributes, once it has ended:
         exchange: holds the answer, where ``error`` is ``None``.
         error: why there is no answer. ``was_stale`` is set on the error of a reused connection that the
-            server had closed while it was idle: the same request on another connection is due, and no retry.
+            server had closed while it was idle: sending the request again is not a retry.
         has_opened, has_reused: how it got its connection, if it did.
         has_waited: the pool's limits made it queue.
     """

@@ -61,7 +61,7 @@ class ConnectionPoolConfig(Options):
 
     @classmethod
     def for_requests(cls, max_concurrent_requests: int, timeout_seconds: float) -> ConnectionPoolConfig:
-        """The defaults, adapted to so many requests in flight, of so many seconds each.
+        """The defaults, adapted to the number of requests in flight and to their timeout.
 
         As many connections, idle ones too, as requests: fewer would be closed at the end of every bundle and
         opened again in the next one. The connect timeout is at most half of a request's.

@@ -169,7 +169,7 @@ def _connect_error(error: BaseException, origin: Origin, timeout_seconds: float)
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            # A server that is being stopped does this, too: another attempt may succeed.
+            # A server that is being stopped does this as well: another attempt may succeed.
             return ConnectError(f"{origin} ended the connection within the TLS handshake: does it speak TLS?")
         if isinstance(cause, ssl.SSLError):
             reason = str(cause)

@@ -118,8 +118,8 @@ class Exchange:
         except ssl.SSLWantReadError:
             return WANT_READ
         except OSError:
-            # A server that refuses the request early may answer and then reset: its answer is worth more than
-            # the reset, and where there is none, receiving fails.
+            # A server that refuses the request early may answer and then reset: its answer says more than
+            # the reset, and if there is none, receiving fails.
             pass
         self._sending = False
         return 0
@@ -266,7 +266,7 @@ class Exchange:
 def _head_end(data: bytes, start: int) -> tuple[int, int]:
     """The end of the head that begins at ``start`` (-1: not complete), and the start of its body."""
     end = data.find(b"\n\r\n", start)
-    # RFC 9112 section 2.2: a lone LF ends a line, too.
+    # RFC 9112 section 2.2: a lone LF ends a line as well.
     bare = data.find(b"\n\n", start, end + 1 if end >= 0 else len(data))
     return (end, end + 3) if bare < 0 else (bare, bare + 2)
 

@@ -92,7 +92,7 @@ class PoolStatistics:
 
 @dataclass
 class _Decision:
-    """What was decided under the lock and is carried out outside it.
+    """Decided under the lock, carried out outside it.
 
     An acquisition is in the list of the state that it was given: its owner may cancel it in the meantime, and
     its share of ``max_total`` must not be forgotten.
@@ -199,7 +199,7 @@ class ConnectionPool:
     def abort(self, connection: PooledConnection) -> None:
         """Close a connection in the middle of an exchange, so that the server notices at once.
 
-        An ordinary close first delivers what the kernel still holds of the request, which never ends where
+        An ordinary close first delivers the rest of the request from the kernel's buffer, which never ends if
         the server does not read.
         """
         with contextlib.suppress(OSError):

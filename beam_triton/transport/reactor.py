@@ -22,8 +22,8 @@ from typing import Protocol
 
 # A poll's timeout has to fit 32 bits of milliseconds.
 _LONGEST_POLL_SECONDS = 60.0
-# A thread with elements to take steps without waiting, thousands of times a second: checking every timer each
-# time would cost more than a timer's being this late.
+# While a bundle takes elements, its thread steps thousands of times a second without waiting: checking every
+# timer each time costs more than firing a timer this late.
 _CHECK_TIMERS_EVERY_SECONDS = 0.002
 
 
@@ -36,7 +36,7 @@ class Timer(Protocol):
 
 
 class SocketTask(Timer, Protocol):
-    """A timer that waits for a socket as well."""
+    """A timer that also waits for a socket."""
 
     def on_io(self) -> None: ...
 

@@ -1,10 +1,10 @@
 """Reference counts of what all users of a process share; they may drop to zero and come back.
 
 A count goes 1 → 0 → 1 as Beam tears idle DoFns down and sets others up in mid-job, on any thread. Objects are
-closed outside the table's lock, so that a slow close delays nobody else.
+closed outside the table's lock, so that a slow close delays no other user.
 
 The garbage collector may release a reference, and runs anywhere, even on a thread that holds the table's
-lock: releasing never waits for the lock. Where the lock is taken, its holder processes the release.
+lock: releasing never waits for the lock. If the lock is taken, its holder processes the release.
 """
 
 from __future__ import annotations
