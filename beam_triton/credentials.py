@@ -83,7 +83,10 @@ def resolve(secret: Secret, what: str = "the secret") -> str:
     if callable(secret):
         value = _call(secret, what)
     elif secret.startswith(_ENVIRONMENT):
-        value = _read_environment(secret.removeprefix(_ENVIRONMENT), what)
+        name = secret.removeprefix(_ENVIRONMENT)
+        if name not in os.environ:
+            raise ConfigurationError(f"{what}: the environment variable {name} is not set on this worker")
+        value = os.environ[name]
     elif secret.startswith(_FILE):
         value = _read_file(secret.removeprefix(_FILE), what)
     else:
@@ -141,13 +144,6 @@ def _call(secret: Callable[[], str], what: str) -> str:
         raise ConfigurationError(
             f"{what}: {describe(secret)} returned a {type(value).__name__}, not a string"
         )
-    return value
-
-
-def _read_environment(name: str, what: str) -> str:
-    value = os.environ.get(name)
-    if value is None:
-        raise ConfigurationError(f"{what}: the environment variable {name} is not set on this worker")
     return value
 
 

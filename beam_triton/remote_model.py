@@ -33,8 +33,6 @@ from beam_triton.protocol import (
 from beam_triton.protocol.paths import SERVER_READY, infer_path, model_ready_path
 from beam_triton.transport.exchange import Exchange
 
-_JSON_LENGTH = "inference-header-content-length"
-
 
 class RemoteModel:
     """A model that takes requests; holds references to the process's shared resources.
@@ -134,7 +132,7 @@ class RemoteModel:
         encoding = head.get("content-encoding")
         if encoding is not None and encoding.lower() != "identity":
             body = memoryview(decompress(body, encoding.lower(), max_bytes=self._max_response_bytes))
-        length = head.get(_JSON_LENGTH)
+        length = head.get("inference-header-content-length")
         if length is not None and not (length.isascii() and length.isdigit() and len(length) < 16):
             raise RemoteProtocolError(
                 f"model {self.spec.name!r}: the answer's Inference-Header-Content-Length is {length[:60]!r}, "

@@ -60,7 +60,9 @@ class Dispatcher(Generic[T]):
             # Nothing else checks them unless a request waits: others are healthy, or requests fail at once.
             start_health_checks(self._context)
         if not self._slots.try_take(slots):
-            self._slots.take(slots, self._context.reactor, self._wait_for_slot)
+            self._slots.take(
+                slots, self._context.reactor, lambda: self._wait_until(time.monotonic() + POLL_AGAIN_SECONDS)
+            )
         call = Call(
             self._context,
             token,
@@ -102,9 +104,6 @@ class Dispatcher(Generic[T]):
         self._calls.discard(call)
         self._slots.release(call.slots)
         self.completed.append((call.token, call))
-
-    def _wait_for_slot(self) -> None:
-        self._wait_until(time.monotonic() + POLL_AGAIN_SECONDS)
 
     def _wait_until(self, latest: float) -> None:
         throttled = any(call.is_throttled for call in self._calls)

@@ -87,6 +87,8 @@ class CircuitBreaker:
 
     ``on_change(old, new)`` is called after each change of state, on the thread that caused it and outside the
     lock: close changes on several threads may be reported out of order.
+
+    ``state`` is that of the last call: an open breaker turns half-open at the next `try_acquire`.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class CircuitBreaker:
         self._clock = clock
         self._on_change = on_change
         self._lock = Lock()
-        self._state = State.CLOSED
+        self.state = State.CLOSED
         # Counts the changes of state. The outcome of an earlier epoch belongs to a time that has been judged.
         self._epoch = 0
         self._successes = SlidingCount(policy.window_seconds)
@@ -113,20 +115,15 @@ class CircuitBreaker:
         self._unreachable_limit = unreachable_limit or policy.minimum_requests
         self._unreachable_in_a_row = 0
 
-    @property
-    def state(self) -> State:
-        """The state as of the last call; an open breaker turns half-open at the next `try_acquire`."""
-        return self._state
-
     def try_acquire(self) -> int | None:
         """A permit to send one request, to be handed to `record`; None while the request has to wait."""
         with self._lock:
-            old = self._state
+            old = self.state
             if old is State.CLOSED:
                 return self._epoch
             if old is State.OPEN and self._clock() >= self._opened_at + self._policy.open_seconds:
                 self._enter(State.HALF_OPEN)
-            new = self._state
+            new = self.state
             permit = None
             if new is State.HALF_OPEN and self._has_probe_left():
                 self._probes_out += 1
@@ -137,9 +134,9 @@ class CircuitBreaker:
     def seconds_until_probe(self) -> float:
         """How long `try_acquire` will give no permit: 0 when one is available."""
         with self._lock:
-            if self._state is State.OPEN:
+            if self.state is State.OPEN:
                 return max(0.0, self._opened_at + self._policy.open_seconds - self._clock())
-            if self._state is State.HALF_OPEN and not self._has_probe_left():
+            if self.state is State.HALF_OPEN and not self._has_probe_left():
                 return _PROBES_OUT_WAIT_SECONDS
             return 0.0
 
@@ -151,7 +148,7 @@ class CircuitBreaker:
         """
         interval = self._policy.health_check_interval_seconds
         with self._lock:
-            if interval is None or self._state is not State.OPEN:
+            if interval is None or self.state is not State.OPEN:
                 return False
             now = self._clock()
             if now < self._next_health_check:
@@ -165,10 +162,10 @@ class CircuitBreaker:
         Readiness alone never closes the breaker: a ready server may hold a model that fails.
         """
         with self._lock:
-            old = self._state
+            old = self.state
             if old is State.OPEN:
                 self._enter(State.HALF_OPEN)
-            new = self._state
+            new = self.state
         self._notify(old, new)
 
     def record(self, permit: int, healthy: bool | None, *, unreachable: bool = False) -> None:
@@ -180,13 +177,13 @@ class CircuitBreaker:
             unreachable: the failure found no server, rather than a model that fails.
         """
         with self._lock:
-            old = self._state
+            old = self.state
             if permit == self._epoch:
                 if old is State.HALF_OPEN:
                     self._record_probe(healthy)
                 elif healthy is not None:
                     self._count(healthy, unreachable)
-            new = self._state
+            new = self.state
         self._notify(old, new)
 
     def _has_probe_left(self) -> bool:
@@ -224,7 +221,7 @@ class CircuitBreaker:
             self._enter(State.OPEN)
 
     def _enter(self, state: State) -> None:
-        self._state = state
+        self.state = state
         self._epoch += 1
         self._probes_out = 0
         self._probes_succeeded = 0

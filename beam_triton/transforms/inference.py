@@ -23,12 +23,9 @@ _MAIN_TAG = "results"
 class TritonInferenceDoFn(ModelDoFn):
     """Scores elements in batches, many requests in flight, on connections that the process shares.
 
-    Args:
-        endpoint: URL of the server, or a list of them.
-        model_name: the model.
-        with_exception_handling: elements that fail leave as outputs tagged ``failures`` (see
-            `beam_triton.transforms.results.Failure`); otherwise the first one fails the bundle.
-        options: the keyword arguments that `InferenceOptions` describes.
+    The arguments are those of `TritonInference`, and ``with_exception_handling``: elements that fail leave as
+    outputs tagged ``failures`` (see `beam_triton.transforms.results.Failure`); otherwise the first one fails
+    the bundle.
 
     An element is an array-like (a model with one input), a mapping or row of input name to array-like, or
     ``(key, element)``; shapes have no batch dimension. An output is a ``PredictionResult(example, inference,

@@ -323,12 +323,9 @@ class ConnectionPool:
             self._expired += 1
 
     def _make_room(self, evicted: list[PooledConnection]) -> bool:
-        if self._total < self.config.max_total:
-            return True
-        if not self._idle:
-            return False
-        self._close_oldest(evicted)
-        return True
+        if self._total >= self.config.max_total and self._idle:
+            self._close_oldest(evicted)
+        return self._total < self.config.max_total
 
     def _carry_out(self, decision: _Decision, acquired_here: Acquisition | None = None) -> None:
         for connection in decision.surplus:

@@ -14,6 +14,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 _logger = logging.getLogger(__name__)
@@ -50,13 +51,11 @@ class Lease(Generic[V]):
             self._table._process_releases()
 
 
+@dataclass(eq=False)
 class _Entry(Generic[V]):
-    __slots__ = ("count", "pid", "value")
-
-    def __init__(self, value: V) -> None:
-        self.value = value
-        self.count = 0
-        self.pid = os.getpid()
+    value: V
+    count: int = 0
+    pid: int = field(default_factory=os.getpid)
 
 
 class SharedObjects(Generic[K, V]):

@@ -12,7 +12,7 @@ import io
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 import requests
@@ -143,34 +143,27 @@ def _total_seconds(timeout: float | tuple[float | None, float | None] | None) ->
     return max((float(value) for value in given if value is not None), default=_DEFAULT_TIMEOUT_SECONDS)
 
 
-class SessionKey(NamedTuple):
-    """Users that agree on these share connections."""
-
-    pool: ConnectionPoolConfig
-    tls: TlsConfig
-
-
-def _make_session(key: SessionKey) -> requests.Session:
+def _make_session(key: tuple[ConnectionPoolConfig, TlsConfig]) -> requests.Session:
     session = requests.Session()
     # Proxies, netrc and CA bundles from the environment cost 250 us a request, and surprise users on workers.
     session.trust_env = False
     session.headers.clear()
     # requests' default would have Triton gzip every answer, ten times slower.
     session.headers["Accept-Encoding"] = "identity"
-    adapter = PooledAdapter(key.pool, key.tls)
+    adapter = PooledAdapter(*key)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session
 
 
-SESSIONS: SharedObjects[SessionKey, requests.Session] = SharedObjects(
+SESSIONS: SharedObjects[tuple[ConnectionPoolConfig, TlsConfig], requests.Session] = SharedObjects(
     "session", _make_session, requests.Session.close, first_and_last_level=logging.INFO
 )
 
 
 def acquire_session(pool: ConnectionPoolConfig, tls: TlsConfig) -> Lease[requests.Session]:
-    """A reference to the session of this configuration; the last release closes all its sockets."""
-    return SESSIONS.acquire(SessionKey(pool, tls))
+    """A reference to the session that equal configurations share; the last release closes its sockets."""
+    return SESSIONS.acquire((pool, tls))
 
 
 def session_pool(session: requests.Session) -> ConnectionPool:
