@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from beam_triton.dispatch.endpoints import EndpointSet, EndpointSetKey
 from beam_triton.dispatch.request_head import HeadWriter
@@ -32,7 +31,8 @@ class CallOptions:
     health_paths: tuple[str, ...] = ()
 
 
-class CallContext(NamedTuple):
+@dataclass(frozen=True)
+class CallContext:
     """What the calls of one bundle have in common: shared objects, and the thread that drives the calls."""
 
     reactor: Reactor
