@@ -96,7 +96,7 @@ def test_fewer_than_minimum_requests_do_not_open_the_breaker() -> None:
 
 
 def test_old_successes_do_not_hide_failures() -> None:
-    """After hours of success a sick server is noticed as fast as ever."""
+    """After hours of success a failing server is noticed as fast as ever."""
     clock = FakeClock()
     breaker = CircuitBreaker(POLICY, clock)
     for _ in range(100):

@@ -78,10 +78,10 @@ def owner() -> Iterator[tuple[Owner, FaultServer]]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 100])
-@pytest.mark.parametrize("guilty", [(), (0,), (1,), (0, 1), (5, 6, 50)])
-def test_each_element_is_scored_or_failed_once(size: int, guilty: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("bad_indices", [(), (0,), (1,), (0, 1), (5, 6, 50)])
+def test_each_element_is_scored_or_failed_once(size: int, bad_indices: tuple[int, ...]) -> None:
     """The bad elements fail, all others are scored, in as few requests as bisection takes."""
-    numbers = [-n - 1 if n in guilty else n for n in range(size)]
+    numbers = [-n - 1 if n in bad_indices else n for n in range(size)]
     bad = [n for n in numbers if n < 0]
     with owner() as (one, server):
         one.batches.send(numbers)
