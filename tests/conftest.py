@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from hypothesis import settings
 
 from tests.support.nginx import nginx_binary
 
 _NO_NGINX = "need nginx, which is not installed (Debian: apt-get install nginx-light)"
 _LONG = "are long chaos runs (run them with --long)"
+
+
+# A busy machine takes longer for an example now and then, which says nothing about the code.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
