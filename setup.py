@@ -43,8 +43,8 @@ setup(
         "urllib3>=2.2",
     ],
     extras_require={
-        # `make demo`: Parquet in and out, and the picture.
-        "demo": ["matplotlib", "pyarrow"],
+        # `make demo`: the picture.
+        "demo": ["matplotlib"],
         # For the fixtures fake_triton and local_triton.
         "test": ["pytest>=7"],
         # This project's own tests, benchmarks and documentation.

@@ -1,13 +1,7 @@
-"""Score the rows of files on a model of a Triton Inference Server.
+"""Score the rows of files on a model of a Triton Inference Server: ``python -m beam_triton score``.
 
-::
-
-    python -m beam_triton score --files 'data/*.csv' --endpoint http://triton:8000 --model digits \\
-        --input image=p0:p63 --keep id --output out/results.jsonl
-
-``--help`` lists all options; Beam's own, ``--runner`` first of all, work beside them. Exit codes: 0 when
-every row has a result or is among the failures, 1 when the job failed or ``--max_failures`` was passed, 2 for
-wrong use.
+Exit codes: 0 when every row has a result or is among the failures, 1 when the job failed or more rows failed
+than ``--max_failures``, 2 for wrong use, 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -17,183 +11,206 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
-from beam_triton.errors import ConfigurationError, TritonError
-from beam_triton.score.job_options import ScoreJob, counts_here, parse_options, runs_here
-from beam_triton.score.job_report import ProgressLine, Summary
-from beam_triton.score.launch_checks import ask_model, check_endpoint, check_job, check_outputs, find_files
-from beam_triton.score.result_writing import (
-    TableSink,
-    discard_temporary_files,
-    empty_results,
-    failure_table,
-    result_table,
-)
-from beam_triton.score.row_steps import (
-    BLOCKS,
-    FAILURES,
-    RESULTS,
-    LimitFailures,
-    ReadRows,
-    ScoreBlocks,
-    ServedModel,
-)
+from beam_triton.credentials import redact_url
+from beam_triton.errors import ConfigurationError, TransportError, TritonError
+from beam_triton.score import row_steps
+from beam_triton.score.column_arrays import ColumnArrays
+from beam_triton.score.file_reading import CorruptFileError, Piece, RowBlock, match_files
+from beam_triton.score.input_columns import list_columns
+from beam_triton.score.job_options import ScoreJob, parse_options, runner_of, runs_here
+from beam_triton.score.job_report import counts_of, progress_lines, summary
+from beam_triton.score.result_writing import ColumnSink, check_fields, failure_columns, result_columns
 from beam_triton.testing import LocalTriton
 
-_INTERRUPTED = "interrupted; no result was written"
+_logger = logging.getLogger(__name__)
 
 
-def build(pipeline: beam.Pipeline, job: ScoreJob, model: ServedModel) -> None:
+def build(pipeline: beam.Pipeline, job: ScoreJob, model: row_steps.ServedModel) -> None:
     """Add the job's steps to a pipeline."""
-    rows = pipeline | "Read" >> ReadRows(job.given.files, job.source, job.selection, model)
-    scoring = beam.ParDo(ScoreBlocks(model, job.selection))
-    scored = rows[BLOCKS] | "Score" >> scoring.with_outputs(FAILURES, main=RESULTS)
-    failures = (rows[FAILURES], scored[FAILURES]) | "AllFailures" >> beam.Flatten()
-    results = scored[RESULTS]
+    rows = pipeline | "Read" >> row_steps.ReadRows(job.given.files, job.source, job.selection, model)
+    scoring = beam.ParDo(row_steps.ScoreBlocks(model, job.selection))
+    results, failed = rows[row_steps.BLOCKS] | "Score" >> scoring.with_outputs(
+        row_steps.FAILURES, main=row_steps.RESULTS
+    )
+    failures = (rows[row_steps.FAILURES], failed) | "AllFailures" >> beam.Flatten()
     if job.given.max_failures is not None:
-        failures |= "LimitFailures" >> beam.ParDo(LimitFailures(job.given.max_failures))
-        # Nothing comes of it, and results are put in place when all of it has come.
+        failures |= "LimitFailures" >> beam.ParDo(row_steps.LimitFailures(job.given.max_failures))
+        # An empty input of the results: without it they could be in place before the limit ends the job.
         after = failures | "AfterFailures" >> beam.FlatMap(lambda failure: ())
         results = (results, after) | "Results" >> beam.Flatten()
-    to_table = partial(result_table, keep=job.keep, with_origin=job.given.with_origin)
-    empty = partial(empty_results, model, outputs=job.outputs, with_origin=job.given.with_origin)
-    sink = TableSink(job.output, to_table, counter="results_written", empty=empty)
-    _ = results | "WriteResults" >> beam.io.Write(sink)
-    sink = TableSink(job.failures, failure_table, counter="failures_written")
-    _ = failures | "WriteFailures" >> beam.io.Write(sink)
+    to_columns = partial(result_columns, keep=job.keep, with_origin=job.given.with_origin)
+    _ = results | "WriteResults" >> beam.io.Write(ColumnSink(job.output, to_columns, "results"))
+    _ = failures | "WriteFailures" >> beam.io.Write(ColumnSink(job.failures, failure_columns, "failures"))
 
 
-def run(options: PipelineOptions, job: ScoreJob) -> Summary | None:
-    """Check the job against its files and its model, run it and wait for its end.
+def run(options: PipelineOptions, job: ScoreJob) -> str:
+    """Check the job against its files and its model, run it, and print its summary.
 
-    The summary is None when there is nothing to wait for: a template was written, or the runner does not
-    wait. Raises ConfigurationError for wrong use, and what the runner raises for a job that fails.
+    Returns what is wrong with the counts, or an empty text. Raises ConfigurationError for wrong use, and the
+    runner's error for a job that fails.
     """
     is_local = runs_here(options)
+    is_template = bool(options.view_as(GoogleCloudOptions).template_location)
+    # Dataflow's workers are in another network, and read files that this machine may have no key for.
+    can_look = not is_template and runner_of(options) != "dataflow"
     try:
         pipeline = beam.Pipeline(options=options)
+        files = match_files(job.given.files) if can_look else []
+        for path, _ in files:
+            job.source.format_of(path)
+        check_outputs(job, [path for path, _ in files] or job.given.files)
     except (ValueError, ImportError) as error:
-        # Beam's options contradict each other, or name a runner that is not there.
+        # Contradictory options, or a runner or a FileSystem that is not installed.
         raise ConfigurationError(str(error)) from error
-    if not is_local:
-        check_endpoint(job)
-    files = find_files(job) if _can_look(options) else []
-    check_outputs(job, [path for path, _ in files] or job.given.files)
     with _served(job, is_local) as model:
-        model = ask_model(model, must_answer=is_local) if _can_look(options) else model
+        if can_look:
+            try:
+                model = replace(model, spec=model.describe())
+            except TritonError as error:
+                if is_local or not isinstance(error, TransportError):
+                    raise ConfigurationError(error.message) from error
+                _logger.warning("not checked from here, the workers will ask the server: %s", error.message)
         check_job(job, model, [path for path, _ in files])
         build(pipeline, job, model)
-        return _run(pipeline, job, options, sum(size for _, size in files))
+        started_at, total_bytes = time.monotonic(), sum(size for _, size in files)
+        try:
+            with progress_lines(job.given.progress_seconds if is_local else 0, total_bytes):
+                result = pipeline.run()
+                if is_template:
+                    return ""
+                if not is_local:
+                    print(f"the job is running, see its runner's page ({result})", file=sys.stderr)
+                result.wait_until_finish()
+        except BaseException:
+            # A runner that fails does not delete the temporary files.
+            for target in (job.output, job.failures) if is_local else ():
+                with contextlib.suppress(BeamIOError):
+                    FileSystems.delete([f"{target.temporary_folder}/*", target.temporary_folder])
+            raise
+        seconds = time.monotonic() - started_at
+    counts, limit = counts_of(result.metrics()), job.given.max_failures
+    print(summary(counts, seconds, job.output.path, job.failures.path))
+    failures = counts["failures_written"]
+    if is_local and counts["rows_read"] != counts["results_written"] + failures:
+        return "rows in are not results plus failures; please report this table"
+    too_many = limit is not None and failures > limit
+    return f"{failures} rows failed, more than --max_failures={limit}" if too_many else ""
 
 
-def _run(
-    pipeline: beam.Pipeline, job: ScoreJob, options: PipelineOptions, total_bytes: int
-) -> Summary | None:
-    is_local = runs_here(options)
-    interval = job.given.progress_seconds if is_local else 0
-    started_at = time.monotonic()
-    try:
-        with ProgressLine(interval, total_bytes, counts_here=counts_here(options)):
-            result = pipeline.run()
-            if options.view_as(GoogleCloudOptions).template_location:
-                # A template is written, not run: its result has no job, and cannot even be printed.
-                return None
-            if not is_local:
-                print(f"the job runs; its runner's page says how far it is ({result})", file=sys.stderr)
-            result.wait_until_finish()
-    except BaseException:
-        if is_local:
-            discard_temporary_files(job.output)
-            discard_temporary_files(job.failures)
-        raise
-    return Summary.of(result.metrics(), time.monotonic() - started_at)
+def check_outputs(job: ScoreJob, files: Iterable[str]) -> None:
+    """Raise ConfigurationError where the results, the failures or an input file would be overwritten.
+
+    Raises ValueError for a path of a FileSystem that is not installed here.
+    """
+    if job.output.writes(job.failures.path) or job.failures.writes(job.output.path):
+        both = f"--output {job.output.path} and --failures {job.failures.path}"
+        raise ConfigurationError(f"{both} are the same file; one would overwrite the other")
+    for option, target in (("--output", job.output), ("--failures", job.failures)):
+        FileSystems.get_filesystem(target.path)
+        for path in filter(target.writes, files):
+            raise ConfigurationError(f"{option} {target.path} would overwrite {path}, which --files reads")
 
 
-def _can_look(options: PipelineOptions) -> bool:
-    # Dataflow's workers stand in another network and read files that this machine may not have a key to.
-    name = str(options.get_all_options(drop_default=True).get("runner", "")).lower()
-    return "dataflow" not in name and not options.view_as(GoogleCloudOptions).template_location
+def check_job(job: ScoreJob, model: row_steps.ServedModel, files: Sequence[str]) -> None:
+    """Compare the options with the model and with the first rows of the files, as far as they are known.
+
+    One file that fits is enough: rows of the others that do not fit become failures. Raises
+    ConfigurationError, with the model's inputs and the first file's columns.
+    """
+    spec = model.spec
+    names = [output.name for output in spec.outputs] if spec is not None else []
+    check_fields(job.keep, with_origin=job.given.with_origin, outputs=names)
+    if spec is None:
+        return
+    for name in job.outputs or ():
+        if names and name not in names:
+            raise ConfigurationError(f"model {spec.name!r} has no output {name!r}; {spec.describe()}")
+    arrays = ColumnArrays(spec, job.selection.inputs)
+    errors: list[str] = []
+    for path in files:
+        known: list[str] = []
+        try:
+            for item in job.source.read(Piece(path), lambda names: names):
+                if isinstance(item, RowBlock):
+                    known = [spec.describe(), f"{path} has {list_columns(item.keys)}"]
+                    arrays.check(item)
+                    if item.names is not None:
+                        job.selection.check(item.names)
+                    return
+                if item.error == CorruptFileError.__name__:
+                    raise CorruptFileError(item.message)
+        except (CorruptFileError, ConfigurationError) as error:
+            errors.append("; ".join([error.message, *(text for text in known if text not in error.message)]))
+    if errors:
+        raise ConfigurationError(errors[0])
 
 
 @contextlib.contextmanager
-def _served(job: ScoreJob, is_local: bool) -> Iterator[ServedModel]:
+def _served(job: ScoreJob, is_local: bool) -> Iterator[row_steps.ServedModel]:
+    if not is_local:
+        if not job.endpoint:
+            raise ConfigurationError("--endpoint is needed: other machines cannot reach a server on this one")
+        for url in filter(lambda url: "@" in url, job.endpoint):
+            raise ConfigurationError(
+                f"--endpoint {redact_url(url)} holds a password, which the job's page would show; "
+                f"give a token by reference, --auth_token env:NAME or file:PATH"
+            )
     if job.endpoint:
         if not job.given.model:
-            raise ConfigurationError("--model is needed: the name of the model that the server has")
+            raise ConfigurationError("--model is needed: the name of the model on the server")
         yield job.served(job.endpoint, job.given.model)
         return
     repository = job.model_repository
-    if not is_local:
-        raise ConfigurationError("--endpoint is needed: other machines cannot reach a server on this one")
-    if repository is None:
-        raise ConfigurationError("--endpoint is needed, or --model_repository for a server on this machine")
-    if not repository.is_dir():
-        raise ConfigurationError(f"--model_repository {repository} is no folder")
+    if repository is None or not repository.is_dir():
+        raise ConfigurationError(f"--endpoint is needed, or --model_repository: {repository} is no folder")
     models = [entry.name for entry in repository.iterdir() if (entry / "config.pbtxt").exists()]
     if not job.given.model and len(models) != 1:
         raise ConfigurationError(f"--model is needed: {repository} does not hold exactly one model")
     print(f"starting a Triton server on this machine, with the models of {repository}", file=sys.stderr)
-    with LocalTriton(repository) as triton:
-        try:
-            yield job.served([triton.endpoint], job.given.model or models[0])
-        finally:
-            # Nothing is in flight any more, and an orderly end takes seconds.
-            triton.kill()
+    # No request is in flight in the end, so that the server need not wait for one.
+    with LocalTriton(repository, stop_timeout_seconds=0.1) as triton:
+        yield job.served([triton.endpoint], job.given.model or models[0])
 
 
 def main(
     arguments: Sequence[str],
-    *,
     program: str = "python -m beam_triton score",
     model_repository: Path | None = None,
 ) -> int:
     """Run from the command line; the exit code. ``model_repository`` is served where there is no endpoint."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # It shows a failed step's traceback, which ends in what is said here in one line.
+    # They log the traceback of an error that is reported below, and each earlier output that is replaced.
     logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
-    # It warns of every earlier output that is replaced.
     logging.getLogger("apache_beam.io.filebasedsink").setLevel(logging.ERROR)
-
-    def say(message: str, exit_code: int) -> int:
-        print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
-        return exit_code
-
     try:
         options = parse_options(arguments, program)
-        job = ScoreJob(options, model_repository)
-        summary = run(options, job)
-    except ConfigurationError as error:
-        return say(error.message, 2)
-    except BeamIOError as error:
-        return say(str(error), 2)
-    except KeyboardInterrupt:
-        return say(_INTERRUPTED, 130)
-    except Exception as error:
-        logging.getLogger(__name__).debug("the job failed", exc_info=True)
-        reason = reason_of(error)
-        # The interrupt reaches a worker's thread, and comes back as the runner's error.
-        if reason.startswith("KeyboardInterrupt"):
-            return say(_INTERRUPTED, 130)
-        return say(f"the job failed: {reason}", 1)
-    if summary is None:
-        return 0
-    print(summary.table(job.output.path, job.failures.path))
-    if runs_here(options) and summary.elements != summary.results + summary.failures:
-        return say("rows in are not results plus failures; please report this, with the lines above", 1)
-    if job.given.max_failures is not None and summary.failures > job.given.max_failures:
-        return say(f"{summary.failures} rows failed, more than --max_failures={job.given.max_failures}", 1)
-    return 0
+        message = run(options, ScoreJob(options, model_repository))
+        exit_code = 1 if message else 0
+    except (ConfigurationError, BeamIOError) as error:
+        exit_code, message = 2, str(error)
+    except (Exception, KeyboardInterrupt) as error:
+        _logger.debug("the job failed", exc_info=True)
+        exit_code, message = 1, f"the job failed: {reason_of(error)}"
+        # The interrupt reaches a worker's thread, too, and comes back as the runner's error.
+        if isinstance(error, KeyboardInterrupt) or reason_of(error).startswith("KeyboardInterrupt"):
+            exit_code, message = 130, "interrupted; no result was written"
+    if message:
+        print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    return exit_code
 
 
 def reason_of(error: BaseException) -> str:
-    """One line that says why a job failed: runners wrap the worker's error in pages of traceback."""
+    """The line that names a job's error: runners wrap the worker's error in pages of traceback."""
     text = error.message if isinstance(error, TritonError) else str(error)
     # "beam_triton.errors.ModelNotFoundError: … [while running 'Score/…']", the last line of a traceback.
     lines = [line for line in text.splitlines() if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]

@@ -292,7 +292,7 @@ def test_the_file_runs_from_any_folder(digits: str, tmp_path: Path) -> None:
 
 
 def test_the_command_is_part_of_the_package(digits: str, tmp_path: Path) -> None:
-    """``python -m beam_triton score``, without the folder of pipelines, to CSV."""
+    """``python -m beam_triton score``, without the folder of pipelines."""
     command = [
         *(sys.executable, "-m", "beam_triton", "score", "--endpoint", digits, "--files", str(DIGITS)),
         *(
@@ -301,7 +301,7 @@ def test_the_command_is_part_of_the_package(digits: str, tmp_path: Path) -> None
             "--keep",
             "id,expected=digit",
             "--output",
-            "results.csv",
+            "results.jsonl",
             "--where=split=test",
         ),
     ]
@@ -310,11 +310,10 @@ def test_the_command_is_part_of_the_package(digits: str, tmp_path: Path) -> None
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr
-    with (tmp_path / "results.csv").open(newline="") as file:
-        results = list(csv.DictReader(file))
+    results = lines(tmp_path / "results.jsonl")
     assert len(results) == 898
-    assert sum(row["expected"] == row["label"] for row in results) / 898 >= 0.95
-    assert len(json.loads(results[0]["probabilities"])) == 10
+    assert sum(int(row["expected"]) == row["label"] for row in results) / 898 >= 0.95
+    assert len(results[0]["probabilities"]) == 10
     failed = subprocess.run(
         [sys.executable, "-m", "beam_triton", "score"],
         cwd=tmp_path,

@@ -8,7 +8,7 @@ import pytest
 
 from beam_triton import ConfigurationError, ConnectionPoolConfig
 from beam_triton.score.input_columns import InputColumns
-from beam_triton.score.job_options import ScoreJob, ScoreOptions, counts_here, parse_options, runs_here
+from beam_triton.score.job_options import ScoreJob, ScoreOptions, parse_options, runs_here
 
 
 def job(*arguments: str) -> ScoreJob:
@@ -109,8 +109,8 @@ def test_missing_files_or_output_are_named(missing: str) -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--ouput=x", "has an option --ouput; did you mean --output?"),
-        ("--direct_num_worker=2", "has an option --direct_num_worker; did you mean --direct_num_workers?"),
+        ("--ouput=x", "has an option --ouput\n"),
+        ("--direct_num_worker=2", "has an option --direct_num_worker\n"),
         ("--frobnicate", "has an option --frobnicate\n"),
         ("--batch_size=many", "invalid int value: 'many'"),
     ],
@@ -118,7 +118,7 @@ def test_missing_files_or_output_are_named(missing: str) -> None:
 def test_unknown_options_end_the_program(
     argument: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Beam would drop them with a warning; here the message is one line, and may name the right option."""
+    """Beam would drop them with a warning; here the message is one line."""
     with pytest.raises(SystemExit) as caught:
         parse_options([argument])
     assert caught.value.code == 2
@@ -134,20 +134,18 @@ def test_options_of_a_job_server_are_let_through() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "here", "counted"),
+    ("arguments", "here"),
     [
-        ([], True, True),
-        (["--runner=DirectRunner"], True, True),
-        (["--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner"], True, True),
-        (["--direct_running_mode=multi_processing"], True, False),
-        (["--runner=DataflowRunner"], False, False),
-        (["--runner=PortableRunner"], False, False),
+        ([], True),
+        (["--runner=DirectRunner"], True),
+        (["--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner"], True),
+        (["--runner=DataflowRunner"], False),
+        (["--runner=PortableRunner"], False),
     ],
 )
-def test_where_the_workers_are(arguments: list[str], here: bool, counted: bool) -> None:
-    """A local server is of use to workers here only, and counts are seen in this process only."""
-    options = parse_options(arguments)
-    assert (runs_here(options), counts_here(options)) == (here, counted)
+def test_where_the_workers_are(arguments: list[str], here: bool) -> None:
+    """A local server is of use to workers here only."""
+    assert runs_here(parse_options(arguments)) == here
 
 
 def test_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:

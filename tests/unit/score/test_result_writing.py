@@ -1,14 +1,12 @@
-"""Results as JSON, Parquet and CSV, and files that are written atomically, each row once."""
+"""Results as JSON Lines and Parquet, and files that are written atomically, each row once."""
 
 from __future__ import annotations
 
-import csv
 import datetime
 import decimal
 import gzip
 import io
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.test_pipeline import TestPipeline
 from hypothesis import given
@@ -25,36 +24,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 
 from beam_triton.errors import ConfigurationError
-from beam_triton.options import InferenceOptions
-from beam_triton.protocol import ModelSpec, TensorSpec
 from beam_triton.score.file_reading import Failure, RowBlock
 from beam_triton.score.result_writing import (
-    TableSink,
-    TableWriter,
+    Columns,
+    ColumnSink,
+    ColumnWriter,
     Target,
     check_fields,
-    discard_temporary_files,
-    empty_results,
-    failure_table,
+    failure_columns,
     json_lines,
-    plain,
-    result_table,
+    json_text,
+    result_columns,
 )
-from beam_triton.score.row_steps import ScoredRows, ServedModel
-
-SPEC = ModelSpec(
-    "m",
-    "1",
-    (),
-    (
-        TensorSpec("label", "INT64", (1,)),
-        TensorSpec("scores", "FP32", (-1, 2)),
-        TensorSpec("text", "BYTES", (1,)),
-        TensorSpec("unasked", "BOOL", ()),
-    ),
-    8,
-)
-MODEL = ServedModel(name="m", options=InferenceOptions(endpoint="http://nowhere.invalid:8000"), spec=SPEC)
+from beam_triton.score.row_steps import ScoredRows
 
 
 def table_block(columns: dict[str, Any]) -> RowBlock:
@@ -72,7 +54,7 @@ def lines(rows: ScoredRows, keep: dict[str, str], with_origin: bool = False) -> 
     def refuse(constant: str) -> float:
         raise AssertionError(f"{constant} is no JSON")
 
-    text = bytes(json_lines(result_table(rows, keep=keep, with_origin=with_origin))).decode()
+    text = bytes(json_lines(result_columns(rows, keep=keep, with_origin=with_origin))).decode()
     assert text.endswith("\n")
     return [json.loads(line, parse_constant=refuse) for line in text.removesuffix("\n").split("\n")]
 
@@ -135,7 +117,7 @@ def test_slices_of_a_parquet_column_are_written_as_they_are() -> None:
     assert [line["date"] for line in found] == ["2024-02-29"] * 3
     assert [line["raw"] for line in found] == ["b", {"base64": "/w=="}, None]
     assert [line["flag"] for line in found] == [False, None, True]
-    sliced = json_lines(pyarrow.RecordBatch.from_pydict({"list": [[0], [1, 2], [3]]}).slice(1))
+    sliced = json_lines({"list": pyarrow.array([[0], [1, 2], [3]]).slice(1)})
     assert bytes(sliced) == b'{"list": [1, 2]}\n{"list": [3]}\n'
 
 
@@ -177,38 +159,38 @@ def test_what_json_lacks_is_written_as_text() -> None:
         "nan": [float("nan"), float("-inf")],
         1: (True, None),
     }
-    assert plain(value) == {
+    assert json.loads(json_text(value)) == {
         "date": "2024-02-29",
         "price": "1.10",
         "raw": {"base64": "/w=="},
         "nan": ["NaN", "-Infinity"],
         "1": [True, None],
     }
-    line = json_lines(failure_table(Failure("f.parquet", 7, "RowError", "no number", value)))
+    line = json_lines(failure_columns(Failure("f.parquet", 7, "RowError", "no number", value)))
     assert json.loads(bytes(line)) == {
         "file": "f.parquet",
         "row": 7,
         "error": "RowError",
         "message": "no number",
-        "data": plain(value),
+        "data": json.loads(json_text(value)),
     }
 
 
-def written(format: str, *tables: pyarrow.RecordBatch, empty: Any = None) -> bytes:
+def parquet(*rows: Columns) -> Any:
     class Kept(io.BytesIO):
         def close(self) -> None:
             self.content = self.getvalue()
 
     stream = Kept()
-    writer = TableWriter(stream, format)
-    for table in tables:
-        writer.write(table)
-    writer.close(empty)
-    return stream.content
+    writer = ColumnWriter(stream, "parquet")
+    for columns in rows:
+        assert writer.write(columns) == len(columns["model"])
+    writer.close()
+    return pyarrow.parquet.read_table(pyarrow.BufferReader(stream.content))
 
 
-def results(objects: list[dict[str, Any]], keep: dict[str, str]) -> pyarrow.RecordBatch:
-    """Results of rows of JSON Lines, with the outputs of `SPEC`."""
+def results(objects: list[dict[str, Any]], keep: dict[str, str]) -> Columns:
+    """Results of rows of JSON Lines, with outputs of several ranks."""
     count = len(objects)
     rows = RowBlock("f.jsonl", np.arange(count), None, objects)
     outputs: dict[str, Any] = {
@@ -216,11 +198,7 @@ def results(objects: list[dict[str, Any]], keep: dict[str, str]) -> pyarrow.Reco
         "scores": np.full((count, 1, 2), 0.5, np.float32),
         "text": np.array([b"\xff"] * count, object),
     }
-    return result_table(ScoredRows(rows, outputs, "m:1"), keep=keep, with_origin=False)
-
-
-def parquet(*tables: pyarrow.RecordBatch, empty: Any = None) -> Any:
-    return pyarrow.parquet.read_table(pyarrow.BufferReader(written("parquet", *tables, empty=empty)))
+    return result_columns(ScoredRows(rows, outputs, "m:1"), keep=keep, with_origin=False)
 
 
 def test_parquet_columns_have_the_models_types() -> None:
@@ -244,46 +222,30 @@ def test_parquet_columns_have_the_models_types() -> None:
     }
 
 
-def test_parquet_without_a_row_has_its_columns_all_the_same() -> None:
-    """An empty result can be read like any other, and its types are those of rows."""
-    outputs = ["label", "scores", "text"]
-    table = parquet(empty=partial(empty_results, MODEL, outputs=outputs, with_origin=True))
-    assert table.num_rows == 0
-    assert table.schema.names == ["file", "row", "label", "scores", "text", "model"]
-    of_rows = parquet(results([{}], {})).schema
-    assert [table.schema.field(name).type for name in outputs] == [
-        of_rows.field(name).type for name in outputs
-    ]
+def test_parquet_without_a_row_can_be_read() -> None:
+    """An empty result is a Parquet file, too."""
+    assert parquet().num_rows == 0
 
 
-def test_kept_values_of_several_kinds_become_json_text() -> None:
-    """Objects of JSON Lines may hold anything under a key; later rows are written as the first ones were."""
-    table = parquet(results([{"id": "a"}, {"id": [1]}, {"id": None}], {"id": "id"}))
-    assert table.column("id").to_pylist() == ['"a"', "[1]", "null"]
+def test_later_parquet_values_become_the_first_ones_type() -> None:
+    """Numbers become text where the first rows held text, and null stays null."""
     table = parquet(results([{"id": "a"}], {"id": "id"}), results([{"id": 5}, {}], {"id": "id"}))
-    assert table.column("id").to_pylist() == ["a", "5", "null"]
+    assert table.column("id").to_pylist() == ["a", "5", None]
 
 
-def test_a_later_kind_that_does_not_fit_is_an_error() -> None:
-    """The first rows decide on the type of a kept column."""
-    with pytest.raises(ConfigurationError, match="column 'id' of the result is int64"):
-        parquet(results([{"id": 1}], {"id": "id"}), results([{"id": "text"}], {"id": "id"}))
+@pytest.mark.parametrize("later", [[{"id": "text"}], [{"id": 2}, {"id": [1]}]])
+def test_parquet_values_of_several_types_are_an_error(later: list[dict[str, Any]]) -> None:
+    """The message says what to do."""
+    with pytest.raises(ConfigurationError, match=r"results of several types: .*; write JSON Lines"):
+        parquet(results([{"id": 1}], {"id": "id"}), results(later, {"id": "id"}))
 
 
-def test_csv_holds_text_as_it_is_and_lists_as_json() -> None:
-    """A header, then a line a row; such a list is read again by ``--input x=scores``."""
-    content = written("csv", results([{"id": 'say "hi",\n'}, {"id": "b"}], {"id": "id"}))
-    first, second = csv.DictReader(io.StringIO(content.decode(), newline=""))
-    assert first["id"] == 'say "hi",\n'
-    assert (second["label"], second["scores"], second["model"]) == ("1", "[[0.5, 0.5]]", "m:1")
+def text_columns(text: str) -> Columns:
+    return {"text": pyarrow.array([text])}
 
 
-def text_table(text: str) -> pyarrow.RecordBatch:
-    return pyarrow.RecordBatch.from_pydict({"text": [text]})
-
-
-def sink(target: Target) -> TableSink:
-    return TableSink(target, text_table, counter="rows_written")
+def sink(target: Target) -> ColumnSink:
+    return ColumnSink(target, text_columns, "results")
 
 
 def write(values: list[str], target: Target, workers: int = 1) -> None:
@@ -298,17 +260,15 @@ def texts_of(path: Path) -> list[str]:
         return [] if table.num_columns == 0 else list(table.column("text").to_pylist())
     data = path.read_bytes()
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    if ".csv" in path.name:
-        return [row["text"] for row in csv.DictReader(io.StringIO(text))]
     return [json.loads(line)["text"] for line in text.splitlines()]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.parquet", "out.csv", "out.csv.gz"])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.parquet"])
 def test_one_file_holds_every_row_once(tmp_path: Path, name: str, workers: int) -> None:
     """However many workers wrote it; nothing else is left in the folder."""
     values = [f"line {number}" for number in range(500)]
-    write(values, Target(path=str(tmp_path / name)), workers)
+    write(values, Target(str(tmp_path / name)), workers)
     assert sorted(texts_of(tmp_path / name)) == sorted(values)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -318,7 +278,7 @@ def test_shards_are_numbered_and_those_of_earlier_runs_go(tmp_path: Path) -> Non
     for name in ("out-00003-of-00007.jsonl", "out-00000-of-00001.jsonl", "out-old.jsonl"):
         (tmp_path / name).write_text("earlier\n")
     values = [f"line {number}" for number in range(500)]
-    write(values, Target(path=str(tmp_path / "out-*.jsonl")), workers=3)
+    write(values, Target(str(tmp_path / "out-*.jsonl")), workers=3)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names.pop() == "out-old.jsonl"
     assert names == [f"out-{index:05d}-of-{len(names):05d}.jsonl" for index in range(len(names))]
@@ -328,7 +288,7 @@ def test_shards_are_numbered_and_those_of_earlier_runs_go(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["out.jsonl", "out-*.jsonl"])
 def test_nothing_to_write_gives_an_empty_file(tmp_path: Path, name: str) -> None:
     """A file that is there says that the job has ended."""
-    write([], Target(path=str(tmp_path / name)))
+    write([], Target(str(tmp_path / name)))
     (path,) = tmp_path.iterdir()
     assert path.name == name.replace("*", "00000-of-00001")
     assert path.read_bytes() == b""
@@ -337,7 +297,7 @@ def test_nothing_to_write_gives_an_empty_file(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize("name", ["out.jsonl", "out-*.jsonl"])
 def test_putting_in_place_may_be_repeated(tmp_path: Path, name: str) -> None:
     """A runner that repeats the last step, after it has done it, loses and doubles nothing."""
-    used = sink(Target(path=str(tmp_path / name)))
+    used = sink(Target(str(tmp_path / name)))
     folder = used.initialize_write()
     shards = []
     for number in range(3):
@@ -356,17 +316,17 @@ def test_putting_in_place_may_be_repeated(tmp_path: Path, name: str) -> None:
 def test_a_lost_shard_is_an_error(tmp_path: Path) -> None:
     """Results are never put together with a part missing."""
     for name in ("out-*.jsonl", "out.jsonl"):
-        used = sink(Target(path=str(tmp_path / name)))
+        used = sink(Target(str(tmp_path / name)))
         folder = used.initialize_write()
         with pytest.raises(BeamIOError, match="do not exist"):
             list(used.finalize_write(folder, [f"{folder}/a.jsonl", f"{folder}/b.jsonl"], None))
 
 
 def test_a_failed_job_leaves_the_target_as_it_was(tmp_path: Path) -> None:
-    """The earlier result stays, and what was begun can be discarded."""
+    """The earlier result stays, and what was begun is in a folder that the command deletes."""
     path = tmp_path / "out.jsonl"
     path.write_text("earlier\n")
-    target = Target(path=str(path))
+    target = Target(str(path))
 
     def fail(value: int) -> str:
         if value == 50:
@@ -376,30 +336,31 @@ def test_a_failed_job_leaves_the_target_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="in the midst"), TestPipeline("FnApiRunner") as pipeline:
         _ = pipeline | beam.Create(range(100)) | beam.Map(fail) | beam.io.Write(sink(target))
     assert path.read_text() == "earlier\n"
-    discard_temporary_files(target)
+    FileSystems.delete([target.temporary_folder])
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.jsonl"]
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("path", "message"),
     [
-        ({"path": "out.txt"}, "does not tell the format"),
-        ({"path": "out"}, "does not tell the format"),
-        ({"path": "out/"}, "must be a file"),
-        ({"path": "*/out.jsonl"}, "must be a file"),
-        ({"path": "a*b*.jsonl"}, "must be a file"),
-        ({"path": "out.jsonl", "format": "xml"}, "'xml' is none of"),
-        ({"path": "out.parquet.gz"}, "compresses by itself"),
+        ("out.txt", "does not tell the format"),
+        ("out.csv", "does not tell the format"),
+        ("out", "does not tell the format"),
+        ("out/", "does not tell the format"),
+        ("*/out.jsonl", "in the file's name"),
+        ("a*b*.jsonl", "one \\* at most"),
+        ("out.parquet.gz", "does not tell the format"),
     ],
 )
-def test_targets_that_cannot_be_are_refused(options: dict[str, str], message: str) -> None:
-    """Each message holds the path or the value."""
-    with pytest.raises(ConfigurationError, match=message):
-        Target(**options)
+def test_targets_that_cannot_be_are_refused(path: str, message: str) -> None:
+    """Each message holds the path."""
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        Target(path)
+    assert repr(path) in caught.value.message
 
 
 def test_temporary_files_lie_beside_the_target() -> None:
     """So that a rename is one."""
-    target = Target(path="gs://bucket/out/results-*.jsonl.gz")
+    target = Target("gs://bucket/out/results-*.jsonl.gz")
     assert target.format == "jsonl"
     assert target.temporary_folder.startswith("gs://bucket/out/.results-.jsonl.gz-")

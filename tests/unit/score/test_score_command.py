@@ -9,8 +9,9 @@ import pytest
 
 from beam_triton import ConfigurationError
 from beam_triton.protocol import ModelSpec, TensorSpec
+from beam_triton.score.file_reading import match_files
 from beam_triton.score.job_options import ScoreJob, parse_options
-from beam_triton.score.launch_checks import check_job, check_outputs, find_files
+from beam_triton.score.score_command import check_job, check_outputs
 
 SPEC = ModelSpec("m", "1", (TensorSpec("x", "FP32", (2,)),), (), 8)
 
@@ -46,7 +47,7 @@ def test_outputs_that_would_overwrite_an_input_or_each_other_are_refused(
         (tmp_path / name).write_text("{}\n")
     given = job("--files", f"{tmp_path}/*.jsonl", *options.split())
     with pytest.raises(ConfigurationError) as caught:
-        check_outputs(given, [path for path, _ in find_files(given)])
+        check_outputs(given, [path for path, _ in match_files(given.given.files)])
     assert message.format(folder=tmp_path) in caught.value.message
 
 
