@@ -1,14 +1,13 @@
 """Files to blocks of rows that travel as columns, and every row that cannot be read to a `Failure`.
 
 pyarrow parses CSV and Parquet, the standard library JSON Lines, Beam's FileSystems open. What is added here:
-the number of every row, and that damage (a broken line, bytes that are no UTF-8, a compressed file that ends
+the number of every row, and that damage (a broken line, bytes that are not UTF-8, a compressed file that ends
 too early) becomes a failure of the rows concerned, and not an exception of the job or silence.
 """
 
 from __future__ import annotations
 
 import bz2
-import codecs
 import contextlib
 import csv
 import gzip
@@ -25,22 +24,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-from apache_beam.io.filesystem import CompressedFile, CompressionTypes, FileMetadata
+from apache_beam.io.filesystem import CompressedFile, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from beam_triton.errors import ConfigurationError, LocalProtocolError
 from beam_triton.protocol.text import shorten
 from beam_triton.score.job_report import PROGRESS
 
-FORMATS = ("csv", "jsonl", "parquet")
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet"}
 SUFFIXES |= dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl")
+FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
 
 # A block fills a process's requests in flight, so that the server works while the next block is parsed.
 _BLOCK_BYTES = 4 << 20
 _MAX_BLOCK_ROWS = 8192
-# What one record may span: a quote that is never closed would otherwise take the whole file into memory.
-_MAX_RECORD_BYTES = 16 << 20
+# What a call for compressed data gives before damage is found is lost: calls are small.
+_CALL_BYTES = 1 << 17
 
 # Says which of a Parquet file's columns to read.
 Wanted = Callable[[Sequence[str]], Collection[str]]
@@ -71,8 +70,8 @@ class Failure(NamedTuple):
 class RowBlock:
     """Rows of one file, as columns: an Arrow table, or the objects of JSON Lines.
 
-    ``numbers`` count a file's rows from 1: a CSV's header is left out and blank lines are counted, so that
-    row n of a JSON Lines file is its line n. With ``is_text`` every value is text, as a CSV holds it.
+    ``numbers`` count a file's rows from 1: the lines of JSON Lines, and the records of a CSV below its
+    header, blank lines left out. With ``is_text`` every value is text, as a CSV holds it.
     """
 
     file: str
@@ -99,6 +98,11 @@ class RowBlock:
         if self.table is None:
             return [row.get(name) for row in self.objects]
         return self.table.column(self.table.schema.names.index(name))
+
+    def values(self, name: str) -> list[Any]:
+        """A column's values as Python objects."""
+        column = self.column(name)
+        return column if isinstance(column, list) else list(column.to_pylist())
 
     def row(self, index: int) -> dict[str, Any]:
         """A row's own data, column name to value."""
@@ -192,39 +196,65 @@ class FileSource:
         """
         path, kind, row = piece.file, self.format_of(piece.file), piece.first_row - 1
         with _open(path) as stored:
-            blocks: Iterator[RowBlock | Failure]
+            content = _Content(path, stored)
             if kind == "parquet":
-                blocks = _parquet_blocks(piece, stored, wanted)
+                blocks: Iterator[RowBlock | Failure] = _parquet_blocks(piece, stored, wanted)
             else:
-                blocks = self._csv_blocks(path, stored) if kind == "csv" else _json_blocks(path, stored)
+                blocks = self._csv_blocks(path, content) if kind == "csv" else _json_blocks(path, content)
             try:
                 for item in blocks:
                     row = max(row, (item.row or 0) if isinstance(item, Failure) else int(item.numbers[-1]))
                     yield item
+                if content.damage is not None:
+                    raise content.damage
             except CorruptFileError as error:
                 yield Failure(path, row + 1 if row else None, type(error).__name__, error.message, None)
 
-    def _delimiter(self, path: str) -> str:
-        return self.delimiter or ("\t" if suffix_of(path) == ".tsv" else ",")
+    def _csv_blocks(self, path: str, content: _Content) -> Iterator[RowBlock | Failure]:
+        lines = io.BufferedReader(content, _CALL_BYTES)
+        delimiter = self.delimiter or ("\t" if suffix_of(path) == ".tsv" else ",")
+        names = self.columns or _header(path, lines, delimiter)
+        if not lines.peek(1):
+            return
+        failures: list[Failure] = []
 
-    def _csv_blocks(self, path: str, stored: Any) -> Iterator[RowBlock | Failure]:
-        delimiter = self._delimiter(path)
-        blocks = _line_blocks(path, stored, True)
-        names = self.columns
-        if names is None:
-            names, blocks = _header(path, blocks, delimiter)
-        first = 1
-        for block, is_open in blocks:
-            rows, failures, count = _parse_csv(block, path, names, delimiter, first)
-            # Here a quote has taken all that follows for its field.
-            last = len(rows) - 1
-            if is_open and last >= 0 and any("\n" in text for text in rows.row(last).values()):
-                failures.append(rows.failure(last, RowError("a quote is opened and not closed")))
-                rows = rows.take(np.arange(last))
-            yield from failures
-            if len(rows):
-                yield rows
-            first += count
+        def refuse(row: Any) -> str:
+            message = f"the row has {row.actual_columns} fields, its header {row.expected_columns}"
+            failures.append(Failure(path, row.number, "RowError", message, row.text))
+            return "skip"
+
+        parsing = pyarrow.csv.ParseOptions(
+            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse
+        )
+        converting = pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), check_utf8=False
+        )
+        # Rows are numbered by one thread only.
+        reading = pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES, column_names=names)
+        first, rows = 1, None
+        try:
+            for table in pyarrow.csv.open_csv(lines, reading, parsing, converting):
+                if rows is not None:
+                    yield from _valid_text(rows)
+                    rows = None
+                refused = [failure.row for failure in failures if failure.row is not None]
+                numbers = np.arange(first, first + table.num_rows + len(refused))
+                numbers = np.setdiff1d(numbers, refused, assume_unique=True)[: table.num_rows]
+                if len(numbers):
+                    rows, first = RowBlock(path, numbers, table, is_text=True), int(numbers[-1]) + 1
+                    # pyarrow may be a block ahead.
+                    yield from (failure for failure in failures if (failure.row or 0) < first)
+                    failures[:] = [failure for failure in failures if (failure.row or 0) >= first]
+            # A record that breaks off may look whole.
+            if content.damage is not None and failures:
+                failures.pop()
+            elif content.damage is not None and rows is not None:
+                rows = rows.take(np.arange(len(rows) - 1))
+        except pa.ArrowInvalid as error:
+            content.damage = CorruptFileError(f"{path}: {error}")
+        if rows is not None:
+            yield from _valid_text(rows)
+        yield from failures
 
 
 def suffix_of(path: str) -> str:
@@ -251,204 +281,123 @@ def match_files(patterns: Sequence[str]) -> list[tuple[str, int]]:
     # One at a time: FileSystems asks the first pattern's FileSystem for all of them.
     for pattern in patterns:
         matched = [metadata for result in FileSystems.match([pattern]) for metadata in result.metadata_list]
-        found |= {each.path: each.size_in_bytes for each in matched or [_file_of_that_name(pattern)]}
+        if not matched:
+            is_glob = not set("[*?").isdisjoint(pattern)
+            if not (is_glob and FileSystems.exists(pattern)):
+                hint = " (the characters [ * ? make it a pattern)" if is_glob else ""
+                raise ConfigurationError(f"there is no file {pattern}{hint}")
+            matched = [FileSystems.get_filesystem(pattern).metadata(pattern)]
+        found |= {each.path: each.size_in_bytes for each in matched}
     return sorted(found.items())
-
-
-def _file_of_that_name(path: str) -> FileMetadata:
-    is_pattern = not set("[*?").isdisjoint(path)
-    if is_pattern and FileSystems.exists(path):
-        found: FileMetadata = FileSystems.get_filesystem(path).metadata(path)
-        return found
-    hint = " (the characters [ * ? make it a pattern)" if is_pattern else ""
-    raise ConfigurationError(f"there is no file {path}{hint}")
 
 
 def _open(path: str) -> Any:
     return contextlib.closing(FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED))
 
 
-def _chunks(path: str, stored: Any) -> Iterator[bytes]:
-    """The file's content, decompressed as its name says. Raises CorruptFileError where it ends too early."""
-    openers: dict[str, Callable[[Any], Any]] = {
-        CompressionTypes.UNCOMPRESSED: lambda file: file,
-        CompressionTypes.GZIP: gzip.open,
-        CompressionTypes.BZIP2: bz2.open,
-        CompressionTypes.LZMA: lzma.open,
-        # Beam's own readers take the end of a truncated file for the end of the data; these four raise.
-        CompressionTypes.ZSTD: lambda file: pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"),
-    }
-    kind = compression_of(path)
-    opener = openers.get(kind)
-    file: Any = opener(stored) if opener is not None else CompressedFile(stored, kind)
-    read = file.read if kind == CompressionTypes.UNCOMPRESSED else getattr(file, "read1", file.read)
-    # What comes out of one call before damage is found is lost: calls for compressed data are small.
-    size = _BLOCK_BYTES if kind == CompressionTypes.UNCOMPRESSED else 1 << 16
-    parts: list[bytes] = []
-    error: Exception | None = None
-    while error is None:
-        before = stored.tell()
+# Beam's own readers take the end of a truncated file for the end of the data; these raise.
+_OPENERS: dict[str, Callable[[Any], Any]] = {
+    CompressionTypes.UNCOMPRESSED: lambda file: file,
+    CompressionTypes.GZIP: gzip.open,
+    CompressionTypes.BZIP2: bz2.open,
+    CompressionTypes.LZMA: lzma.open,
+    CompressionTypes.ZSTD: lambda file: pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"),
+}
+
+
+class _Content(io.RawIOBase):
+    """A file's content, decompressed as its name says; it ends early at ``damage``."""
+
+    def __init__(self, path: str, stored: Any) -> None:
+        super().__init__()
+        kind = compression_of(path)
+        self.damage: CorruptFileError | None = None
+        self._path, self._stored = path, stored
+        file = _OPENERS[kind](stored) if kind in _OPENERS else CompressedFile(stored, kind)
+        self._read = getattr(file, "read1", file.read)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        before, part = self._stored.tell(), b""
         try:
-            part = read(size)
+            part = self._read(len(buffer)) if self.damage is None else b""
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as damage:
             # Broken data raise plain OSErrors; those of the system carry a number, and may pass when the
             # runner tries again.
             if isinstance(damage, OSError) and damage.errno is not None:
                 raise
-            part, error = b"", damage
-        PROGRESS.bytes_read += stored.tell() - before
-        parts.append(part)
-        if not part or sum(map(len, parts)) >= _BLOCK_BYTES:
-            yield b"".join(parts)
-            parts.clear()
-        if not part:
-            break
-    if error is not None:
-        raise CorruptFileError(f"{path}: {error}") from error
+            self.damage = CorruptFileError(f"{self._path}: {damage}")
+        PROGRESS.bytes_read += self._stored.tell() - before
+        buffer[: len(part)] = part
+        return len(part)
 
 
-def _line_blocks(path: str, stored: Any, has_quotes: bool = False) -> Iterator[tuple[bytes, bool]]:
-    """Blocks of whole lines, or of whole CSV records, and whether a quote is open at the end of one.
-
-    A quote inside an unquoted field misleads the count of them: such a block is merely larger.
-    """
-    rest, is_first = b"", True
-    for data in _chunks(path, stored):
-        block = rest + (data.removeprefix(codecs.BOM_UTF8) if is_first else data)
-        is_first = False
-        whole = end = block.rfind(b"\n") + 1
-        odd = has_quotes and block.count(b'"', 0, end) % 2
-        while end and odd:
-            # Back to a newline outside of quotes; a block whose first record is not complete waits for more.
-            before = block.rfind(b"\n", 0, end - 1) + 1
-            odd = (odd + block.count(b'"', before, end)) % 2
-            end = before
-        if not end and len(block) > _MAX_RECORD_BYTES:
-            end = whole
-        if end:
-            yield block[:end], end == whole and bool(has_quotes and block.count(b'"', 0, end) % 2)
-        rest = block[end:]
-    if rest:
-        yield rest, has_quotes and rest.count(b'"') % 2 == 1
-
-
-def _valid_utf8(block: bytes) -> tuple[bytes, dict[int, str]]:
-    """The block with its lines that are not UTF-8 emptied, and their text by line number from 1."""
-    with contextlib.suppress(UnicodeDecodeError):
-        block.isascii() or block.decode()
-        return block, {}
-    lines = block.split(b"\n")
-    wrong: dict[int, str] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            line.decode()
-        except UnicodeDecodeError:
-            wrong[number] = line.decode("utf-8", "backslashreplace").rstrip("\r")
-            # A quote still opens or closes what stands around the line.
-            lines[number - 1] = b'"' * (line.count(b'"') % 2)
-    return b"\n".join(lines), wrong
-
-
-def _header(
-    path: str, blocks: Iterator[tuple[bytes, bool]], delimiter: str
-) -> tuple[tuple[str, ...], Iterator[tuple[bytes, bool]]]:
-    """The names of a CSV's columns, and the blocks without the header."""
-    csv.field_size_limit(_MAX_RECORD_BYTES)
-    block, is_open = next(blocks, (b"", False))
-    lines = block.split(b"\n")
-    reader = csv.reader((f"{line.decode()}\n" for line in lines), delimiter=delimiter)
+def _header(path: str, lines: io.BufferedReader[Any], delimiter: str) -> tuple[str, ...]:
+    reader = csv.reader((line.decode("utf-8-sig") for line in lines), delimiter=delimiter)
     try:
-        names = tuple(name.strip() for name in next(reader))
+        names = tuple(name.strip() for name in next(filter(None, reader), ()))
     except (csv.Error, UnicodeDecodeError) as error:
         raise CorruptFileError(f"{path}: the header cannot be read: {error}") from None
     if not names:
         raise CorruptFileError(f"{path} is empty: a CSV begins with its header")
-    rest = b"\n".join(lines[reader.line_num :])
-    return names, (each for part in ([(rest, is_open)] if rest else [], blocks) for each in part)
+    return names
 
 
-def _parse_csv(
-    block: bytes, path: str, names: Sequence[str], delimiter: str, first: int
-) -> tuple[RowBlock, list[Failure], int]:
-    """The rows of a block, failures in place of the others, and how many records it holds, blank ones too."""
-    failures: dict[int, Failure] = {}
-    broken: list[int] = []
-    block, wrong = _valid_utf8(block)
-
-    def refuse(row: Any) -> str:
-        broken.append(row.number - 1)
-        fields = next(csv.reader(io.StringIO(row.text, newline=""), delimiter=delimiter))
-        data = dict(zip(names, fields, strict=False))
-        if len(fields) > len(names):
-            data["(further fields)"] = delimiter.join(fields[len(names) :])
-        message = f"the row has {row.actual_columns} fields, its header {row.expected_columns}"
-        number = first + row.number - 1
-        failures[number] = Failure(path, number, "RowError", message, data)
-        return "skip"
-
+def _valid_text(rows: RowBlock) -> Iterator[RowBlock | Failure]:
+    """The rows whose text is UTF-8, and a failure for each of the others."""
+    assert rows.table is not None
+    good = []
     try:
-        parsed = pyarrow.csv.read_csv(
-            pa.py_buffer(block),
-            # Rows are numbered by one thread only.
-            pyarrow.csv.ReadOptions(use_threads=False, block_size=len(block) + 1, column_names=names),
-            pyarrow.csv.ParseOptions(
-                delimiter=delimiter,
-                newlines_in_values=b'"' in block,
-                ignore_empty_lines=False,
-                invalid_row_handler=refuse,
-            ),
-            pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), check_utf8=False),
-        )
-    except pa.ArrowInvalid as error:
-        raise CorruptFileError(f"{path}, in the rows from {first}: {error}") from error
-    count = parsed.num_rows + len(broken)
-    numbers = np.delete(np.arange(first, first + count), broken)
-    tables = parsed.combine_chunks().to_batches()
-    table = tables[0] if tables else pa.RecordBatch.from_pylist([], schema=parsed.schema)
-    rows = RowBlock(path, numbers, table, is_text=True)
-    if wrong or b"\n\n" in block or b"\n\r\n" in block or block[:1] in b"\r\n":
-        left_out, line = [], 0
-        records = csv.reader(io.StringIO(block.decode(), newline=""), delimiter=delimiter)
-        for number, record in enumerate(records, start=first):
-            texts = [wrong[each] for each in range(line + 1, records.line_num + 1) if each in wrong]
-            line = records.line_num
-            if texts:
-                failures[number] = Failure(path, number, "RowError", "not valid UTF-8", "\n".join(texts))
-            if texts or not record:
-                left_out.append(number)
-        rows = rows.take(np.flatnonzero(~np.isin(numbers, left_out)))
-    return rows, list(failures.values()), count
-
-
-def _json_blocks(path: str, stored: Any) -> Iterator[RowBlock | Failure]:
-    first = 1
-    for block, _ in _line_blocks(path, stored):
-        valid, wrong = _valid_utf8(block)
-        lines = valid.decode().removesuffix("\n").split("\n")
-        objects: list[dict[str, Any]] = []
-        numbers: list[int] = []
-        for number, line in enumerate(lines, start=first):
-            text, message = wrong.get(number - first + 1), "not valid UTF-8"
-            try:
-                found = json.loads(line) if line and not line.isspace() else None
-            except (ValueError, RecursionError) as error:
-                # With its end, a line that breaks off would be said to be broken in a second one.
-                text, message = line.rstrip("\r"), f"not JSON: {error}"
-                if isinstance(error, json.JSONDecodeError):
-                    message = f"not JSON: {error.msg} at column {min(error.pos, len(text)) + 1}"
+        rows.table.validate(full=True)
+    except pa.ArrowInvalid:
+        for index, number in enumerate(rows.numbers.tolist()):
+            stored = {name: rows.column(name)[index].as_buffer() for name in rows.table.schema.names}
+            data = {name: bytes(text).decode("utf-8", "backslashreplace") for name, text in stored.items()}
+            if all(data[name].encode() == bytes(text) for name, text in stored.items()):
+                good.append(index)
             else:
-                if type(found) is dict:
-                    objects.append(found)
-                    numbers.append(number)
-                elif line and not line.isspace():
-                    text, message = line, f"a JSON object was expected, not {shorten(found)}"
-                    if type(found) is list:
-                        message += "; a file that is one JSON array must become JSON Lines first"
-            if text is not None:
-                yield Failure(path, number, "RowError", message, text)
-        if objects:
-            yield RowBlock(path, np.array(numbers), None, objects)
-        first += len(lines)
+                yield Failure(rows.file, number, "RowError", "not valid UTF-8", data)
+        rows = rows.take(np.array(good, np.int64))
+    if len(rows):
+        yield rows
+
+
+def _json_blocks(path: str, content: _Content) -> Iterator[RowBlock | Failure]:
+    objects: dict[int, dict[str, Any]] = {}
+    size_bytes = 0
+    for number, line in enumerate(io.BufferedReader(content, _CALL_BYTES), start=1):
+        text = line.decode("utf-8", "backslashreplace").rstrip("\r\n").removeprefix("\ufeff")
+        if content.damage is not None and not line.endswith(b"\n"):
+            break
+        if text and not text.isspace():
+            try:
+                objects[number] = _json_object(line, text)
+            except RowError as error:
+                yield Failure(path, number, "RowError", error.message, text)
+        size_bytes += len(line)
+        if size_bytes >= _BLOCK_BYTES and objects:
+            yield RowBlock(path, np.array([*objects]), None, [*objects.values()])
+            objects, size_bytes = {}, 0
+    if objects:
+        yield RowBlock(path, np.array([*objects]), None, [*objects.values()])
+
+
+def _json_object(line: bytes, text: str) -> dict[str, Any]:
+    try:
+        line.decode()
+        found = json.loads(text)
+    except UnicodeDecodeError:
+        raise RowError("not valid UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise RowError(f"not JSON: {error.msg} at column {min(error.pos, len(text)) + 1}") from None
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"not JSON: {error}") from None
+    if type(found) is not dict:
+        hint = "; a file that is one JSON array must become JSON Lines first" if type(found) is list else ""
+        raise RowError(f"a JSON object was expected, not {shorten(found)}{hint}")
+    return found
 
 
 @contextlib.contextmanager

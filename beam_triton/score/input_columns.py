@@ -108,8 +108,15 @@ def tensors_to_feed(
             )
         by_name[entry.name] = entry
     if not model.inputs:
-        return [(_declared(model, entry), entry) for entry in mapping]
-    specs = {spec.name: spec for spec in model.inputs}
+        for entry in mapping:
+            if entry.declared is None:
+                raise ConfigurationError(
+                    f"the server does not name the inputs of model {model.name!r}: give the datatype and "
+                    f"shape too, for example {entry.name}:FP32[64]={','.join(entry.columns)}"
+                )
+    specs = {
+        spec.name: spec for spec in model.inputs or [entry.declared for entry in mapping if entry.declared]
+    }
     for entry in mapping:
         if entry.name not in specs:
             raise ConfigurationError(f"model {model.name!r} has no input {entry.name!r}; {model.describe()}")
@@ -120,18 +127,9 @@ def tensors_to_feed(
             )
     return [
         (spec, by_name.get(spec.name, InputColumns(spec.name, (spec.name,))))
-        for spec in model.inputs
+        for spec in specs.values()
         if spec.name in by_name or not spec.optional
     ]
-
-
-def _declared(model: ModelSpec, entry: InputColumns) -> TensorSpec:
-    if entry.declared is None:
-        raise ConfigurationError(
-            f"the server does not name the inputs of model {model.name!r}: give the datatype and shape too, "
-            f"for example {entry.name}:FP32[64]={','.join(entry.columns)}"
-        )
-    return entry.declared
 
 
 def list_columns(names: Sequence[str]) -> str:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import TaggedOutput
@@ -51,16 +50,13 @@ class ServedModel:
     def describe(self, *, wait_seconds: float = 0.0) -> ModelSpec:
         """``spec``, or the server's answer, asked again for ``wait_seconds`` while it cannot be reached.
 
-        Raises:
-            TritonError: the server does not answer, or has no such model.
-            ConfigurationError: a batch of unrelated rows cannot be sent to the model.
+        Raises TritonError when the server does not answer or has no such model, ConfigurationError when a
+        batch of unrelated rows cannot be sent to the model.
         """
         if self.spec is not None:
             return self.spec
         with TritonClient.from_inference_options(self.options) as client:
-            model = client.open_model(self.name, wait_seconds=wait_seconds)
-            spec = model.spec
-            model.close()
+            spec = client.open_model(self.name, wait_seconds=wait_seconds).spec
         check_can_be_scored(spec)
         return spec
 
@@ -81,22 +77,20 @@ class RowSelection:
         """The columns that every row must have, beside those of the inputs."""
         return (*self.keep, *(column for column, _ in self.where))
 
-    def check(self, names: Sequence[str]) -> None:
+    def check(self, names: Sequence[str] | None) -> None:
         """Raise ConfigurationError when a file with these columns lacks one that every row must have."""
         for name in self.named:
-            if name not in names:
+            if names is not None and name not in names:
                 raise ConfigurationError(f"there is no column {name!r}; the file has {list_columns(names)}")
 
     def select(self, block: RowBlock) -> RowBlock:
         """The rows that are not passed over."""
         wanted = np.ones(len(block), bool)
         for name, text in self.where:
-            column = block.column(name)
-            if isinstance(column, pa.Array) and pa.types.is_string(column.type):
-                wanted &= pc.equal(column, text).fill_null(False).to_numpy(zero_copy_only=False)
+            if block.is_text:
+                wanted &= pc.equal(block.column(name), text).to_numpy(zero_copy_only=False)
             else:
-                values = column if isinstance(column, list) else column.to_pylist()
-                wanted &= [str(value) == text for value in values]
+                wanted &= [str(value) == text for value in block.values(name)]
         return block if wanted.all() else block.take(np.flatnonzero(wanted))
 
 
@@ -113,27 +107,15 @@ class ReadRows(beam.PTransform[Any, Any]):
         super().__init__()
         self._patterns = tuple(patterns)
         self._source = source
-        self._selection = selection
-        self._model = model
-
-    def display_data(self) -> dict[str, Any]:
-        """What a runner's job page shows of this step."""
-        chosen = self._selection
-        shown = {
-            "files": ", ".join(self._patterns),
-            "inputs": ", ".join(f"{entry.name}={','.join(entry.columns)}" for entry in chosen.inputs),
-            "where": ", ".join(f"{column}={text}" for column, text in chosen.where),
-        }
-        return {name: DisplayDataItem(text, label=name.capitalize()) for name, text in shown.items() if text}
+        self._reading = _ReadPieces(source, selection, model)
 
     def expand(self, pipeline: Any) -> Any:
-        reading = beam.ParDo(_ReadPieces(self._source, self._selection, self._model))
         return (
             pipeline
             | "Patterns" >> beam.Create([self._patterns])
             | "FindPieces" >> beam.FlatMap(_find_pieces, self._source)
             | "SharePieces" >> beam.Reshuffle()
-            | "ReadBlocks" >> reading.with_outputs(FAILURES, main=BLOCKS)
+            | "ReadBlocks" >> beam.ParDo(self._reading).with_outputs(FAILURES, main=BLOCKS)
         )
 
 
@@ -156,26 +138,19 @@ class _ReadPieces(beam.DoFn):
 
     def process(self, piece: Piece) -> Iterator[Any]:
         for item in self._source.read(piece, self._wanted):
-            if isinstance(item, Failure):
-                self._rows.inc()
-                yield self._failure(item)
-                continue
-            try:
-                if item.names is not None:
+            failures = [item] if isinstance(item, Failure) else []
+            if isinstance(item, RowBlock):
+                try:
                     self._selection.check(item.names)
-            except ConfigurationError as error:
-                self._rows.inc(len(item))
-                for index in range(len(item)):
-                    yield self._failure(item.failure(index, RowError(error.message)))
-                continue
-            block = self._selection.select(item)
-            if len(block):
-                self._rows.inc(len(block))
-                yield block
-
-    def _failure(self, failure: Failure) -> Any:
-        self._failed.inc()
-        return TaggedOutput(FAILURES, failure)
+                    block = self._selection.select(item)
+                    self._rows.inc(len(block))
+                    if len(block):
+                        yield block
+                except ConfigurationError as error:
+                    failures = [item.failure(index, RowError(error.message)) for index in range(len(item))]
+            self._rows.inc(len(failures))
+            self._failed.inc(len(failures))
+            yield from (TaggedOutput(FAILURES, failure) for failure in failures)
 
     def _wanted(self, names: Sequence[str]) -> Collection[str]:
         try:
@@ -205,10 +180,8 @@ class ScoreBlocks(ModelDoFn):
     def display_data(self) -> dict[str, Any]:
         """What a runner's job page shows; endpoints and headers without their secrets."""
         shown = {"model_name": self._model_name, **self._options.shown()}
-        return {
-            name: DisplayDataItem(text, label=name.replace("_", " ").capitalize())
-            for name, text in shown.items()
-        }
+        labels = {name: name.replace("_", " ").capitalize() for name in shown}
+        return {name: DisplayDataItem(text, label=labels[name]) for name, text in shown.items()}
 
     def setup(self) -> None:
         super().setup()
@@ -231,8 +204,7 @@ class ScoreBlocks(ModelDoFn):
             yield TaggedOutput(FAILURES, block.failure(index, row_error))
         try:
             for indices, arrays in groups:
-                for batch in self._scorer.add(arrays, (block, indices)):
-                    yield from self._ended(batch)
+                yield from chain.from_iterable(map(self._ended, self._scorer.add(arrays, (block, indices))))
         except BaseException:
             self._cancel()
             raise
@@ -241,9 +213,10 @@ class ScoreBlocks(ModelDoFn):
         assert self._scorer is not None
         try:
             for output in chain.from_iterable(map(self._ended, self._scorer.finish())):
-                tag, value = (FAILURES, output.value) if isinstance(output, TaggedOutput) else (None, output)
+                is_failure = isinstance(output, TaggedOutput)
+                value = output.value if is_failure else output
                 in_window = WindowedValue(value, MIN_TIMESTAMP, (GlobalWindow(),))
-                yield in_window if tag is None else TaggedOutput(tag, in_window)
+                yield TaggedOutput(FAILURES, in_window) if is_failure else in_window
         finally:
             self._cancel()
 
@@ -280,8 +253,6 @@ class LimitFailures(beam.DoFn):
         self._seen += 1
         if self._seen > self._maximum:
             place = failure.file if failure.row is None else f"{failure.file}, row {failure.row}"
-            raise TooManyFailuresError(
-                f"more than {self._maximum} row(s) failed; "
-                f"the last: {place}: {failure.error}: {failure.message}"
-            )
+            last = f"{place}: {failure.error}: {failure.message}"
+            raise TooManyFailuresError(f"more than {self._maximum} row(s) failed; the last: {last}")
         yield failure

@@ -71,16 +71,12 @@ def test_text_becomes_numbers_of_every_datatype(datatype: str) -> None:
         ("9007199254740993", 2**53 + 1),
         ("9007199254740993.0", 2**53 + 1),
         ("18446744073709551615.000", 2**64 - 1),
-        ("1.8446744073709551615e19", 2**64 - 1),
-        ("1e3", 1000),
-        ("-0.0", 0),
-        ("0e999999999", 0),
+        ("7.", 7),
     ],
 )
 def test_whole_numbers_keep_every_digit(text: str, number: int) -> None:
-    """Written with a point or an exponent, too, which a float would round."""
+    """Written with a point, too, which a float would round."""
     assert make("UINT64", (1,), "x=a", ("a",), [text]).tolist() == [number]
-    assert make("UINT64", (2,), "x=a", ("a",), [f"{text} 1"]).tolist() == [number, 1]
 
 
 def test_true_and_false_in_text() -> None:
@@ -92,9 +88,9 @@ def test_true_and_false_in_text() -> None:
         make("BOOL", (4,), "x=a,b,c,d", columns, ["true", "False", "1", "maybe"])
 
 
-@pytest.mark.parametrize("text", ["[1, 2, 3, 4]", "[[1,2],[3,4]]", "1 2 3 4", " 1\t2  3 4 "])
+@pytest.mark.parametrize("text", ["[1, 2, 3, 4]", "[[1,2],[3,4]]", " [1.0,2,3,4] "])
 def test_an_array_in_one_column_of_text(text: str) -> None:
-    """JSON, flat or nested, and numbers with blanks between them, all in the input's shape."""
+    """JSON, flat or nested, in the input's shape."""
     array = make("FP32", (2, 2), "x=a", ("a",), [text])
     assert array.tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
@@ -111,7 +107,7 @@ def test_free_dimensions_are_filled_in() -> None:
     """One dimension of any size takes what the others leave."""
     assert make("FP32", (-1, 2), "x=a:f", tuple("abcdef"), list("123456")).shape == (3, 2)
     assert make("FP32", (-1,), "x=a", ("a",), ["[1, 2, 3]"]).shape == (3,)
-    assert make("FP32", (-1,), "x=a", ("a",), ["1 2 3 4"]).shape == (4,)
+    assert make("FP32", (-1,), "x=a", ("a",), ["5"]).tolist() == [5.0]
 
 
 def test_text_for_bytes() -> None:
@@ -127,16 +123,20 @@ def test_text_for_bytes() -> None:
     [
         ("FP32", ["1", "x"], "column 'b' holds 'x' where input x FP32"),
         ("FP32", ["1", ""], "column 'b' is empty"),
-        ("FP32", ["1e39", "1"], "column 'a' holds '1e39', which is beyond what FP32 can hold"),
-        ("INT8", ["1", "128"], "beyond what INT8"),
-        ("UINT8", ["-1", "1"], "beyond what UINT8"),
+        (
+            "FP32",
+            ["1e39", "1"],
+            "column 'a' holds '1e39' where input x FP32 .2. takes a number that FP32 can",
+        ),
+        ("INT8", ["1", "128"], "holds '128' .* takes a whole number that INT8 can hold"),
+        ("UINT8", ["-1", "1"], "holds '-1' .* takes a whole number that UINT8 can hold"),
         ("INT8", ["1", "1.5"], "takes a whole number"),
         ("INT64", ["1", "nan"], "takes a whole number"),
         ("INT64", ["1", "-inf"], "takes a whole number"),
         ("INT64", ["1", "1e-999999999"], "takes a whole number"),
         ("INT64", ["1", "9007199254740993.5"], "takes a whole number"),
-        ("INT64", ["1", "1e999999999"], "column 'b' holds '1e999999999', which is beyond what INT64"),
-        ("UINT64", ["1", "18446744073709551616.0"], "beyond what UINT64"),
+        ("INT64", ["1", "1e999999999"], "column 'b' holds '1e999999999' .* whole number that INT64 can hold"),
+        ("UINT64", ["1", "18446744073709551616.0"], "takes a whole number that UINT64 can hold"),
         ("INT32", ["1_000", "1"], "column 'a' holds '1_000' where input x INT32 .2. takes a whole number"),
         ("INT32", ["1", "1_000.0"], "takes a whole number"),
         ("FP32", ["1", "1_0.5"], "column 'b' holds '1_0.5' where input x FP32 .2. takes a number"),
@@ -170,7 +170,7 @@ def test_json_values_keep_their_types() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"b": 1}, "there is no 'a' for input x FP32 .2.; the row has b"),
+        ({"b": 1}, "column 'a': missing or null where input x FP32 .2."),
         ({"a": None}, "null"),
         ({"a": [1, None]}, "null"),
         ({"a": "1 2"}, "column 'a'"),
@@ -194,7 +194,7 @@ def test_parquet_values_are_typed_though_they_come_in_order() -> None:
     assert not errors
     found, errors = arrays_of("FP32", (2,), "x=a,b", table_block({"a": ["1"], "b": ["2"]}))
     assert not found
-    assert "columns 'a' to 'b'" in errors[0].message
+    assert "column 'a': input 'x' takes FP32" in errors[0].message
 
 
 @pytest.mark.parametrize(
