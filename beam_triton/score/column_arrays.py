@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 from beam_triton.errors import ConfigurationError, LocalProtocolError
 from beam_triton.protocol import DATATYPES, ModelSpec, TensorSpec, to_array
 from beam_triton.protocol.text import shorten
-from beam_triton.score.file_reading import RowBlock, RowError
 from beam_triton.score.input_columns import InputColumns, list_columns, tensors_to_feed
+from beam_triton.score.row_reading import RowBlock, RowError
 
 Array = npt.NDArray[Any]
 Errors = dict[int, RowError]
@@ -61,13 +61,13 @@ class ColumnArrays:
 
     def check(self, block: RowBlock) -> None:
         """Raise ConfigurationError when no row of a file that begins with this block can be scored."""
-        self._plan(block, block.keys)
+        self._check_present(self._plan(block), block.keys)
 
     def arrays(self, block: RowBlock) -> tuple[list[ArrayGroup], Errors]:
         """Tensors in groups of equal shapes, and by its index the error of each row that has none."""
         errors: Errors = {}
         try:
-            plan = self._plan(block, block.names or ())
+            plan = self._plan(block)
         except ConfigurationError as error:
             return [], dict.fromkeys(range(len(block)), RowError(error.message))
         inputs = {spec.name: _tensors(spec, names, block, errors) for spec, names in plan}
@@ -92,9 +92,10 @@ class ColumnArrays:
             if rows
         ], errors
 
-    def _plan(self, block: RowBlock, names: Sequence[str]) -> list[tuple[TensorSpec, tuple[str, ...]]]:
-        """Each input and its columns, which must be among ``names`` where there are any."""
+    def _plan(self, block: RowBlock) -> list[tuple[TensorSpec, tuple[str, ...]]]:
+        """Each input and its columns."""
         plan = [(spec, entry.expand(block.names)) for spec, entry in self._feeds]
+        self._check_present(plan, block.names or ())
         for spec, columns in plan:
             # A column of lists may fit any input, several those of higher rank; rows will say.
             is_open = len(columns) == 1 or (len(spec.shape) > 1 and not block.is_text)
@@ -103,6 +104,11 @@ class ColumnArrays:
                     f"input {spec.describe()} does not take {len(columns)} values, which are what its "
                     f"columns give; {self._model.describe()}"
                 )
+        return plan
+
+    def _check_present(
+        self, plan: Sequence[tuple[TensorSpec, tuple[str, ...]]], names: Sequence[str]
+    ) -> None:
         for name in [name for _, columns in plan for name in columns] if names else ():
             if name not in names:
                 raise ConfigurationError(
@@ -111,7 +117,6 @@ class ColumnArrays:
                 )
             if names.count(name) > 1:
                 raise ConfigurationError(f"column {name!r} appears more than once in the header")
-        return plan
 
 
 def shape_of(spec: TensorSpec, count: int) -> tuple[int, ...] | None:

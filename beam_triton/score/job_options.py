@@ -14,10 +14,10 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from beam_triton.errors import ConfigurationError
 from beam_triton.options import InferenceOptions
 from beam_triton.policy.batching import BatchingPolicy
-from beam_triton.score.file_reading import FileSource
 from beam_triton.score.input_columns import InputColumns
+from beam_triton.score.pipeline_steps import RowSelection, ServedModel
 from beam_triton.score.result_writing import Target
-from beam_triton.score.row_steps import RowSelection, ServedModel
+from beam_triton.score.row_reading import FileSource
 
 # Runners whose workers are this process or its children.
 _LOCAL_RUNNERS = ("direct", "fnapi", "bundlebaseddirect", "switchingdirect", "prism")

@@ -27,9 +27,9 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics.metric import Metrics
 
 from beam_triton.errors import ConfigurationError
-from beam_triton.score.file_reading import SUFFIXES, Failure, compression_of, suffix_of
 from beam_triton.score.job_report import METRICS_NAMESPACE, PROGRESS
-from beam_triton.score.row_steps import ScoredRows
+from beam_triton.score.pipeline_steps import ScoredRows
+from beam_triton.score.row_reading import SUFFIXES, Failure, compression_of, suffix_of
 
 # The characters that JSON escapes.
 _ESCAPED = '["\\\\\x00-\x1f]'

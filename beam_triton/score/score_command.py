@@ -23,28 +23,28 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from beam_triton.credentials import redact_url
 from beam_triton.errors import ConfigurationError, TransportError, TritonError
-from beam_triton.score import row_steps
+from beam_triton.score import pipeline_steps
 from beam_triton.score.column_arrays import ColumnArrays
-from beam_triton.score.file_reading import CorruptFileError, Piece, RowBlock, match_files
 from beam_triton.score.input_columns import list_columns
 from beam_triton.score.job_options import ScoreJob, parse_options, runner_of, runs_here
 from beam_triton.score.job_report import counts_of, progress_lines, summary
 from beam_triton.score.result_writing import ColumnSink, check_fields, failure_columns, result_columns
+from beam_triton.score.row_reading import CorruptFileError, Piece, RowBlock, match_files
 from beam_triton.testing import LocalTriton
 
 _logger = logging.getLogger(__name__)
 
 
-def build(pipeline: beam.Pipeline, job: ScoreJob, model: row_steps.ServedModel) -> None:
+def build(pipeline: beam.Pipeline, job: ScoreJob, model: pipeline_steps.ServedModel) -> None:
     """Add the job's steps to a pipeline."""
-    rows = pipeline | "Read" >> row_steps.ReadRows(job.given.files, job.source, job.selection, model)
-    scoring = beam.ParDo(row_steps.ScoreBlocks(model, job.selection))
-    results, failed = rows[row_steps.BLOCKS] | "Score" >> scoring.with_outputs(
-        row_steps.FAILURES, main=row_steps.RESULTS
+    rows = pipeline | "Read" >> pipeline_steps.ReadRows(job.given.files, job.source, job.selection, model)
+    scoring = beam.ParDo(pipeline_steps.ScoreBlocks(model, job.selection))
+    results, failed = rows[pipeline_steps.BLOCKS] | "Score" >> scoring.with_outputs(
+        pipeline_steps.FAILURES, main=pipeline_steps.RESULTS
     )
-    failures = (rows[row_steps.FAILURES], failed) | "AllFailures" >> beam.Flatten()
+    failures = (rows[pipeline_steps.FAILURES], failed) | "AllFailures" >> beam.Flatten()
     if job.given.max_failures is not None:
-        failures |= "LimitFailures" >> beam.ParDo(row_steps.LimitFailures(job.given.max_failures))
+        failures |= "LimitFailures" >> beam.ParDo(pipeline_steps.LimitFailures(job.given.max_failures))
         # An empty input of the results: without it they could be in place before the limit ends the job.
         after = failures | "AfterFailures" >> beam.FlatMap(lambda failure: ())
         results = (results, after) | "Results" >> beam.Flatten()
@@ -121,7 +121,7 @@ def check_outputs(job: ScoreJob, files: Iterable[str]) -> None:
             raise ConfigurationError(f"{option} {target.path} would overwrite {path}, which --files reads")
 
 
-def check_job(job: ScoreJob, model: row_steps.ServedModel, files: Sequence[str]) -> None:
+def check_job(job: ScoreJob, model: pipeline_steps.ServedModel, files: Sequence[str]) -> None:
     """Compare the options with the model and with the first rows of the files, as far as they are known.
 
     One file that fits is enough: rows of the others that do not fit become failures. Raises
@@ -156,7 +156,7 @@ def check_job(job: ScoreJob, model: row_steps.ServedModel, files: Sequence[str])
 
 
 @contextlib.contextmanager
-def _served(job: ScoreJob, is_local: bool) -> Iterator[row_steps.ServedModel]:
+def _served(job: ScoreJob, is_local: bool) -> Iterator[pipeline_steps.ServedModel]:
     if not is_local:
         if not job.endpoint:
             raise ConfigurationError("--endpoint is needed: other machines cannot reach a server on this one")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from beam_triton.errors import ConfigurationError
 from beam_triton.protocol import DATATYPES, ModelSpec, TensorSpec
 from beam_triton.score.column_arrays import ColumnArrays
-from beam_triton.score.file_reading import RowBlock, RowError
 from beam_triton.score.input_columns import InputColumns
+from beam_triton.score.row_reading import RowBlock, RowError
 
 
 def text_block(columns: tuple[str, ...], *rows: list[str]) -> RowBlock:

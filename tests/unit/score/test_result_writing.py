@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 
 from beam_triton.errors import ConfigurationError
-from beam_triton.score.file_reading import Failure, RowBlock
+from beam_triton.score.pipeline_steps import ScoredRows
 from beam_triton.score.result_writing import (
     Columns,
     ColumnSink,
@@ -36,7 +36,7 @@ from beam_triton.score.result_writing import (
     json_text,
     result_columns,
 )
-from beam_triton.score.row_steps import ScoredRows
+from beam_triton.score.row_reading import Failure, RowBlock
 
 
 def table_block(columns: dict[str, Any]) -> RowBlock:

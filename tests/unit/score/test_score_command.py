@@ -9,8 +9,8 @@ import pytest
 
 from beam_triton import ConfigurationError
 from beam_triton.protocol import ModelSpec, TensorSpec
-from beam_triton.score.file_reading import match_files
 from beam_triton.score.job_options import ScoreJob, parse_options
+from beam_triton.score.row_reading import match_files
 from beam_triton.score.score_command import check_job, check_outputs
 
 SPEC = ModelSpec("m", "1", (TensorSpec("x", "FP32", (2,)),), (), 8)

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_triton.errors import ConfigurationError
-from beam_triton.score import file_reading
-from beam_triton.score.file_reading import Failure, FileSource, Piece, RowBlock
+from beam_triton.score import row_reading
+from beam_triton.score.row_reading import Failure, FileSource, Piece, RowBlock
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
@@ -148,7 +148,7 @@ def test_blocks_hold_every_row_once_with_its_number(
     path.write_bytes(b"\xef\xbb\xbf" + "".join(text).encode())
     whole = read_all(FileSource(), path)
     for block_bytes in (100, 1_000, 30_000):
-        monkeypatch.setattr(file_reading, "_BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(row_reading, "_BLOCK_BYTES", block_bytes)
         assert read_all(FileSource(), path) == whole
     assert [int(str(data["id"])) for _, data in rows_of(whole)] == [number for number, _ in rows_of(whole)]
     assert len(whole) == 4_000
@@ -176,7 +176,7 @@ def test_row_numbers_hold_where_rows_of_a_wrong_length_and_blocks_meet(
     path = tmp_path / "a.csv"
     lines = [f"{number},x" if number // rows % 2 else f"{number}" for number in range(1, 1_001)]
     path.write_text("a,b\n" + "\n".join(lines))
-    monkeypatch.setattr(file_reading, "_BLOCK_BYTES", 100)
+    monkeypatch.setattr(row_reading, "_BLOCK_BYTES", 100)
     found = read_all(FileSource(), path)
     assert len(found) == 1_000
     for number, (line, item) in enumerate(zip(lines, found, strict=True), start=1):
@@ -195,7 +195,7 @@ def test_a_truncated_csv_gives_rows_as_they_were_and_a_failure(
     numbers = [number * 2654435761 % 2**32 for number in range(40_000)]
     whole = COMPRESSORS[suffix](b"a\n" + b"".join(b"%d\n" % number for number in numbers))
     path.write_bytes(whole[: len(whole) // 2])
-    monkeypatch.setattr(file_reading, "_BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(row_reading, "_BLOCK_BYTES", 10_000)
     *rows, failure = read_all(FileSource(), path)
     assert isinstance(failure, Failure)
     assert (failure.error, failure.row) == ("CorruptFileError", len(rows) + 1)
@@ -203,17 +203,18 @@ def test_a_truncated_csv_gives_rows_as_they_were_and_a_failure(
     assert len(rows) > 5_000
 
 
-def test_a_quote_that_is_not_closed_ends_a_large_file_with_a_failure(
+def test_quote_that_is_not_closed_is_a_failure_with_all_that_it_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows before it are read; a file that is one block holds the rest in the row's field."""
+    """The rows before it are read; beyond a block the file ends there."""
     path = tmp_path / "a.csv"
     path.write_text('a,b\n1,x\n2,"open\n' + "".join(f"{number},y\n" for number in range(3, 100)))
     good, taken = read_all(FileSource(), path)
     assert good == (1, {"a": "1", "b": "x"})
-    assert not isinstance(taken, Failure)
-    assert taken[1]["b"].startswith("open\n3,y\n")
-    monkeypatch.setattr(file_reading, "_BLOCK_BYTES", 100)
+    assert isinstance(taken, Failure)
+    assert (taken.row, taken.error) == (2, "RowError")
+    assert taken.data["b"].startswith("open\n3,y\n")
+    monkeypatch.setattr(row_reading, "_BLOCK_BYTES", 100)
     good, failure = read_all(FileSource(), path)
     assert good == (1, {"a": "1", "b": "x"})
     assert isinstance(failure, Failure)
@@ -263,7 +264,7 @@ def test_what_the_csv_module_writes_is_read_back_whatever_the_blocks(
     with path.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows([["h1", "h2", "h3"], *rows])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file_reading, "_BLOCK_BYTES", block_bytes)
+        patch.setattr(row_reading, "_BLOCK_BYTES", block_bytes)
         found = read_all(FileSource(), path)
     assert found == [
         (number, {"h1": row[0], "h2": row[1], "h3": row[2]}) for number, row in enumerate(rows, start=1)

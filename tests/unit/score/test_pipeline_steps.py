@@ -17,9 +17,8 @@ from beam_triton.errors import ConfigurationError
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import ModelSpec, TensorSpec
 from beam_triton.score.column_arrays import ColumnArrays
-from beam_triton.score.file_reading import Failure, FileSource, RowBlock, match_files
 from beam_triton.score.input_columns import InputColumns
-from beam_triton.score.row_steps import (
+from beam_triton.score.pipeline_steps import (
     BLOCKS,
     FAILURES,
     LimitFailures,
@@ -28,6 +27,7 @@ from beam_triton.score.row_steps import (
     ServedModel,
     TooManyFailuresError,
 )
+from beam_triton.score.row_reading import Failure, FileSource, RowBlock, match_files
 
 
 def model_of(shape: tuple[int, ...]) -> ServedModel:

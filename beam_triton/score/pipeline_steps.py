@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import TaggedOutput
-from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
@@ -23,9 +22,9 @@ from beam_triton.errors import ConfigurationError, TritonError
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import ModelSpec
 from beam_triton.score.column_arrays import ColumnArrays
-from beam_triton.score.file_reading import Failure, FileSource, Piece, RowBlock, RowError, match_files
 from beam_triton.score.input_columns import InputColumns, list_columns
 from beam_triton.score.job_report import METRICS_NAMESPACE
+from beam_triton.score.row_reading import Failure, FileSource, Piece, RowBlock, RowError, match_files
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.model_dofn import ModelDoFn, check_can_be_scored
 from beam_triton.transforms.numpy_batches import RowScorer, ScoredBatch
@@ -176,12 +175,6 @@ class ScoreBlocks(ModelDoFn):
         self._selection = selection
         self._failed = Metrics.counter(METRICS_NAMESPACE, "rows_failed")
         self._scorer: RowScorer | None = None
-
-    def display_data(self) -> dict[str, Any]:
-        """What a runner's job page shows; endpoints and headers without their secrets."""
-        shown = {"model_name": self._model_name, **self._options.shown()}
-        labels = {name: name.replace("_", " ").capitalize() for name in shown}
-        return {name: DisplayDataItem(text, label=labels[name]) for name, text in shown.items()}
 
     def setup(self) -> None:
         super().setup()

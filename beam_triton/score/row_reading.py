@@ -7,14 +7,11 @@ too early) becomes a failure of the rows concerned, and not an exception of the 
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import csv
-import gzip
 import io
 import json
 import lzma
-import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -250,6 +247,9 @@ class FileSource:
                 failures.pop()
             elif content.damage is not None and rows is not None:
                 rows = rows.take(np.arange(len(rows) - 1))
+            elif rows is not None and content.quotes % 2 and "\n" in "".join(rows.row(-1).values()):
+                yield rows.failure(-1, RowError("a quote is not closed: it takes all that follows"))
+                rows = rows.take(np.arange(len(rows) - 1))
         except pa.ArrowInvalid as error:
             content.damage = CorruptFileError(f"{path}: {error}")
         if rows is not None:
@@ -295,26 +295,26 @@ def _open(path: str) -> Any:
     return contextlib.closing(FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED))
 
 
-# Beam's own readers take the end of a truncated file for the end of the data; these raise.
-_OPENERS: dict[str, Callable[[Any], Any]] = {
-    CompressionTypes.UNCOMPRESSED: lambda file: file,
-    CompressionTypes.GZIP: gzip.open,
-    CompressionTypes.BZIP2: bz2.open,
-    CompressionTypes.LZMA: lzma.open,
-    CompressionTypes.ZSTD: lambda file: pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"),
-}
+# Beam's own readers take the end of a truncated file for the end of the data; pyarrow's and lzma's raise.
+_CODECS = {CompressionTypes.GZIP: "gzip", CompressionTypes.BZIP2: "bz2", CompressionTypes.ZSTD: "zstd"}
 
 
 class _Content(io.RawIOBase):
-    """A file's content, decompressed as its name says; it ends early at ``damage``."""
+    """A file's content, decompressed as its name says; it ends early at ``damage``. Counts ``quotes``."""
 
     def __init__(self, path: str, stored: Any) -> None:
         super().__init__()
         kind = compression_of(path)
         self.damage: CorruptFileError | None = None
+        self.quotes = 0
         self._path, self._stored = path, stored
-        file = _OPENERS[kind](stored) if kind in _OPENERS else CompressedFile(stored, kind)
-        self._read = getattr(file, "read1", file.read)
+        if kind in _CODECS:
+            stored = pa.CompressedInputStream(pa.PythonFile(stored, "r"), _CODECS[kind])
+        elif kind == CompressionTypes.LZMA:
+            stored = lzma.LZMAFile(stored)  # noqa: SIM115 # closed with the stored file
+        elif kind != CompressionTypes.UNCOMPRESSED:
+            stored = CompressedFile(stored, kind)
+        self._read = stored.read
 
     def readable(self) -> bool:
         return True
@@ -323,13 +323,14 @@ class _Content(io.RawIOBase):
         before, part = self._stored.tell(), b""
         try:
             part = self._read(len(buffer)) if self.damage is None else b""
-        except (EOFError, OSError, zlib.error, lzma.LZMAError) as damage:
+        except (EOFError, OSError, lzma.LZMAError) as damage:
             # Broken data raise plain OSErrors; those of the system carry a number, and may pass when the
             # runner tries again.
             if isinstance(damage, OSError) and damage.errno is not None:
                 raise
             self.damage = CorruptFileError(f"{self._path}: {damage}")
         PROGRESS.bytes_read += self._stored.tell() - before
+        self.quotes += part.count(b'"')
         buffer[: len(part)] = part
         return len(part)
 
