@@ -77,20 +77,19 @@ class ColumnArrays:
                 rows = _tensors(spec, (spec.name,), block, unfit)
                 errors |= {i: error for i, error in unfit.items() if block.row(i).get(spec.name) is not None}
                 inputs[spec.name] = [None if i in unfit else row for i, row in enumerate(rows)]
-        groups: dict[Any, list[int]] = {}
+        good = [index for index in range(len(block)) if index not in errors]
         if all(isinstance(rows, np.ndarray) for rows in inputs.values()):
-            if not errors:
-                return [ArrayGroup(np.arange(len(block)), inputs)], errors
-            groups[tuple((name, None) for name in inputs)] = [i for i in range(len(block)) if i not in errors]
-        else:
-            for i in [i for i in range(len(block)) if i not in errors]:
-                shapes = [(name, rows[i].shape) for name, rows in inputs.items() if rows[i] is not None]
-                groups.setdefault(tuple(shapes), []).append(i)
-        return [
-            ArrayGroup(np.array(rows), {name: _taken(inputs[name], rows) for name, _ in shapes})
-            for shapes, rows in groups.items()
-            if rows
-        ], errors
+            alike = {name: rows[good] if errors else rows for name, rows in inputs.items()}
+            return [ArrayGroup(np.array(good), alike)] if good else [], errors
+        groups: dict[Any, list[int]] = {}
+        for index in good:
+            shapes = [(name, rows[index].shape) for name, rows in inputs.items() if rows[index] is not None]
+            groups.setdefault(tuple(shapes), []).append(index)
+        found = []
+        for shapes, indices in groups.items():
+            arrays = {name: np.stack([inputs[name][index] for index in indices]) for name, _ in shapes}
+            found.append(ArrayGroup(np.array(indices), arrays))
+        return found, errors
 
     def _plan(self, block: RowBlock) -> list[tuple[TensorSpec, tuple[str, ...]]]:
         """Each input and its columns."""
@@ -127,11 +126,6 @@ def shape_of(spec: TensorSpec, count: int) -> tuple[int, ...] | None:
     return tuple(count // known if dim == -1 else dim for dim in spec.shape)
 
 
-def _taken(rows: Any, indices: list[int]) -> Array:
-    taken: Array = rows[indices] if isinstance(rows, np.ndarray) else np.stack([rows[i] for i in indices])
-    return taken
-
-
 def _tensors(spec: TensorSpec, names: tuple[str, ...], block: RowBlock, errors: Errors) -> Any:
     """One input's rows: an array where all have one shape, otherwise a list of arrays.
 
@@ -143,7 +137,10 @@ def _tensors(spec: TensorSpec, names: tuple[str, ...], block: RowBlock, errors: 
     columns, is_text = [block.column(name) for name in names], block.is_text
     kind, shape = DATATYPES[spec.datatype], shape_of(spec, len(columns))
     # A single column of text may hold numbers in some rows and JSON arrays in others.
-    is_flat = len(columns) > 1 or kind.is_bytes if is_text else not any(map(_holds_lists, columns))
+    if is_text:
+        is_flat = len(columns) > 1 or kind.is_bytes
+    else:
+        is_flat = block.table is not None and not any(pa.types.is_nested(column.type) for column in columns)
     if shape is not None and is_flat:
         made = np.empty((len(block), len(columns)), kind.array_dtype)
         for place, (name, column) in enumerate(zip(names, columns, strict=True)):
@@ -163,25 +160,20 @@ def _tensors(spec: TensorSpec, names: tuple[str, ...], block: RowBlock, errors: 
     return found
 
 
-def _holds_lists(column: Any) -> bool:
-    return isinstance(column, list) or bool(pa.types.is_nested(column.type))
-
-
 def _converted(
     convert: Callable[[Any], Array], values: Any, errors: Errors, start: int = 0
 ) -> Iterator[tuple[int, Array]]:
     """Arrays of as many values at once as fit, each with its place; an error for each value that does not."""
     try:
-        array = convert(values)
+        found = convert(values)
     except RowError as error:
-        half = len(values) // 2
-        if not half:
+        if half := len(values) // 2:
+            yield from _converted(convert, values[:half], errors, start)
+            yield from _converted(convert, values[half:], errors, start + half)
+        else:
             errors.setdefault(start, error)
-            return
-        yield from _converted(convert, values[:half], errors, start)
-        yield from _converted(convert, values[half:], errors, start + half)
     else:
-        yield start, array
+        yield start, found
 
 
 def _convert(spec: TensorSpec, label: str, is_text: bool, is_part: bool, values: Any) -> Array:
@@ -199,14 +191,12 @@ def _convert(spec: TensorSpec, label: str, is_text: bool, is_part: bool, values:
     except (LocalProtocolError, ValueError, RecursionError) as error:
         if holds_arrays:
             raise RowError(f"{label}: {getattr(error, 'message', error)}") from None
-    text, dtype = values[0].as_py(), DATATYPES[spec.datatype].array_dtype
-    takes = {"b": "true, false, 1 or 0", "f": "a number", "O": "a text"}.get(dtype.kind, "a whole number")
-    if own.shape and shape_of(spec, 1) is None:
-        takes = "a JSON array"
+    text, kind = values[0].as_py(), DATATYPES[spec.datatype].array_dtype.kind
+    takes = {"b": "true, false, 1 or 0", "f": "a number", "O": "a text"}.get(kind, "a whole number")
+    takes = takes if is_part or shape_of(spec, 1) is not None else "a JSON array"
     holds = f"holds {shorten(text)}" if text.strip() else "is empty"
-    raise RowError(
-        f"{label} {holds} where input {spec.describe()} takes {takes} that {spec.datatype} can hold"
-    )
+    limit = f"that {spec.datatype} can hold"
+    raise RowError(f"{label} {holds} where input {spec.describe()} takes {takes} {limit}")
 
 
 def _from_text(spec: TensorSpec, texts: Any) -> Any:

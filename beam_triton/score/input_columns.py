@@ -69,7 +69,7 @@ class InputColumns:
 
 def _counted(text: str, first: str, last: str) -> list[str]:
     start, stop = _NUMBERED.match(first), _NUMBERED.match(last)
-    if start is None or stop is None or start["stem"] != stop["stem"]:
+    if not start or not stop or start["stem"] != stop["stem"]:
         return []
     low, high = int(start["number"]), int(stop["number"])
     if not 0 <= high - low < _MOST_COLUMNS:
@@ -100,34 +100,26 @@ def tensors_to_feed(
     An optional input that is not mapped is left out. Raises ConfigurationError when the mapping names no
     input of the model, names one twice, or describes it otherwise than the server.
     """
-    by_name: dict[str, InputColumns] = {}
+    by_name = {entry.name: entry for entry in mapping}
+    specs = {spec.name: spec for spec in model.inputs}
     for entry in mapping:
-        if entry.name in by_name:
+        spec, declared = specs.get(entry.name), entry.declared
+        if entry is not by_name[entry.name]:
+            raise ConfigurationError(f"input {entry.name!r} is mapped twice; list all its columns in one")
+        if not model.inputs and declared is None:
             raise ConfigurationError(
-                f"input {entry.name!r} is mapped twice; list all its columns in one mapping"
+                f"the server does not name the inputs of model {model.name!r}: give the datatype and shape "
+                f"too, for example {entry.name}:FP32[64]={','.join(entry.columns)}"
             )
-        by_name[entry.name] = entry
-    if not model.inputs:
-        for entry in mapping:
-            if entry.declared is None:
-                raise ConfigurationError(
-                    f"the server does not name the inputs of model {model.name!r}: give the datatype and "
-                    f"shape too, for example {entry.name}:FP32[64]={','.join(entry.columns)}"
-                )
-    specs = {
-        spec.name: spec for spec in model.inputs or [entry.declared for entry in mapping if entry.declared]
-    }
-    for entry in mapping:
-        if entry.name not in specs:
+        if model.inputs and spec is None:
             raise ConfigurationError(f"model {model.name!r} has no input {entry.name!r}; {model.describe()}")
-        datatype = specs[entry.name].datatype
-        if entry.declared is not None and entry.declared.datatype != datatype:
+        if spec is not None and declared is not None and declared.datatype != spec.datatype:
             raise ConfigurationError(
-                f"input {entry.name!r} is {datatype}, not {entry.declared.datatype}; {model.describe()}"
+                f"input {entry.name!r} is {spec.datatype}, not {declared.datatype}; {model.describe()}"
             )
     return [
         (spec, by_name.get(spec.name, InputColumns(spec.name, (spec.name,))))
-        for spec in specs.values()
+        for spec in model.inputs or [entry.declared for entry in mapping if entry.declared is not None]
         if spec.name in by_name or not spec.optional
     ]
 

@@ -105,24 +105,22 @@ class RowBlock:
         """A row's own data, column name to value."""
         if self.table is None:
             return self.objects[index]
-        columns = zip(self.table.schema.names, self.table.columns, strict=True)
-        return {name: column[index].as_py() for name, column in columns}
+        return {name: self.column(name)[index].as_py() for name in self.table.schema.names}
 
     def take(self, indices: npt.NDArray[np.int64], names: Collection[str] | None = None) -> RowBlock:
         """Some of the rows; of a table with ``names`` only these columns."""
-        numbers, found = self.numbers[indices], self.table
-        if found is None:
-            return RowBlock(self.file, numbers, None, [self.objects[index] for index in indices])
-        if names is not None:
-            found = found.select([place for place, name in enumerate(found.schema.names) if name in names])
-        if found.num_columns and len(numbers) != len(self):
-            found = found.take(pa.array(indices))
-        return RowBlock(self.file, numbers, found, is_text=self.is_text)
+        objects, table = [self.objects[index] for index in indices if self.objects], self.table
+        if table is not None and names is not None:
+            table = table.select([place for place, name in enumerate(table.schema.names) if name in names])
+        if table is not None and table.num_columns and len(indices) != len(self):
+            table = table.take(pa.array(indices))
+        return RowBlock(self.file, self.numbers[indices], table, objects, self.is_text)
 
     def failure(self, index: int, error: LocalProtocolError | Any) -> Failure:
         """The failure of one row."""
-        number, kind = int(self.numbers[index]), type(error).__name__
-        return Failure(self.file, number, kind, error.message, self.row(index))
+        return Failure(
+            self.file, int(self.numbers[index]), type(error).__name__, error.message, self.row(index)
+        )
 
 
 class Piece(NamedTuple):
@@ -161,13 +159,10 @@ class FileSource:
 
     def format_of(self, path: str) -> str:
         """One of `FORMATS`. Raises ConfigurationError when neither option nor suffix says which."""
-        found = self.format or SUFFIXES.get(suffix_of(path))
-        if found is None:
-            raise ConfigurationError(
-                f"{path}: the suffix does not tell the format ({', '.join(SUFFIXES)}); "
-                f"give the input format: {', '.join(FORMATS)}"
-            )
-        return found
+        if found := self.format or SUFFIXES.get(suffix_of(path)):
+            return found
+        known = f"({', '.join(SUFFIXES)}); give the input format: {', '.join(FORMATS)}"
+        raise ConfigurationError(f"{path}: the suffix does not tell the format {known}")
 
     def pieces(self, path: str, size_bytes: int) -> list[Piece]:
         """Where the file is split; one too damaged to be is one piece, and reading it gives the failure."""
@@ -213,48 +208,43 @@ class FileSource:
         names = self.columns or _header(path, lines, delimiter)
         if not lines.peek(1):
             return
-        failures: list[Failure] = []
+        refused: dict[int, Failure] = {}
 
         def refuse(row: Any) -> str:
             message = f"the row has {row.actual_columns} fields, its header {row.expected_columns}"
-            failures.append(Failure(path, row.number, "RowError", message, row.text))
+            refused[row.number] = Failure(path, row.number, "RowError", message, row.text)
             return "skip"
 
         parsing = pyarrow.csv.ParseOptions(
             delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse
         )
-        converting = pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), check_utf8=False
-        )
+        types = dict.fromkeys(names, pa.string())
+        converting = pyarrow.csv.ConvertOptions(column_types=types, check_utf8=False)
         # Rows are numbered by one thread only.
         reading = pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES, column_names=names)
         first, rows = 1, None
         try:
             for table in pyarrow.csv.open_csv(lines, reading, parsing, converting):
-                if rows is not None:
-                    yield from _valid_text(rows)
-                    rows = None
-                refused = [failure.row for failure in failures if failure.row is not None]
+                yield from _valid_text(rows)
                 numbers = np.arange(first, first + table.num_rows + len(refused))
-                numbers = np.setdiff1d(numbers, refused, assume_unique=True)[: table.num_rows]
-                if len(numbers):
-                    rows, first = RowBlock(path, numbers, table, is_text=True), int(numbers[-1]) + 1
-                    # pyarrow may be a block ahead.
-                    yield from (failure for failure in failures if (failure.row or 0) < first)
-                    failures[:] = [failure for failure in failures if (failure.row or 0) >= first]
-            # A record that breaks off may look whole.
-            if content.damage is not None and failures:
-                failures.pop()
-            elif content.damage is not None and rows is not None:
-                rows = rows.take(np.arange(len(rows) - 1))
-            elif rows is not None and content.quotes % 2 and "\n" in "".join(rows.row(-1).values()):
-                yield rows.failure(-1, RowError("a quote is not closed: it takes all that follows"))
-                rows = rows.take(np.arange(len(rows) - 1))
+                numbers = np.setdiff1d(numbers, [*refused])[: table.num_rows]
+                rows = RowBlock(path, numbers, table, is_text=True)
+                first = int(numbers[-1]) + 1 if len(numbers) else first
+                # Others belong to a block that pyarrow has read ahead.
+                yield from [refused.pop(number) for number in [*refused] if number < first]
         except pa.ArrowInvalid as error:
             content.damage = CorruptFileError(f"{path}: {error}")
-        if rows is not None:
-            yield from _valid_text(rows)
-        yield from failures
+        else:
+            # A record that breaks off may look whole.
+            if content.damage is not None and refused:
+                refused.popitem()
+            elif content.damage is not None and rows is not None:
+                rows = rows.take(np.arange(len(rows) - 1))
+            elif rows and content.quotes % 2 and "\n" in "".join(rows.row(-1).values()):
+                yield rows.failure(-1, RowError("a quote is not closed: it takes all that follows"))
+                rows = rows.take(np.arange(len(rows) - 1))
+        yield from _valid_text(rows)
+        yield from refused.values()
 
 
 def suffix_of(path: str) -> str:
@@ -346,17 +336,18 @@ def _header(path: str, lines: io.BufferedReader[Any], delimiter: str) -> tuple[s
     return names
 
 
-def _valid_text(rows: RowBlock) -> Iterator[RowBlock | Failure]:
+def _valid_text(rows: RowBlock | None) -> Iterator[RowBlock | Failure]:
     """The rows whose text is UTF-8, and a failure for each of the others."""
-    assert rows.table is not None
-    good = []
+    if rows is None or rows.table is None:
+        return
     try:
         rows.table.validate(full=True)
     except pa.ArrowInvalid:
+        good = []
         for index, number in enumerate(rows.numbers.tolist()):
-            stored = {name: rows.column(name)[index].as_buffer() for name in rows.table.schema.names}
-            data = {name: bytes(text).decode("utf-8", "backslashreplace") for name, text in stored.items()}
-            if all(data[name].encode() == bytes(text) for name, text in stored.items()):
+            stored = {name: bytes(rows.column(name)[index].as_buffer()) for name in rows.table.schema.names}
+            data = {name: text.decode("utf-8", "backslashreplace") for name, text in stored.items()}
+            if all(data[name].encode() == text for name, text in stored.items()):
                 good.append(index)
             else:
                 yield Failure(rows.file, number, "RowError", "not valid UTF-8", data)
@@ -369,9 +360,9 @@ def _json_blocks(path: str, content: _Content) -> Iterator[RowBlock | Failure]:
     objects: dict[int, dict[str, Any]] = {}
     size_bytes = 0
     for number, line in enumerate(io.BufferedReader(content, _CALL_BYTES), start=1):
-        text = line.decode("utf-8", "backslashreplace").rstrip("\r\n").removeprefix("\ufeff")
         if content.damage is not None and not line.endswith(b"\n"):
             break
+        text = line.decode("utf-8", "backslashreplace").rstrip("\r\n").removeprefix("\ufeff")
         if text and not text.isspace():
             try:
                 objects[number] = _json_object(line, text)
@@ -391,10 +382,9 @@ def _json_object(line: bytes, text: str) -> dict[str, Any]:
         found = json.loads(text)
     except UnicodeDecodeError:
         raise RowError("not valid UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise RowError(f"not JSON: {error.msg} at column {min(error.pos, len(text)) + 1}") from None
     except (ValueError, RecursionError) as error:
-        raise RowError(f"not JSON: {error}") from None
+        where = f"{error.msg} at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+        raise RowError(f"not JSON: {where}") from None
     if type(found) is not dict:
         hint = "; a file that is one JSON array must become JSON Lines first" if type(found) is list else ""
         raise RowError(f"a JSON object was expected, not {shorten(found)}{hint}")
