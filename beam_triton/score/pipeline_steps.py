@@ -40,14 +40,14 @@ class TooManyFailuresError(TritonError):
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """A model, and how it is asked; ``spec`` None: each worker asks the server what the model takes."""
+    """A model, and how requests to it are made; without ``spec`` each worker asks the server for it."""
 
     name: str
     options: InferenceOptions
     spec: ModelSpec | None = None
 
     def describe(self, *, wait_seconds: float = 0.0) -> ModelSpec:
-        """``spec``, or the server's answer, asked again for ``wait_seconds`` while it cannot be reached.
+        """``spec``, or the server's answer, retried for ``wait_seconds`` while it cannot be reached.
 
         Raises TritonError when the server does not answer or has no such model, ConfigurationError when a
         batch of unrelated rows cannot be sent to the model.
@@ -62,9 +62,9 @@ class ServedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class RowSelection:
-    """What is taken of a row: the inputs' columns, those that are kept for the result, those tested.
+    """The columns that are used: those of the inputs, those kept for the result, those tested.
 
-    ``where`` are pairs of column and text; a row whose column has another text is passed over.
+    ``where`` are pairs of column and text; a row whose column has another text is skipped.
     """
 
     inputs: tuple[InputColumns, ...] = ()
@@ -83,7 +83,7 @@ class RowSelection:
                 raise ConfigurationError(f"there is no column {name!r}; the file has {list_columns(names)}")
 
     def select(self, block: RowBlock) -> RowBlock:
-        """The rows that are not passed over."""
+        """The rows that are not skipped."""
         wanted = np.ones(len(block), bool)
         for name, text in self.where:
             if block.is_text:
@@ -155,7 +155,7 @@ class _ReadPieces(beam.DoFn):
         try:
             return self._arrays.columns_used(names) | {*self._selection.named}
         except ConfigurationError:
-            # Each row will say that its file does not fit; the message lists the columns.
+            # The failure of each row says that the file does not fit, and lists its columns.
             return names
 
 

@@ -43,7 +43,7 @@ class ScoredPart(NamedTuple):
 
 
 class ScoredBatch:
-    """Rows that travel as columns, and what has become of them; ``context`` is its owner's.
+    """Rows that travel as columns, and their outcomes; ``context`` belongs to the owner.
 
     Attributes:
         inputs: the model's one input, or input name to array; rows lie along the first dimension.
@@ -82,7 +82,7 @@ class RowScorer:
 
     Args:
         output: the one output whose shape must be exactly the described one; None only counts rows.
-        default: what a row yields instead that failed for good.
+        default: the result of a row that failed for good.
         keeps_failures: failed rows are listed in their batch; otherwise, without a default, the first raises.
     """
 
@@ -113,7 +113,7 @@ class RowScorer:
         self._ready: list[ScoredBatch] = []
 
     def add(self, inputs: Inputs, context: Any = None) -> list[ScoredBatch]:
-        """Send the rows of a batch; the batches that have become ready, this one or earlier ones.
+        """Send the rows of a batch; returns the batches that are ready, this one or earlier ones.
 
         Raises:
             TritonError: a row failed for good, and failures are neither kept nor have a default.
@@ -131,7 +131,7 @@ class RowScorer:
         return self._take_ready()
 
     def finish(self) -> list[ScoredBatch]:
-        """Wait for everything; the batches that were not given yet.
+        """Wait for everything; returns the batches that were not returned before.
 
         Raises:
             TritonError: as `add`.
@@ -141,7 +141,7 @@ class RowScorer:
         return self._take_ready()
 
     def cancel(self) -> None:
-        """Let go of everything in flight. A second call does nothing."""
+        """Abandon everything in flight. A second call does nothing."""
         self._sender.cancel()
 
     def _take_ready(self) -> list[ScoredBatch]:
