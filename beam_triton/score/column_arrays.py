@@ -239,7 +239,8 @@ def _fit(spec: TensorSpec, values: Any) -> Array:
     kind = DATATYPES[spec.datatype].array_dtype
     if isinstance(values, np.ndarray) and values.dtype.kind == "b" != kind.kind:
         values = values.tolist()
-    if isinstance(values, np.ndarray) and values.dtype.kind in "iuf" and kind.kind == "f":
+    is_cast = isinstance(values, np.ndarray) and values.dtype.kind in "iuf" and values.dtype != kind
+    if is_cast and kind.kind == "f":
         with np.errstate(over="ignore"):
             cast = values.astype(kind)
         if (np.isinf(cast) & np.isfinite(values)).any():
