@@ -204,6 +204,8 @@ def _from_text(spec: TensorSpec, texts: Any) -> Any:
     if DATATYPES[spec.datatype].is_bytes:
         return texts.cast(pa.binary()).to_numpy(zero_copy_only=False)
     kind = pa.float64() if dtype.kind == "f" else pa.from_numpy_dtype(dtype)
+    if dtype.kind in "iu" and pc.any(pc.match_substring(texts, "x", ignore_case=True)).as_py():
+        raise ValueError("pyarrow takes 0x10 for 16")
     try:
         numbers = pc.cast(texts, kind)
     except pa.ArrowInvalid:

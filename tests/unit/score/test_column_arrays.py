@@ -139,6 +139,7 @@ def test_text_for_bytes() -> None:
         ("UINT64", ["1", "18446744073709551616.0"], "takes a whole number that UINT64 can hold"),
         ("INT32", ["1_000", "1"], "column 'a' holds '1_000' where input x INT32 .2. takes a whole number"),
         ("INT32", ["1", "1_000.0"], "takes a whole number"),
+        ("INT32", ["1", "0x10"], "holds '0x10' where input x INT32 .2. takes a whole number"),
         ("FP32", ["1", "1_0.5"], "column 'b' holds '1_0.5' where input x FP32 .2. takes a number"),
     ],
 )
