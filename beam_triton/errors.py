@@ -8,6 +8,7 @@
     │   │   ├── ConnectTimeoutError
     │   │   └── TlsError              certificate refused, handshake failed
     │   ├── ConnectionLostError       reset, closed or truncated: the request may have run
+    │   ├── SilentConnectionError     nothing came for far longer than answers usually take
     │   └── DeadlineExceededError     `timeout_seconds` ran out
     ├── ProtocolError                 bytes or tensors that do not fit the Open Inference Protocol
     │   ├── LocalProtocolError        our side: an element that does not fit the model
@@ -103,6 +104,14 @@ class TlsError(ConnectError):
 
 class ConnectionLostError(TransportError):
     """The connection ended before the answer was complete."""
+
+    may_have_run = True
+    counts_as_failure = True
+
+
+class SilentConnectionError(TransportError):
+    """Not a byte of an answer came for far longer than answers usually take: the network may have lost the
+    connection without a sign."""
 
     may_have_run = True
     counts_as_failure = True

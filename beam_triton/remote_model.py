@@ -168,5 +168,10 @@ def is_in_use(model_name: str, options: InferenceOptions) -> bool:
 
 def _endpoint_set_key(model_name: str, options: InferenceOptions) -> EndpointSetKey:
     return EndpointSetKey(
-        options.urls, model_name, options.max_concurrent_requests, options.retry, options.circuit_breaker
+        options.urls,
+        model_name,
+        options.max_concurrent_requests,
+        options.timeout_seconds,
+        options.retry,
+        options.circuit_breaker,
     )

@@ -14,7 +14,8 @@
 QUEUED is waiting for an admission. `beam_triton.policy.retry.next_step` chooses the step; this file carries
 it out. The deadline runs from the first attempt's start. Time in which a request is held, for an unhealthy or
 overloaded server or one that named a time to come back, is outside it and bounded by ``max_wait_seconds`` of
-the breaker's policy; where that policy does not wait, it is inside.
+the breaker's policy; where that policy does not wait, it is inside. Time in the queue of an endpoint at its
+limit is outside both, as long as it answers others.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ from beam_triton.errors import (
     InferenceError,
     ModelExecutionError,
     RemoteProtocolError,
+    SilentConnectionError,
     TritonError,
+    with_message,
     without_frames,
 )
-from beam_triton.policy.retry import Fail, History, Limits, Resend, Retry, next_step
+from beam_triton.policy.retry import CERTAIN, EndpointView, Fail, History, Limits, Resend, Retry, next_step
 from beam_triton.transport.attempt import Attempt
 from beam_triton.transport.exchange import Exchange
 
@@ -87,6 +90,9 @@ class _CallState:
     _admission: Admission | None = None
     _attempt: Attempt | None = None
     _sent_at = 0.0
+    _was_silent = False
+    _silence_seconds = math.inf
+    _queued_at: float | None = None
     _deadline = math.inf
     _hold_until = math.inf
     _owes_budget = False
@@ -109,6 +115,7 @@ class Call(_CallState):
             nothing about the server's health.
         repeats_server_errors: a plain 500 may be retried, as the policy allows.
         is_sequence: the model would see a repeated request twice: nothing that may have run is repeated.
+        suspicion: that this request hangs the model, as in `History`.
     """
 
     context: CallContext
@@ -122,6 +129,11 @@ class Call(_CallState):
     is_batch: bool
     repeats_server_errors: bool
     is_sequence: bool
+    suspicion: int
+
+    def __post_init__(self) -> None:
+        if self.suspicion:
+            self._history = History(suspicion=self.suspicion)
 
     def start(self) -> None:
         """Ask for an admission, and send; called again whenever there may be one."""
@@ -132,9 +144,13 @@ class Call(_CallState):
         if isinstance(admission, Refusal):
             self._wait_for_admission(admission)
             return
+        now = time.monotonic()
         if self._queue_entry is not None:
             self._leave_queue()
-        now = time.monotonic()
+            endpoints.wake_another(admission.endpoint)
+        if self._queued_at is not None:
+            self._hold_until += now - self._queued_at
+            self._queued_at = None
         if self._owes_budget and not self._spend_budget(admission, now):
             return
         self.is_throttled = False
@@ -147,22 +163,33 @@ class Call(_CallState):
 
     def _wait_for_admission(self, refusal: Refusal) -> None:
         now = time.monotonic()
-        endpoints, options = self.context.endpoints, self.context.options
+        endpoints = self.context.endpoints
         open_seconds, max_hold_seconds = refusal.open_seconds, endpoints.max_hold_seconds
-        wait = POLL_AGAIN_SECONDS
-        if open_seconds is None and not max_hold_seconds:
-            self._deadline = min(self._deadline, now + options.timeout_seconds)
-        else:
-            self._hold_until = min(self._hold_until, now + max_hold_seconds)
-            if now >= self._hold_until:
-                self._finish_with(endpoints.refusal_error(open_seconds, max_hold_seconds))
+        if open_seconds is None:
+            # Its turn comes while others are answered, however long that takes.
+            if self._queued_at is None:
+                self._queued_at = now
+            patience_seconds = max_hold_seconds or self.context.options.timeout_seconds
+            gives_up_at = max(self._queued_at, endpoints.answered_at) + patience_seconds
+            if now >= gives_up_at:
+                self._finish_with(endpoints.refusal_error(None, now - self._queued_at))
                 return
-        if open_seconds is not None:
-            # Outside the deadline: nothing has been sent that could be late.
-            self._start_over(for_overload=False)
-            start_health_checks(self.context)
-            wait = min(max(open_seconds, 0.01), wait)
-        self._wait(Phase.QUEUED, min(now + wait, self._hold_until, self._deadline), throttled=True)
+            self._wait(
+                Phase.QUEUED,
+                min(now + POLL_AGAIN_SECONDS, gives_up_at, self._deadline),
+                throttled=endpoints.is_overloaded(now),
+            )
+            return
+        self._queued_at = None
+        self._hold_until = min(self._hold_until, now + max_hold_seconds)
+        if now >= self._hold_until:
+            self._finish_with(endpoints.refusal_error(open_seconds, max_hold_seconds))
+            return
+        # Outside the deadline: nothing has been sent that could be late.
+        self._start_over(for_overload=False)
+        start_health_checks(self.context)
+        wait = min(max(open_seconds, 0.01), POLL_AGAIN_SECONDS)
+        self._wait(Phase.QUEUED, min(now + wait, self._hold_until), throttled=True)
 
     def _join_queue(self) -> bool:
         if self._queue_entry is None:
@@ -194,10 +221,14 @@ class Call(_CallState):
         self.record.attempts += 1
         endpoints, options = self.context.endpoints, self.context.options
         url = admission.endpoint.url
-        timeout_seconds = options.timeout_seconds
-        if len(endpoints.endpoints) > 1 and not self.is_sequence:
-            tried = (*self._tried, admission.endpoint)
-            timeout_seconds = endpoints.attempt_seconds(timeout_seconds, self._deadline - now, tried)
+        silences = 0
+        if self._history.errors:
+            silences = sum(isinstance(error, SilentConnectionError) for error in self._history.errors)
+        if self.is_sequence:
+            self._silence_seconds = math.inf
+        else:
+            self._silence_seconds = endpoints.silence_seconds(admission.endpoint, silences)
+        self._was_silent = admission.endpoint.is_silent
         try:
             parts = self.context.head_writer.parts(url, self.request)
         except TritonError as error:
@@ -211,11 +242,26 @@ class Call(_CallState):
             url.origin,
             parts,
             self._on_attempt_end,
-            deadline=min(self._deadline, now + timeout_seconds),
-            timeout_seconds=timeout_seconds,
+            deadline=self._deadline,
+            timeout_seconds=options.timeout_seconds,
             max_response_bytes=options.max_response_bytes,
+            silence_seconds=self._silence_seconds,
+            on_silence=self._on_silence,
         )
         attempt.start()
+
+    def _on_silence(self, attempt: Attempt) -> None:
+        """Give up a connection that is silent for far too long, if the server is known to answer others."""
+        assert self._admission is not None
+        endpoint = self._admission.endpoint
+        if (
+            endpoint.answered_at >= self._sent_at
+            or self.context.endpoints.has_healthy_besides((*self._tried, endpoint))
+            or endpoint.silence.try_trial(self._silence_seconds)
+        ):
+            attempt.give_up()
+        else:
+            attempt.wake_at = min(time.monotonic() + POLL_AGAIN_SECONDS, attempt.deadline)
 
     def _on_attempt_end(self, attempt: Attempt) -> None:
         self._attempt = None
@@ -243,12 +289,17 @@ class Call(_CallState):
     def _succeed(self) -> None:
         admission, self._admission = self._admission, None
         assert admission is not None
-        admission.endpoint.limit.on_success(self.record.latency_seconds)
+        endpoint, latency_seconds = admission.endpoint, self.record.latency_seconds
+        endpoint.limit.on_success(latency_seconds)
+        endpoint.answered_at = self._sent_at + latency_seconds
+        endpoint.is_silent = False
         errors = self._history.errors
         if errors:
+            if isinstance(errors[-1], SilentConnectionError):
+                endpoint.silence.answered_after(self._silence_seconds / 2, latency_seconds)
             _logger.info(
                 "%s answered after %d failed attempt(s), the last one: %s",
-                admission.endpoint.url,
+                endpoint.url,
                 len(errors),
                 errors[-1].message,
             )
@@ -259,9 +310,17 @@ class Call(_CallState):
         assert self._admission is not None
         endpoint = self._admission.endpoint
         without_frames(error)
-        if error.is_overload or isinstance(error, DeadlineExceededError):
+        answered_meanwhile = endpoint.answered_at >= self._sent_at
+        if error.is_overload:
             endpoint.limit.on_overload(now - self._sent_at)
-        self._report_failure(endpoint, error)
+        elif isinstance(error, DeadlineExceededError):
+            endpoint.is_silent = not answered_meanwhile
+            if self._is_late(endpoint):
+                endpoint.limit.on_deadline(now - self._sent_at)
+        is_silent = isinstance(error, DeadlineExceededError | SilentConnectionError)
+        if not (is_silent and answered_meanwhile):
+            # A server that answers is healthy, however slow.
+            self._report_failure(endpoint, error)
         has_new_credentials = False
         is_refused = isinstance(error, InferenceError) and error.status in (401, 403)
         if is_refused and not self._has_reread_credentials:
@@ -269,7 +328,17 @@ class Call(_CallState):
             self._has_reread_credentials = True
             writer = self.context.head_writer
             has_new_credentials = writer.is_outdated(endpoint.url, self.request, attempt.parts[0])
-        self._follow(self._history.after(error), (*self._tried, endpoint), now, has_new_credentials)
+        tried = (*self._tried, endpoint)
+        view = self.context.endpoints.view(
+            tried, self._sent_at, has_new_credentials=has_new_credentials, was_silent=self._was_silent
+        )
+        self._follow(self._history.after(error, view), tried, now, view)
+
+    def _is_late(self, endpoint: Endpoint) -> bool:
+        """Whether a deadline may have passed in the server's queue, rather than while the model ran."""
+        usual_seconds = endpoint.limit.usual_latency_seconds
+        is_slow = usual_seconds is not None and usual_seconds > self.context.options.timeout_seconds / 2
+        return is_slow or endpoint.is_silent
 
     def _report_failure(self, endpoint: Endpoint, error: TritonError) -> None:
         """Report a failure to the breaker, once per endpoint at most, unless this is a probe.
@@ -286,9 +355,7 @@ class Call(_CallState):
         # A passed deadline may be the element's doing: a model can hang on it.
         self._end_admission(False, unreachable=not (model_raised or isinstance(error, DeadlineExceededError)))
 
-    def _follow(
-        self, history: History, tried: tuple[Endpoint, ...], now: float, has_new_credentials: bool = False
-    ) -> None:
+    def _follow(self, history: History, tried: tuple[Endpoint, ...], now: float, view: EndpointView) -> None:
         """Carry out the step that follows the last failure, be it new or one whose deadline passed since."""
         error = history.errors[-1]
         endpoints = self.context.endpoints
@@ -302,7 +369,7 @@ class Call(_CallState):
                 max_server_error_retries=None if self.repeats_server_errors else 0,
                 is_sequence=self.is_sequence,
             ),
-            endpoints.view(tried, has_new_credentials=has_new_credentials),
+            view,
             random.random,
         )
         if isinstance(step, Resend):
@@ -313,6 +380,9 @@ class Call(_CallState):
         # The load of a server that fails must shrink: its admission is given back during the wait.
         self._end_admission(None)
         if isinstance(step, Fail):
+            if isinstance(error, DeadlineExceededError):
+                error = with_message(error, endpoints.late_message(tried[-1], error.message))
+                error.splits_batch = history.suspicion >= CERTAIN and view.has_answered
             self._finish_with(error)
         elif isinstance(step, Retry):
             self.record.retries += 1
@@ -349,7 +419,10 @@ class Call(_CallState):
         if now < self._deadline:
             self.start()
         elif self._history.errors:
-            self._follow(self._history, self._tried, now)
+            view = self.context.endpoints.view(
+                self._tried, self._sent_at, has_new_credentials=False, was_silent=self._was_silent
+            )
+            self._follow(self._history, self._tried, now, view)
         else:
             timeout_seconds = self.context.options.timeout_seconds
             self._finish_with(self.context.endpoints.refusal_error(None, timeout_seconds))

@@ -13,6 +13,7 @@ from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.health import start_health_checks
 from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.dispatch.slots import POLL_AGAIN_SECONDS
+from beam_triton.policy.retry import CERTAIN
 from beam_triton.transport.exchange import Exchange
 from beam_triton.transport.reactor import current_reactor
 
@@ -50,10 +51,13 @@ class Dispatcher(Generic[T]):
         is_batch: bool = False,
         repeats_server_errors: bool = True,
         is_sequence: bool = False,
+        suspicion: int = CERTAIN,
     ) -> None:
         """Send a request; waits while the process has ``max_concurrent_requests`` in flight.
 
-        A request of several times ``slot_bytes`` counts for as many. The arguments are those of `Call`.
+        A request of several times ``slot_bytes`` counts for as many. The arguments are those of `Call`. By
+        default a request whose deadline passes without a queue in the server to explain it fails; with less
+        ``suspicion`` it is sent again.
         """
         slots = max(1, request.content_length // self._context.options.slot_bytes)
         if self._context.endpoints.any_breaker_open:
@@ -74,6 +78,7 @@ class Dispatcher(Generic[T]):
             is_batch=is_batch,
             repeats_server_errors=repeats_server_errors,
             is_sequence=is_sequence,
+            suspicion=suspicion,
         )
         self._calls.add(call)
         call.start()

@@ -7,6 +7,7 @@ circuit breaker and its adaptive concurrency limit grant.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -17,35 +18,48 @@ from beam_triton.errors import CircuitOpenError, PoolTimeoutError, TritonError
 from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State
 from beam_triton.policy.concurrency_limit import ConcurrencyLimit
 from beam_triton.policy.retry import EndpointView, RetryBudget, RetryPolicy
+from beam_triton.policy.silence import Silence
 from beam_triton.transport.origin import EndpointUrl
 
 _logger = logging.getLogger(__name__)
 
-# An endpoint that takes ten times its usual latency is treated as hung: no queue explains that.
-_HUNG_AFTER_LATENCIES = 10
+# For so long after it was overloaded, waiting for an endpoint is reported as throttling.
+_OVERLOADED_SECONDS = 10.0
 
 
 class EndpointSetKey(NamedTuple):
     """Users that agree on these share breakers, limits, budgets and slots.
 
     Requests go to the healthy one of ``urls`` with the fewest in flight; ``max_concurrent_requests`` bounds
-    those of all endpoints together, waiting ones included.
+    those of all endpoints together, waiting ones included. An endpoint's limit keeps answers within
+    ``timeout_seconds``.
     """
 
     urls: tuple[EndpointUrl, ...]
     model_name: str
     max_concurrent_requests: int
+    timeout_seconds: float
     retry: RetryPolicy
     circuit_breaker: CircuitBreakerPolicy | None
 
 
 class Endpoint:
-    """One server: its health, and how many requests it gets at a time."""
+    """One server: its health, and how many requests it gets at a time.
+
+    Attributes:
+        answered_at: when it last answered a request for the model.
+        is_silent: a request has passed its deadline, and none has been answered since.
+    """
 
     def __init__(self, url: EndpointUrl, key: EndpointSetKey) -> None:
         self.url = url
         self.in_flight = 0
-        self.limit = ConcurrencyLimit(key.max_concurrent_requests, time.monotonic)
+        self.limit = ConcurrencyLimit(
+            key.max_concurrent_requests, key.timeout_seconds, time.monotonic, time.time
+        )
+        self.silence = Silence(time.monotonic)
+        self.answered_at = -math.inf
+        self.is_silent = False
         self.retry_budget = RetryBudget(key.retry, time.monotonic)
         self.breaker: CircuitBreaker | None = None
         policy = key.circuit_breaker
@@ -109,6 +123,7 @@ class EndpointSet:
         self.slots = Slots(key.max_concurrent_requests)
         self.waiting_for_admission = WaitQueue()
         self.retry = key.retry
+        self._timeout_seconds = key.timeout_seconds
         breaker = key.circuit_breaker
         self.max_hold_seconds = breaker.max_wait_seconds if breaker and breaker.when_open == "wait" else 0.0
         self._lock = threading.Lock()
@@ -122,29 +137,37 @@ class EndpointSet:
                 return True
         return False
 
-    def view(self, tried: Sequence[Endpoint], *, has_new_credentials: bool = False) -> EndpointView:
-        """What `next_step` has to know after a request failed at the last endpoint of ``tried``."""
+    @property
+    def answered_at(self) -> float:
+        """When an endpoint last answered."""
+        return max(endpoint.answered_at for endpoint in self.endpoints)
+
+    def view(
+        self, tried: Sequence[Endpoint], sent_at: float, *, has_new_credentials: bool, was_silent: bool
+    ) -> EndpointView:
+        """What `next_step` has to know after a request, sent at ``sent_at``, failed at the last endpoint of
+        ``tried``."""
+        endpoint = tried[-1]
+        usual_seconds = endpoint.limit.usual_latency_seconds
         return EndpointView(
-            is_healthy=tried[-1].is_healthy,
-            has_alternative=self._has_healthy_besides(tried),
+            is_healthy=endpoint.is_healthy,
+            has_alternative=self.has_healthy_besides(tried),
             any_tried_unhealthy=any(not endpoint.is_healthy for endpoint in tried),
-            overload_streak=tried[-1].limit.overloads_in_a_row,
+            overload_streak=endpoint.limit.overloads_in_a_row,
             has_new_credentials=has_new_credentials,
+            has_answered=usual_seconds is not None,
+            answered_meanwhile=endpoint.answered_at >= sent_at,
+            was_silent=was_silent,
+            is_slow=usual_seconds is not None and usual_seconds > self._timeout_seconds / 2,
         )
 
-    def attempt_seconds(
-        self, timeout_seconds: float, remaining_seconds: float, tried: Sequence[Endpoint]
-    ) -> float:
-        """How long an attempt at the last endpoint of ``tried`` may take.
-
-        If another endpoint is healthy, a silent one is given up after half of the time that remains,
-        unless answers usually take so long that half would be too little to call it hung.
-        """
-        latencies = [endpoint.limit.usual_latency_seconds for endpoint in self.endpoints]
-        slowest = max((latency for latency in latencies if latency is not None), default=None)
-        half = remaining_seconds / 2
-        is_plenty = slowest is not None and slowest * _HUNG_AFTER_LATENCIES <= half
-        return half if is_plenty and self._has_healthy_besides(tried) else timeout_seconds
+    def silence_seconds(self, endpoint: Endpoint, silences: int) -> float:
+        """How long a request to ``endpoint`` may hear nothing, see `Silence.bound_seconds`."""
+        usual_seconds = endpoint.limit.usual_latency_seconds
+        if usual_seconds is None and len(self.endpoints) > 1:
+            others = [each.limit.usual_latency_seconds for each in self.endpoints]
+            usual_seconds = max((seconds for seconds in others if seconds is not None), default=None)
+        return endpoint.silence.bound_seconds(usual_seconds, silences)
 
     def admit(self, avoid: Collection[Endpoint]) -> Admission | Refusal:
         """Permission to send to one endpoint, not one of ``avoid`` unless there is no other."""
@@ -162,6 +185,26 @@ class EndpointSet:
         with self._lock:
             endpoint.in_flight -= 1
         self.waiting_for_admission.wake_next()
+
+    def is_overloaded(self, now: float) -> bool:
+        """Whether an endpoint was overloaded a short time ago."""
+        return any(now - endpoint.limit.overloaded_at < _OVERLOADED_SECONDS for endpoint in self.endpoints)
+
+    def wake_another(self, endpoint: Endpoint) -> None:
+        """Wake one more that waits for an admission, if ``endpoint`` has room: its limit may have grown."""
+        if endpoint.in_flight < endpoint.limit.limit:
+            self.waiting_for_admission.wake_next()
+
+    def late_message(self, endpoint: Endpoint, message: str) -> str:
+        """``message`` of a request that passed its deadline, and what its user can do about it."""
+        fastest_seconds = endpoint.limit.fastest_seconds
+        answers = "it has answered no request for this model so far"
+        if fastest_seconds < math.inf:
+            answers = f"its fastest answer for this model took {fastest_seconds:.3g} s"
+        return (
+            f"{message}; {answers}. If the model needs longer, raise timeout_seconds or lower "
+            f"batching.max_batch_size"
+        )
 
     def refusal_error(self, open_seconds: float | None, waited_seconds: float) -> TritonError:
         """The error of a request that was never sent: it was refused, as in `Refusal`, until it gave up."""
@@ -181,14 +224,18 @@ class EndpointSet:
     def __str__(self) -> str:
         return ", ".join(str(endpoint.url) for endpoint in self.endpoints)
 
-    def _has_healthy_besides(self, tried: Sequence[Endpoint]) -> bool:
+    def has_healthy_besides(self, tried: Sequence[Endpoint]) -> bool:
+        """Whether an endpoint that is not among ``tried`` is healthy."""
         return any(endpoint.is_healthy and endpoint not in tried for endpoint in self.endpoints)
 
     def _try_enter(self, endpoint: Endpoint) -> Admission | None:
         with self._lock:
-            if endpoint.in_flight >= endpoint.limit.limit:
+            limit = endpoint.limit.limit
+            if endpoint.in_flight >= limit:
                 return None
             endpoint.in_flight += 1
+            if endpoint.in_flight == limit:
+                endpoint.limit.was_reached = True
         permit = None
         if endpoint.breaker is not None:
             permit = endpoint.breaker.try_acquire()
@@ -208,7 +255,7 @@ class EndpointSet:
 
 
 def _preference(endpoint: Endpoint) -> tuple[int, float]:
-    load = endpoint.in_flight / endpoint.limit.limit
+    load = endpoint.in_flight / max(1, endpoint.limit.limit)
     if endpoint.breaker is None or endpoint.is_healthy:
         return 1, load
     # A probe that is due comes first: while the others have room, this endpoint would never get a request.

@@ -14,8 +14,10 @@ from typing import NamedTuple, TypeAlias, TypeVar
 from beam_triton.errors import (
     CircuitOpenError,
     ConnectError,
+    DeadlineExceededError,
     InferenceError,
     ModelExecutionError,
+    SilentConnectionError,
     TlsError,
     TritonError,
 )
@@ -29,6 +31,11 @@ _MOST_DOUBLINGS = 64
 
 # Errors from before a request was held are kept for its user, this many at most.
 _MAX_EARLIER_ERRORS = 8
+
+# A request of this much suspicion is itself why its deadlines pass: a model can hang on an element.
+CERTAIN = 4
+# That of the halves of such a request: one of them is to blame.
+HALF_CERTAIN = 2
 
 T = TypeVar("T")
 
@@ -70,21 +77,26 @@ class History(NamedTuple):
     """The failures of one request so far.
 
     ``errors`` are those since it was last held (or since its start), the latest one last; ``earlier`` the
-    last ones before that; ``holds`` counts how often a server asked for time.
+    last ones before that; ``holds`` counts how often a server asked for time. ``suspicion``, up to `CERTAIN`,
+    grows with every deadline that the request passes although the server had time for it.
     """
 
     errors: tuple[TritonError, ...] = ()
     earlier: tuple[TritonError, ...] = ()
     holds: int = 0
+    suspicion: int = 0
 
-    def after(self, error: TritonError) -> History:
-        """The history with one more failure."""
-        return self._replace(errors=(*self.errors, error))
+    def after(self, error: TritonError, endpoint: EndpointView | None = None) -> History:
+        """The history with one more failure, at ``endpoint``."""
+        suspicion = self.suspicion
+        if endpoint is not None and isinstance(error, DeadlineExceededError):
+            suspicion += endpoint.suspicion
+        return self._replace(errors=(*self.errors, error), suspicion=suspicion)
 
     def held(self, *, for_overload: bool) -> History:
         """The history of a request that starts over once its server has time for it, or is healthy."""
         earlier = (self.earlier + self.errors)[-_MAX_EARLIER_ERRORS:]
-        return History((), earlier, self.holds + for_overload)
+        return History((), earlier, self.holds + for_overload, self.suspicion)
 
 
 class Limits(NamedTuple):
@@ -115,6 +127,11 @@ class EndpointView(NamedTuple):
         any_tried_unhealthy: an endpoint that failed this request is known to be unhealthy.
         overload_streak: round trips in a row in which this endpoint was overloaded, for all of its callers.
         has_new_credentials: it refused credentials that have been replaced since.
+        has_answered: it has answered a request for the model before.
+        answered_meanwhile: it answered others while this request was in flight.
+        was_silent: when the request was sent, another one had passed its deadline, and none had been answered
+            since.
+        is_slow: its answers usually take more than half of the deadline.
     """
 
     is_healthy: bool = True
@@ -122,6 +139,21 @@ class EndpointView(NamedTuple):
     any_tried_unhealthy: bool = False
     overload_streak: int = 0
     has_new_credentials: bool = False
+    has_answered: bool = False
+    answered_meanwhile: bool = False
+    was_silent: bool = False
+    is_slow: bool = False
+
+    @property
+    def suspicion(self) -> int:
+        """How far a deadline that passed here speaks against the request itself.
+
+        A queue in a slow server explains it in full. Silence for all, as after a request that hangs the only
+        instance of a model, may be another request's doing.
+        """
+        if self.answered_meanwhile:
+            return 0 if self.is_slow else CERTAIN // 2
+        return 1 if self.was_silent else CERTAIN // 2
 
 
 class Resend(NamedTuple):
@@ -170,11 +202,14 @@ def next_step(
     1. A reused connection that the server had closed while it was idle, or credentials that have been
        replaced since: resend. No retry is counted.
     2. An overloaded server, or a ``Retry-After`` that ends after the deadline: hold, if that is allowed.
-    3. A retryable error, within the limits of the policy: retry. Another healthy endpoint is tried at once. A
-       TLS error is final for one endpoint, not for another that has a certificate of its own.
+    3. A retryable error, within the limits of the policy: retry. Another healthy endpoint, or another
+       connection than a silent one, is tried at once. A TLS error is final for one endpoint, not for another
+       that has a certificate of its own.
     4. An endpoint known to be unhealthy: hold until it is healthy again. Not for an error that bisects the
        batch: a model that raises may go on raising for the same element.
-    5. Fail.
+    5. A passed deadline at a server that has answered before: hold, until the request itself is the reason
+       for certain. A server that answers is healthy, however slow.
+    6. Fail.
 
     ``random`` gives numbers in [0, 1).
     """
@@ -201,6 +236,8 @@ def next_step(
                 delay = 0.0
             is_usable = endpoint.is_healthy or not error.counts_as_failure or endpoint.has_alternative
             if delay is not None and is_usable:
+                if isinstance(error, SilentConnectionError):
+                    delay = 0.0
                 if endpoint.has_alternative and not error.is_overload:
                     delay = 0.0
                 # A refused connection costs the server nothing; the concurrency limit bounds what an
@@ -214,6 +251,16 @@ def next_step(
         and not error.splits_batch
     ):
         return Hold(0.0, for_overload=False)
+    if (
+        is_repeatable
+        and max_retries
+        and isinstance(error, DeadlineExceededError)
+        and endpoint.has_answered
+        and history.suspicion < CERTAIN
+    ):
+        after_seconds = _pause_seconds(policy, error, 1, random)
+        if after_seconds < limits.hold_seconds:
+            return Hold(after_seconds, for_overload=True)
     return Fail(error)
 
 

@@ -11,7 +11,8 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from beam_triton.dispatch.dispatcher import Dispatcher
-from beam_triton.errors import ConfigurationError, TritonError
+from beam_triton.errors import ConfigurationError, DeadlineExceededError, TritonError
+from beam_triton.policy.retry import HALF_CERTAIN
 from beam_triton.protocol import EncodedRequest, InferResponse
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.metrics import InferenceMetrics
@@ -124,7 +125,7 @@ class BisectingSender(Generic[Batch]):
         """Abandon everything: connections are closed, slots released. A second call does nothing."""
         self._dispatcher.cancel()
 
-    def _send(self, batch: Batch, *, is_half: bool) -> None:
+    def _send(self, batch: Batch, *, is_half: bool, suspicion: int = 0) -> None:
         try:
             request = self.model.http_request(self.encode(batch))
         except TritonError as error:
@@ -138,6 +139,7 @@ class BisectingSender(Generic[Batch]):
             is_batch=len(batch) > 1,
             # A whole batch gets another chance after a plain 500; its halves narrow the cause down at once.
             repeats_server_errors=not is_half or len(batch) == 1,
+            suspicion=suspicion,
         )
 
     def _bisect_or_fail(self, batch: Batch, error: TritonError) -> None:
@@ -147,8 +149,9 @@ class BisectingSender(Generic[Batch]):
         self.metrics.count("split_batches")
         middle = len(batch) // 2
         halves: tuple[Any, Any] = batch[:middle], batch[middle:]
+        suspicion = HALF_CERTAIN if isinstance(error, DeadlineExceededError) else 0
         for half in halves:
-            self._send(half, is_half=True)
+            self._send(half, is_half=True, suspicion=suspicion)
 
     def _count(self, batch: Batch) -> None:
         self._finished_elements += len(batch)

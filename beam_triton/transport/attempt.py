@@ -16,6 +16,7 @@ from beam_triton.errors import (
     ConnectTimeoutError,
     DeadlineExceededError,
     PoolTimeoutError,
+    SilentConnectionError,
     TritonError,
 )
 from beam_triton.transport.exchange import Buffer, Exchange
@@ -27,6 +28,10 @@ _STALE_WITHIN_SECONDS = 0.25
 """A reused connection that ends this soon after a request was sent, without a byte of an answer, had been
 closed by the server before: the news takes a round trip. A connection that ends later may have carried a
 request that ran."""
+
+_SILENT_SECONDS = 5.0
+"""After so long without a byte of an answer `exchange_within`, which does not know what answers usually take,
+gives up a reused connection."""
 
 
 class _AttemptState:
@@ -53,6 +58,8 @@ class Attempt(_AttemptState):
         timeout_seconds: the same as a duration, for messages.
         max_response_bytes: a larger answer is refused.
         expects_body: False for a HEAD request.
+        silence_seconds: how long after sending ``on_silence(attempt)`` is called, on the reactor's thread, if
+            not a byte has come. It may `give_up`, or set ``wake_at`` to be called again.
 
     Attributes, once it has ended:
         exchange: holds the answer, where ``error`` is ``None``.
@@ -72,6 +79,8 @@ class Attempt(_AttemptState):
     timeout_seconds: float
     max_response_bytes: int
     expects_body: bool = True
+    silence_seconds: float = math.inf
+    on_silence: Callable[[Attempt], None] | None = None
 
     def start(self) -> None:
         connection = self.pool.take_idle(self.origin)
@@ -111,6 +120,11 @@ class Attempt(_AttemptState):
         acquisition = self._acquisition
         if acquisition is None:
             received = self.exchange.bytes_received if self.exchange else 0
+            if now < self.deadline:
+                self.wake_at = self.deadline
+                if not received and self.on_silence is not None:
+                    self.on_silence(self)
+                return
             self._fail(
                 DeadlineExceededError(
                     f"{self.origin} gave no complete answer within {self.timeout_seconds:g} s "
@@ -178,8 +192,8 @@ class Attempt(_AttemptState):
         self._connection = connection
         self.has_reused = connection.served > 0
         self.has_opened = not self.has_reused
-        self.wake_at = self.deadline
-        self._sent_at = time.monotonic()
+        self._sent_at = now = time.monotonic()
+        self.wake_at = min(self.deadline, now + self.silence_seconds)
         self.exchange = Exchange(
             connection.sock,
             self.parts,
@@ -187,6 +201,17 @@ class Attempt(_AttemptState):
             expects_body=self.expects_body,
         )
         self.on_io()
+
+    def give_up(self) -> None:
+        """End with a `SilentConnectionError`. Idle connections of that time may be lost as well: the next
+        attempt gets a fresh one."""
+        silent_seconds = time.monotonic() - self._sent_at
+        self.pool.discard_idle(self.origin)
+        self._fail(
+            SilentConnectionError(
+                f"{self.origin} said nothing for {silent_seconds:.1f} s, far longer than answers usually take"
+            )
+        )
 
     def _fail(self, error: TritonError) -> None:
         self.error = error
@@ -209,6 +234,13 @@ def exchange_within(
         TransportError: no answer within ``timeout_seconds``, or none at all.
         RemoteProtocolError: an answer that is not HTTP/1.1.
     """
+
+    def on_silence(attempt: Attempt) -> None:
+        if attempt.has_reused:
+            attempt.give_up()
+            assert attempt.error is not None
+            attempt.error.was_stale = True
+
     reactor = Reactor()
     ended: list[Attempt] = []
     attempt = Attempt(
@@ -221,6 +253,8 @@ def exchange_within(
         timeout_seconds=timeout_seconds,
         max_response_bytes=max_response_bytes,
         expects_body=expects_body,
+        silence_seconds=min(timeout_seconds / 3, _SILENT_SECONDS),
+        on_silence=on_silence,
     )
     try:
         attempt.start()

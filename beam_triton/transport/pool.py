@@ -196,6 +196,17 @@ class ConnectionPool:
             decision = self._serve()
         self._carry_out(decision)
 
+    def discard_idle(self, origin: Origin) -> None:
+        """Close all idle connections to ``origin``."""
+        with self._lock:
+            idle = [connection for connection in self._idle if connection.origin == origin]
+            for connection in idle:
+                self._idle.remove(connection)
+                self._free_slot(origin)
+            decision = self._serve()
+        decision.surplus += idle
+        self._carry_out(decision)
+
     def abort(self, connection: PooledConnection) -> None:
         """Close a connection in the middle of an exchange, so that the server notices at once.
 

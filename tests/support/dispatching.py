@@ -11,7 +11,7 @@ from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.dispatch.endpoints import EndpointSetKey
 from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
-from beam_triton.policy.retry import RetryPolicy
+from beam_triton.policy.retry import CERTAIN, RetryPolicy
 from beam_triton.protocol import error_from_response
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.exchange import Exchange
@@ -49,6 +49,7 @@ def open_channel(
             tuple(EndpointUrl.parse(url) for url in urls),
             "model",
             max_concurrent_requests,
+            timeout_seconds,
             retry,
             circuit_breaker,
         ),
@@ -75,6 +76,7 @@ def ask(
     is_batch: bool = False,
     repeats_server_errors: bool = True,
     is_sequence: bool = False,
+    suspicion: int = CERTAIN,
     reads: Callable[[Exchange], Any] = read,
 ) -> Call:
     """Make one call on this thread and wait for its end."""
@@ -87,6 +89,7 @@ def ask(
             is_batch=is_batch,
             repeats_server_errors=repeats_server_errors,
             is_sequence=is_sequence,
+            suspicion=suspicion,
         )
         dispatcher.drain()
         ((_, call),) = dispatcher.completed

@@ -12,7 +12,7 @@ POLICY = CircuitBreakerPolicy(minimum_requests=4)
 
 def endpoint_set() -> EndpointSet:
     urls = (EndpointUrl.parse("http://127.0.0.1:1"),)
-    return EndpointSet(EndpointSetKey(urls, "model", 8, RetryPolicy(), POLICY))
+    return EndpointSet(EndpointSetKey(urls, "model", 8, 30.0, RetryPolicy(), POLICY))
 
 
 def admit(endpoints: EndpointSet) -> Admission:

@@ -82,9 +82,11 @@ class Client:
         maximum: int,
         *,
         work: int | None = None,
-        pause_seconds: Callable[[], float] = lambda: 0.0,
+        pause_seconds: Callable[[], float] = lambda: 0.001,
+        timeout_seconds: float = 30.0,
     ) -> None:
-        self.limit = ConcurrencyLimit(maximum, server.simulation.clock)
+        clock = server.simulation.clock
+        self.limit = ConcurrencyLimit(maximum, timeout_seconds, clock, clock)
         self.limits: list[int] = []
         self.succeeded = 0
         self._server = server

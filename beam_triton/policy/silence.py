@@ -1,0 +1,61 @@
+"""How long a request may hear nothing before its connection is suspected, rather than the server.
+
+A NAT, a balancer or a dead node swallows what is sent on a connection and says nothing about it. What answers
+usually take tells such a connection from a slow server: a request that hears nothing for ten times as long
+goes out again on a fresh connection. Each further silence doubles the time. So does an answer on the fresh
+connection that takes as long again: then the server was slow, and the connection had nothing to do with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+_USUAL_LATENCIES = 10
+# Pauses of the garbage collector, of a virtual machine or of a network are shorter.
+_LEAST_SECONDS = 1.0
+# Four fresh connections in a row that hear nothing: it is the server.
+_MOST_SILENCES = 4
+
+
+class Silence:
+    """What is known of silent connections to one endpoint; shared by the threads of a process.
+
+    ``clock`` gives monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._factor = 1.0
+        self._raised_at = -math.inf
+        self._trial_ends_at = -math.inf
+
+    def bound_seconds(self, usual_seconds: float | None, silences: int = 0) -> float:
+        """How long a request may hear nothing, after ``silences`` connections that were silent already.
+
+        Infinite where nothing is known of what answers take, ``usual_seconds``.
+        """
+        if usual_seconds is None or silences >= _MOST_SILENCES:
+            return math.inf
+        seconds = max(_USUAL_LATENCIES * usual_seconds, _LEAST_SECONDS) * self._factor
+        return seconds * 2**silences if silences else seconds
+
+    def try_trial(self, seconds: float) -> bool:
+        """Whether this request may try a fresh connection though no other request is being answered.
+
+        One may in ``seconds``: if the server is slow, it is not asked for all of its work twice.
+        """
+        now = self._clock()
+        if now < self._trial_ends_at:
+            return False
+        self._trial_ends_at = now + seconds
+        return True
+
+    def answered_after(self, waited_seconds: float, latency_seconds: float) -> None:
+        """A fresh connection was answered after ``latency_seconds``, a silent one given up before after
+        ``waited_seconds``."""
+        now = self._clock()
+        if latency_seconds > waited_seconds / 2 and now - self._raised_at > waited_seconds:
+            # Once for all that were given up together.
+            self._raised_at = now
+            self._factor *= 2
