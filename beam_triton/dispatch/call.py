@@ -228,6 +228,9 @@ class Call(_CallState):
             self._silence_seconds = math.inf
         else:
             self._silence_seconds = endpoints.silence_seconds(admission.endpoint, silences)
+            if 2 * self._silence_seconds > self._deadline - now:
+                # No time for another connection.
+                self._silence_seconds = math.inf
         self._was_silent = admission.endpoint.is_silent
         try:
             parts = self.context.head_writer.parts(url, self.request)

@@ -108,6 +108,8 @@ class ConcurrencyLimit:
         self._last_good = 1.0
         self._too_many = math.inf
         self._too_many_until = -math.inf
+        # What comes behind requests that may be late would be late as well: none is sent before all are back.
+        self._is_wave = False
         self._dip: _Dip | None = None
         self._dips_at = math.inf
         self._latency_seconds = 0.0
@@ -121,9 +123,13 @@ class ConcurrencyLimit:
 
     @property
     def limit(self) -> int:
-        """How many requests may be in flight; 0 while the server is thought to execute abandoned ones."""
+        """How many requests may be in flight; 0 while the server may still execute abandoned ones."""
         limit = _whole(self._limit)
-        return limit - self._count_abandoned() if self._abandoned_until else limit
+        if self._is_wave:
+            limit -= self._round.seen
+        if self._abandoned_until:
+            limit -= self._count_abandoned()
+        return max(0, limit)
 
     def on_success(self, latency_seconds: float) -> None:
         """A request succeeded, ``latency_seconds`` after it was sent."""
@@ -177,6 +183,7 @@ class ConcurrencyLimit:
     def _judge(self, now: float) -> None:
         """Choose the limit of the next round after what the last one has shown."""
         latency = self._latency_seconds = self._round.mean_seconds
+        self._is_wave = False
         if self.was_reached:
             noise = 2 * self._round.standard_error_seconds
             if latency + noise < self._light_seconds:
@@ -205,9 +212,11 @@ class ConcurrencyLimit:
             if latency > _FLAT_RATIO * self._light_seconds + _SLOW_SECONDS:
                 return
             target = min(target, limit + max(1.0, limit // 2))
+            self._is_wave = True
             if now < self._too_many_until and target >= self._too_many:
                 target = limit + max(1.0, (self._too_many - limit) // 4)
                 if target >= self._too_many:
+                    self._is_wave = False
                     return
         self._limit = max(limit, target)
 
@@ -247,7 +256,7 @@ class ConcurrencyLimit:
         now = self._clock()
         while self._abandoned_until and self._abandoned_until[0] <= now:
             self._abandoned_until.popleft()
-        return min(len(self._abandoned_until), _whole(self._limit))
+        return len(self._abandoned_until)
 
     def _settle(self, now: float) -> None:
         """The first steps are over: from now on growth is slow, and dips look for a queue."""
@@ -257,6 +266,7 @@ class ConcurrencyLimit:
 
     def _shrink(self, limit: float, now: float) -> None:
         self._dip = None
+        self._is_wave = False
         self._limit = max(1.0, limit)
         self._last_good = self._limit
         self.overloaded_at = now
@@ -265,7 +275,7 @@ class ConcurrencyLimit:
     def _begin_round(self, now: float) -> None:
         self.was_reached = False
         limit = _whole(self._limit)
-        needed = limit if self._is_starting else max(_SETTLED_ROUND_TRIPS * limit, _SETTLED_ROUND)
+        needed = limit if self._is_starting or self._is_wave else max(_SETTLED_ROUND_TRIPS * limit, _SETTLED_ROUND)
         self._round = _Round(now, needed, limit // 2)
 
 
@@ -281,29 +291,29 @@ class _Round:
     The first ``skipped`` ones do not count: they were sent before the queue was as long as it gets.
     """
 
-    __slots__ = ("_needed", "_seen", "_skipped", "_squares", "_total_seconds", "started_at")
+    __slots__ = ("_needed", "seen", "_skipped", "_squares", "_total_seconds", "started_at")
 
     def __init__(self, started_at: float, needed: int, skipped: int) -> None:
         self.started_at = started_at
         self._needed = needed
         self._skipped = skipped
-        self._seen = 0
+        self.seen = 0
         self._total_seconds = 0.0
         self._squares = 0.0
 
     def add(self, latency_seconds: float) -> None:
-        self._seen += 1
-        if self._seen > self._skipped:
+        self.seen += 1
+        if self.seen > self._skipped:
             self._total_seconds += latency_seconds
             self._squares += latency_seconds * latency_seconds
 
     @property
     def is_complete(self) -> bool:
-        return self._seen >= self._needed
+        return self.seen >= self._needed
 
     @property
     def count(self) -> int:
-        return self._seen - self._skipped
+        return self.seen - self._skipped
 
     @property
     def mean_seconds(self) -> float:

@@ -33,9 +33,9 @@ _MOST_DOUBLINGS = 64
 _MAX_EARLIER_ERRORS = 8
 
 # A request of this much suspicion is itself why its deadlines pass: a model can hang on an element.
-CERTAIN = 4
+CERTAIN = 8
 # That of the halves of such a request: one of them is to blame.
-HALF_CERTAIN = 2
+HALF_CERTAIN = CERTAIN // 2
 
 T = TypeVar("T")
 
@@ -254,7 +254,7 @@ def next_step(
     if (
         is_repeatable
         and max_retries
-        and isinstance(error, DeadlineExceededError)
+        and isinstance(error, DeadlineExceededError | SilentConnectionError)
         and endpoint.has_answered
         and history.suspicion < CERTAIN
     ):

@@ -13,6 +13,7 @@ from tests.support.clock import FakeClock
 
 REJECTION_SECONDS = 0.001
 BACKOFF_SECONDS = 0.02
+POLL_SECONDS = 0.25
 
 
 class Simulation:
@@ -48,6 +49,11 @@ class Server:
     _busy: int = 0
     _queue: deque[Callable[[], None]] = field(default_factory=deque)
 
+    def cancel(self, on_done: Callable[[], None]) -> None:
+        """Forget a request that waits; one that is being executed goes on."""
+        if on_done in self._queue:
+            self._queue.remove(on_done)
+
     def send(self, on_done: Callable[[], None], on_rejected: Callable[[], None]) -> None:
         if self._busy < self.instances:
             self._execute(on_done)
@@ -73,7 +79,8 @@ class Server:
 class Client:
     """Keeps as many requests in flight as its limit allows, or as it has work for.
 
-    After a success it sends the next request once ``pause_seconds()`` have passed.
+    After a success it sends the next request once ``pause_seconds()`` have passed. A request that takes
+    longer than ``timeout_seconds`` is given up and sent again.
     """
 
     def __init__(
@@ -82,34 +89,74 @@ class Client:
         maximum: int,
         *,
         work: int | None = None,
-        pause_seconds: Callable[[], float] = lambda: 0.001,
+        elements: int = 1 << 60,
+        pause_seconds: Callable[[], float] = lambda: 0.0,
         timeout_seconds: float = 30.0,
     ) -> None:
         clock = server.simulation.clock
         self.limit = ConcurrencyLimit(maximum, timeout_seconds, clock, clock)
         self.limits: list[int] = []
+        self.latencies: list[float] = []
         self.succeeded = 0
-        self._server = server
+        self.sent = 0
         self.work = maximum if work is None else work
+        self._left = elements
+        self._server = server
+        self._timeout_seconds = timeout_seconds
         self._pause_seconds = pause_seconds
         self._in_flight = 0
 
+    @property
+    def has_finished(self) -> bool:
+        return not self._left and not self._in_flight
+
     def start(self) -> None:
+        while self._left and self._in_flight < min(self.limit.limit, self.work):
+            self._send()
+        if not self._in_flight and self._left:
+            # The limit is 0 while the server may still execute requests that were given up.
+            self._server.simulation.plan(POLL_SECONDS, self.start)
+
+    def _send(self) -> None:
         clock = self._server.simulation.clock
-        while self._in_flight < min(self.limit.limit, self.work):
-            self._in_flight += 1
-            sent_at = clock()
+        self._left -= 1
+        self._in_flight += 1
+        self.sent += 1
+        if self._in_flight == self.limit.limit:
+            self.limit.was_reached = True
+        sent_at = clock()
+        has_ended = False
 
-            def done(sent_at: float = sent_at) -> None:
-                self.limit.on_success(clock() - sent_at)
-                self.succeeded += 1
-                self._ended(self._pause_seconds())
+        def done() -> None:
+            nonlocal has_ended
+            if has_ended:
+                return
+            has_ended = True
+            latency_seconds = clock() - sent_at
+            self.limit.on_success(latency_seconds)
+            self.latencies.append(latency_seconds)
+            self.succeeded += 1
+            self._ended(self._pause_seconds())
 
-            def rejected(sent_at: float = sent_at) -> None:
-                self.limit.on_overload(clock() - sent_at)
-                self._ended(BACKOFF_SECONDS)
+        def rejected() -> None:
+            nonlocal has_ended
+            has_ended = True
+            self._left += 1
+            self.limit.on_overload(clock() - sent_at)
+            self._ended(BACKOFF_SECONDS)
 
-            self._server.send(done, rejected)
+        def timed_out() -> None:
+            nonlocal has_ended
+            if has_ended:
+                return
+            has_ended = True
+            self._server.cancel(done)
+            self._left += 1
+            self.limit.on_deadline(clock() - sent_at)
+            self._ended(0.0)
+
+        self._server.send(done, rejected)
+        self._server.simulation.plan(self._timeout_seconds, timed_out)
 
     def _ended(self, pause_seconds: float) -> None:
         self._in_flight -= 1

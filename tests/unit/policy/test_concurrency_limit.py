@@ -30,59 +30,121 @@ def throughput(simulation: Simulation, server: Server, seconds: float) -> float:
     ("instances", "service_seconds", "maximum"),
     [(64, 2.0, 32), (32, 0.02, 32), (32, 0.001, 32), (100, 20.0, 100), (1, 0.05, 1)],
 )
-def test_constant_latency_never_lowers_the_limit(
+def test_limit_reaches_its_maximum_while_latency_stays_the_same(
     instances: int, service_seconds: float, maximum: int
 ) -> None:
-    """Slow is not overloaded: where latency does not rise, the limit stays at the maximum."""
+    """Slow is not overloaded: where latency does not rise, the limit doubles with each round trip."""
     simulation = Simulation()
     client = Client(Server(simulation, instances, constantly(service_seconds)), maximum)
+    assert client.limit.limit == 1
     client.start()
+    # With 20 s of 30 it goes by half at a time, in case they are not all executed at once.
+    simulation.run(13 * service_seconds)
+    assert client.limit.limit == maximum
+    client.limits.clear()
     simulation.run(1000 * service_seconds)
     assert set(client.limits) == {maximum}
 
 
-def test_well_used_server_keeps_its_requests_in_flight() -> None:
-    """Two requests in flight for each of 16 instances double the latency, as they should."""
+@pytest.mark.parametrize(("clients", "apart_seconds"), [(1, 0.0), (4, 0.0), (16, 0.0), (4, 2.0), (16, 0.2)])
+@pytest.mark.parametrize("service_seconds", [0.02, 0.1])
+def test_clients_of_one_server_share_it_without_a_long_queue(
+    clients: int, apart_seconds: float, service_seconds: float
+) -> None:
+    """One, four or sixteen processes use sixteen instances well, none waits for long, and all get as much.
+
+    Those that start later find a queue, and do not know what the server takes without one, until the first
+    common dips.
+    """
+    generator = random.Random(1)
     simulation = Simulation()
-    server = Server(simulation, 16, constantly(0.02))
-    client = Client(server, 32)
-    client.start()
-    assert throughput(simulation, server, 300.0) == pytest.approx(800, rel=0.01)
-    assert min(client.limits) >= 24
+    server = Server(simulation, 16, constantly(service_seconds))
+    users = [Client(server, 32, pause_seconds=lambda: 0.002 * generator.random()) for _ in range(clients)]
+    for number, client in enumerate(users):
+        simulation.plan(number * apart_seconds, client.start)
+    simulation.run(90.0 if apart_seconds else 30.0)
+    for client in users:
+        client.succeeded = 0
+        client.latencies.clear()
+    assert throughput(simulation, server, 60.0) > 0.95 * 16 / service_seconds
+    latencies = sorted(latency for client in users for latency in client.latencies)
+    assert latencies[int(0.99 * len(latencies))] < 3.05 * service_seconds
+    shares = sorted(client.succeeded for client in users)
+    even = sum(shares) / clients
+    assert 0.8 * even < shares[0] <= shares[-1] < 1.3 * even
 
 
 @pytest.mark.parametrize(
-    "draw",
+    ("instances", "service_seconds", "timeout_seconds"),
     [
-        lambda generator: generator.expovariate(50),
-        lambda generator: generator.choice([0.005, 0.005, 0.2]),
-        lambda generator: 0.01 * generator.paretovariate(1.5),
+        (1, 0.3, 3.0),
+        (16, 0.3, 3.0),
+        (1, 2.0, 3.0),
+        (1, 2.9, 3.0),
+        (2, 2.9, 3.0),
+        (3, 2.0, 3.0),
+        (4, 2.5, 3.0),
+        (5, 1.2, 3.0),
+        (7, 2.0, 3.0),
+        (16, 1.0, 30.0),
+        (1, 10.0, 30.0),
+    ],
+)
+def test_slow_model_gets_its_work_once_and_is_kept_busy(
+    instances: int, service_seconds: float, timeout_seconds: float
+) -> None:
+    """At most 15 % more time than the work takes and 5 % more requests, however near the deadline.
+
+    Forty requests for one instance; sixty each where several are to be found first.
+    """
+    simulation = Simulation()
+    server = Server(simulation, instances, constantly(service_seconds))
+    requests = (40 if instances == 1 else 60) * instances
+    client = Client(
+        server, 32, elements=requests, timeout_seconds=timeout_seconds, pause_seconds=constantly(0.001)
+    )
+    started = simulation.clock()
+    client.start()
+    while not client.has_finished:
+        simulation.run(service_seconds / 10)
+    assert client.succeeded == requests
+    assert simulation.clock() - started < 1.15 * requests / instances * service_seconds
+    assert client.sent <= 1.05 * requests
+
+
+@pytest.mark.parametrize(
+    ("draw", "mean_seconds"),
+    [
+        (lambda generator: generator.expovariate(50), 0.02),
+        (lambda generator: generator.choice([0.05, 0.05, 0.2]), 0.1),
+        (lambda generator: 0.01 * generator.paretovariate(1.5), 0.03),
     ],
     ids=["exponential", "two kinds", "heavy tail"],
 )
-def test_varying_latencies_are_not_taken_for_a_queue(draw: Callable[[random.Random], float]) -> None:
+def test_varying_latencies_are_not_taken_for_a_queue(
+    draw: Callable[[random.Random], float], mean_seconds: float
+) -> None:
     """Latencies that differ from request to request cost hardly any throughput."""
     generator = random.Random(1)
     simulation = Simulation()
     server = Server(simulation, 16, lambda: draw(generator))
     client = Client(server, 32)
     client.start()
-    simulation.run(100.0)
-    assert sum(client.limits) / len(client.limits) > 28
-    assert min(client.limits) >= 16
+    simulation.run(60.0)
+    assert throughput(simulation, server, 100.0) > 0.9 * 16 / mean_seconds
 
 
 def test_longer_inputs_are_not_taken_for_a_queue() -> None:
-    """When requests take twenty times as long, the limit tries fewer, sees throughput fall, and returns."""
+    """When requests take twenty times as long, the limit tries fewer, sees no gain, and returns."""
     simulation = Simulation()
     server = Server(simulation, 64, constantly(0.02))
     client = Client(server, 32)
     client.start()
     simulation.run(20.0)
     server.service_seconds = constantly(0.4)
-    simulation.run(20.0)
-    assert client.limit.limit == 32
-    assert throughput(simulation, server, 120.0) == pytest.approx(80, rel=0.03)
+    simulation.run(60.0)
+    assert client.limit.limit >= 30
+    assert throughput(simulation, server, 120.0) > 0.95 * 80
 
 
 def test_dynamic_batching_does_not_lower_the_limit() -> None:
@@ -95,37 +157,8 @@ def test_dynamic_batching_does_not_lower_the_limit() -> None:
     simulation.run(10.0)
     client.work = 32
     client.start()
-    before = server.completed
-    simulation.run(120.0)
-    assert client.limit.limit == 32
-    assert (server.completed - before) / 120.0 > 0.97 * 32 / 0.04
-
-
-def test_trial_that_costs_throughput_ends_at_once_and_pauses_for_a_minute() -> None:
-    """Where fewer in flight means fewer per second, the limit is back after some round trips, in one step."""
-    clock = FakeClock()
-    limit = ConcurrencyLimit(32, clock)
-
-    def limits_of_a_round_trip(latency_seconds: float) -> list[int]:
-        in_flight = limit.limit
-        limits = []
-        for _ in range(in_flight):
-            clock.advance(latency_seconds / in_flight)
-            limit.on_success(latency_seconds)
-            limits.append(limit.limit)
-        return limits
-
-    for _ in range(20):
-        assert set(limits_of_a_round_trip(0.01)) == {32}
-    slower = [seen for _ in range(12) for seen in limits_of_a_round_trip(0.1)]
-    assert set(slower) == {32, 24}
-    # The first round trip was sent under the larger limit and does not count.
-    assert 4.5 * 24 <= slower.count(24) <= 6 * 24
-    assert slower[-1] == 32
-    resting = clock()
-    while clock() < resting + 55:
-        limits_of_a_round_trip(0.01)
-        assert set(limits_of_a_round_trip(0.1)) == {32}
+    simulation.run(60.0)
+    assert throughput(simulation, server, 120.0) > 0.95 * 32 / 0.04
 
 
 def test_standing_queue_shrinks_without_losing_throughput() -> None:
@@ -136,14 +169,39 @@ def test_standing_queue_shrinks_without_losing_throughput() -> None:
     client.start()
     simulation.run(20.0)
     server.instances = 1
-    simulation.run(5.0)
+    simulation.run(10.0)
     client.limits.clear()
     assert throughput(simulation, server, 20.0) == pytest.approx(50, rel=0.03)
-    assert min(client.limits) <= 20
+    assert max(client.limits) <= 4
     server.instances = 16
-    simulation.run(5.0)
-    assert throughput(simulation, server, 20.0) == pytest.approx(800, rel=0.02)
-    assert client.limit.limit == 32
+    simulation.run(20.0)
+    assert throughput(simulation, server, 20.0) > 0.95 * 800
+
+
+def test_limit_at_which_deadlines_passed_is_left_alone() -> None:
+    """A server that takes two requests in time gets two; a third one is tried again once in a while."""
+    simulation = Simulation()
+    server = Server(simulation, 2, constantly(2.0))
+    client = Client(server, 32, timeout_seconds=3.0)
+    client.start()
+    simulation.run(600.0)
+    assert client.succeeded > 0.93 * 600
+    assert client.sent - client.succeeded <= 10
+
+
+def test_requests_given_up_count_against_the_limit_while_they_may_be_executed() -> None:
+    """The server goes on with what its client has given up: the next request would wait behind it."""
+    clock = FakeClock()
+    limit = ConcurrencyLimit(8, 3.0, clock, clock)
+    clock.advance(2.0)
+    limit.was_reached = True
+    limit.on_success(2.0)
+    assert limit.limit == 2
+    clock.advance(3.0)
+    limit.on_deadline(3.0)
+    assert limit.limit == 0
+    clock.advance(2.0)
+    assert limit.limit == 1
 
 
 @pytest.mark.parametrize(("instances", "queue", "most_refused"), [(8, 8, 0.02), (2, 2, 0.06), (1, 0, 0.11)])
@@ -171,7 +229,7 @@ def test_limit_grows_again_after_overload() -> None:
     assert client.limit.limit < 20
     server.max_queue_size = None
     simulation.run(10.0)
-    assert client.limit.limit == 32
+    assert client.limit.limit >= 18
 
 
 def test_clients_of_a_small_queue_share_the_server() -> None:
@@ -190,10 +248,20 @@ def test_clients_of_a_small_queue_share_the_server() -> None:
     assert min(shares) > 0.02
 
 
+def limit_of_32(clock: FakeClock, latency_seconds: float) -> ConcurrencyLimit:
+    """A limit that has grown to 32 while answers took ``latency_seconds``."""
+    limit = ConcurrencyLimit(32, 30.0, clock, clock)
+    while limit.limit < 32:
+        limit.was_reached = True
+        clock.advance(latency_seconds)
+        limit.on_success(latency_seconds)
+    return limit
+
+
 def test_burst_of_refusals_lowers_the_limit_once() -> None:
     """Refusals of requests that were in flight together count as one."""
     clock = FakeClock()
-    limit = ConcurrencyLimit(32, clock)
+    limit = limit_of_32(clock, 0.02)
     for _ in range(20):
         limit.on_overload(0.01)
         clock.advance(0.0004)
@@ -206,10 +274,7 @@ def test_burst_of_refusals_lowers_the_limit_once() -> None:
 def test_usual_latency_separates_bursts_without_a_latency() -> None:
     """A refusal within a usual round trip of the last decrease belongs to its burst."""
     clock = FakeClock()
-    limit = ConcurrencyLimit(32, clock)
-    for _ in range(200):
-        clock.advance(0.01)
-        limit.on_success(0.5)
+    limit = limit_of_32(clock, 0.5)
     limit.on_overload()
     clock.advance(0.4)
     limit.on_overload()
@@ -219,44 +284,53 @@ def test_usual_latency_separates_bursts_without_a_latency() -> None:
     assert limit.limit == 15
 
 
-def test_latency_does_not_lower_the_limit_of_an_idle_client() -> None:
+def test_limit_that_is_not_reached_stays() -> None:
     """A few slow requests far below the limit say nothing about a queue of this client."""
     simulation = Simulation()
-    server = Server(simulation, 1, constantly(0.01))
-    client = Client(server, 32, work=1)
+    server = Server(simulation, 64, constantly(0.01))
+    client = Client(server, 32)
     client.start()
     simulation.run(10.0)
+    server.instances = 1
     client.work = 8
-    client.start()
-    simulation.run(60.0)
-    assert set(client.limits) == {32}
+    simulation.run(1.0)
+    client.limits.clear()
+    simulation.run(3.0)
+    assert len(set(client.limits)) == 1
 
 
 @given(
     maximum=st.integers(1, 64),
     events=st.lists(
         st.tuples(
-            st.sampled_from(["success", "overload", "bare overload"]), st.floats(0, 100), st.floats(0, 9)
+            st.sampled_from(["success", "overload", "bare overload", "deadline"]),
+            st.floats(0, 100),
+            st.floats(0, 9),
         ),
         max_size=400,
     ),
 )
 def test_limit_stays_within_its_bounds(maximum: int, events: list[tuple[str, float, float]]) -> None:
-    """Whatever is reported, at least one request may be in flight and at most the maximum."""
+    """Whatever is reported, at most the maximum may be in flight, and at least one in the end."""
     clock = FakeClock()
-    limit = ConcurrencyLimit(maximum, clock)
-    assert limit.limit == maximum
+    limit = ConcurrencyLimit(maximum, 30.0, clock, clock)
+    assert limit.limit == 1
     for kind, latency_seconds, pause_seconds in events:
         clock.advance(pause_seconds)
         if kind == "success":
+            limit.was_reached = True
             limit.on_success(latency_seconds)
+        elif kind == "deadline":
+            limit.on_deadline(latency_seconds)
         else:
             limit.on_overload(latency_seconds if kind == "overload" else None)
-        assert 1 <= limit.limit <= maximum
+        assert 0 <= limit.limit <= maximum
+    clock.advance(1000.0)
+    assert limit.limit >= 1
 
 
 @pytest.mark.parametrize("maximum", [0, -1, 1.5, True, None])
 def test_maximum_below_one_is_rejected(maximum: object) -> None:
     """At least one request has to be allowed."""
     with pytest.raises(ConfigurationError, match="max_concurrent_requests must be a whole number"):
-        ConcurrencyLimit(maximum, FakeClock())  # type: ignore[arg-type]  # the mistake under test
+        ConcurrencyLimit(maximum, 30.0, FakeClock(), FakeClock())  # type: ignore[arg-type]  # the mistake under test
