@@ -1,7 +1,7 @@
 """Doubles x; a negative value anywhere in a request triggers the fault that the configuration names.
 
 ``on_negative`` is one of invalid_argument (400), unavailable (503), raise (500), exit (the model's process
-exits) and hang (it never answers).
+exits) and hang (it does not answer for ``hang_seconds``, an hour by default).
 """
 
 import json
@@ -14,7 +14,9 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
-        self.fault = config["parameters"]["on_negative"]["string_value"]
+        parameters = config["parameters"]
+        self.fault = parameters["on_negative"]["string_value"]
+        self.hang_seconds = float(parameters.get("hang_seconds", {}).get("string_value", 3600))
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
@@ -30,7 +32,7 @@ class TritonPythonModel:
             if self.fault == "exit":
                 os._exit(1)
             if self.fault == "hang":
-                time.sleep(3600)
+                time.sleep(self.hang_seconds)
             raise ValueError(message)
         return pb_utils.InferenceResponse([pb_utils.Tensor("y", 2 * x)])
 

@@ -26,11 +26,13 @@ from beam_triton.errors import (
     ModelExecutionError,
     ServerOverloadedError,
     ServerUnavailableError,
+    SilentConnectionError,
     TlsError,
     TritonError,
 )
 from beam_triton.policy.retry import (
     BUDGET_WINDOW_SECONDS,
+    CERTAIN,
     EndpointView,
     Fail,
     History,
@@ -68,12 +70,13 @@ def step(
     sequence: bool = False,
     endpoint: EndpointView = EndpointView(),  # noqa: B008 # immutable
     holds: int = 0,
+    suspicion: int = 0,
     random: Callable[[], float] = lowest,
 ) -> Step:
     """The decision after ``attempts_made``, ``server_error_attempts`` of which ended in a plain 500."""
     others = attempts_made - server_error_attempts
     errors = [*[ConnectError("refused")] * others, *[ModelExecutionError("raised")] * server_error_attempts]
-    history = History((*errors[: attempts_made - 1], error), holds=holds)
+    history = History((*errors[: attempts_made - 1], error), holds=holds, suspicion=suspicion)
     limits = Limits(remaining_seconds, hold_seconds, is_sequence=sequence)
     return next_step(policy, error, history, limits, endpoint, random)
 
@@ -216,6 +219,10 @@ DOWN = ServerUnavailableError("down", status=503)
 LATER = ServerUnavailableError("down", status=503, retry_after_seconds=20.0)
 RAISED = ModelExecutionError("raised", status=500)
 LOST = ConnectionLostError("reset")
+LATE = DeadlineExceededError("late")
+SILENT = SilentConnectionError("silent")
+HAS_ANSWERED = EndpointView(has_answered=True)
+PASSED = {"hold_seconds": 600.0, "remaining_seconds": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -269,6 +276,19 @@ LOST = ConnectionLostError("reset")
         # A model that raises may do so for this element only: the batch is bisected instead.
         (RAISED, {"endpoint": UNHEALTHY, "hold_seconds": 600.0}, Fail),
         (RAISED, {"server_error_attempts": 1}, Retry(0.5, is_budgeted=True)),
+        # A deadline that passes at a server that has answered before is not the request's fault until it is
+        # certain; at one that never has, it is final.
+        (LATE, {**PASSED, "endpoint": HAS_ANSWERED}, Hold(0.5, for_overload=True)),
+        (LATE, {**PASSED, "endpoint": HAS_ANSWERED, "suspicion": CERTAIN - 1}, Hold(0.5, for_overload=True)),
+        (LATE, {**PASSED, "endpoint": HAS_ANSWERED, "suspicion": CERTAIN}, Fail),
+        (LATE, {**PASSED, "endpoint": EndpointView()}, Fail),
+        (LATE, {"remaining_seconds": 0.0, "endpoint": HAS_ANSWERED}, Fail),
+        (LATE, {**PASSED, "endpoint": HAS_ANSWERED, "sequence": True}, Fail),
+        (LATE, {**PASSED, "endpoint": UNHEALTHY, "suspicion": CERTAIN}, Hold(0.0, for_overload=False)),
+        # Another connection than a silent one is tried at once.
+        (SILENT, {}, Retry(0.0, is_budgeted=True)),
+        (SILENT, {**PASSED, "endpoint": HAS_ANSWERED}, Hold(0.5, for_overload=True)),
+        (SILENT, {"sequence": True}, Fail),
         # An error that says nothing about the endpoint's health is retried even at an unhealthy one.
         (BUSY, {"endpoint": UNHEALTHY}, Retry(0.5, is_budgeted=False)),
     ],
@@ -278,6 +298,26 @@ def test_next_step_after_each_failure(
 ) -> None:
     """The whole decision as a table: error, situation, step."""
     assert step(error, **situation) == (Fail(error) if expected is Fail else expected)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "suspicion"),
+    [
+        # A queue explains it: answers take most of the deadline as it is.
+        (EndpointView(has_answered=True, answered_meanwhile=True, is_slow=True), 0),
+        # Others were answered quickly.
+        (EndpointView(has_answered=True, answered_meanwhile=True), CERTAIN // 2),
+        # It was sent to a server that had just answered, and nobody has been answered since.
+        (EndpointView(has_answered=True), CERTAIN // 2),
+        # Another request may have silenced the server before.
+        (EndpointView(has_answered=True, was_silent=True), 1),
+    ],
+)
+def test_passed_deadline_makes_the_request_suspicious(endpoint: EndpointView, suspicion: int) -> None:
+    """As far as nothing else explains it; other errors do not."""
+    assert History().after(LATE, endpoint).suspicion == suspicion
+    assert History().after(LATE, endpoint).held(for_overload=True).suspicion == suspicion
+    assert History().after(LOST, endpoint).suspicion == 0
 
 
 def test_half_of_a_batch_is_not_retried_after_a_plain_500() -> None:
