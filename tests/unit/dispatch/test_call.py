@@ -328,14 +328,14 @@ def test_fail_over_has_no_backoff() -> None:
 
 
 def test_requests_go_to_the_endpoint_with_the_fewest_in_flight() -> None:
-    """Four requests are spread evenly over two endpoints."""
-    with FaultServer(OK, faults.late(0.2)) as left, FaultServer(OK, faults.late(0.2)) as right:
+    """Requests are spread evenly over two endpoints, but for what their limits differ at first."""
+    with FaultServer(OK, faults.late(0.05)) as left, FaultServer(OK, faults.late(0.05)) as right:
         with closing(open_channel([left.endpoint, right.endpoint])) as channel:
             dispatcher: Dispatcher[int] = Dispatcher(channel)
-            for number in range(4):
+            for number in range(40):
                 dispatcher.submit(number, post(), read)
             dispatcher.drain()
-        assert len(left.requests) == len(right.requests) == 2
+        assert abs(len(left.requests) - len(right.requests)) <= 4
 
 
 @pytest.mark.parametrize(
