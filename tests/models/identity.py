@@ -1,6 +1,7 @@
 """Returns every input unchanged as the output at the same position in the configuration.
 
-The configuration's parameter ``sleep_seconds`` adds a pause to each call, like a GPU far away.
+The configuration's parameter ``sleep_seconds`` adds a pause to each call, like a GPU far away; with
+``max_rows`` a request of more rows raises, as where a GPU has too little memory for it.
 """
 
 import json
@@ -18,6 +19,7 @@ class TritonPythonModel:
         ]
         parameters = config.get("parameters", {})
         self.sleep_seconds = float(parameters.get("sleep_seconds", {}).get("string_value", 0))
+        self.max_rows = int(parameters.get("max_rows", {}).get("string_value", 0))
 
     def execute(self, requests):
         if self.sleep_seconds:
@@ -28,6 +30,8 @@ class TritonPythonModel:
         answers = []
         for given, answered, data_type in self.tensors:
             tensor = pb_utils.get_input_tensor_by_name(request, given)
+            if self.max_rows and tensor.shape()[0] > self.max_rows:
+                raise pb_utils.TritonModelException("out of memory")
             if data_type == "TYPE_BF16":  # NumPy has no such type
                 answers.append(pb_utils.Tensor.from_dlpack(answered, tensor.to_dlpack()))
             else:

@@ -121,6 +121,7 @@ def _identity(
     max_batch_size: int = 64,
     instances: int = 1,
     sleep_seconds: float = 0,
+    max_rows: int = 0,
     settings: str = "",
 ) -> Model:
     """A model with an input and an output of each datatype named: x and y if it is one, x_fp32, … if many."""
@@ -132,7 +133,11 @@ def _identity(
         source="identity",
         max_batch_size=max_batch_size,
         instances=instances,
-        parameters={"sleep_seconds": str(sleep_seconds)} if sleep_seconds else {},
+        parameters={
+            name: str(value)
+            for name, value in (("sleep_seconds", sleep_seconds), ("max_rows", max_rows))
+            if value
+        },
         settings=settings,
     )
 
@@ -194,6 +199,8 @@ _MODELS = (
     _identity("echo", {"FP32": (128,)}, max_batch_size=1024, instances=2),
     _identity("echo_variable", {"FP32": (-1,)}, max_batch_size=1024, instances=2),
     _identity("remote_like", {"FP32": (128,)}, instances=16, sleep_seconds=0.02),
+    # A configuration that promises more rows than there is memory for.
+    _identity("short_of_memory", {"FP32": (1,)}, sleep_seconds=0.02, max_rows=32),
     # Shapes and numbers of tensors.
     _function(
         "sum_and_difference",
