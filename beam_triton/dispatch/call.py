@@ -35,10 +35,12 @@ from beam_triton.dispatch.health import start_health_checks
 from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.dispatch.slots import POLL_AGAIN_SECONDS, QueueEntry
 from beam_triton.errors import (
+    ConnectionLostError,
     DeadlineExceededError,
     InferenceError,
     ModelExecutionError,
     RemoteProtocolError,
+    ServerUnavailableError,
     SilentConnectionError,
     TritonError,
     with_message,
@@ -97,6 +99,8 @@ class _CallState:
     _hold_until = math.inf
     _owes_budget = False
     _has_reread_credentials = False
+    _first_lost_at = math.inf
+    _is_size_suspect = False
     # Made when it is needed and dropped after: it refers back to this call.
     _queue_entry: QueueEntry | None = None
 
@@ -111,9 +115,8 @@ class Call(_CallState):
         read: turns the answer into the result; what it raises is this attempt's error.
         on_done: called on the reactor's thread, exactly once, with ``result`` or ``error`` set.
         slots: how many the owner has taken for it.
-        is_batch: it holds several elements, one of which may have made the model raise: a plain 500 says
-            nothing about the server's health.
-        repeats_server_errors: a plain 500 may be retried, as the policy allows.
+        is_batch: it holds several elements, one of which may have made the model raise, or too many: a plain
+            500 is not retried and says nothing about the server's health.
         is_sequence: the model would see a repeated request twice: nothing that may have run is repeated.
         suspicion: that this request hangs the model, as in `History`.
     """
@@ -127,7 +130,6 @@ class Call(_CallState):
     _: KW_ONLY
     slots: int
     is_batch: bool
-    repeats_server_errors: bool
     is_sequence: bool
     suspicion: int
 
@@ -324,6 +326,8 @@ class Call(_CallState):
         if not (is_silent and answered_meanwhile):
             # A server that answers is healthy, however slow.
             self._report_failure(endpoint, error)
+        if self.is_batch and not error.was_stale:
+            self._is_size_suspect = self._suspects_size(endpoint, error, now)
         has_new_credentials = False
         is_refused = isinstance(error, InferenceError) and error.status in (401, 403)
         if is_refused and not self._has_reread_credentials:
@@ -342,6 +346,19 @@ class Call(_CallState):
         usual_seconds = endpoint.limit.usual_latency_seconds
         is_slow = usual_seconds is not None and usual_seconds > self.context.options.timeout_seconds / 2
         return is_slow or endpoint.is_silent
+
+    def _suspects_size(self, endpoint: Endpoint, error: TritonError, now: float) -> bool:
+        """Whether a proxy may have refused this batch for its size, by another answer than 413 or by none.
+
+        The server is well: it has answered others, or its health check, since the batch was lost before.
+        """
+        is_forbidden = isinstance(error, InferenceError) and error.status == 403
+        if not (is_forbidden or isinstance(error, ConnectionLostError | ServerUnavailableError)):
+            return False
+        lost_at = self._first_lost_at if error.retryable else self._sent_at
+        self._first_lost_at = min(self._first_lost_at, now)
+        is_known = self.request.content_length > self.context.endpoints.learned.nbytes.value
+        return is_known or max(endpoint.answered_at, endpoint.checked_at) > lost_at
 
     def _report_failure(self, endpoint: Endpoint, error: TritonError) -> None:
         """Report a failure to the breaker, once per endpoint at most, unless this is a probe.
@@ -369,8 +386,10 @@ class Call(_CallState):
             Limits(
                 remaining_seconds=self._deadline - now,
                 hold_seconds=min(self._hold_until - now, endpoints.max_hold_seconds),
-                max_server_error_retries=None if self.repeats_server_errors else 0,
+                max_server_error_retries=0 if self.is_batch else None,
                 is_sequence=self.is_sequence,
+                is_too_large=self._is_size_suspect
+                and not endpoints.learned.nbytes.passed_lately(self.request.content_length),
             ),
             view,
             random.random,
@@ -386,6 +405,8 @@ class Call(_CallState):
             if isinstance(error, DeadlineExceededError):
                 error = with_message(error, endpoints.late_message(tried[-1], error.message))
                 error.splits_batch = history.suspicion >= CERTAIN and view.has_answered
+            elif self._is_size_suspect:
+                error.splits_batch = True
             self._finish_with(error)
         elif isinstance(step, Retry):
             self.record.retries += 1

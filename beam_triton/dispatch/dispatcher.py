@@ -49,7 +49,6 @@ class Dispatcher(Generic[T]):
         read: Callable[[Exchange], Any],
         *,
         is_batch: bool = False,
-        repeats_server_errors: bool = True,
         is_sequence: bool = False,
         suspicion: int = CERTAIN,
     ) -> None:
@@ -76,7 +75,6 @@ class Dispatcher(Generic[T]):
             CallRecord(request.content_length),
             slots=slots,
             is_batch=is_batch,
-            repeats_server_errors=repeats_server_errors,
             is_sequence=is_sequence,
             suspicion=suspicion,
         )

@@ -17,6 +17,7 @@ from beam_triton.dispatch.slots import Slots, WaitQueue
 from beam_triton.errors import CircuitOpenError, PoolTimeoutError, TritonError
 from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State
 from beam_triton.policy.concurrency_limit import ConcurrencyLimit
+from beam_triton.policy.learned_size import LearnedSizes
 from beam_triton.policy.retry import EndpointView, RetryBudget, RetryPolicy
 from beam_triton.policy.silence import Silence
 from beam_triton.transport.origin import EndpointUrl
@@ -48,6 +49,7 @@ class Endpoint:
 
     Attributes:
         answered_at: when it last answered a request for the model.
+        checked_at: when it last passed a health check.
         is_silent: a request has passed its deadline, and none has been answered since.
     """
 
@@ -59,6 +61,7 @@ class Endpoint:
         )
         self.silence = Silence(time.monotonic)
         self.answered_at = -math.inf
+        self.checked_at = -math.inf
         self.is_silent = False
         self.retry_budget = RetryBudget(key.retry, time.monotonic)
         self.breaker: CircuitBreaker | None = None
@@ -116,12 +119,14 @@ class EndpointSet:
         max_hold_seconds: how long a request may be held, outside its deadline, for an unhealthy or overloaded
             server.
         waiting_for_admission: is woken when a request to an endpoint has ended.
+        learned: which sizes of requests pass.
     """
 
     def __init__(self, key: EndpointSetKey) -> None:
         self.endpoints = tuple(Endpoint(url, key) for url in key.urls)
         self.slots = Slots(key.max_concurrent_requests)
         self.waiting_for_admission = WaitQueue()
+        self.learned = LearnedSizes(time.monotonic)
         self.retry = key.retry
         self._timeout_seconds = key.timeout_seconds
         breaker = key.circuit_breaker

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -71,4 +72,5 @@ def _check(
         if exchange.head is None or exchange.head.status != 200:
             return
     assert endpoint.breaker is not None
+    endpoint.checked_at = time.monotonic()
     endpoint.breaker.health_check_passed()

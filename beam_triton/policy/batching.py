@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from beam_triton.policy.learned_size import LearnedSizes, SizeLimits
 from beam_triton.validation import Options, check, not_negative, positive_integer
 
 # How many full batches' bytes, and how many signatures, may be buffered at a time.
@@ -45,21 +46,33 @@ class BatchingPolicy(Options):
         check(self, positive_integer, "max_batch_bytes")
         check(self, not_negative, "linger_seconds")
 
+    def limits(self, model_limit: int, learned: LearnedSizes | None = None) -> SizeLimits:
+        """How large batches may be for a model of this ``max_batch_size``, of which ``learned`` is known.
+
+        A ``model_limit`` of 0 means that the model has no batch dimension: every element travels alone.
+        """
+        rows = min(model_limit, self.max_batch_size or model_limit) if model_limit > 0 else 1
+        return SizeLimits(rows, self.max_batch_bytes, learned)
+
 
 class Batcher(Generic[Item]):
     """Collects items into batches of one signature each. Not thread-safe: one bundle owns it.
 
-    ``model_limit`` is the model's ``max_batch_size``, where 0 means that the model has no batch
-    dimension: every item then travels alone. ``clock`` gives monotonic seconds, and is read only where
-    the policy lets batches linger.
+    ``clock`` gives monotonic seconds, and is read only where the policy lets batches linger; ``model_limit`` and
+    ``learned`` are as for `BatchingPolicy.limits`.
 
     Buffers are bounded by four times ``max_batch_bytes`` and by 1,024 signatures. Beyond the first the
     largest batch leaves before it is full, beyond the second the oldest.
     """
 
-    def __init__(self, policy: BatchingPolicy, model_limit: int, clock: Callable[[], float]) -> None:
-        self._max_size = min(model_limit, policy.max_batch_size or model_limit) if model_limit > 0 else 1
-        self._max_batch_bytes = policy.max_batch_bytes
+    def __init__(
+        self,
+        policy: BatchingPolicy,
+        model_limit: int,
+        clock: Callable[[], float],
+        learned: LearnedSizes | None = None,
+    ) -> None:
+        self._limits = policy.limits(model_limit, learned)
         self._max_pending_bytes = _MAX_PENDING_BATCHES * policy.max_batch_bytes
         self._linger_seconds = policy.linger_seconds
         self._clock = clock
@@ -81,11 +94,11 @@ class Batcher(Generic[Item]):
         if batch is None:
             return self._begin(signature, item, nbytes)
         size = batch.nbytes + nbytes
-        if size > self._max_batch_bytes:
+        if size > batch.max_bytes:
             return self._overflow(signature, batch, item, nbytes)
         items = batch.items
         items.append(item)
-        if len(items) == self._max_size:
+        if len(items) >= batch.max_rows:
             return self._remove(signature)
         batch.nbytes = size
         self.pending_bytes += nbytes
@@ -113,7 +126,8 @@ class Batcher(Generic[Item]):
         return batches
 
     def _begin(self, signature: Hashable, item: Item, nbytes: int) -> list[Item] | None:
-        if self._max_size == 1 or nbytes >= self._max_batch_bytes:
+        max_rows, max_bytes = self._limits.next_batch()
+        if max_rows == 1 or nbytes >= max_bytes:
             return [item]
         leaving = None
         if len(self._open) == _MAX_OPEN_SIGNATURES:
@@ -121,7 +135,7 @@ class Batcher(Generic[Item]):
             if self.pending_bytes - batch.nbytes + nbytes > self._max_pending_bytes:
                 return [item]
             leaving = self._remove(oldest)
-        self._open_batch(signature, item, nbytes)
+        self._open_batch(signature, item, nbytes, max_rows, max_bytes)
         if self.pending_bytes > self._max_pending_bytes:
             leaving = self._remove_largest()
         return leaving
@@ -131,12 +145,14 @@ class Batcher(Generic[Item]):
         if nbytes >= batch.nbytes:
             return [item]
         leaving = self._remove(signature)
-        self._open_batch(signature, item, nbytes)
+        self._open_batch(signature, item, nbytes, *self._limits.next_batch())
         return leaving
 
-    def _open_batch(self, signature: Hashable, item: Item, nbytes: int) -> None:
+    def _open_batch(
+        self, signature: Hashable, item: Item, nbytes: int, max_rows: int, max_bytes: int
+    ) -> None:
         begun_at = self._clock() if self._linger_seconds else 0.0
-        self._open[signature] = _OpenBatch([item], nbytes, begun_at)
+        self._open[signature] = _OpenBatch([item], nbytes, begun_at, max_rows, max_bytes)
         self.pending_bytes += nbytes
 
     def _remove(self, signature: Hashable) -> list[Item]:
@@ -153,3 +169,5 @@ class _OpenBatch(Generic[Item]):
     items: list[Item]
     nbytes: int
     begun_at: float
+    max_rows: int
+    max_bytes: int

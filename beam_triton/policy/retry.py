@@ -109,6 +109,8 @@ class Limits(NamedTuple):
         max_server_error_retries: instead of the policy's.
         is_sequence: the request belongs to a sequence, whose model would see a repeated request twice:
             nothing that may have run is repeated.
+        is_too_large: the request is a batch that may have been refused for its size, and no other as large
+            has passed lately.
     """
 
     remaining_seconds: float
@@ -116,6 +118,7 @@ class Limits(NamedTuple):
     max_retries: int | None = None
     max_server_error_retries: int | None = None
     is_sequence: bool = False
+    is_too_large: bool = False
 
 
 class EndpointView(NamedTuple):
@@ -201,20 +204,23 @@ def next_step(
 
     1. A reused connection that the server had closed while it was idle, or credentials that have been
        replaced since: resend. No retry is counted.
-    2. An overloaded server, or a ``Retry-After`` that ends after the deadline: hold, if that is allowed.
-    3. A retryable error, within the limits of the policy: retry. Another healthy endpoint, or another
+    2. A batch that is too large: fail, to be bisected.
+    3. An overloaded server, or a ``Retry-After`` that ends after the deadline: hold, if that is allowed.
+    4. A retryable error, within the limits of the policy: retry. Another healthy endpoint, or another
        connection than a silent one, is tried at once. A TLS error is final for one endpoint, not for another
        that has a certificate of its own.
-    4. An endpoint known to be unhealthy: hold until it is healthy again. Not for an error that bisects the
+    5. An endpoint known to be unhealthy: hold until it is healthy again. Not for an error that bisects the
        batch: a model that raises may go on raising for the same element.
-    5. A passed deadline at a server that has answered before: hold, until the request itself is the reason
+    6. A passed deadline at a server that has answered before: hold, until the request itself is the reason
        for certain. A server that answers is healthy, however slow.
-    6. Fail.
+    7. Fail.
 
     ``random`` gives numbers in [0, 1).
     """
     if endpoint.has_new_credentials or (error.was_stale and not limits.is_sequence):
         return Resend()
+    if limits.is_too_large:
+        return Fail(error)
     # Waiting for the circuit breaker is CircuitBreakerPolicy's decision, and it has been taken.
     is_repeatable = (
         error.retryable

@@ -1,17 +1,28 @@
 """Batches in flight; a failed one that holds a bad element is bisected until that element stands alone.
 
-The same for the elements of a pipeline, the rows of NumPy batches and the batches of ``RunInference``: a
-batch is anything that has a length and can be sliced.
+A batch may also fail because it is too large: what passes is learned for all later batches of the process. The
+same for the elements of a pipeline, the rows of NumPy batches and the batches of ``RunInference``: a batch is
+anything that has a length and can be sliced.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from beam_triton.dispatch.dispatcher import Dispatcher
-from beam_triton.errors import ConfigurationError, DeadlineExceededError, TritonError
+from beam_triton.errors import (
+    ConfigurationError,
+    DeadlineExceededError,
+    InferenceError,
+    InvalidRequestError,
+    ModelExecutionError,
+    TransportError,
+    TritonError,
+)
+from beam_triton.policy.learned_size import BatchSize, FailedBatch
 from beam_triton.policy.retry import HALF_CERTAIN
 from beam_triton.protocol import EncodedRequest, InferResponse
 from beam_triton.remote_model import RemoteModel
@@ -26,13 +37,23 @@ class _Divisible(Protocol):
 
 Batch = TypeVar("Batch", bound=_Divisible)
 
+_logger = logging.getLogger(__name__)
+
+
+class _Sent(NamedTuple):
+    """A batch in flight, and the failed batch that it is a part of."""
+
+    batch: Any
+    whole: FailedBatch | None
+
 
 @dataclass(eq=False, repr=False)
 class BisectingSender(Generic[Batch]):
     """Sends batches, many at a time, and reports the outcome of each element exactly once.
 
-    When a batch fails and one of its elements may be the cause (``splits_batch``), its halves are sent in its
-    place, and so on until the bad elements stand alone. Made and used on one thread.
+    When a batch fails and one of its elements, or its size, may be the cause (``splits_batch``), its halves are
+    sent in its place, and so on until the bad elements stand alone; parts of a size that passes, where one is
+    known. Made and used on one thread.
 
     Args:
         model: the model to send to.
@@ -56,13 +77,14 @@ class BisectingSender(Generic[Batch]):
     has_default: bool
 
     def __post_init__(self) -> None:
-        self._dispatcher: Dispatcher[Batch] = Dispatcher(self.model.channel)
+        self._dispatcher: Dispatcher[_Sent] = Dispatcher(self.model.channel)
+        self._learned = self.model.channel.endpoints.learned
         self._finished_elements = 0
         self.ended: Sequence[Any] = self._dispatcher.completed
 
     def send(self, batch: Batch) -> None:
         """Send a batch; waits while the process has ``max_concurrent_requests`` in flight."""
-        self._send(batch, is_half=False)
+        self._send(_Sent(batch, None))
         self._dispatcher.step()
 
     def step(self) -> None:
@@ -75,8 +97,10 @@ class BisectingSender(Generic[Batch]):
         if completed:
             self._count_throttling()
         while completed:
-            batch, call = completed.popleft()
+            sent, call = completed.popleft()
+            batch = sent.batch
             self.metrics.request_ended(len(batch), call.record)
+            size = BatchSize(len(batch), call.record.request_bytes)
             error = call.error
             if error is None:
                 assert isinstance(call.result, InferResponse)
@@ -85,9 +109,12 @@ class BisectingSender(Generic[Batch]):
                 except TritonError as caught:
                     error = caught
                 else:
+                    self._learned.passed(size)
+                    if sent.whole is not None and sent.whole.part_passed(size):
+                        self._learn(sent.whole)
                     self._count(batch)
                     continue
-            self._bisect_or_fail(batch, error)
+            self._bisect_or_fail(sent, error, size)
 
     def fail(self, batch: Batch, error: TritonError) -> None:
         """Report a batch that failed for good, whether it was sent or not.
@@ -125,33 +152,44 @@ class BisectingSender(Generic[Batch]):
         """Abandon everything: connections are closed, slots released. A second call does nothing."""
         self._dispatcher.cancel()
 
-    def _send(self, batch: Batch, *, is_half: bool, suspicion: int = 0) -> None:
+    def _send(self, sent: _Sent, suspicion: int = 0) -> None:
         try:
-            request = self.model.http_request(self.encode(batch))
+            request = self.model.http_request(self.encode(sent.batch))
         except TritonError as error:
-            self._bisect_or_fail(batch, error)
+            self._bisect_or_fail(sent, error, BatchSize(len(sent.batch), 0))
             return
         self._dispatcher.submit(
-            batch,
+            sent,
             request,
             self.model.read_response,
-            # One bad element may have made the model raise: that says nothing about the server.
-            is_batch=len(batch) > 1,
-            # A whole batch gets another chance after a plain 500; its halves narrow the cause down at once.
-            repeats_server_errors=not is_half or len(batch) == 1,
+            is_batch=len(sent.batch) > 1,
             suspicion=suspicion,
         )
 
-    def _bisect_or_fail(self, batch: Batch, error: TritonError) -> None:
+    def _bisect_or_fail(self, sent: _Sent, error: TritonError, size: BatchSize) -> None:
+        batch = sent.batch
         if not error.splits_batch or len(batch) == 1:
             self.fail(batch, error)
             return
         self.metrics.count("split_batches")
-        middle = len(batch) // 2
-        halves: tuple[Any, Any] = batch[:middle], batch[middle:]
+        part_rows = -(-len(batch) // self._learned.count_parts(size))
+        starts = range(0, len(batch), part_rows)
+        whole = None
+        if isinstance(error, InferenceError | TransportError):
+            wanted = size if sent.whole is None else sent.whole.wanted
+            whole = FailedBatch(size, len(starts), wanted, suggests_bytes=_suggests_bytes(error))
         suspicion = HALF_CERTAIN if isinstance(error, DeadlineExceededError) else 0
-        for half in halves:
-            self._send(half, is_half=True, suspicion=suspicion)
+        for start in starts:
+            self._send(_Sent(batch[start : start + part_rows], whole), suspicion)
+
+    def _learn(self, failed: FailedBatch) -> None:
+        learned = self._learned.lower(failed)
+        if learned is not None:
+            _logger.warning(
+                "model %r: %s; no larger ones are sent from now on, except for one to try now and then",
+                self.model.spec.name,
+                learned,
+            )
 
     def _count(self, batch: Batch) -> None:
         self._finished_elements += len(batch)
@@ -162,3 +200,10 @@ class BisectingSender(Generic[Batch]):
         if seconds:
             self.metrics.throttled(seconds)
             self._dispatcher.throttled_seconds = 0.0
+
+
+def _suggests_bytes(error: TritonError) -> bool:
+    """Whether a proxy may have refused the body, rather than the model the number of elements."""
+    if isinstance(error, InvalidRequestError):
+        return error.status == 413
+    return not isinstance(error, ModelExecutionError | DeadlineExceededError)

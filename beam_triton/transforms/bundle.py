@@ -19,6 +19,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_triton.errors import TritonError, with_message
 from beam_triton.policy.batching import Batcher, BatchingPolicy
+from beam_triton.policy.learned_size import LearnedSizes
 from beam_triton.protocol import EncodedRequest, InferResponse, PreparedElement
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bisection import BisectingSender
@@ -66,13 +67,13 @@ class ArrayBatch(ElementBatch):
     their time.
     """
 
-    __slots__ = ("_max_batch_bytes", "_max_size", "dtype", "shape", "size")
+    __slots__ = ("_limits", "_lingers", "_nbytes", "dtype", "shape", "size")
 
-    def __init__(self, policy: BatchingPolicy, model_limit: int) -> None:
+    def __init__(self, policy: BatchingPolicy, model_limit: int, learned: LearnedSizes | None = None) -> None:
         super().__init__([], [], [])
-        limit = min(model_limit, policy.max_batch_size or model_limit)
-        self._max_size = 0 if policy.linger_seconds else limit
-        self._max_batch_bytes = policy.max_batch_bytes
+        self._limits = policy.limits(model_limit, learned)
+        self._lingers = policy.linger_seconds > 0
+        self._nbytes = 0
         self.dtype: np.dtype[Any] | None = None
         self.shape: tuple[int, ...] | None = None
         self.size = 0
@@ -82,19 +83,27 @@ class ArrayBatch(ElementBatch):
 
         False while others are being collected, and for arrays so large that a batch holds only one.
         """
-        if self.indices:
+        if self.indices or self._lingers:
             return False
-        size = min(self._max_size, self._max_batch_bytes // max(array.nbytes, 1))
-        if size < 2:
+        self._nbytes = max(array.nbytes, 1)
+        self._limit_size()
+        if self.size < 2:
             return False
-        self.dtype, self.shape, self.size = array.dtype, array.shape, size
+        self.dtype, self.shape = array.dtype, array.shape
         return True
 
     def take(self) -> ElementBatch:
         """The collected batch; an empty one begins."""
         batch = ElementBatch(self.windowed_values, self.tensors, self.indices)
         self.windowed_values, self.tensors, self.indices = [], [], []
+        self._limit_size()
+        if self.size < 2:
+            self.dtype = self.shape = None
         return batch
+
+    def _limit_size(self) -> None:
+        rows, nbytes = self._limits.next_batch()
+        self.size = min(rows, nbytes // self._nbytes)
 
 
 @dataclass(eq=False, repr=False)
@@ -131,7 +140,8 @@ class BundleScorer:
             has_default=self.default is not None,
         )
         self._ended = self._sender.ended
-        self._arrays = ArrayBatch(self.batching, self.model.spec.max_batch_size)
+        self._learned = self.model.channel.endpoints.learned
+        self._arrays = ArrayBatch(self.batching, self.model.spec.max_batch_size, self._learned)
         self._taken = 0
         self._outputs: list[Iterable[Any]] = []
 
@@ -174,7 +184,9 @@ class BundleScorer:
             self._arrays.indices.append(index)
             return
         if self._batcher is None:
-            self._batcher = Batcher(self.batching, self.model.spec.max_batch_size, time.monotonic)
+            self._batcher = Batcher(
+                self.batching, self.model.spec.max_batch_size, time.monotonic, self._learned
+            )
         items = self._batcher.add(prepared[0], (windowed_value, prepared, index), prepared[2])
         if items is not None:
             self._sender.send(_batch_of(items))

@@ -97,7 +97,7 @@ class RowScorer:
         keeps_failures: bool = False,
     ) -> None:
         self._model = model
-        self._batching = batching
+        self._limits = batching.limits(model.spec.max_batch_size, model.channel.endpoints.learned)
         self._output = output
         self._default = default
         self._keeps_failures = keeps_failures
@@ -122,10 +122,13 @@ class RowScorer:
         count = len(arrays[0])
         batch = ScoredBatch(inputs, count, context)
         self._taken += count
-        size = self._request_size(arrays)
-        for start in range(0, count, size):
-            self._sender.send(RowSlice(batch, range(start, min(start + size, count))))
+        row_bytes = sum(map(_size_bytes, arrays)) / max(count, 1)
+        start = 0
+        while start < count:
+            stop = min(start + self._request_rows(row_bytes), count)
+            self._sender.send(RowSlice(batch, range(start, stop)))
             self._sender.take_ended()
+            start = stop
         if not count:
             self._ready.append(batch)
         return self._take_ready()
@@ -196,14 +199,10 @@ class RowScorer:
             batch.parts.sort(key=lambda part: part.indices.start)
             self._ready.append(batch)
 
-    def _request_size(self, arrays: Sequence[Array]) -> int:
-        """As many rows as the model, the policy's number and its bytes allow, and at least one."""
-        limit = self._model.spec.max_batch_size
-        size = min(limit, self._batching.max_batch_size or limit)
-        nbytes = sum(map(_size_bytes, arrays))
-        if nbytes:
-            size = min(size, self._batching.max_batch_bytes * len(arrays[0]) // nbytes)
-        return max(1, size)
+    def _request_rows(self, row_bytes: float) -> int:
+        """As many rows of this size as a request may hold, and at least one."""
+        rows, nbytes = self._limits.next_batch()
+        return max(1, min(rows, int(nbytes / row_bytes)) if row_bytes else rows)
 
 
 def _size_bytes(array: Array) -> int:

@@ -157,7 +157,12 @@ class _BatchScorer:
 
     def results(self) -> list[PredictionResult]:
         prepare = self.model.encoder.prepare
-        batcher: Batcher[_Item] = Batcher(self.batching, self.model.spec.max_batch_size, time.monotonic)
+        batcher: Batcher[_Item] = Batcher(
+            self.batching,
+            self.model.spec.max_batch_size,
+            time.monotonic,
+            self.model.channel.endpoints.learned,
+        )
         for index, element in enumerate(self.batch):
             try:
                 prepared = prepare(model_inputs(element))

@@ -74,7 +74,6 @@ def ask(
     request: HttpRequest | None = None,
     *,
     is_batch: bool = False,
-    repeats_server_errors: bool = True,
     is_sequence: bool = False,
     suspicion: int = CERTAIN,
     reads: Callable[[Exchange], Any] = read,
@@ -87,7 +86,6 @@ def ask(
             request or post(),
             reads,
             is_batch=is_batch,
-            repeats_server_errors=repeats_server_errors,
             is_sequence=is_sequence,
             suspicion=suspicion,
         )

@@ -126,14 +126,15 @@ def test_last_error_keeps_the_earlier_ones() -> None:
 
 
 def test_plain_500_is_retried_once() -> None:
-    """A plain 500 is retried ``max_server_error_retries`` times, a rejection of the content never."""
+    """A plain 500 of one element is retried ``max_server_error_retries`` times; that of a batch, and a rejection
+    of the content, never."""
     with (
         FaultServer(OK, status(500)) as server,
         closing(open_channel(server.endpoint, retry=QUICK_RETRIES)) as channel,
     ):
         assert isinstance(ask(channel).error, ModelExecutionError)
         assert len(server.requests) == 2
-        assert isinstance(ask(channel, is_batch=True, repeats_server_errors=False).error, ModelExecutionError)
+        assert isinstance(ask(channel, is_batch=True).error, ModelExecutionError)
         assert len(server.requests) == 3
         server.play(status(400))
         assert isinstance(ask(channel).error, InvalidRequestError)
