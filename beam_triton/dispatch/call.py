@@ -201,7 +201,7 @@ class Call(_CallState):
         return self._queue_entry.join()
 
     def _on_admission_free(self) -> None:
-        self.wake_at = 0.0
+        self.on_time(time.monotonic())
 
     def _leave_queue(self) -> None:
         entry, self._queue_entry = self._queue_entry, None

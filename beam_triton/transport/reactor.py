@@ -52,6 +52,7 @@ class Reactor:
         self._wake_sockets: tuple[socket.socket, socket.socket] | None = None
         self._check_timers_at = 0.0
         self.pid = os.getpid()
+        self._thread = threading.get_ident()
 
     def add(self, timer: Timer) -> None:
         """Call ``timer.on_time`` whenever its ``wake_at`` has come, until `remove`."""
@@ -81,7 +82,8 @@ class Reactor:
         def wake() -> None:
             self._woken.append(callback)
             sockets = self._wake_sockets
-            if sockets is not None:
+            # Its own thread looks before it waits.
+            if sockets is not None and threading.get_ident() != self._thread:
                 # A full buffer wakes the thread already; a closed socket belongs to a reactor that has ended.
                 with contextlib.suppress(OSError):
                     sockets[1].send(b"\0")
