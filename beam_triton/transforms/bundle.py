@@ -27,6 +27,7 @@ from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.results import (
     FAILURES_TAG,
     DefaultValue,
+    Outputs,
     failure_of,
     model_inputs,
     prediction_result,
@@ -145,7 +146,7 @@ class BundleScorer:
         self._taken = 0
         self._outputs: list[Iterable[Any]] = []
 
-    def add(self, windowed_value: WindowedValue) -> Iterable[Any] | None:
+    def add(self, windowed_value: WindowedValue) -> Iterable[Any]:
         """Take an element; outputs that are ready, each with the windows of its own element."""
         element = windowed_value.value
         index = self._taken
@@ -169,7 +170,8 @@ class BundleScorer:
             self._send_expired()
         if self._ended:
             self._sender.take_ended()
-        return self._take_outputs() if self._outputs else None
+        # Not None: Beam's wrappers of a DoFn (dead letters, time limits) iterate what it gives.
+        return self._take_outputs() if self._outputs else ()
 
     def _add_any(self, windowed_value: WindowedValue, inputs: Any, index: int) -> None:
         try:
@@ -210,7 +212,7 @@ class BundleScorer:
 
     def _take_outputs(self) -> Iterable[Any]:
         outputs, self._outputs = self._outputs, []
-        return chain.from_iterable(outputs)
+        return outputs[0] if len(outputs) == 1 else Outputs(chain.from_iterable, outputs)
 
     def _send_expired(self) -> None:
         for items in self._batcher.expired() if self._batcher is not None else ():
@@ -224,9 +226,9 @@ class BundleScorer:
         return self.model.encoder.encode_batch(tensors)
 
     def _on_answer(self, batch: ElementBatch, response: InferResponse) -> None:
-        rows = rows_of(response, self._has_batch_dimension, len(batch))
-        model_id = f"{response.model_name}:{response.model_version}"
-        self._outputs.append(chain.from_iterable(_results(batch.windowed_values, rows, model_id)))
+        # Checks the answer; the rows themselves are made when the results are.
+        rows_of(response, self._has_batch_dimension, len(batch))
+        self._outputs.append(Outputs(_results, batch.windowed_values, response, self._has_batch_dimension))
 
     def _on_failure(self, batch: ElementBatch, error: TritonError) -> None:
         for windowed_value, index in zip(batch.windowed_values, batch.indices, strict=True):
@@ -249,9 +251,18 @@ def _batch_of(items: list[_Item]) -> ElementBatch:
 
 
 def _results(
+    windowed_values: list[WindowedValue], response: InferResponse, has_batch_dimension: bool
+) -> Iterator[WindowedValue]:
+    """Results in the windows of their elements, made some at a time."""
+    rows = rows_of(response, has_batch_dimension, len(windowed_values))
+    model_id = f"{response.model_name}:{response.model_version}"
+    return chain.from_iterable(_parts_of_results(windowed_values, rows, model_id))
+
+
+def _parts_of_results(
     windowed_values: list[WindowedValue], rows: Iterator[dict[str, Any]], model_id: str
 ) -> Iterator[list[WindowedValue]]:
-    """Results in the windows of their elements, some at a time.
+    """Results, some at a time.
 
     The next ones are made when these have gone downstream: if a thousand waited, the garbage collector would
     look at each of them over and over, which with batches of 1,024 was a third of all time.
@@ -291,8 +302,12 @@ class _OwnWindows(tuple[BoundedWindow, ...]):
         return self
 
 
-def with_own_windows(outputs: Iterable[Any]) -> Iterator[Any]:
+def with_own_windows(outputs: Iterable[Any]) -> Iterable[Any]:
     """The same outputs, safe to yield from ``process`` whatever the current element's windows."""
+    return Outputs(_each_with_own_windows, outputs)
+
+
+def _each_with_own_windows(outputs: Iterable[Any]) -> Iterator[Any]:
     for output in outputs:
         if isinstance(output, pvalue.TaggedOutput):
             yield pvalue.TaggedOutput(output.tag, _with_fixed_windows(output.value))

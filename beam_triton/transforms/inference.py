@@ -65,22 +65,20 @@ class TritonInferenceDoFn(ModelDoFn):
             default=self._default,
         )
 
-    def process(
-        self, element: Any, windowed_value: Any = beam.DoFn.WindowedValueParam
-    ) -> Iterable[Any] | None:
-        """Take one element; yields the results that are ready, of this and earlier elements."""
+    def process(self, element: Any, windowed_value: Any = beam.DoFn.WindowedValueParam) -> Iterable[Any]:
+        """Take one element; gives the results that are ready, of this and earlier elements."""
         assert self._scorer is not None
         try:
             outputs = self._scorer.add(windowed_value)
         except BaseException:
             self._cancel()
             raise
-        if outputs is not None and len(windowed_value.windows) != 1:
+        if outputs and len(windowed_value.windows) != 1:
             return with_own_windows(outputs)
         return outputs
 
     def finish_bundle(self) -> Iterable[Any]:
-        """Wait until nothing is in flight, and yield the remaining results."""
+        """Wait until nothing is in flight, and give the remaining results."""
         assert self._scorer is not None
         try:
             return self._scorer.finish()

@@ -5,12 +5,14 @@ slices, without a copy, and its results leave in one array.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
+from apache_beam.ml.inference.base import PredictionResult
+from apache_beam.options.pipeline_options import TypeOptions
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.typehints.batch import N, NumpyArray
@@ -23,9 +25,10 @@ from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.protocol import DATATYPES, EncodedRequest, InferResponse, ModelSpec, TensorSpec
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bisection import BisectingSender
+from beam_triton.transforms.inference import TritonInference
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.model_dofn import ModelDoFn, check_can_be_scored
-from beam_triton.transforms.results import DEFAULT_MODEL_ID, DefaultValue
+from beam_triton.transforms.results import DEFAULT_MODEL_ID, DefaultValue, Outputs
 
 Array = npt.NDArray[Any]
 Inputs = Array | dict[str, Array]
@@ -260,7 +263,7 @@ class TritonBatchInferenceDoFn(ModelDoFn):
         batch: np.ndarray,
         timestamp: Any = beam.DoFn.TimestampParam,
         pane_info: Any = beam.DoFn.PaneInfoParam,
-    ) -> Iterator[Any]:
+    ) -> Iterable[Any]:
         """Score a batch of rows; gives one array of results for each batch that has become ready, in its
         rows' order.
 
@@ -271,18 +274,17 @@ class TritonBatchInferenceDoFn(ModelDoFn):
         try:
             ready = self._scorer.add(batch, (timestamp, pane_info))
             if self._overlaps_batches:
-                yield from map(self._with_own_time, ready)
-            else:
-                yield from map(self._results, ready + self._scorer.finish())
+                return Outputs(map, self._with_own_time, ready)
+            return Outputs(map, self._results, ready + self._scorer.finish())
         except BaseException:
             self._cancel()
             raise
 
-    def finish_bundle(self) -> Iterator[WindowedValue]:
+    def finish_bundle(self) -> Iterable[WindowedValue]:
         """Wait until nothing is in flight any more, and give the remaining results."""
         assert self._scorer is not None
         try:
-            yield from map(self._with_own_time, self._scorer.finish())
+            return Outputs(map, self._with_own_time, self._scorer.finish())
         finally:
             self._cancel()
 
@@ -362,6 +364,7 @@ class TritonBatchInference(beam.PTransform[Any, Any]):
         self._options = dataclasses.replace(given, outputs=(self._output.name,))
         if self._options.default_value is not None:
             DefaultValue(self._options.default_value, spec, (self._output,))
+        self._one_by_one = TritonInference(endpoint, model_name, outputs=(self._output.name,), **options)
 
     def default_label(self) -> str:
         """The step's name where the user gives none."""
@@ -369,6 +372,9 @@ class TritonBatchInference(beam.PTransform[Any, Any]):
 
     def expand(self, pcoll: Any) -> Any:
         """The output's batches."""
+        if not _passes_batches(pcoll.pipeline):
+            take_output = beam.Map(_output_of, self._output.name)
+            return pcoll | self._one_by_one | take_output.with_output_types(element_type_of(self._output))
         dofn = TritonBatchInferenceDoFn(
             self._options,
             self._model_name,
@@ -381,6 +387,17 @@ class TritonBatchInference(beam.PTransform[Any, Any]):
             | "Batches"
             >> beam.ParDo(_ArraysAsBatches(self._output)).with_output_types(element_type_of(self._output))
         )
+
+
+def _passes_batches(pipeline: beam.Pipeline) -> bool:
+    """Whether Beam hands batches to a DoFn: its runtime type checker and its oldest runner do not."""
+    is_checked = pipeline.options.view_as(TypeOptions).runtime_type_check
+    return not is_checked and type(pipeline.runner).__name__ != "BundleBasedDirectRunner"
+
+
+def _output_of(result: PredictionResult, name: str) -> Any:
+    outputs: Any = result.inference
+    return outputs[name]
 
 
 def element_type_of(spec: TensorSpec) -> Any:

@@ -22,6 +22,24 @@ FAILURES_TAG = "failures"
 
 DEFAULT_MODEL_ID = "default"
 
+
+class Outputs:
+    """What a DoFn gives Beam: made while it is iterated, and made again for whoever iterates it again.
+
+    Beam's runtime type checker iterates everything that a DoFn returns, except generators, before the runner
+    does. An iterator would be spent then, and its elements lost without an error.
+    """
+
+    __slots__ = ("_arguments", "_make")
+
+    def __init__(self, make: Callable[..., Iterator[Any]], *arguments: Any) -> None:
+        self._make = make
+        self._arguments = arguments
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._make(*self._arguments)
+
+
 prediction_result: Callable[[Iterable[Any]], PredictionResult] = partial(tuple.__new__, PredictionResult)
 """Makes a PredictionResult of ``(example, inference, model_id)``: the tuple's constructor is five times as
 fast as PredictionResult's own, which is Python code."""
