@@ -21,6 +21,7 @@ from beam_triton.errors import (
     ServerUnavailableError,
     SilentConnectionError,
     TlsError,
+    TooManyFailuresError,
     TransportError,
     TritonError,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "TensorSpec",
     "TlsConfig",
     "TlsError",
+    "TooManyFailuresError",
     "TransportError",
     "TritonBatchInference",
     "TritonClient",

@@ -9,7 +9,7 @@
     │   │   └── TlsError              certificate refused, handshake failed
     │   ├── ConnectionLostError       reset, closed or truncated: the request may have run
     │   ├── SilentConnectionError     nothing came for far longer than answers usually take
-    │   └── DeadlineExceededError     `timeout_seconds` ran out
+    │   └── DeadlineExceededError     `timeout_seconds` ran out; also a TimeoutError
     ├── ProtocolError                 bytes or tensors that do not fit the Open Inference Protocol
     │   ├── LocalProtocolError        our side: an element that does not fit the model
     │   └── RemoteProtocolError       the server's side: an answer that cannot be read
@@ -20,7 +20,8 @@
     │   ├── ServerOverloadedError     queue full, 429
     │   ├── ServerUnavailableError    502, 503, 504
     │   └── ModelExecutionError       a plain 500: the model raised
-    └── CircuitOpenError              the circuit breaker did not admit the request
+    ├── CircuitOpenError              the circuit breaker did not admit the request
+    └── TooManyFailuresError          more elements failed than the user allows; also a ValueError
 
 Callers decide by attributes, never by a message:
 
@@ -117,7 +118,7 @@ class SilentConnectionError(TransportError):
     counts_as_failure = True
 
 
-class DeadlineExceededError(TransportError):
+class DeadlineExceededError(TransportError, TimeoutError):
     """``timeout_seconds`` ran out before the last byte of the answer."""
 
     may_have_run = True
@@ -218,6 +219,13 @@ class CircuitOpenError(TritonError):
     ) -> None:
         super().__init__(message, attempts=attempts)
         self.open_seconds_left = open_seconds_left
+
+
+class TooManyFailuresError(TritonError, ValueError):
+    """More elements failed than the user allows, which ends the job.
+
+    Also a ValueError, as Beam's own ``threshold`` raises.
+    """
 
 
 def with_message(error: TritonError, message: str) -> TritonError:

@@ -18,7 +18,7 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_triton.client import TritonClient
-from beam_triton.errors import ConfigurationError, TritonError
+from beam_triton.errors import ConfigurationError, TooManyFailuresError
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import ModelSpec
 from beam_triton.score.column_arrays import ColumnArrays
@@ -32,10 +32,6 @@ from beam_triton.transforms.numpy_batches import RowScorer, ScoredBatch
 BLOCKS = "blocks"
 RESULTS = "results"
 FAILURES = "failures"
-
-
-class TooManyFailuresError(TritonError):
-    """More rows failed than the user allows."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,12 +23,11 @@ from beam_triton.policy.learned_size import LearnedSizes
 from beam_triton.protocol import EncodedRequest, InferResponse, PreparedElement
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bisection import BisectingSender
+from beam_triton.transforms.exception_handling import DeadLetters
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.results import (
-    FAILURES_TAG,
     DefaultValue,
     Outputs,
-    failure_of,
     model_inputs,
     prediction_result,
     rows_of,
@@ -115,7 +114,7 @@ class BundleScorer:
         model: the model to score on.
         batching: which elements share a request.
         metrics: gets everything that ends.
-        tags_failures: failed elements leave as outputs tagged ``failures``; otherwise the first one raises.
+        dead_letters: failed elements leave as these; the first one that does not, raises.
         default: what an element that failed for good yields instead.
     """
 
@@ -123,7 +122,7 @@ class BundleScorer:
     batching: BatchingPolicy
     metrics: InferenceMetrics
     _: KW_ONLY
-    tags_failures: bool
+    dead_letters: DeadLetters | None
     default: DefaultValue | None
 
     def __post_init__(self) -> None:
@@ -235,14 +234,14 @@ class BundleScorer:
             is_keyed, key, example = split_key(windowed_value.value)
             if self.default is not None:
                 result = self.default.result(example)
-                output: Any = windowed_value.with_value((key, result) if is_keyed else result)
-            elif self.tags_failures:
-                failure = windowed_value.with_value(failure_of(windowed_value.value, error))
-                output = pvalue.TaggedOutput(FAILURES_TAG, failure)
-            else:
+                self._outputs.append((windowed_value.with_value((key, result) if is_keyed else result),))
+                continue
+            letters = self.dead_letters
+            failure = letters.of(windowed_value.value, error) if letters is not None else None
+            if letters is None or failure is None:
                 about = f"element {index} of its bundle" + (f", key {key!r}" if is_keyed else "")
                 raise with_message(error, f"{about}: {error.message}") from error
-            self._outputs.append((output,))
+            self._outputs.append((pvalue.TaggedOutput(letters.tag, windowed_value.with_value(failure)),))
 
 
 def _batch_of(items: list[_Item]) -> ElementBatch:

@@ -13,7 +13,7 @@ from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
-from beam_triton.errors import ConfigurationError
+from beam_triton.errors import ConfigurationError, TooManyFailuresError
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import ModelSpec, TensorSpec
 from beam_triton.score.column_arrays import ColumnArrays
@@ -25,7 +25,6 @@ from beam_triton.score.pipeline_steps import (
     ReadRows,
     RowSelection,
     ServedModel,
-    TooManyFailuresError,
 )
 from beam_triton.score.row_reading import Failure, FileSource, RowBlock, match_files
 
