@@ -25,7 +25,7 @@ from beam_triton.protocol.paths import (
     model_ready_path,
     model_statistics_path,
 )
-from beam_triton.remote_model import RemoteModel
+from beam_triton.remote_model import RemoteModel, new_request_id
 from beam_triton.transport.session import acquire_session
 
 _logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class TritonClient:
             model_version, outputs, classification: replace the client's own.
             parameters: request parameters, over the client's own. A request with a ``sequence_id``
                 is not repeated once it may have run.
-            request_id: comes back as the response's ``id``.
+            request_id: comes back as the response's ``id``; without it, a new one.
 
         Raises:
             LocalProtocolError: the inputs do not fit the model; the message has names, dtypes and shapes.
@@ -114,6 +114,7 @@ class TritonClient:
                 parameters=self._parameters,
                 classification=classification or self._options.classification,
                 binary=encoder.binary,
+                new_id=new_request_id,
             )
         parts = encoder.encode_in_parts(inputs, parameters=parameters, request_id=request_id)
         is_sequence = "sequence_id" in self._parameters or "sequence_id" in (parameters or ())

@@ -47,6 +47,10 @@ class TritonError(Exception):
 
     ``attempts`` holds the errors of the request's earlier attempts, oldest first; the error of the last
     attempt is the one raised.
+
+    An error of a request that was sent says more: ``endpoint`` is the server of its last attempt, without
+    credentials, ``status`` the HTTP status where one was answered, ``attempt_count`` the number of attempts,
+    and ``request_id`` the id by which the server's log names the request.
     """
 
     retryable: bool = False
@@ -56,20 +60,30 @@ class TritonError(Exception):
     is_overload: bool = False
     was_stale: bool = False
 
+    endpoint: str | None = None
+    status: int | None = None
+    attempt_count: int = 0
+    request_id: str | None = None
+
     def __init__(self, message: str = "", *, attempts: tuple[TritonError, ...] = ()) -> None:
         super().__init__(message)
         self.attempts = attempts
 
     @property
     def message(self) -> str:
-        """What went wrong, without the earlier attempts that ``str`` adds."""
+        """What went wrong, without what ``str`` adds: the earlier attempts, and the facts of the request."""
         return str(self.args[0]) if self.args else ""
 
     def __str__(self) -> str:
-        if not self.attempts:
-            return self.message
-        earlier = "; ".join(f"{type(error).__name__}: {error.message}" for error in self.attempts[-3:])
-        return f"{self.message} (after {len(self.attempts)} earlier attempt(s): {earlier})"
+        text = self.message
+        if self.attempts:
+            earlier = "; ".join(f"{type(error).__name__}: {error.message}" for error in self.attempts[-3:])
+            text += f" (after {len(self.attempts)} earlier attempt(s): {earlier})"
+        if self.endpoint is None:
+            return text
+        status = f" status={self.status}" if self.status else ""
+        request_id = f" request_id={self.request_id}" if self.request_id else ""
+        return f"{text} [endpoint={self.endpoint}{status} attempts={self.attempt_count}{request_id}]"
 
 
 class ConfigurationError(TritonError, ValueError):

@@ -6,6 +6,9 @@ users of it.
 
 from __future__ import annotations
 
+import itertools
+import os
+import secrets
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import lru_cache, partial
@@ -33,6 +36,27 @@ from beam_triton.protocol import (
 from beam_triton.protocol.paths import SERVER_READY, infer_path, model_ready_path
 from beam_triton.transport.exchange import Exchange
 
+_request_numbers = itertools.count(1)
+_process_name = ""
+
+
+def new_request_id() -> str:
+    """An id that no other request of any process has: a random name of this process, and a number.
+
+    Servers repeat it in their answers and write it in their logs. All attempts of a request have the same.
+    """
+    return f"{_process_name}-{next(_request_numbers)}"
+
+
+def _name_process() -> None:
+    global _process_name
+    _process_name = secrets.token_hex(8)
+
+
+_name_process()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_name_process)
+
 
 class RemoteModel:
     """A model that takes requests; holds references to the process's shared resources.
@@ -51,6 +75,7 @@ class RemoteModel:
             parameters=options.parameters,
             classification=options.classification,
             binary=binary,
+            new_id=new_request_id,
         )
         self._compression = options.compression
         self._max_response_bytes = options.max_response_bytes
@@ -105,9 +130,10 @@ class RemoteModel:
         """The HTTP request that carries an encoded body."""
         headers = _body_headers(encoded.content_type, encoded.json_length, self._compression)
         if self._compression is None:
-            return HttpRequest("POST", self._path, headers, encoded.parts, encoded.content_length)
+            parts, length = encoded.parts, encoded.content_length
+            return HttpRequest("POST", self._path, headers, parts, length, encoded.request_id)
         body = compress(encoded.parts, self._compression)
-        return HttpRequest("POST", self._path, headers, (body,), len(body))
+        return HttpRequest("POST", self._path, headers, (body,), len(body), encoded.request_id)
 
     def read_response(
         self, exchange: Exchange, *, expected: Sequence[TensorSpec] | None = None

@@ -91,6 +91,7 @@ class _CallState:
     _reported: tuple[Endpoint, ...] = ()
     _admission: Admission | None = None
     _attempt: Attempt | None = None
+    _endpoint: Endpoint | None = None
     _sent_at = 0.0
     _was_silent = False
     _silence_seconds = math.inf
@@ -222,6 +223,7 @@ class Call(_CallState):
         self.phase = Phase.SENDING
         self.record.attempts += 1
         endpoints, options = self.context.endpoints, self.context.options
+        self._endpoint = admission.endpoint
         url = admission.endpoint.url
         silences = 0
         if self._history.errors:
@@ -315,6 +317,7 @@ class Call(_CallState):
         assert self._admission is not None
         endpoint = self._admission.endpoint
         without_frames(error)
+        self.describe(error)
         answered_meanwhile = endpoint.answered_at >= self._sent_at
         if error.is_overload:
             endpoint.limit.on_overload(now - self._sent_at)
@@ -340,6 +343,13 @@ class Call(_CallState):
             tried, self._sent_at, has_new_credentials=has_new_credentials, was_silent=self._was_silent
         )
         self._follow(self._history.after(error, view), tried, now, view)
+
+    def describe(self, error: TritonError) -> None:
+        """Say on an error which request failed, at which endpoint, if it was sent to one."""
+        if self._endpoint is not None:
+            error.endpoint = str(self._endpoint.url)
+            error.request_id = self.request.request_id or None
+            error.attempt_count = self.record.attempts
 
     def _is_late(self, endpoint: Endpoint) -> bool:
         """Whether a deadline may have passed in the server's queue, rather than while the model ran."""
@@ -469,6 +479,8 @@ class Call(_CallState):
     def _finish_with(self, error: TritonError) -> None:
         history = self._history
         error.attempts = tuple(each for each in history.earlier + history.errors if each is not error)
+        if error.endpoint is None:
+            self.describe(error)
         self.error = error
         self._leave_queue()
         self._end_admission(None)

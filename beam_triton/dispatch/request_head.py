@@ -24,13 +24,17 @@ _MAX_HEADS = 256
 
 
 class HttpRequest(NamedTuple):
-    """Method, path below the endpoint's prefix, the body's own header fields, and the body."""
+    """Method, path below the endpoint's prefix, the body's own header fields, and the body.
+
+    ``request_id`` is what the body names as its ``id``.
+    """
 
     method: str
     path: str
     body_headers: tuple[tuple[str, str], ...] = ()
     body: Sequence[Buffer] = ()
     content_length: int = 0
+    request_id: str = ""
 
 
 class _Reading(NamedTuple):

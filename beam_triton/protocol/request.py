@@ -47,13 +47,15 @@ class EncodedRequest(NamedTuple):
 
     ``json_length`` is the value of ``Inference-Header-Content-Length``; None if the body is all JSON and
     needs no such header. ``content_length`` is the total size of the parts in bytes. Large parts are views
-    of the elements' own arrays, which must not change before they have been sent.
+    of the elements' own arrays, which must not change before they have been sent. ``request_id`` is the
+    request's ``id``, empty where it has none.
     """
 
     parts: list[bytes | memoryview]
     json_length: int | None
     content_length: int
     content_type: str
+    request_id: str
 
 
 class InferRequestEncoder:
@@ -62,8 +64,9 @@ class InferRequestEncoder:
     ``outputs`` names the requested outputs; None requests all. ``parameters`` are sent with every request
     (see ``checked_parameters``). ``classification`` maps an output to k: its k best classes are returned
     instead of its values, as BYTES ``value:index[:label]``. ``binary=False`` writes pure JSON, for servers
-    without the binary tensor extension. ``expected_outputs`` are the outputs that the answer should hold,
-    for ``decode_infer_response``.
+    without the binary tensor extension. ``new_id`` makes the id of a request that is given none: plain ASCII
+    that needs no escaping in JSON. ``expected_outputs`` are the outputs that the answer should hold, for
+    ``decode_infer_response``.
 
     Raises ConfigurationError for outputs that the model does not have and for wrong parameters.
     """
@@ -79,6 +82,7 @@ class InferRequestEncoder:
         parameters: Mapping[str, Any] | None = None,
         classification: Mapping[str, int] | None = None,
         binary: bool = True,
+        new_id: Callable[[], str] | None = None,
     ) -> None:
         self.model = model
         self.binary = binary
@@ -86,7 +90,9 @@ class InferRequestEncoder:
         self.expected_outputs = asked.expected
         self._own_parameters = asked.parameters
         self._parameters = checked_parameters(parameters)
+        self._new_id = new_id
         self._beginning = self._begin(self._parameters, "")
+        self._after_id = b'",' + self._beginning[1:]
         self._headers = _RequestHeaders(model, asked.json_text, binary)
         # The bound method itself: a call in between would add a tenth to its cost for every element.
         self.prepare = ElementPreparer(model, binary).prepare
@@ -206,7 +212,11 @@ class InferRequestEncoder:
         request_id: str,
     ) -> EncodedRequest:
         beginning = self._beginning
-        if parameters or request_id:
+        has_own = parameters or request_id
+        if self._new_id is not None and not request_id:
+            request_id = self._new_id()
+            beginning = b'{"id":"' + request_id.encode("ascii") + self._after_id
+        if has_own:
             beginning = self._begin({**self._parameters, **checked_parameters(parameters)}, request_id)
         if self.binary:
             sizes = [sum(map(len, column)) for column in columns]
@@ -228,7 +238,7 @@ class InferRequestEncoder:
             raise LocalProtocolError(
                 f"a request of {content_length} bytes: Triton takes less than 2 GiB; send fewer elements"
             )
-        return EncodedRequest(parts, json_length, content_length, content_type)
+        return EncodedRequest(parts, json_length, content_length, content_type, request_id)
 
     def _begin(self, parameters: Mapping[str, Any], request_id: str) -> bytes:
         """The JSON of a request up to its inputs."""

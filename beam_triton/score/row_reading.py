@@ -118,9 +118,7 @@ class RowBlock:
 
     def failure(self, index: int, error: LocalProtocolError | Any) -> Failure:
         """The failure of one row."""
-        return Failure(
-            self.file, int(self.numbers[index]), type(error).__name__, error.message, self.row(index)
-        )
+        return Failure(self.file, int(self.numbers[index]), type(error).__name__, str(error), self.row(index))
 
 
 class Piece(NamedTuple):

@@ -107,6 +107,7 @@ class BisectingSender(Generic[Batch]):
                 try:
                     self.on_answer(batch, call.result)
                 except TritonError as caught:
+                    call.describe(caught)
                     error = caught
                 else:
                     self._learned.passed(size)

@@ -126,3 +126,17 @@ def test_a_model_execution_error_is_retryable_and_splits_the_batch() -> None:
     """A plain 500 may be the server's fault or an element's, and counts for the breaker."""
     error = ModelExecutionError("the model raised", status=500)
     assert error.retryable and error.splits_batch and error.counts_as_failure and error.may_have_run
+
+
+def test_text_ends_with_the_facts_of_the_request() -> None:
+    """Endpoint, status, attempts and id, as far as they are known; nothing where no request was sent."""
+    error: TritonError = ModelExecutionError("refused", status=500, attempts=(ConnectError("refused"),))
+    assert str(error) == "refused (after 1 earlier attempt(s): ConnectError: refused)"
+    error.endpoint, error.attempt_count, error.request_id = "http://triton:8000", 2, "abc-1"
+    facts = "[endpoint=http://triton:8000 status=500 attempts=2 request_id=abc-1]"
+    assert str(error) == f"refused (after 1 earlier attempt(s): ConnectError: refused) {facts}"
+    assert error.message == "refused"
+    assert str(errors.with_message(error, "element 7: refused")).endswith(facts)
+    lost = ConnectionLostError("lost")
+    lost.endpoint, lost.attempt_count = "http://triton:8000", 1
+    assert str(lost) == "lost [endpoint=http://triton:8000 attempts=1]"

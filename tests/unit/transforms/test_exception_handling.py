@@ -19,6 +19,7 @@ from beam_triton import (
     DeadlineExceededError,
     InvalidRequestError,
     LocalProtocolError,
+    ServerUnavailableError,
     TooManyFailuresError,
     TritonInference,
     TritonInferenceDoFn,
@@ -231,6 +232,38 @@ def test_partial_and_userstate_make_no_difference(endpoint: str) -> None:
     )
     outcome = score([BAD_SHAPE, *numbers(1)], transform)
     assert (len(outcome.results), len(outcome.failures)) == (1, 1)
+
+
+def test_dead_letter_says_which_request_failed_where(endpoint: str) -> None:
+    """The message ends with facts that can be parsed, and the exception has them; no password among them."""
+    _called.clear()
+    with_password = endpoint.replace("http://", "http://user:pa55word@")
+    transform = TritonInference(with_password, "double").with_exception_handling(on_failure_callback=remember)
+    outcome = score([BAD_SHAPE, *numbers(-1)], transform)
+    errors = {type(error): error for error, _ in _called}
+    messages = {kind: message for _, (kind, message, _) in outcome.failures}
+    refused: Any = errors[InvalidRequestError]
+    assert (refused.endpoint, refused.status, refused.attempt_count) == (endpoint, 400, 1)
+    facts = f" [endpoint={endpoint} status=400 attempts=1 request_id={refused.request_id}]"
+    assert messages[InvalidRequestError].endswith(facts)
+    never_sent: Any = errors[LocalProtocolError]
+    assert (never_sent.endpoint, never_sent.status, never_sent.attempt_count) == (None, None, 0)
+    assert not messages[LocalProtocolError].endswith("]]") and "endpoint=" not in messages[LocalProtocolError]
+    assert "pa55word" not in str(outcome.failures)
+
+
+def test_dead_letter_counts_the_attempts() -> None:
+    """A request that was tried again names the attempts, and the id under which all of them were made."""
+    model = FakeModel(double, inputs={"x": ("FP32", [1])}, outputs={"y": ("FP32", [1])})
+    with FakeTriton({"double": model}) as triton:
+        triton.fail_next(3, status=503)
+        transform = TritonInference(
+            triton.endpoint, "double", retry={"max_retries": 2, "initial_backoff_seconds": 0.01}
+        ).with_exception_handling()
+        ((_, (kind, message, _)),) = score(numbers(1), transform).failures
+        (request_id,) = {request.id for request in triton.requests}
+        assert kind is ServerUnavailableError
+        assert message.endswith(f"[endpoint={triton.endpoint} status=503 attempts=3 request_id={request_id}]")
 
 
 def test_dofn_tags_its_own_failures(endpoint: str) -> None:
