@@ -17,45 +17,28 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from beam_triton.errors import ConfigurationError, ConnectError, ConnectTimeoutError, TlsError
 from beam_triton.transport.config import TlsConfig
+from beam_triton.transport.dialing import Dialer, look_up
 from beam_triton.transport.origin import Origin
 
 _logger = logging.getLogger(__name__)
 
-_SOCKET_OPTIONS: list[tuple[int, int, int | bytes]] = [
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    # Networks that forget a silent connection (NAT, overlays) see probes on an idle one.
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-]
-
 
 class _BoundedTcp:
-    """Tries each address of a host within one bound; urllib3 alone gives the whole bound to each address."""
+    """Tries the addresses of a host within one bound; urllib3 alone gives the whole bound to each address."""
+
+    dialer: Dialer
+    address: str | None
 
     def _new_conn(self: HTTPConnection) -> socket.socket:  # type: ignore[misc] # a mixin of HTTPConnection
         deadline = time.monotonic() + float(self.timeout)  # type: ignore[arg-type] # set by open_connection
         try:
-            addresses = socket.getaddrinfo(self._dns_host, self.port, 0, socket.SOCK_STREAM)
+            addresses = look_up(self.address or self._dns_host, self.port)  # type: ignore[attr-defined]
         except OSError as error:
             raise NameResolutionError(self.host, self, error) from error  # type: ignore[arg-type] # gaierror
-        last_error: OSError = TimeoutError("no time left to connect")
-        for family, kind, protocol, _, address in addresses:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                break
-            sock = socket.socket(family, kind, protocol)
-            try:
-                for option in _SOCKET_OPTIONS:
-                    sock.setsockopt(*option)
-                sock.settimeout(remaining)
-                sock.connect(address)
-                # The TLS handshake that follows runs under this timeout as a whole.
-                sock.settimeout(max(deadline - time.monotonic(), 0.001))
-            except OSError as error:
-                sock.close()
-                last_error = error
-                continue
-            return sock
-        raise last_error
+        sock: socket.socket = self.dialer.dial(addresses, deadline)  # type: ignore[attr-defined]
+        # The TLS handshake that follows runs under this timeout as a whole.
+        sock.settimeout(max(deadline - time.monotonic(), 0.001))
+        return sock
 
 
 class _BoundedHttpConnection(_BoundedTcp, HTTPConnection):
@@ -75,6 +58,7 @@ class Connector:
     def __init__(self, tls: TlsConfig) -> None:
         self._tls = tls
         self._files = [file for file in (tls.ca_bundle, tls.client_certificate, tls.client_key) if file]
+        self._dialer = Dialer()
         self._lock = threading.Lock()
         self._context: ssl.SSLContext | None = None
         self._stamps: tuple[tuple[int, int, int] | None, ...] = ()
@@ -93,7 +77,7 @@ class Connector:
             TlsError: the handshake failed.
             ConnectError: refused, unreachable, or the name has no address.
         """
-        connection: HTTPConnection
+        connection: _BoundedHttpConnection | _BoundedHttpsConnection
         if origin.scheme == "https":
             context = self._ssl_context()
             connection = _BoundedHttpsConnection(
@@ -106,6 +90,7 @@ class Connector:
             )
         else:
             connection = _BoundedHttpConnection(origin.host, origin.port, timeout=timeout_seconds)
+        connection.dialer, connection.address = self._dialer, origin.address
         try:
             connection.connect()
         except BaseException as error:
@@ -178,7 +163,8 @@ def _connect_error(error: BaseException, origin: Origin, timeout_seconds: float)
             return TlsError(f"TLS handshake with {origin} failed: {reason}")
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, TimeoutError):
-        return ConnectTimeoutError(f"{origin} did not accept a connection within {timeout_seconds:g} s")
+        told = f" ({error})" if ";" in str(error) else ""
+        return ConnectTimeoutError(f"{origin} did not accept a connection within {timeout_seconds:g} s{told}")
     if isinstance(error, NameResolutionError):
         return ConnectError(f"the host name of {origin} has no address: {error.__cause__}")
     if isinstance(error, OSError | HTTPError):

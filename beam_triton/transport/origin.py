@@ -19,15 +19,23 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Origin(NamedTuple):
-    """Scheme, host and port."""
+    """Scheme, host and port; and the one of the host's addresses to connect to, where somebody chose it.
+
+    Requests and certificates are for the host all the same.
+    """
 
     scheme: str
     host: str
     port: int
+    address: str | None = None
 
-    def __str__(self) -> str:
+    @property
+    def url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return self.url if self.address is None else f"{self.url} ({self.address})"
 
 
 class EndpointUrl(NamedTuple):
@@ -56,8 +64,13 @@ class EndpointUrl(NamedTuple):
             authorized["Authorization"] = self.basic_authorization
         return authorized
 
+    def at(self, address: str) -> EndpointUrl:
+        """The same endpoint at one of its host's addresses."""
+        return self._replace(origin=self.origin._replace(address=address))
+
     def __str__(self) -> str:
-        return f"{self.origin}{self.path_prefix}"
+        url, address = f"{self.origin.url}{self.path_prefix}", self.origin.address
+        return url if address is None else f"{url} ({address})"
 
     def __repr__(self) -> str:
         return f"EndpointUrl({str(self)!r})"

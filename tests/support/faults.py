@@ -25,10 +25,11 @@ def refusing_port() -> Iterator[int]:
 
 
 @contextmanager
-def unanswering_port() -> Iterator[int]:
+def unanswering_port(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
     """A port that drops connection requests, as a firewall does: its accept queue is full."""
     with socket.socket() as listener, socket.socket() as occupant:
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
         listener.listen(0)
         occupant.connect(listener.getsockname())
         yield listener.getsockname()[1]

@@ -24,6 +24,7 @@ from tests.support.answers import Answer
 from tests.support.certificates import CertificateFiles, Certificates
 from tests.support.fault_server import Exchange as ServerSide
 from tests.support.fault_server import FaultServer
+from tests.support.names import resolving
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,15 @@ def test_invalid_certificate_is_refused_with_the_reason(
     trusted = certificates.stranger_ca if kind == "good" else certificates.ca
     with tls_server(getattr(certificates, kind)) as origin, pytest.raises(TlsError, match=reason):
         get(origin, TlsConfig(ca_bundle=str(trusted)))
+
+
+def test_certificate_is_checked_for_the_name_at_a_chosen_address(certificates: Certificates) -> None:
+    """The server is asked for by its name, and has to prove that name."""
+    connector = Connector(TlsConfig(ca_bundle=str(certificates.ca)))
+    with tls_server(certificates.good) as origin, resolving({"triton": []}):
+        assert get(origin._replace(address="127.0.0.1"), connector) == b"hello" * 100_000
+        with pytest.raises(TlsError, match="triton"):
+            get(origin._replace(host="triton", address="127.0.0.1"), connector)
 
 
 def test_disabled_verification_accepts_any_certificate_and_warns(
