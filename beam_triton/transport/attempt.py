@@ -190,6 +190,8 @@ class Attempt(_AttemptState):
 
     def _send_on(self, connection: PooledConnection) -> None:
         self._connection = connection
+        if self.timeout_seconds > connection.longest_request_seconds:
+            connection.allow_long_requests()
         self.has_reused = connection.served > 0
         self.has_opened = not self.has_reused
         self._sent_at = now = time.monotonic()

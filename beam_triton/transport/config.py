@@ -20,6 +20,12 @@ class ConnectionPoolConfig(Options):
             are released, the longest idle first.
         keep_alive_seconds: an idle connection is closed after this time, by a background thread,
             whether or not requests follow. Keep it below the idle timeout of a proxy in between.
+        max_age_seconds: a connection is closed between two requests, or while it is idle, once it is this old
+            (half of it at the least, at random, so that not all are renewed at once). A balancer of
+            connections, such as a Kubernetes Service, gives a new server new connections only: within this
+            time it has its share of the requests. Renewing each connection twice a minute costs nothing that
+            can be measured; at 300 s a new server would wait five minutes for its share. ``None`` keeps
+            connections as long as they are used.
         max_total: connections open at a time, all hosts together, connecting ones included. A
             request beyond it waits, within its deadline, and then fails with ``PoolTimeoutError``.
         max_per_host: the same for one host; ``None`` sets no limit below ``max_total``.
@@ -36,6 +42,7 @@ class ConnectionPoolConfig(Options):
 
     max_idle: int = 20
     keep_alive_seconds: float = 300.0
+    max_age_seconds: float | None = 30.0
     max_total: int = 100
     max_per_host: int | None = None
     connect_timeout_seconds: float = 10.0
@@ -47,6 +54,7 @@ class ConnectionPoolConfig(Options):
         check(self, positive_integer, "max_idle", "max_total")
         check(self, positive_integer, "max_per_host", allow_none=True)
         check(self, positive, "keep_alive_seconds", "connect_timeout_seconds", "monitoring_interval_seconds")
+        check(self, positive, "max_age_seconds", allow_none=True)
         check(self, boolean, "reuse_enabled", "monitoring_enabled")
         if self.max_idle > self.max_total:
             raise ConfigurationError(

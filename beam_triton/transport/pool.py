@@ -11,6 +11,8 @@ a bound under requests (urllib3 issue 3184).
 from __future__ import annotations
 
 import contextlib
+import math
+import random
 import select
 import socket
 import struct
@@ -25,6 +27,7 @@ from urllib3.connection import HTTPConnection
 from beam_triton.errors import ConnectError, TritonError
 from beam_triton.transport.config import ConnectionPoolConfig
 from beam_triton.transport.connector import ConnectionOpener
+from beam_triton.transport.dialing import USER_TIMEOUT_SECONDS, unset_user_timeout
 from beam_triton.transport.origin import Origin
 
 Clock = Callable[[], float]
@@ -34,22 +37,44 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class PooledConnection:
-    """A connection of the pool. ``served`` counts the exchanges it has carried."""
+    """A connection of the pool.
 
-    __slots__ = ("_poller", "connection", "idle_since", "origin", "served", "sock")
+    Attributes:
+        served: the exchanges it has carried.
+        ages_at: when it is too old to carry more.
+        longest_request_seconds: a request with a later deadline needs `allow_long_requests`.
+    """
 
-    def __init__(self, origin: Origin, connection: HTTPConnection) -> None:
+    __slots__ = (
+        "_poller",
+        "ages_at",
+        "connection",
+        "idle_since",
+        "longest_request_seconds",
+        "origin",
+        "served",
+        "sock",
+    )
+
+    def __init__(self, origin: Origin, connection: HTTPConnection, ages_at: float = math.inf) -> None:
         self.origin = origin
         self.connection = connection
         self.sock = connection.sock
+        self.ages_at = ages_at
         self.idle_since = 0.0
         self.served = 0
+        self.longest_request_seconds = USER_TIMEOUT_SECONDS
         self._poller = select.poll()
         self._poller.register(self.sock, select.POLLIN)
 
     def is_stale(self) -> bool:
         """Whether the peer closed it, or sent unexpected bytes, while it was idle."""
         return bool(self._poller.poll(0))
+
+    def allow_long_requests(self) -> None:
+        """Leave it to the deadlines of requests how long the peer may read nothing."""
+        self.longest_request_seconds = math.inf
+        unset_user_timeout(self.sock)
 
 
 class AcquisitionState(Enum):
@@ -111,6 +136,11 @@ class ConnectionPool:
         open_connection: opens a connection within a time; runs on a thread of its own, so that a slow
             handshake delays nothing else.
         clock: monotonic seconds.
+
+    With ``max_age_seconds`` the connection that has been idle for the longest is used first: requests spread
+    over all connections, and so over the servers behind a balancer, however few are in flight; a pool that is
+    larger than needed shrinks as its connections age. Without it the one used last comes first, so that those
+    not needed stay idle, and are evicted.
     """
 
     def __init__(self, config: ConnectionPoolConfig, open_connection: ConnectionOpener, clock: Clock) -> None:
@@ -127,7 +157,7 @@ class ConnectionPool:
         self._closed = False
 
     def take_idle(self, origin: Origin) -> PooledConnection | None:
-        """An idle connection to ``origin`` that is still alive; the last one used comes first."""
+        """An idle connection to ``origin`` that is still alive."""
         while True:
             with self._lock:
                 connection = self._pop_idle(origin)
@@ -174,11 +204,12 @@ class ConnectionPool:
 
     def release(self, connection: PooledConnection) -> None:
         """Return a connection whose exchange is complete."""
-        if not self.config.reuse_enabled:
+        now = self._clock()
+        if not self.config.reuse_enabled or now >= connection.ages_at:
             self.discard(connection)
             return
         with self._lock:
-            connection.idle_since = self._clock()
+            connection.idle_since = now
             self._idle.append(connection)
             max_idle = 0 if self._closed else self.config.max_idle
             if not self._waiting and len(self._idle) <= max_idle:
@@ -218,14 +249,15 @@ class ConnectionPool:
         self.discard(connection)
 
     def close_expired(self) -> float:
-        """Close connections idle for ``keep_alive_seconds``; returns the seconds until the next is due."""
-        keep_alive = self.config.keep_alive_seconds
+        """Close idle connections that are due; returns the seconds until the next one is."""
         with self._lock:
             decision = self._serve()
             self._remove_expired(decision.surplus)
-            idle_for = self._clock() - self._idle[0].idle_since if self._idle else 0.0
+            now = self._clock()
+            due = [self._expires_at(connection) - now for connection in self._idle]
         self._carry_out(decision)
-        return keep_alive - idle_for
+        # One that is released in the meantime is due after ``keep_alive_seconds`` or at its age.
+        return min(self.config.keep_alive_seconds, self.config.max_age_seconds or math.inf, *due)
 
     def close(self) -> None:
         """Close idle connections and fail queued requests; active connections are closed on return."""
@@ -268,17 +300,22 @@ class ConnectionPool:
             )
 
     def _pop_idle(self, origin: Origin) -> PooledConnection | None:
-        idle = self._idle
-        for index in range(len(idle) - 1, -1, -1):
-            if idle[index].origin == origin:
-                connection = idle[index]
+        idle, now = self._idle, self._clock()
+        idle_after = now - self.config.keep_alive_seconds
+        oldest_first = self.config.max_age_seconds is not None
+        for index in range(len(idle)) if oldest_first else range(len(idle) - 1, -1, -1):
+            connection = idle[index]
+            if (
+                connection.origin == origin
+                and now < connection.ages_at
+                and idle_after < connection.idle_since
+            ):
                 del idle[index]
-                if self._clock() - connection.idle_since < self.config.keep_alive_seconds:
-                    return connection
-                # This one was used last; all others of its origin have been idle for longer.
-                idle.insert(index, connection)
-                return None
+                return connection
         return None
+
+    def _expires_at(self, connection: PooledConnection) -> float:
+        return min(connection.ages_at, connection.idle_since + self.config.keep_alive_seconds)
 
     def _free_slot(self, origin: Origin) -> None:
         self._total -= 1
@@ -329,8 +366,10 @@ class ConnectionPool:
 
     def _remove_expired(self, removed: list[PooledConnection]) -> None:
         now = self._clock()
-        while self._idle and now - self._idle[0].idle_since >= self.config.keep_alive_seconds:
-            self._close_oldest(removed)
+        for connection in [each for each in self._idle if now >= self._expires_at(each)]:
+            self._idle.remove(connection)
+            self._free_slot(connection.origin)
+            removed.append(connection)
             self._expired += 1
 
     def _make_room(self, evicted: list[PooledConnection]) -> bool:
@@ -357,7 +396,8 @@ class ConnectionPool:
         timeout = min(self.config.connect_timeout_seconds, acquisition.timeout_seconds)
         origin = acquisition.origin
         try:
-            connection = PooledConnection(origin, self._open_connection(origin, max(timeout, 0.001)))
+            opened = self._open_connection(origin, max(timeout, 0.001))
+            connection = PooledConnection(origin, opened, self._ages_at())
         except TritonError as error:
             self._connected(acquisition, None, error)
         except Exception as error:
@@ -365,6 +405,10 @@ class ConnectionPool:
             self._connected(acquisition, None, ConnectError(f"cannot connect to {origin}: {reason}"))
         else:
             self._connected(acquisition, connection, None)
+
+    def _ages_at(self) -> float:
+        age = self.config.max_age_seconds
+        return math.inf if age is None else self._clock() + random.uniform(age / 2, age)
 
     def _connected(
         self, acquisition: Acquisition, connection: PooledConnection | None, error: TritonError | None

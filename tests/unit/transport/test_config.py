@@ -15,13 +15,24 @@ def test_defaults_are_those_of_the_options_table() -> None:
     """The defaults are those that the documentation's options table names."""
     config = ConnectionPoolConfig()
     assert (config.max_idle, config.max_total, config.max_per_host) == (20, 100, None)
-    assert (config.keep_alive_seconds, config.connect_timeout_seconds) == (300, 10)
+    assert (config.keep_alive_seconds, config.max_age_seconds, config.connect_timeout_seconds) == (
+        300,
+        30,
+        10,
+    )
     assert config.reuse_enabled and not config.monitoring_enabled
 
 
 @pytest.mark.parametrize(
     "name",
-    ["max_idle", "max_total", "max_per_host", "keep_alive_seconds", "connect_timeout_seconds"],
+    [
+        "max_idle",
+        "max_total",
+        "max_per_host",
+        "keep_alive_seconds",
+        "max_age_seconds",
+        "connect_timeout_seconds",
+    ],
 )
 @pytest.mark.parametrize("value", [0, -1, "5", True, float("nan")])
 def test_values_that_are_not_positive_are_rejected(name: str, value: Any) -> None:

@@ -15,10 +15,12 @@ from beam_triton import TritonClient
 from beam_triton.errors import ConnectError, ConnectTimeoutError
 from beam_triton.testing import FakeModel, FakeTriton
 from beam_triton.testing.ports import free_port
-from beam_triton.transport.config import TlsConfig
+from beam_triton.transport.attempt import exchange_within
+from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.connector import Connector
 from beam_triton.transport.dialing import Address, Dialer
 from beam_triton.transport.origin import Origin
+from beam_triton.transport.pool import ConnectionPool
 from tests.support import faults, sockets
 from tests.support.answers import Answer
 from tests.support.fault_server import FaultServer
@@ -87,6 +89,26 @@ def test_dead_peer_is_noticed(sends: bool) -> None:
             sock.recv(1)
         assert raised.value.errno is not None, "the test's own timeout"
         assert 2.5 <= time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(("timeout_seconds", "user_timeout"), [(30.0, 30_000), (31.0, 0)])
+def test_deadline_bounds_how_long_a_server_may_not_read(timeout_seconds: float, user_timeout: int) -> None:
+    """``TCP_USER_TIMEOUT`` would end a request that a slow server has not yet made room for."""
+    with FaultServer(lambda request: Answer()) as server:
+        pool = ConnectionPool(ConnectionPoolConfig(), Connector(TlsConfig()).open, time.monotonic)
+        with closing(pool):
+            origin = Origin("http", "127.0.0.1", server.port)
+            exchange_within(
+                pool,
+                origin,
+                [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"],
+                timeout_seconds=timeout_seconds,
+                max_response_bytes=1000,
+            )
+            connection = pool.take_idle(origin)
+            assert connection is not None
+            assert option(connection.sock, "TCP_USER_TIMEOUT") == user_timeout
+            pool.release(connection)
 
 
 def test_dead_first_address_is_passed_over() -> None:

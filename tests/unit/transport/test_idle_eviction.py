@@ -42,6 +42,27 @@ def test_idle_connections_are_closed_on_time() -> None:
     assert "beam_triton-pool" not in sockets.threads()
 
 
+def test_idle_connection_is_closed_at_its_age() -> None:
+    """Long before it has been idle for ``keep_alive_seconds``."""
+    opener = Opener()
+    pool = ConnectionPool(ConnectionPoolConfig(max_age_seconds=0.4), opener.open, time.monotonic)
+    evictor = IdleConnectionEvictor(pool, time.monotonic)
+    evictor.start()
+    try:
+        since = time.monotonic()
+        pool.cancel(pool.acquire(A, 5.0, lambda: None))
+        assert sockets.settles(lambda: len(opener.peers), 1) == 1
+        (peer,) = opener.peers.values()
+        peer.settimeout(5)
+        assert peer.recv(1) == b""
+        # Up to one age later than its own, which is 0.2 to 0.4 s: the thread slept when it was opened.
+        assert 0.2 <= time.monotonic() - since < 1.0
+        assert sockets.settles(lambda: pool.statistics().expired, 1) == 1
+    finally:
+        evictor.stop()
+        opener.close()
+
+
 def test_monitoring_logs_the_pools_figures(caplog: pytest.LogCaptureFixture) -> None:
     """With monitoring enabled a line appears once per interval, and none after the thread has stopped."""
     caplog.set_level(logging.INFO)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -86,13 +87,78 @@ def test_released_connection_is_reused(bench: Callable[..., Bench]) -> None:
     assert (statistics.opened, statistics.reused, statistics.waited) == (1, 1, 0)
 
 
-def test_most_recently_used_connection_is_reused_first(bench: Callable[..., Bench]) -> None:
-    """Reuse is last in, first out, so that surplus connections age and are closed."""
+def test_longest_idle_connection_is_reused_first(bench: Callable[..., Bench]) -> None:
+    """Few requests in flight spread over all connections, and so over the servers behind a balancer."""
     b = bench()
     connections = [b.take() for _ in range(3)]
     for connection in connections:
         b.pool.release(connection)
+    for connection in connections * 2:
+        assert b.take() is connection
+        b.pool.release(connection)
+
+
+def test_most_recently_used_connection_is_reused_first_without_an_age(bench: Callable[..., Bench]) -> None:
+    """Nothing but idle eviction closes surplus connections then, so these must become idle."""
+    b = bench(max_age_seconds=None)
+    connections = [b.take() for _ in range(3)]
+    for connection in connections:
+        b.pool.release(connection)
     assert [b.take() for _ in range(3)] == connections[::-1]
+
+
+def test_connection_is_closed_at_its_age_between_two_requests(bench: Callable[..., Bench]) -> None:
+    """Never within one, and it takes no further one."""
+    b = bench(max_age_seconds=10.0)
+    connection = b.take()
+    b.clock.advance(100)
+    assert not is_closed(connection)
+    b.pool.release(connection)
+    assert is_closed(connection)
+    assert b.figures() == (0, 0, 0)
+
+
+def test_idle_connection_is_closed_at_its_age(bench: Callable[..., Bench]) -> None:
+    """It is not handed out any more, and eviction closes it, when it says."""
+    b = bench(max_age_seconds=10.0)
+    used, evicted = b.take(), b.take()
+    used.ages_at, evicted.ages_at = b.clock() + 6, b.clock() + 8
+    b.pool.release(used)
+    b.pool.release(evicted)
+    assert b.pool.close_expired() == 6
+    b.clock.advance(6)
+    assert b.take() is evicted
+    b.pool.release(evicted)
+    assert b.pool.close_expired() == 2
+    assert is_closed(used) and not is_closed(evicted)
+    b.clock.advance(2)
+    assert b.pool.close_expired() == 10
+    assert is_closed(evicted)
+    assert b.pool.statistics().expired == 2
+
+
+def test_connections_of_one_moment_age_at_different_times(bench: Callable[..., Bench]) -> None:
+    """Between half of ``max_age_seconds`` and all of it: they are not all renewed at once."""
+    b = bench(max_age_seconds=10.0)
+    ages = sorted(b.take().ages_at - b.clock() for _ in range(50))
+    assert 5 <= ages[0] < 6 and 9 < ages[-1] <= 10
+    assert bench(max_age_seconds=None).take().ages_at == math.inf
+
+
+def test_pool_shrinks_to_what_few_requests_need(bench: Callable[..., Bench]) -> None:
+    """Although all connections are used in turn, those of a burst are gone at their age."""
+    b = bench(max_age_seconds=10.0)
+    burst = [b.take() for _ in range(12)]
+    for connection in burst:
+        b.pool.release(connection)
+    for _ in range(100):
+        b.clock.advance(0.1)
+        connections = b.take(), b.take()
+        for connection in connections:
+            b.pool.release(connection)
+    assert all(is_closed(connection) for connection in burst)
+    assert b.figures() == (2, 0, 0)
+    assert b.pool.statistics().opened == 14
 
 
 def test_connections_are_not_shared_between_origins(bench: Callable[..., Bench]) -> None:

@@ -17,7 +17,9 @@ from tests.support.clock import FakeClock
 from tests.support.socket_pair_connections import Opener
 
 ORIGINS = [Origin("http", name, 80) for name in ("a", "b", "c")]
-CONFIG = ConnectionPoolConfig(max_total=4, max_per_host=2, max_idle=3, keep_alive_seconds=10.0)
+CONFIG = ConnectionPoolConfig(
+    max_total=4, max_per_host=2, max_idle=3, keep_alive_seconds=10.0, max_age_seconds=15.0
+)
 ORIGIN = st.sampled_from(ORIGINS)
 PICK = st.randoms(use_true_random=False)
 
