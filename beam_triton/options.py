@@ -40,6 +40,11 @@ class InferenceOptions(Options):
     Attributes:
         endpoint: URL of the server (``http://host:8000``), or a list of them: requests are spread over
             the healthy ones, and a request that fails at one is tried at another.
+        discovery: ``dns`` makes an endpoint of each address that a name in ``endpoint`` has, such as the
+            pods of a headless Kubernetes Service. New addresses are used, those that are gone get no more
+            requests. The ``Host`` header and the check of certificates keep the name. ``None`` connects to
+            the name: all connections go to the address that the system prefers, while it answers.
+        discovery_interval_seconds: how often names are looked up; more often while a server is unhealthy.
         model_version: digits; ``None`` leaves the choice to the server.
         timeout_seconds: deadline of a request, from acquiring its connection to the last byte of the
             answer, including all attempts and backoffs. Time in which a request is held because the server
@@ -72,6 +77,8 @@ class InferenceOptions(Options):
     """
 
     endpoint: str | Sequence[str] = field(repr=False)
+    discovery: str | None = None
+    discovery_interval_seconds: float = 30.0
     model_version: str | int | None = None
     timeout_seconds: float = 30.0
     max_concurrent_requests: int = DEFAULT_MAX_CONCURRENT_REQUESTS
@@ -93,7 +100,8 @@ class InferenceOptions(Options):
     model_spec: ModelSpec | None = None
 
     def __post_init__(self) -> None:
-        check(self, positive, "timeout_seconds")
+        check(self, positive, "timeout_seconds", "discovery_interval_seconds")
+        check(self, one_of((None, "dns")), "discovery")
         check(self, positive_integer, "max_concurrent_requests", "max_response_bytes")
         check(self, one_of((None, *ENCODINGS)), "compression", "response_compression")
         if self.pool is _FITTING_POOL:

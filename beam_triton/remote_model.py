@@ -200,4 +200,5 @@ def _endpoint_set_key(model_name: str, options: InferenceOptions) -> EndpointSet
         options.timeout_seconds,
         options.retry,
         options.circuit_breaker,
+        None if options.discovery is None else options.discovery_interval_seconds,
     )

@@ -420,7 +420,7 @@ class Call(_CallState):
             self._finish_with(error)
         elif isinstance(step, Retry):
             self.record.retries += 1
-            if len(set(tried)) == len(endpoints.endpoints):
+            if set(tried).issuperset(endpoints.endpoints):
                 self._tried = tried[-1:]
             self._owes_budget = step.is_budgeted
             wake_at = min(now + step.after_seconds, self._deadline)

@@ -14,7 +14,7 @@ from beam_triton.transport.reference_counts import SharedObjects
 from beam_triton.transport.session import acquire_session, session_pool
 
 ENDPOINT_SETS: SharedObjects[EndpointSetKey, EndpointSet] = SharedObjects(
-    "endpoint state", EndpointSet, lambda endpoints: None
+    "endpoint state", EndpointSet, EndpointSet.close
 )
 
 

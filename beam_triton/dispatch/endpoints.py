@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from beam_triton.dispatch.discovery import Discovery
 from beam_triton.dispatch.slots import Slots, WaitQueue
 from beam_triton.errors import CircuitOpenError, PoolTimeoutError, TritonError
 from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State
@@ -33,7 +34,8 @@ class EndpointSetKey(NamedTuple):
 
     Requests go to the healthy one of ``urls`` with the fewest in flight; ``max_concurrent_requests`` bounds
     those of all endpoints together, waiting ones included. An endpoint's limit keeps answers within
-    ``timeout_seconds``.
+    ``timeout_seconds``. With ``discovery_seconds`` each address of a name is an endpoint; names are looked up
+    again after that time.
     """
 
     urls: tuple[EndpointUrl, ...]
@@ -42,6 +44,7 @@ class EndpointSetKey(NamedTuple):
     timeout_seconds: float
     retry: RetryPolicy
     circuit_breaker: CircuitBreakerPolicy | None
+    discovery_seconds: float | None = None
 
 
 class Endpoint:
@@ -116,6 +119,7 @@ class EndpointSet:
     """The endpoints of one model and the process's slots for it; thread-safe.
 
     Attributes:
+        endpoints: those that get requests now. Discovery replaces the tuple, on another thread: read it once.
         max_hold_seconds: how long a request may be held, outside its deadline, for an unhealthy or overloaded
             server.
         waiting_for_admission: is woken when a request to an endpoint has ended.
@@ -123,6 +127,7 @@ class EndpointSet:
     """
 
     def __init__(self, key: EndpointSetKey) -> None:
+        self._key = key
         self.endpoints = tuple(Endpoint(url, key) for url in key.urls)
         self.slots = Slots(key.max_concurrent_requests)
         self.waiting_for_admission = WaitQueue()
@@ -132,6 +137,24 @@ class EndpointSet:
         breaker = key.circuit_breaker
         self.max_hold_seconds = breaker.max_wait_seconds if breaker and breaker.when_open == "wait" else 0.0
         self._lock = threading.Lock()
+        self._discovery: Discovery | None = None
+        if key.discovery_seconds is not None:
+            self._discovery = Discovery(
+                key.urls, key.discovery_seconds, self.replace, lambda: self.any_breaker_open
+            )
+            self._discovery.start()
+
+    def close(self) -> None:
+        """End the discovery, where there is one."""
+        if self._discovery is not None:
+            self._discovery.stop()
+
+    def replace(self, urls: Sequence[EndpointUrl]) -> None:
+        """Send requests to ``urls`` from now on; those in flight to others end where they are."""
+        known = {endpoint.url: endpoint for endpoint in self.endpoints}
+        self.endpoints = tuple(known.get(url) or Endpoint(url, self._key) for url in urls)
+        for endpoint in self.endpoints:
+            self.wake_another(endpoint)
 
     @property
     def any_breaker_open(self) -> bool:
@@ -176,10 +199,11 @@ class EndpointSet:
 
     def admit(self, avoid: Collection[Endpoint]) -> Admission | Refusal:
         """Permission to send to one endpoint, not one of ``avoid`` unless there is no other."""
-        if len(self.endpoints) == 1:
-            return self._try_enter(self.endpoints[0]) or Refusal(self._open_seconds())
-        preferred = [endpoint for endpoint in self.endpoints if endpoint not in avoid]
-        for candidates in (preferred, self.endpoints if avoid else ()):
+        endpoints = self.endpoints
+        if len(endpoints) == 1:
+            return self._try_enter(endpoints[0]) or Refusal(self._open_seconds())
+        preferred = [endpoint for endpoint in endpoints if endpoint not in avoid]
+        for candidates in (preferred, endpoints if avoid else ()):
             for endpoint in sorted(candidates, key=_preference):
                 admission = self._try_enter(endpoint)
                 if admission is not None:
@@ -251,12 +275,13 @@ class EndpointSet:
         return Admission(self, endpoint, permit)
 
     def _open_seconds(self) -> float | None:
+        endpoints = self.endpoints
         waits = [
             endpoint.breaker.seconds_until_probe()
-            for endpoint in self.endpoints
+            for endpoint in endpoints
             if endpoint.breaker is not None and not endpoint.is_healthy
         ]
-        return min(waits) if len(waits) == len(self.endpoints) else None
+        return min(waits) if len(waits) == len(endpoints) else None
 
 
 def _preference(endpoint: Endpoint) -> tuple[int, float]:

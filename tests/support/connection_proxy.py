@@ -13,13 +13,14 @@ from types import TracebackType
 
 
 class ConnectionProxy:
-    """A context manager: listens on 127.0.0.1, and hands each connection to the next one of ``backends``.
+    """A context manager: listens, and hands each connection to the next one of ``backends`` on 127.0.0.1.
 
     Attributes:
         connections: how many each backend has got, by its port.
     """
 
-    def __init__(self, *backends: int) -> None:
+    def __init__(self, *backends: int, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._host, self.port = host, port
         self._backends = list(backends)
         self._turns = itertools.count()
         self._age = 0
@@ -28,8 +29,8 @@ class ConnectionProxy:
         self.connections = dict.fromkeys(backends, 0)
 
     def __enter__(self) -> ConnectionProxy:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.port: int = self._listener.getsockname()[1]
+        self._listener = socket.create_server((self._host, self.port), backlog=256)
+        self.port = self._listener.getsockname()[1]
         self._start(self._accept)
         return self
 
@@ -38,7 +39,7 @@ class ConnectionProxy:
     ) -> None:
         self._stopped.set()
         # Wakes the thread that waits for a connection.
-        with socket.create_connection(("127.0.0.1", self.port)):
+        with socket.create_connection((self._host, self.port)):
             pass
         for thread in self._threads:
             thread.join()
@@ -46,7 +47,7 @@ class ConnectionProxy:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     def hole(self) -> None:
         """Swallow what is sent on the connections of now, both ways, without FIN or RST; new ones work."""

@@ -42,6 +42,7 @@ def open_channel(
     headers: Callable[[], Mapping[str, str]] = dict,
     max_response_bytes: int = 1 << 20,
     slot_bytes: int = 1 << 20,
+    discovery_seconds: float | None = None,
 ) -> Channel:
     urls = [endpoints] if isinstance(endpoints, str) else list(endpoints)
     return Channel(
@@ -52,6 +53,7 @@ def open_channel(
             timeout_seconds,
             retry,
             circuit_breaker,
+            discovery_seconds,
         ),
         ConnectionPoolConfig.from_options(pool),
         TlsConfig(),
