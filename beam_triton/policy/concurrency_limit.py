@@ -275,7 +275,9 @@ class ConcurrencyLimit:
     def _begin_round(self, now: float) -> None:
         self.was_reached = False
         limit = _whole(self._limit)
-        needed = limit if self._is_starting or self._is_wave else max(_SETTLED_ROUND_TRIPS * limit, _SETTLED_ROUND)
+        needed = (
+            limit if self._is_starting or self._is_wave else max(_SETTLED_ROUND_TRIPS * limit, _SETTLED_ROUND)
+        )
         self._round = _Round(now, needed, limit // 2)
 
 
@@ -291,7 +293,7 @@ class _Round:
     The first ``skipped`` ones do not count: they were sent before the queue was as long as it gets.
     """
 
-    __slots__ = ("_needed", "seen", "_skipped", "_squares", "_total_seconds", "started_at")
+    __slots__ = ("_needed", "_skipped", "_squares", "_total_seconds", "seen", "started_at")
 
     def __init__(self, started_at: float, needed: int, skipped: int) -> None:
         self.started_at = started_at
