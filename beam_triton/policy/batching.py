@@ -58,8 +58,8 @@ class BatchingPolicy(Options):
 class Batcher(Generic[Item]):
     """Collects items into batches of one signature each. Not thread-safe: one bundle owns it.
 
-    ``clock`` gives monotonic seconds, and is read only where the policy lets batches linger; ``model_limit`` and
-    ``learned`` are as for `BatchingPolicy.limits`.
+    ``clock`` gives monotonic seconds, and is read only where the policy lets batches linger; ``model_limit``
+    and ``learned`` are as for `BatchingPolicy.limits`.
 
     Buffers are bounded by four times ``max_batch_bytes`` and by 1,024 signatures. Beyond the first the
     largest batch leaves before it is full, beyond the second the oldest.

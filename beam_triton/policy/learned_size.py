@@ -1,11 +1,11 @@
 """Which batches are too large, in rows or in bytes, is learned from those that fail.
 
-A model that is short of memory raises, and a proxy refuses a body, without saying what would pass. A batch that
-fails while all of its parts pass was too large; the limit falls to the size of these parts. After a pause,
-which doubles each time, one batch of twice the limit is tried.
+A model that is short of memory raises, and a proxy refuses a body, without saying what would pass. A batch
+that fails while all of its parts pass was too large; the limit falls to the size of these parts. After a
+pause, which doubles each time, one batch of twice the limit is tried.
 
-A batch with a bad element has a part that fails as well, so nothing is learned from it. A server that fails at
-random teaches nothing either: where a size has passed a short time ago, it is not to blame.
+A batch with a bad element has a part that fails as well, so nothing is learned from it. A server that fails
+at random teaches nothing either: where a size has passed a short time ago, it is not to blame.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class BatchSize(NamedTuple):
 class LearnedLimit:
     """The largest size that passes, in rows or in bytes; shared by the threads of a process.
 
-    ``clock`` gives monotonic seconds. ``value`` is the limit, `UNLIMITED` before one is learned; it may be read
-    at any time.
+    ``clock`` gives monotonic seconds. ``value`` is the limit, `UNLIMITED` before one is learned; it may be
+    read at any time.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:

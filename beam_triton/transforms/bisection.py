@@ -1,8 +1,8 @@
 """Batches in flight; a failed one that holds a bad element is bisected until that element stands alone.
 
-A batch may also fail because it is too large: what passes is learned for all later batches of the process. The
-same for the elements of a pipeline, the rows of NumPy batches and the batches of ``RunInference``: a batch is
-anything that has a length and can be sliced.
+A batch may also fail because it is too large: what passes is learned for all later batches of the process.
+The same for the elements of a pipeline, the rows of NumPy batches and the batches of ``RunInference``: a
+batch is anything that has a length and can be sliced.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class _Sent(NamedTuple):
 class BisectingSender(Generic[Batch]):
     """Sends batches, many at a time, and reports the outcome of each element exactly once.
 
-    When a batch fails and one of its elements, or its size, may be the cause (``splits_batch``), its halves are
-    sent in its place, and so on until the bad elements stand alone; parts of a size that passes, where one is
-    known. Made and used on one thread.
+    When a batch fails and one of its elements, or its size, may be the cause (``splits_batch``), its halves
+    are sent in its place, and so on until the bad elements stand alone; parts of a size that passes, where
+    one is known. Made and used on one thread.
 
     Args:
         model: the model to send to.
