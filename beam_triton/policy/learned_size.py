@@ -162,8 +162,7 @@ class LearnedSizes:
 
 
 class SizeLimits:
-        """How large a batch may be: at most ``rows`` and ``nbytes`` of tensors, and as what is ``learned``
-        allows."""
+    """How large a batch may be: at most ``rows`` and ``nbytes`` of tensors, and as ``learned`` allows."""
 
     def __init__(self, rows: int, nbytes: int, learned: LearnedSizes | None) -> None:
         self._rows = rows
