@@ -17,16 +17,31 @@ from beam_triton.transforms.metrics import NAMESPACE, bucket_of_counter, percent
 
 METRICS_NAMESPACE = "beam_triton_files"
 
+_REASONS = 3
+
 
 @dataclass
 class Progress:
     """Counts of this process, for display: current where Beam's metrics wait for the end of a bundle.
 
-    ``bytes_read`` are bytes as stored, comparable to a file's size; ``written`` are rows by kind.
+    ``bytes_read`` are bytes as stored, comparable to a file's size; ``written`` are rows by kind, and
+    ``reasons`` the first kinds of failures, each with its first row.
     """
 
     bytes_read: int = 0
     written: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Forget an earlier job."""
+        self.bytes_read = 0
+        self.written.clear()
+        self.reasons.clear()
+
+    def failed(self, kind: str, text: str) -> None:
+        """Remember the text of a failure, if it is the first one of its kind and one of the first kinds."""
+        if len(self.reasons) < _REASONS:
+            self.reasons.setdefault(kind, text)
 
 
 PROGRESS = Progress()
@@ -39,8 +54,7 @@ def progress_lines(interval_seconds: float, total_bytes: int, stream: TextIO | N
     ``total_bytes`` is the size of all files. On a terminal, each report replaces the one before.
     """
     ended = threading.Event()
-    PROGRESS.bytes_read = 0
-    PROGRESS.written.clear()
+    PROGRESS.begin()
     arguments = (ended, interval_seconds, total_bytes, stream or sys.stderr)
     thread = threading.Thread(target=_report, args=arguments, name="progress", daemon=True)
     if interval_seconds > 0:
@@ -83,6 +97,20 @@ def counts_of(metrics: Any) -> Counter[str]:
         for entry in metrics.query(MetricsFilter().with_namespace(namespace))["counters"]:
             counts[entry.key.metric.name] += entry.result or 0
     return counts
+
+
+def complaint(counts: Counter[str], max_failures: int | None, failures: str) -> str:
+    """What is wrong with a job that has these counts; empty when it is as it should be.
+
+    ``failures`` is the path of the file that has them.
+    """
+    failed = counts["failures_written"]
+    if max_failures is not None and failed > max_failures:
+        return f"{failed} rows failed, more than --max_failures={max_failures}"
+    if failed and not counts["results_written"]:
+        first = "".join(f"{reason}; " for reason in PROGRESS.reasons.values())
+        return f"none of {failed} rows has a result: {first}see {failures}"
+    return ""
 
 
 def summary(counts: Counter[str], seconds: float, output: str, failures: str) -> str:

@@ -241,7 +241,6 @@ class LimitFailures(beam.DoFn):
     def process(self, failure: Failure) -> Iterator[Failure]:
         self._seen += 1
         if self._seen > self._maximum:
-            place = failure.file if failure.row is None else f"{failure.file}, row {failure.row}"
-            last = f"{place}: {failure.error}: {failure.message}"
+            last = failure.describe()
             raise TooManyFailuresError(f"more than {self._maximum} row(s) failed; the last: {last}")
         yield failure

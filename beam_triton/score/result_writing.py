@@ -242,6 +242,8 @@ class ColumnSink(FileBasedSink):
         count = file_handle.write(self._to_columns(value))
         Metrics.counter(METRICS_NAMESPACE, f"{self._kind}_written").inc(count)
         PROGRESS.written[self._kind] += count
+        if isinstance(value, Failure):
+            PROGRESS.failed(value.reason, value.describe())
 
     def finalize_write(
         self, init_result: str, writer_results: Iterable[str], pre_finalize: Any

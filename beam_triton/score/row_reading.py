@@ -62,6 +62,16 @@ class Failure(NamedTuple):
     message: str
     data: Any
 
+    @property
+    def reason(self) -> str:
+        """Why it failed, without the request that did."""
+        return f"{self.error}: {self.message}".partition(" [endpoint=")[0]
+
+    def describe(self) -> str:
+        """The row and the reason, for a message."""
+        place = self.file if self.row is None else f"{self.file}, row {self.row}"
+        return f"{place}: {self.reason}"
+
 
 @dataclass
 class RowBlock:

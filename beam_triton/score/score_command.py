@@ -1,7 +1,7 @@
 """Score the rows of files on a model of a Triton Inference Server: ``python -m beam_triton score``.
 
-Exit codes: 0 when every row has a result or is among the failures, 1 when the job failed or more rows failed
-than ``--max_failures``, 2 for wrong use, 130 when interrupted.
+Exit codes: 0 when every row has a result or is among the failures, 1 when the job failed, more rows failed
+than ``--max_failures`` or every row failed, 2 for wrong use, 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from beam_triton.score import pipeline_steps
 from beam_triton.score.column_arrays import ColumnArrays
 from beam_triton.score.input_columns import list_columns
 from beam_triton.score.job_options import ScoreJob, parse_options, runner_of, runs_here
-from beam_triton.score.job_report import counts_of, progress_lines, summary
+from beam_triton.score.job_report import complaint, counts_of, progress_lines, summary
 from beam_triton.score.result_writing import ColumnSink, check_fields, failure_columns, result_columns
 from beam_triton.score.row_reading import CorruptFileError, Piece, RowBlock, match_files
 from beam_triton.testing import LocalTriton
@@ -98,13 +98,11 @@ def run(options: PipelineOptions, job: ScoreJob) -> str:
                     FileSystems.delete([f"{target.temporary_folder}/*", target.temporary_folder])
             raise
         seconds = time.monotonic() - started_at
-    counts, limit = counts_of(result.metrics()), job.given.max_failures
+    counts = counts_of(result.metrics())
     print(summary(counts, seconds, job.output.path, job.failures.path))
-    failures = counts["failures_written"]
-    if is_local and counts["rows_read"] != counts["results_written"] + failures:
+    if is_local and counts["rows_read"] != counts["results_written"] + counts["failures_written"]:
         return "rows in are not results plus failures; please report this table"
-    too_many = limit is not None and failures > limit
-    return f"{failures} rows failed, more than --max_failures={limit}" if too_many else ""
+    return complaint(counts, job.given.max_failures, job.failures.path)
 
 
 def check_outputs(job: ScoreJob, files: Iterable[str]) -> None:

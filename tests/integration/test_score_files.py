@@ -205,6 +205,28 @@ def test_more_failures_than_allowed_end_the_job(
     assert score(*arguments, "--max_failures", 1) == 0
 
 
+@pytest.mark.parametrize("mode", ["in_memory", "multi_processing"])
+def test_job_without_a_result_fails(
+    triton: LocalTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    """Rows of which none could be scored: the exit code is 1, and the message says why, or where to look."""
+    path = tmp_path / "a.csv"
+    path.write_text("x\n-1\n-2\n")
+    failures = tmp_path / "failed.jsonl"
+    arguments = ("--files", path, "--endpoint", triton.endpoint, "--model", "rejecting")
+    code = score(
+        *(*arguments, "--output", tmp_path / "out.jsonl", "--failures", failures),
+        *(f"--direct_running_mode={mode}", "--direct_num_workers=2"),
+    )
+    message = capsys.readouterr().err
+    assert code == 1
+    assert "none of 2 rows has a result: " in message and f"see {failures}" in message
+    assert (f"{path}, row 1: InvalidRequestError" in message) is (mode == "in_memory")
+    assert len(lines(failures)) == 2
+    path.write_text("x\n")
+    assert score(*arguments, "--output", tmp_path / "none.jsonl") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

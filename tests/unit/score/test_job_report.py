@@ -11,7 +11,14 @@ import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 from apache_beam.testing.test_pipeline import TestPipeline
 
-from beam_triton.score.job_report import PROGRESS, counts_of, progress_lines, progress_text, summary
+from beam_triton.score.job_report import (
+    PROGRESS,
+    complaint,
+    counts_of,
+    progress_lines,
+    progress_text,
+    summary,
+)
 from beam_triton.transforms.metrics import bucket_bounds, bucket_counter, bucket_of
 
 
@@ -108,3 +115,21 @@ def test_an_interval_of_zero_reports_nothing() -> None:
     with progress_lines(0, total_bytes=1000, stream=stream):
         time.sleep(0.05)
     assert stream.getvalue() == ""
+
+
+def test_a_job_without_a_result_has_failed() -> None:
+    """Rows, and none of them scored: the first reasons, each once, and where all of them are."""
+    PROGRESS.begin()
+    for row in range(5):
+        PROGRESS.failed("RowError: no number", f"a.csv, row {row}: RowError: no number")
+    PROGRESS.failed("E: other", "a.csv, row 9: E: other")
+    counts = Counter({"rows_read": 6, "failures_written": 6})
+    assert complaint(counts, None, "out/f.jsonl") == (
+        "none of 6 rows has a result: a.csv, row 0: RowError: no number; a.csv, row 9: E: other; "
+        "see out/f.jsonl"
+    )
+    assert "more than --max_failures=5" in complaint(counts, 5, "f")
+    PROGRESS.begin()
+    assert complaint(counts, None, "f") == "none of 6 rows has a result: see f"
+    assert complaint(counts + Counter({"results_written": 1}), None, "f") == ""
+    assert complaint(Counter(), 0, "f") == ""
