@@ -89,6 +89,16 @@ def decode_infer_request(model: ModelSpec, body: bytes, json_bytes: int | None) 
     """
     document, tensors = _split(body, json_bytes)
     request_id = _member(document, "id", str, "JSON non-string as string") if "id" in document else ""
+    try:
+        return _decode(model, document, tensors, request_id)
+    except RefusedError as error:
+        if not request_id:
+            raise
+        named = error.message.replace(_NO_ID, f"[request id: {request_id}] ")
+        raise RefusedError(error.status, named) from None
+
+
+def _decode(model: ModelSpec, document: dict[str, Any], tensors: memoryview, request_id: str) -> InferRequest:
     inputs = _read_inputs(model, document, tensors)
     outputs = _read_outputs(model, document)
     parameters = _read_parameters(document)

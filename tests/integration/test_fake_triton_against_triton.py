@@ -273,6 +273,8 @@ REFUSED = {
     "another datatype": Case("double", inputs(x(datatype="FP64"))),
     "no datatype of the protocol": Case("double", inputs(x(datatype="FP8"))),
     "more rows than the model takes": Case("double", inputs(x([1] * 132, (33, 4)))),
+    "more rows than the model takes, and an id": Case("double", inputs(x([1] * 132, (33, 4)), id="mine")),
+    "too few values, and an id": Case("double", inputs(x([1.0, 2.0, 3.0]), id="mine")),
     "a negative dimension": Case("double", inputs(x(shape=(-1, 4)))),
     "too few values": Case("double", inputs(x([1.0, 2.0, 3.0]))),
     "too many values": Case("double", inputs(x([1.0] * 5))),
