@@ -100,7 +100,6 @@ class _CallState:
     _hold_until = math.inf
     _owes_budget = False
     _has_reread_credentials = False
-    _first_lost_at = math.inf
     _is_size_suspect = False
     # Made when it is needed and dropped after: it refers back to this call.
     _queue_entry: QueueEntry | None = None
@@ -120,6 +119,7 @@ class Call(_CallState):
             500 is not retried and says nothing about the server's health.
         is_sequence: the model would see a repeated request twice: nothing that may have run is repeated.
         suspicion: that this request hangs the model, as in `History`.
+        lost_at: when this request, or the batch that it is a part of, was first lost without a reason.
     """
 
     context: CallContext
@@ -133,6 +133,7 @@ class Call(_CallState):
     is_batch: bool
     is_sequence: bool
     suspicion: int
+    lost_at: float
 
     def __post_init__(self) -> None:
         if self.suspicion:
@@ -326,11 +327,10 @@ class Call(_CallState):
             if self._is_late(endpoint):
                 endpoint.limit.on_deadline(now - self._sent_at)
         is_silent = isinstance(error, DeadlineExceededError | SilentConnectionError)
-        if not (is_silent and answered_meanwhile):
+        self._is_size_suspect = self.is_batch and self._suspects_size(endpoint, error, now)
+        if not (is_silent and answered_meanwhile) and not self._is_size_suspect:
             # A server that answers is healthy, however slow.
             self._report_failure(endpoint, error)
-        if self.is_batch and not error.was_stale:
-            self._is_size_suspect = self._suspects_size(endpoint, error, now)
         has_new_credentials = False
         is_refused = isinstance(error, InferenceError) and error.status in (401, 403)
         if is_refused and not self._has_reread_credentials:
@@ -360,15 +360,21 @@ class Call(_CallState):
     def _suspects_size(self, endpoint: Endpoint, error: TritonError, now: float) -> bool:
         """Whether a proxy may have refused this batch for its size, by another answer than 413 or by none.
 
-        The server is well: it has answered others, or its health check, since the batch was lost before.
+        No batch as large has passed lately, and the server is well: it has answered others, or its health
+        check, since the batch was lost before.
         """
         is_forbidden = isinstance(error, InferenceError) and error.status == 403
-        if not (is_forbidden or isinstance(error, ConnectionLostError | ServerUnavailableError)):
+        is_lost = isinstance(error, ConnectionLostError | ServerUnavailableError) and not error.was_stale
+        if not (is_forbidden or is_lost):
             return False
-        lost_at = self._first_lost_at if error.retryable else self._sent_at
-        self._first_lost_at = min(self._first_lost_at, now)
-        is_known = self.request.content_length > self.context.endpoints.learned.nbytes.value
-        return is_known or max(endpoint.answered_at, endpoint.checked_at) > lost_at
+        limit, nbytes = self.context.endpoints.learned.nbytes, self.request.content_length
+        lost_at = self._sent_at if is_forbidden else self.lost_at
+        self.lost_at = min(self.lost_at, now)
+        is_well = max(endpoint.answered_at, endpoint.checked_at) > lost_at
+        if limit.passed_lately(nbytes) or not (is_well or limit.may_refuse(nbytes)):
+            return False
+        limit.suspected = min(limit.suspected, nbytes)
+        return True
 
     def _report_failure(self, endpoint: Endpoint, error: TritonError) -> None:
         """Report a failure to the breaker, once per endpoint at most, unless this is a probe.
@@ -398,8 +404,7 @@ class Call(_CallState):
                 hold_seconds=min(self._hold_until - now, endpoints.max_hold_seconds),
                 max_server_error_retries=0 if self.is_batch else None,
                 is_sequence=self.is_sequence,
-                is_too_large=self._is_size_suspect
-                and not endpoints.learned.nbytes.passed_lately(self.request.content_length),
+                is_too_large=self._is_size_suspect,
             ),
             view,
             random.random,

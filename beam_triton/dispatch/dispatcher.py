@@ -51,6 +51,7 @@ class Dispatcher(Generic[T]):
         is_batch: bool = False,
         is_sequence: bool = False,
         suspicion: int = CERTAIN,
+        lost_at: float = math.inf,
     ) -> None:
         """Send a request; waits while the process has ``max_concurrent_requests`` in flight.
 
@@ -77,6 +78,7 @@ class Dispatcher(Generic[T]):
             is_batch=is_batch,
             is_sequence=is_sequence,
             suspicion=suspicion,
+            lost_at=lost_at,
         )
         self._calls.add(call)
         call.start()

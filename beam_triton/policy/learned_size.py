@@ -37,14 +37,16 @@ class BatchSize(NamedTuple):
 class LearnedLimit:
     """The largest size that passes, in rows or in bytes; shared by the threads of a process.
 
-    ``clock`` gives monotonic seconds. ``value`` is the limit, `UNLIMITED` before one is learned; it may be
-    read at any time.
+    ``clock`` gives monotonic seconds. ``value`` is the limit, `UNLIMITED` before one is learned;
+    ``suspected`` the smallest size that was lost by a server that is well, until one as large passes. Both
+    may be read at any time.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = Lock()
         self.value = UNLIMITED
+        self.suspected = UNLIMITED
         self._wanted = 0
         self._is_tried = False
         self._trial_at = 0.0
@@ -76,6 +78,8 @@ class LearnedLimit:
             self._period_ends_at = now + _LATELY_SECONDS
         if size > self._largest:
             self._largest = size
+        if size >= self.suspected:
+            self.suspected = UNLIMITED
         if self._is_tried and size > self.value:
             self._raise_to(size, now)
 
@@ -85,6 +89,10 @@ class LearnedLimit:
         if left_seconds > 0:
             return size <= max(self._largest, self._largest_before)
         return left_seconds > -_LATELY_SECONDS and size <= self._largest
+
+    def may_refuse(self, size: int) -> bool:
+        """Whether ``size`` is above the limit, or was suspected before."""
+        return size > self.value or size >= self.suspected
 
     def lower(self, refused: int, passed: int, wanted: int) -> bool:
         """``refused`` does not pass, its parts of ``passed`` do; ``wanted`` is what they were first part of.
@@ -162,7 +170,7 @@ class LearnedSizes:
 
 
 class SizeLimits:
-    """How large a batch may be: at most ``rows`` and ``nbytes`` of tensors, and as ``learned`` allows."""
+    """How large a batch may be: ``rows``, ``nbytes`` of tensors, and what is ``learned`` are all limits."""
 
     def __init__(self, rows: int, nbytes: int, learned: LearnedSizes | None) -> None:
         self._rows = rows

@@ -8,6 +8,7 @@ batch is anything that has a length and can be sliced.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -115,7 +116,7 @@ class BisectingSender(Generic[Batch]):
                         self._learn(sent.whole)
                     self._count(batch)
                     continue
-            self._bisect_or_fail(sent, error, size)
+            self._bisect_or_fail(sent, error, size, call.lost_at)
 
     def fail(self, batch: Batch, error: TritonError) -> None:
         """Report a batch that failed for good, whether it was sent or not.
@@ -153,11 +154,11 @@ class BisectingSender(Generic[Batch]):
         """Abandon everything: connections are closed, slots released. A second call does nothing."""
         self._dispatcher.cancel()
 
-    def _send(self, sent: _Sent, suspicion: int = 0) -> None:
+    def _send(self, sent: _Sent, *, suspicion: int = 0, lost_at: float = math.inf) -> None:
         try:
             request = self.model.http_request(self.encode(sent.batch))
         except TritonError as error:
-            self._bisect_or_fail(sent, error, BatchSize(len(sent.batch), 0))
+            self._bisect_or_fail(sent, error, BatchSize(len(sent.batch), 0), lost_at)
             return
         self._dispatcher.submit(
             sent,
@@ -165,9 +166,10 @@ class BisectingSender(Generic[Batch]):
             self.model.read_response,
             is_batch=len(sent.batch) > 1,
             suspicion=suspicion,
+            lost_at=lost_at,
         )
 
-    def _bisect_or_fail(self, sent: _Sent, error: TritonError, size: BatchSize) -> None:
+    def _bisect_or_fail(self, sent: _Sent, error: TritonError, size: BatchSize, lost_at: float) -> None:
         batch = sent.batch
         if not error.splits_batch or len(batch) == 1:
             self.fail(batch, error)
@@ -181,7 +183,7 @@ class BisectingSender(Generic[Batch]):
             whole = FailedBatch(size, len(starts), wanted, suggests_bytes=_suggests_bytes(error))
         suspicion = HALF_CERTAIN if isinstance(error, DeadlineExceededError) else 0
         for start in starts:
-            self._send(_Sent(batch[start : start + part_rows], whole), suspicion)
+            self._send(_Sent(batch[start : start + part_rows], whole), suspicion=suspicion, lost_at=lost_at)
 
     def _learn(self, failed: FailedBatch) -> None:
         learned = self._learned.lower(failed)

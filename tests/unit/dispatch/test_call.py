@@ -127,8 +127,7 @@ def test_last_error_keeps_the_earlier_ones() -> None:
 
 def test_plain_500_is_retried_once() -> None:
     """A plain 500 of one element is retried ``max_server_error_retries`` times; that of a batch, and a
-    rejection
-    of the content, never."""
+    rejection of the content, never."""
     with (
         FaultServer(OK, status(500)) as server,
         closing(open_channel(server.endpoint, retry=QUICK_RETRIES)) as channel,
