@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -44,7 +45,8 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
     yield it.
 
     Batches are Beam's, and larger than a request: ``max_concurrent_requests`` requests of
-    ``batching.max_batch_size`` elements, so that they are in flight together. If neither that nor
+    ``batching.max_batch_size`` elements, so that they are in flight together, and about as many times
+    ``batching.max_batch_bytes`` at most. If neither that nor
     ``model_spec`` determines the size of a request, Beam finds the size of its batches itself, between 1 and
     10,000. With ``batching.linger_seconds`` Beam collects batches across bundles for that long, in its state
     (``max_batch_duration_secs``).
@@ -99,7 +101,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
         try:
             return scorer.results()
         finally:
-            scorer.sender.cancel()
+            scorer.close()
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         """Arguments for Beam's ``BatchElements``."""
@@ -110,9 +112,12 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
             limit = max(1, model.max_batch_size)
             size = min(size or limit, limit)
         if size:
+            # An element of more than its share of a request's bytes counts for several.
+            share_bytes = max(1, batching.max_batch_bytes // size)
             size *= self._options.max_concurrent_requests
             # Beam's estimator would otherwise try other sizes, although their time says nothing here.
             arguments |= {"min_batch_size": size, "max_batch_size": size}
+            arguments["element_size_fn"] = partial(_weight, share_bytes=share_bytes, most=size)
         if batching.linger_seconds:
             arguments["max_batch_duration_secs"] = batching.linger_seconds
         return arguments
@@ -178,6 +183,15 @@ class _BatchScorer:
         self.sender.finish(len(self.batch))
         return self._results
 
+    def close(self) -> None:
+        """Abandon whatever is in flight, and let go of the batch.
+
+        The sender refers back to this object: the elements would stay in memory until the garbage collector
+        comes to look at old objects, which takes many batches.
+        """
+        self.sender.cancel()
+        del self.sender
+
     def _encode(self, items: list[_Item]) -> EncodedRequest:
         return self.model.encoder.encode_batch(
             [prepared for _, prepared in items], parameters=self.parameters
@@ -195,6 +209,28 @@ class _BatchScorer:
                 self._metrics.flush()
                 raise with_message(error, f"element {index} of its batch: {error.message}") from error
             self._results[index] = self.default.result(self.batch[index])
+
+
+def _weight(element: Any, *, share_bytes: int, most: int) -> int:
+    """How much of one of Beam's batches an element takes up, which is at least 1."""
+    return min(max(1, _about_nbytes(element) // share_bytes), most)
+
+
+def _about_nbytes(value: Any) -> int:
+    """As `_nbytes`, but lists and tuples, keyed elements among them, are not made arrays."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    inputs = model_inputs(value)
+    if isinstance(inputs, Mapping):
+        return sum(map(_about_nbytes, inputs.values()))
+    if type(inputs) is tuple and len(inputs) == 2:
+        return _about_nbytes(inputs[0]) + _about_nbytes(inputs[1])
+    if isinstance(inputs, (list, tuple)):
+        return len(inputs) * _about_nbytes(inputs[0]) if inputs else 0
+    if isinstance(inputs, (str, bytes)):
+        return len(inputs)
+    nbytes = getattr(inputs, "nbytes", 8)
+    return nbytes if isinstance(nbytes, int) else 8
 
 
 def _nbytes(value: Any) -> int:

@@ -78,7 +78,8 @@ def test_arrays_lists_and_dicts_share_a_batch(triton: LocalTriton) -> None:
 def test_one_batch_keeps_many_requests_in_flight(triton: LocalTriton) -> None:
     """Beam's batch is as large as the requests allowed in flight, and they overlap: 64 of 20 ms each."""
     handler = handler_of(triton, "remote_like", batching={"max_batch_size": 1}, max_concurrent_requests=16)
-    assert handler.batch_elements_kwargs() == {"min_batch_size": 16, "max_batch_size": 16}
+    arguments = handler.batch_elements_kwargs()
+    assert (arguments["min_batch_size"], arguments["max_batch_size"]) == (16, 16)
     outcome = score([np.zeros(128, np.float32)] * 64, RunInference(handler))
     assert outcome.counters["requests"] == 64
     assert outcome.distributions["inference_request_batch_size"].max == 16

@@ -1,8 +1,10 @@
-"""`TritonModelHandler` without a server: its options, batching and byte counts."""
+"""`TritonModelHandler` without Beam around it: its options, batching, byte counts and memory."""
 
 from __future__ import annotations
 
+import gc
 import pickle
+import weakref
 from typing import Any
 
 import apache_beam as beam
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from beam_triton import ConfigurationError, ModelSpec, TensorSpec, TritonModelHandler
+from beam_triton.testing import FakeModel, FakeTriton
 
 ENDPOINT = "http://user:secret@triton:8000"
 SPEC = ModelSpec("m", "1", (TensorSpec("x", "FP32", (4,)),), (TensorSpec("y", "FP32", (4,)),), 16)
@@ -41,8 +44,34 @@ def test_batch_size_for_beam_fills_all_requests_in_flight(
 ) -> None:
     """Beam's batches hold the elements of as many requests as may be in flight."""
     handler = TritonModelHandler(ENDPOINT, "m", **options)
-    assert handler.batch_elements_kwargs() == expected
+    arguments = dict(handler.batch_elements_kwargs())
+    assert ("element_size_fn" in arguments) == ("max_batch_size" in arguments)
+    arguments.pop("element_size_fn", None)
+    assert arguments == expected
     assert beam.BatchElements(**handler.batch_elements_kwargs()) is not None
+
+
+@pytest.mark.parametrize(
+    ("element", "weight"),
+    [
+        (np.zeros(1), 1),
+        (np.zeros(16 * 1024, np.float32), 1),
+        (np.zeros(150_000, np.float32), 9),
+        (("key", np.zeros(150_000, np.float32)), 9),
+        ({"a": np.zeros(150_000, np.float32), "b": b"x" * 65_536}, 10),
+        (beam.Row(a=np.zeros(150_000, np.float32)), 9),
+        ([[1.0] * 300] * 250, 9),
+        ("x" * 650_000, 9),
+        (3.5, 1),
+        ([], 1),
+        # Beam would send an empty batch first.
+        (np.zeros(10**9, np.uint8), 2_048),
+    ],
+)
+def test_large_elements_count_for_several(element: Any, weight: int) -> None:
+    """Beam's batches hold ``max_concurrent_requests`` times ``max_batch_bytes`` at most."""
+    handler = TritonModelHandler(ENDPOINT, "m", batching={"max_batch_size": 64})
+    assert handler.batch_elements_kwargs()["element_size_fn"](element) == weight
 
 
 @pytest.mark.parametrize(
@@ -98,3 +127,27 @@ def test_model_is_not_shared_across_processes() -> None:
     handler = TritonModelHandler(ENDPOINT, "m")
     assert not handler.share_model_across_processes()
     assert not handler.should_garbage_collect_on_timeout()
+
+
+class Weakly(np.ndarray):
+    """An array that may be referred to weakly."""
+
+
+def test_elements_are_free_once_beam_has_their_results() -> None:
+    """No cycle keeps a batch in memory until the garbage collector comes."""
+    identity = FakeModel(
+        lambda inputs: {"y": inputs["x"]}, inputs={"x": ("FP32", [4])}, outputs={"y": ("FP32", [4])}
+    )
+    with FakeTriton({"m": identity}) as server:
+        handler = TritonModelHandler(server.endpoint, "m")
+        model = handler.load_model()
+        batch = [np.zeros(4, np.float32).view(Weakly) for _ in range(3)]
+        elements = [weakref.ref(element) for element in batch]
+        gc.disable()
+        try:
+            assert len(list(handler.run_inference(batch, model))) == 3
+            del batch
+            assert [element() for element in elements] == [None] * 3
+        finally:
+            gc.enable()
+        model.close()
