@@ -373,7 +373,7 @@ class Call(_CallState):
         is_well = max(endpoint.answered_at, endpoint.checked_at) > lost_at
         if limit.passed_lately(nbytes) or not (is_well or limit.may_refuse(nbytes)):
             return False
-        limit.suspected = min(limit.suspected, nbytes)
+        limit.suspect(nbytes)
         return True
 
     def _report_failure(self, endpoint: Endpoint, error: TritonError) -> None:

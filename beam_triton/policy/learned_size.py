@@ -38,8 +38,8 @@ class LearnedLimit:
     """The largest size that passes, in rows or in bytes; shared by the threads of a process.
 
     ``clock`` gives monotonic seconds. ``value`` is the limit, `UNLIMITED` before one is learned;
-    ``suspected`` the smallest size that was lost by a server that is well, until one as large passes. Both
-    may be read at any time.
+    ``suspected`` the smallest size that was refused, or lost by a server that is well, until one as large
+    passes. Both may be read at any time.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -89,6 +89,10 @@ class LearnedLimit:
         if left_seconds > 0:
             return size <= max(self._largest, self._largest_before)
         return left_seconds > -_LATELY_SECONDS and size <= self._largest
+
+    def suspect(self, size: int) -> None:
+        """``size`` was refused as too large, or lost by a server that is well."""
+        self.suspected = min(self.suspected, size)
 
     def may_refuse(self, size: int) -> bool:
         """Whether ``size`` is above the limit, or was suspected before."""
@@ -148,8 +152,12 @@ class LearnedSizes:
         self.nbytes.passed(size.nbytes)
 
     def count_parts(self, size: BatchSize) -> int:
-        """In how many parts a batch that failed is sent: all of a size that passes where one is known."""
-        return max(2, -(-size.rows // self.rows.value), -(-size.nbytes // self.nbytes.value))
+        """In how many parts a batch that failed is sent.
+
+        All of a size that passes, where one is known; otherwise smaller than what was refused before.
+        """
+        nbytes = min(self.nbytes.value, -(-self.nbytes.suspected // 2))
+        return max(2, -(-size.rows // self.rows.value), -(-size.nbytes // nbytes))
 
     def lower(self, failed: FailedBatch) -> str | None:
         """Learn from a batch whose parts have all passed.

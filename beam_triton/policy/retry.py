@@ -49,8 +49,8 @@ class RetryPolicy(Options):
         initial_backoff_seconds: the wait before the first retry, doubled for each further one. Half
             of it is fixed and half is random (equal jitter).
         max_backoff_seconds: where the doubling ends.
-        max_server_error_retries: of ``max_retries``, how many may follow a plain 500, where the model
-            itself raised: repeating a bad element would only delay its being found.
+        max_server_error_retries: of ``max_retries``, how many may follow a plain 500 of a single element,
+            where the model itself raised. A batch is bisected instead.
         budget_ratio: over 10 seconds, an endpoint gets at most ``budget_ratio`` x requests +
             ``budget_min_per_second`` x 10 retries, so that a failing server is not given much more work
             than a healthy one. Refused connections and overload are not counted.

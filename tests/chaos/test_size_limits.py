@@ -90,6 +90,8 @@ def elements_way(elements: beam.PCollection[Any], endpoint: str, **options: Any)
 
 def run_inference_way(elements: beam.PCollection[Any], endpoint: str, **options: Any) -> Any:
     options.setdefault("batching", {"max_batch_size": 64})
+    # Beam keeps the model for the next pipeline, and with it the connections of all who share its pool.
+    options["pool"] = {"max_idle": 19}
     scored = elements | RunInference(TritonModelHandler(endpoint, MODEL, **options))
     return scored | beam.Map(lambda result: float(result.inference["y"][0]))
 
@@ -100,16 +102,21 @@ def numpy_way(elements: beam.PCollection[Any], endpoint: str, **options: Any) ->
     return rows | TritonBatchInference(endpoint, MODEL, **options) | beam.Map(lambda row: float(row[0]))
 
 
-@pytest.mark.parametrize("way", [elements_way, run_inference_way, numpy_way])
+# Other time-outs, because transforms with equal ones share what has been learned.
+@pytest.mark.parametrize(
+    ("way", "timeout_seconds"), [(elements_way, 31), (run_inference_way, 32), (numpy_way, 33)]
+)
 def test_a_model_short_of_memory_takes_at_most_twice_the_time(
-    triton: LocalTriton, way: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    triton: LocalTriton, way: Callable[..., Any], timeout_seconds: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of batches that fit from the start; nothing is lost, and one line is logged."""
 
     def run(**options: Any) -> tuple[dict[str, int], float]:
         pipeline = beam.Pipeline("FnApiRunner", options=PipelineOptions([]))
         elements = pipeline | beam.Create(list(numbers(ELEMENTS)), reshuffle=False)
-        total = way(elements, triton.endpoint, **options) | beam.CombineGlobally(sum)
+        total = way(
+            elements, triton.endpoint, timeout_seconds=timeout_seconds, **options
+        ) | beam.CombineGlobally(sum)
         assert_that(total, equal_to([float(sum(range(ELEMENTS)))]))
         started = time.monotonic()
         result = pipeline.run()
@@ -152,8 +159,8 @@ def test_body_limit_of_nginx_is_learned(triton: LocalTriton) -> None:
         results, failures, _ = score(nginx.endpoint, "echo", elements)
         assert (len(results), failures) == (20_000, [])
         statuses = nginx.statuses()
-    # Bodies of 512 KiB halved to 32 KiB: 40 at most before it is known.
-    assert statuses[413] < 80
+    # 40 bodies of 512 KiB, halved until they have 64 KiB or less if all of them are in flight at first.
+    assert statuses[413] <= 40 * (1 + 2 + 4)
 
 
 def refused_by(fault: Callable[[Exchange], None]) -> Callable[[Exchange], None]:
@@ -188,6 +195,6 @@ def test_body_limit_of_other_proxies_is_learned(
         results, failures, seconds = score(proxy.endpoint, "echo", elements)
         assert (len(results), failures) == (20_000, [])
         large = [r for r in proxy.requests if int(r.header("Content-Length", "0")) > BODY_LIMIT]
-    # At most 40 batches of 512 KiB, halved three times, and some of them sent twice.
+    # The same, and some of them sent twice.
     assert len(large) < 400
     assert seconds < 15

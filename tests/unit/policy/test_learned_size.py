@@ -162,6 +162,16 @@ def test_a_failed_batch_is_cut_into_parts_that_pass(
     assert sizes.count_parts(BatchSize(*size)) == parts
 
 
+def test_parts_are_smaller_than_what_was_refused_before() -> None:
+    """Batches in flight together need not be halved by turns, each through the same sizes."""
+    sizes = LearnedSizes(FakeClock())
+    for refused, parts in ((6400, 2), (3201, 4), (801, 16)):
+        sizes.nbytes.suspect(refused)
+        assert sizes.count_parts(BatchSize(64, 6400)) == parts
+    sizes.passed(BatchSize(64, 6400))
+    assert sizes.count_parts(BatchSize(64, 6400)) == 2
+
+
 @pytest.mark.parametrize(
     ("rows_limit", "bytes_limit", "next_batch"),
     [
