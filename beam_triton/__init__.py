@@ -24,6 +24,7 @@ from beam_triton.errors import (
     TooManyFailuresError,
     TransportError,
     TritonError,
+    UnexpectedOutputError,
 )
 from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
@@ -72,4 +73,5 @@ __all__ = [
     "TritonInference",
     "TritonInferenceDoFn",
     "TritonModelHandler",
+    "UnexpectedOutputError",
 ]

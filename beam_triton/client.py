@@ -8,7 +8,8 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from beam_triton.control_plane import ControlPlane
@@ -31,6 +32,7 @@ from beam_triton.transport.session import acquire_session
 _logger = logging.getLogger(__name__)
 
 Self = TypeVar("Self", bound="TritonClient")
+T = TypeVar("T")
 
 
 class TritonClient:
@@ -181,23 +183,7 @@ class TritonClient:
         While the server cannot be reached or the model is not ready, tries again for ``wait_seconds``: a
         worker may start while its server restarts.
         """
-        deadline = time.monotonic() + wait_seconds
-        has_logged = False
-
-        def wait(seconds: float, error: TritonError) -> None:
-            nonlocal has_logged
-            if not has_logged:
-                _logger.warning("trying again for %.0f s: %s", wait_seconds, error.message)
-                has_logged = True
-            time.sleep(seconds)
-
-        return repeat(
-            lambda: self._opened(model_name, self._options),
-            self._options.retry,
-            lambda: Limits(deadline - time.monotonic(), max_retries=sys.maxsize),
-            wait,
-            random.random,
-        )
+        return _patiently(lambda: self._opened(model_name, self._options), self._options, wait_seconds)
 
     def close(self) -> None:
         """Release the references to the shared session; a second call does nothing."""
@@ -235,6 +221,36 @@ class TritonClient:
 
     def _opened(self, model_name: str, options: InferenceOptions) -> RemoteModel:
         spec = self.model_spec(model_name, options.model_version)
-        # A model that the user describes is taken to be on a Triton.
-        binary = spec is options.model_spec or self._control.takes_binary_tensors()
-        return RemoteModel(spec, options, binary=binary)
+        if spec is options.model_spec:
+            # A model that the user describes is taken to be on a Triton.
+            return RemoteModel(spec, options)
+        describe = partial(_described_again, model_name, options)
+        return RemoteModel(spec, options, binary=self._control.takes_binary_tensors(), describe=describe)
+
+
+def _described_again(model_name: str, options: InferenceOptions) -> ModelSpec:
+    """The model as its server describes it now; waits for it for as long as requests do."""
+    breaker = options.circuit_breaker
+    wait_seconds = breaker.max_wait_seconds if breaker and breaker.when_open == "wait" else 0.0
+    with TritonClient.from_inference_options(options) as client:
+        return _patiently(lambda: client.model_spec(model_name), options, wait_seconds)
+
+
+def _patiently(operation: Callable[[], T], options: InferenceOptions, wait_seconds: float) -> T:
+    deadline = time.monotonic() + wait_seconds
+    has_logged = False
+
+    def wait(seconds: float, error: TritonError) -> None:
+        nonlocal has_logged
+        if not has_logged:
+            _logger.warning("trying again for %.0f s: %s", wait_seconds, error.message)
+            has_logged = True
+        time.sleep(seconds)
+
+    return repeat(
+        operation,
+        options.retry,
+        lambda: Limits(deadline - time.monotonic(), max_retries=sys.maxsize),
+        wait,
+        random.random,
+    )

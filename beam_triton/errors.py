@@ -13,6 +13,7 @@
     ├── ProtocolError                 bytes or tensors that do not fit the Open Inference Protocol
     │   ├── LocalProtocolError        our side: an element that does not fit the model
     │   └── RemoteProtocolError       the server's side: an answer that cannot be read
+    │       └── UnexpectedOutputError outputs that are not those of the model's description
     ├── InferenceError                the server answered, and refused
     │   ├── InvalidRequestError       an element's fault: most 4xx, malformed-request 500s
     │   ├── ModelNotFoundError        no such model or version
@@ -25,14 +26,15 @@
 
 Callers decide by attributes, never by a message:
 
-========================  ================================================================
-``retryable``             the same request may succeed later
-``may_have_run``          the model may have executed it (a sequence request is not repeated)
-``splits_batch``          an element of the batch may be at fault: bisecting isolates it
-``counts_as_failure``     counts against the server's health (circuit breaker)
-``is_overload``           the server is overloaded: fewer requests are kept in flight
-``was_stale``             the server had closed a reused connection while it was idle
-========================  ================================================================
+==========================  ==============================================================
+``retryable``               the same request may succeed later
+``may_have_run``            the model may have executed it (a sequence request is not repeated)
+``splits_batch``            an element of the batch may be at fault: bisecting isolates it
+``counts_as_failure``       counts against the server's health (circuit breaker)
+``is_overload``             the server is overloaded: fewer requests are kept in flight
+``model_may_have_changed``  the model seems not to be the one that was described
+``was_stale``               the server had closed a reused connection while it was idle
+==========================  ==============================================================
 
 All errors pickle: the message is the only positional argument, and everything else is in the instance's
 ``__dict__``, which ``BaseException.__reduce__`` carries across processes. No message holds a credential:
@@ -58,6 +60,7 @@ class TritonError(Exception):
     splits_batch: bool = False
     counts_as_failure: bool = False
     is_overload: bool = False
+    model_may_have_changed: bool = False
     was_stale: bool = False
 
     endpoint: str | None = None
@@ -153,6 +156,12 @@ class RemoteProtocolError(ProtocolError):
     """The server's side: an answer that cannot be understood."""
 
     may_have_run = True
+
+
+class UnexpectedOutputError(RemoteProtocolError):
+    """The answer can be read, but its outputs are not those that the model was described with."""
+
+    model_may_have_changed = True
 
 
 class InferenceError(TritonError):

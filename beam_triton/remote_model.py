@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import lru_cache, partial
 from operator import itemgetter
@@ -65,18 +65,32 @@ class RemoteModel:
         spec: the model's inputs, outputs and limits.
         options: how requests are made.
         binary: the server takes tensors in binary; otherwise they travel as JSON.
+        describe: asks the server for ``spec`` again; None where the user has given it.
+
+    Attributes:
+        encoder: of requests for the model as it was described last. Whoever sends several requests keeps to
+            one encoder, until `renewed` gives it another.
     """
 
-    def __init__(self, spec: ModelSpec, options: InferenceOptions, *, binary: bool = True) -> None:
-        self.spec = spec
-        self.encoder = InferRequestEncoder(
-            spec,
+    def __init__(
+        self,
+        spec: ModelSpec,
+        options: InferenceOptions,
+        *,
+        binary: bool = True,
+        describe: Callable[[], ModelSpec] | None = None,
+    ) -> None:
+        self._new_encoder = partial(
+            InferRequestEncoder,
             outputs=options.outputs,
             parameters=options.parameters,
             classification=options.classification,
             binary=binary,
             new_id=new_request_id,
         )
+        self._describe = describe
+        self._version = options.model_version
+        self.encoder = self._new_encoder(spec)
         self._compression = options.compression
         self._max_response_bytes = options.max_response_bytes
         self._path = infer_path(spec.name, options.model_version)
@@ -92,6 +106,36 @@ class RemoteModel:
             ),
             options.header_values,
         )
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's inputs, outputs and limits, as they were described last."""
+        return self.encoder.model
+
+    @property
+    def is_described_by_user(self) -> bool:
+        """``model_spec`` was given: the server is never asked."""
+        return self._describe is None
+
+    def renewed(self, encoder: InferRequestEncoder) -> InferRequestEncoder | None:
+        """The encoder for the model as it is now; None where it has not changed, or is not to be asked for.
+
+        Waits for the server, which a process asks once in ten seconds at most.
+
+        Raises:
+            ConfigurationError: the options do not fit the model as it is now.
+            TritonError: the server does not say.
+        """
+        known = encoder.model
+        if self.spec.takes_and_gives_as(known):
+            if self._describe is None:
+                return None
+            question = self.channel.endpoints.model_questions[self._version]
+            spec = question.ask(known, self._describe, ModelSpec.takes_and_gives_as)
+            if spec.takes_and_gives_as(known):
+                return None
+            self.encoder = self._new_encoder(spec)
+        return self.encoder
 
     def infer(
         self,

@@ -10,8 +10,9 @@ import logging
 import math
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from beam_triton.dispatch.discovery import Discovery
 from beam_triton.dispatch.slots import Slots, WaitQueue
@@ -19,6 +20,7 @@ from beam_triton.errors import CircuitOpenError, PoolTimeoutError, TritonError
 from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State
 from beam_triton.policy.concurrency_limit import ConcurrencyLimit
 from beam_triton.policy.learned_size import LearnedSizes
+from beam_triton.policy.rare_question import RareQuestion
 from beam_triton.policy.retry import EndpointView, RetryBudget, RetryPolicy
 from beam_triton.policy.silence import Silence
 from beam_triton.transport.origin import EndpointUrl
@@ -124,6 +126,7 @@ class EndpointSet:
             server.
         waiting_for_admission: is woken when a request to an endpoint has ended.
         learned: which sizes of requests pass.
+        model_questions: whether the model is still as it was described, by its version.
     """
 
     def __init__(self, key: EndpointSetKey) -> None:
@@ -132,6 +135,9 @@ class EndpointSet:
         self.slots = Slots(key.max_concurrent_requests)
         self.waiting_for_admission = WaitQueue()
         self.learned = LearnedSizes(time.monotonic)
+        self.model_questions: defaultdict[Any, RareQuestion[Any]] = defaultdict(
+            lambda: RareQuestion(time.monotonic, time.sleep)
+        )
         self.retry = key.retry
         self._timeout_seconds = key.timeout_seconds
         breaker = key.circuit_breaker

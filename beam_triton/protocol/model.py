@@ -8,7 +8,7 @@ configuration do not; here, shapes never do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from beam_triton.errors import ConfigurationError, RemoteProtocolError
@@ -92,6 +92,12 @@ class ModelSpec:
     def model_id(self) -> str:
         """``name:version``, or the name alone if the version is not known."""
         return f"{self.name}:{self.version}" if self.version else self.name
+
+    def takes_and_gives_as(self, other: ModelSpec) -> bool:
+        """Whether requests and answers of the two models are alike, whatever their versions."""
+        return replace(self, version="", versions=(), platform="") == replace(
+            other, version="", versions=(), platform=""
+        )
 
     def describe(self) -> str:
         """One line for messages: inputs, outputs and the number of elements that a request may hold."""

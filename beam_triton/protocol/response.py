@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from beam_triton.errors import RemoteProtocolError
+from beam_triton.errors import RemoteProtocolError, UnexpectedOutputError
 from beam_triton.protocol.bfloat16 import widen_bfloat16
 from beam_triton.protocol.byte_strings import decode_byte_strings, object_array
 from beam_triton.protocol.datatypes import BF16, DATATYPES, Array, Datatype
@@ -56,7 +56,7 @@ class InferResponse:
         """
         for name, array in self.outputs.items():
             if array.ndim == 0 or array.shape[0] != n:
-                raise RemoteProtocolError(
+                raise UnexpectedOutputError(
                     f"output {shorten(name)} of model {shorten(self.model_name)} has shape "
                     f"{list(array.shape)}, but its first dimension must be {n}, the elements of the request"
                 )
@@ -175,12 +175,12 @@ def _check_expected(header: _Header, expected: Sequence[TensorSpec]) -> None:
     for spec in expected:
         kind = kinds.get(spec.name)
         if kind is None:
-            raise RemoteProtocolError(
+            raise UnexpectedOutputError(
                 f"model {shorten(header.model_name)} answered without output {shorten(spec.name)}; "
                 f"it sent {', '.join(map(shorten, kinds)) or 'none'}"
             )
         if kind != spec.datatype:
-            raise RemoteProtocolError(
+            raise UnexpectedOutputError(
                 f"output {shorten(spec.name)} of model {shorten(header.model_name)} is {kind}, "
                 f"not {spec.datatype}"
             )

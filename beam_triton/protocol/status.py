@@ -38,6 +38,14 @@ _MALFORMED = (
     "attempt to access ",
     "attempt to get ",
 )
+# What a request is told that was right for the model of another day. The words are Triton's; other servers
+# name the same things.
+_OTHER_MODEL = re.compile(
+    r"\b(input|output|inputs|outputs)\b.*\b(unexpected|unknown|missing|required|expect\w*|data-?type|dtype|shape)"
+    r"|\b(unexpected|unknown|missing|required|expect\w*)\b.*\b(input|output|inputs|outputs|data-?type|shape)\b"
+    r"|\bbatch-?\s?size\b",
+    re.IGNORECASE,
+)
 _OVERLOADED = ("Exceeds maximum queue size", "Request timeout expired")
 _UNKNOWN_MODEL = "Request for unknown model"
 _NOT_READY = ("has no available versions", "is not at ready state")
@@ -69,13 +77,16 @@ def error_from_response(
     about = f"{what} of model {model_name!r}" if model_name else what
     reason = server_message or "no message"
     message = f"{about}: the server answered {status}: {reason}{f' ({hint})' if hint else ''}"
-    return kind(
+    error = kind(
         message,
         status=status,
         server_message=server_message,
         model_name=model_name,
         retry_after_seconds=parse_retry_after(retry_after, now),
     )
+    if kind is InvalidRequestError and what == "infer" and _OTHER_MODEL.search(server_message):
+        error.model_may_have_changed = True
+    return error
 
 
 def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from beam_triton.dispatch.dispatcher import Dispatcher
@@ -22,12 +23,14 @@ from beam_triton.errors import (
     ModelExecutionError,
     TransportError,
     TritonError,
+    with_message,
 )
 from beam_triton.policy.learned_size import BatchSize, FailedBatch
 from beam_triton.policy.retry import HALF_CERTAIN
-from beam_triton.protocol import EncodedRequest, InferResponse
+from beam_triton.protocol import EncodedRequest, InferRequestEncoder, InferResponse
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.metrics import InferenceMetrics
+from beam_triton.transforms.model_dofn import check_can_be_scored
 
 
 class _Divisible(Protocol):
@@ -41,11 +44,23 @@ Batch = TypeVar("Batch", bound=_Divisible)
 _logger = logging.getLogger(__name__)
 
 
+# A batch that goes to servers with different models would otherwise be encoded anew for ever.
+_MAX_RENEWALS = 3
+
+
 class _Sent(NamedTuple):
-    """A batch in flight, and the failed batch that it is a part of."""
+    """A batch in flight.
+
+    Attributes:
+        encoder: made its request.
+        whole: the failed batch that it is a part of.
+        renewals: how often it has been encoded anew for another model.
+    """
 
     batch: Any
+    encoder: InferRequestEncoder
     whole: FailedBatch | None
+    renewals: int
 
 
 @dataclass(eq=False, repr=False)
@@ -59,13 +74,16 @@ class BisectingSender(Generic[Batch]):
     Args:
         model: the model to send to.
         metrics: gets every request that ends, and counts elements, failures and default values.
-        encode: makes a request of a batch.
-        on_answer: takes a batch and its answer. A `TritonError` that it raises is the batch's own: the
-            answer does not account for it.
+        encode: makes a request of a batch, by ``encoder``.
+        on_answer: takes a batch, its answer, and whether that has a batch dimension. A `TritonError` that it
+            raises is the batch's own: the answer does not account for it.
         on_failure: takes a batch that failed for good and its error; what it raises goes through.
+        renew: prepares a batch again, from its elements, as ``encoder`` takes them now: the batches to send
+            instead. It reports elements that do not fit any more by `fail`.
         has_default: failed elements yield a default value, and are counted as such.
 
     Attributes:
+        encoder: that of the model as it is; another one after the model has changed.
         ended: not empty when `take_ended` has something to do; looking at it costs no call.
     """
 
@@ -73,19 +91,21 @@ class BisectingSender(Generic[Batch]):
     metrics: InferenceMetrics
     _: KW_ONLY
     encode: Callable[[Batch], EncodedRequest]
-    on_answer: Callable[[Batch, InferResponse], None]
+    on_answer: Callable[[Batch, InferResponse, bool], None]
     on_failure: Callable[[Batch, TritonError], None]
+    renew: Callable[[Batch], Sequence[Batch]]
     has_default: bool
 
     def __post_init__(self) -> None:
         self._dispatcher: Dispatcher[_Sent] = Dispatcher(self.model.channel)
         self._learned = self.model.channel.endpoints.learned
+        self._use(self.model.encoder)
         self._finished_elements = 0
         self.ended: Sequence[Any] = self._dispatcher.completed
 
     def send(self, batch: Batch) -> None:
         """Send a batch; waits while the process has ``max_concurrent_requests`` in flight."""
-        self._send(_Sent(batch, None))
+        self._send(_Sent(batch, self.encoder, None, 0))
         self._dispatcher.step()
 
     def step(self) -> None:
@@ -106,7 +126,7 @@ class BisectingSender(Generic[Batch]):
             if error is None:
                 assert isinstance(call.result, InferResponse)
                 try:
-                    self.on_answer(batch, call.result)
+                    self.on_answer(batch, call.result, sent.encoder.model.max_batch_size > 0)
                 except TritonError as caught:
                     call.describe(caught)
                     error = caught
@@ -116,7 +136,12 @@ class BisectingSender(Generic[Batch]):
                         self._learn(sent.whole)
                     self._count(batch)
                     continue
-            self._bisect_or_fail(sent, error, size, call.lost_at)
+            if error.model_may_have_changed and sent.encoder is self.encoder:
+                self._adopt_change(error)
+            if sent.encoder is self.encoder:
+                self._bisect_or_fail(sent, error, size, call.lost_at)
+            else:
+                self._renew_or_fail(sent, error)
 
     def fail(self, batch: Batch, error: TritonError) -> None:
         """Report a batch that failed for good, whether it was sent or not.
@@ -127,6 +152,9 @@ class BisectingSender(Generic[Batch]):
         """
         if isinstance(error, ConfigurationError):
             raise error
+        if error.model_may_have_changed and self.model.is_described_by_user:
+            about = f"the given model_spec says {self.model.spec.describe()}"
+            error = with_message(error, f"{error.message}; {about}. Correct it, or leave model_spec out")
         self._count(batch)
         self.metrics.count("default_values" if self.has_default else "failures", len(batch))
         self.on_failure(batch, error)
@@ -163,7 +191,7 @@ class BisectingSender(Generic[Batch]):
         self._dispatcher.submit(
             sent,
             request,
-            self.model.read_response,
+            self._read_response,
             is_batch=len(sent.batch) > 1,
             suspicion=suspicion,
             lost_at=lost_at,
@@ -175,15 +203,56 @@ class BisectingSender(Generic[Batch]):
             self.fail(batch, error)
             return
         self.metrics.count("split_batches")
+        is_refused = isinstance(error, InferenceError | TransportError)
+        suggests_bytes = is_refused and _suggests_bytes(error)
+        if suggests_bytes:
+            self._learned.nbytes.suspect(size.nbytes)
         part_rows = -(-len(batch) // self._learned.count_parts(size))
         starts = range(0, len(batch), part_rows)
         whole = None
-        if isinstance(error, InferenceError | TransportError):
+        if is_refused:
             wanted = size if sent.whole is None else sent.whole.wanted
-            whole = FailedBatch(size, len(starts), wanted, suggests_bytes=_suggests_bytes(error))
+            whole = FailedBatch(size, len(starts), wanted, suggests_bytes=suggests_bytes)
         suspicion = HALF_CERTAIN if isinstance(error, DeadlineExceededError) else 0
         for start in starts:
-            self._send(_Sent(batch[start : start + part_rows], whole), suspicion=suspicion, lost_at=lost_at)
+            part = _Sent(batch[start : start + part_rows], sent.encoder, whole, sent.renewals)
+            self._send(part, suspicion=suspicion, lost_at=lost_at)
+
+    def _use(self, encoder: InferRequestEncoder) -> None:
+        self.encoder = encoder
+        self._read_response = partial(self.model.read_response, expected=encoder.expected_outputs)
+
+    def _adopt_change(self, error: TritonError) -> None:
+        """Use the encoder of the model as it is now, if that is another one than ``error`` is about."""
+        before = self.encoder.model
+        try:
+            encoder = self.model.renewed(self.encoder)
+            if encoder is None:
+                return
+            check_can_be_scored(encoder.model)
+        except ConfigurationError as misfit:
+            raise with_message(misfit, f"{error.message}; the model has changed: {misfit.message}") from error
+        except TritonError as unknown:
+            _logger.warning(
+                "model %r may have changed, but cannot be asked: %s", before.name, unknown.message
+            )
+            return
+        _logger.warning(
+            "model %r has changed in mid-job: %s; it had %s",
+            before.name,
+            encoder.model.describe(),
+            before.describe(),
+        )
+        self._use(encoder)
+
+    def _renew_or_fail(self, sent: _Sent, error: TritonError) -> None:
+        """Encode the elements of a batch anew that was made for the model as it was before."""
+        is_worthwhile = error.model_may_have_changed or error.splits_batch
+        if not is_worthwhile or sent.renewals == _MAX_RENEWALS:
+            self.fail(sent.batch, error)
+            return
+        for batch in self.renew(sent.batch):
+            self._send(_Sent(batch, self.encoder, None, sent.renewals + 1))
 
     def _learn(self, failed: FailedBatch) -> None:
         learned = self._learned.lower(failed)

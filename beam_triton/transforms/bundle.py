@@ -6,7 +6,7 @@ Each output keeps the timestamp, windows and pane of its own element.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from beam_triton.errors import TritonError, with_message
 from beam_triton.policy.batching import Batcher, BatchingPolicy
 from beam_triton.policy.learned_size import LearnedSizes
-from beam_triton.protocol import EncodedRequest, InferResponse, PreparedElement
+from beam_triton.protocol import EncodedRequest, InferRequestEncoder, InferResponse, PreparedElement
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.exception_handling import DeadLetters
@@ -115,7 +115,7 @@ class BundleScorer:
         batching: which elements share a request.
         metrics: gets everything that ends.
         dead_letters: failed elements leave as these; the first one that does not, raises.
-        default: what an element that failed for good yields instead.
+        make_default: makes what an element that failed for good yields instead, if anything.
     """
 
     model: RemoteModel
@@ -123,13 +123,9 @@ class BundleScorer:
     metrics: InferenceMetrics
     _: KW_ONLY
     dead_letters: DeadLetters | None
-    default: DefaultValue | None
+    make_default: Callable[[InferRequestEncoder], DefaultValue | None]
 
     def __post_init__(self) -> None:
-        self._prepare = self.model.encoder.prepare
-        self._has_batch_dimension = self.model.spec.has_batch_dimension
-        # Created for the first element that is not one of many equal arrays.
-        self._batcher: Batcher[_Item] | None = None
         self._lingers = self.batching.linger_seconds > 0
         self._sender: BisectingSender[ElementBatch] = BisectingSender(
             self.model,
@@ -137,13 +133,23 @@ class BundleScorer:
             encode=self._encode,
             on_answer=self._on_answer,
             on_failure=self._on_failure,
-            has_default=self.default is not None,
+            renew=self._renew,
+            has_default=self.make_default(self.model.encoder) is not None,
         )
         self._ended = self._sender.ended
         self._learned = self.model.channel.endpoints.learned
-        self._arrays = ArrayBatch(self.batching, self.model.spec.max_batch_size, self._learned)
+        self._use(self._sender.encoder)
         self._taken = 0
         self._outputs: list[Iterable[Any]] = []
+
+    def _use(self, encoder: InferRequestEncoder) -> None:
+        """Take elements for the model as ``encoder`` has it; nothing is buffered afterwards."""
+        self._encoder = encoder
+        self._prepare = encoder.prepare
+        self._default = self.make_default(encoder)
+        self._arrays = ArrayBatch(self.batching, encoder.model.max_batch_size, self._learned)
+        # Created for the first element that is not one of many equal arrays.
+        self._batcher: Batcher[_Item] | None = None
 
     def add(self, windowed_value: WindowedValue) -> Iterable[Any]:
         """Take an element; outputs that are ready, each with the windows of its own element."""
@@ -185,9 +191,7 @@ class BundleScorer:
             self._arrays.indices.append(index)
             return
         if self._batcher is None:
-            self._batcher = Batcher(
-                self.batching, self.model.spec.max_batch_size, time.monotonic, self._learned
-            )
+            self._batcher = self._new_batcher()
         items = self._batcher.add(prepared[0], (windowed_value, prepared, index), prepared[2])
         if items is not None:
             self._sender.send(_batch_of(items))
@@ -218,22 +222,46 @@ class BundleScorer:
             self._sender.send(_batch_of(items))
         self._sender.step()
 
+    def _new_batcher(self) -> Batcher[_Item]:
+        limit = self._encoder.model.max_batch_size
+        return Batcher(self.batching, limit, time.monotonic, self._learned)
+
     def _encode(self, batch: ElementBatch) -> EncodedRequest:
         tensors = batch.tensors
         if type(tensors[0]) is np.ndarray:
-            return self.model.encoder.encode_arrays(tensors)
-        return self.model.encoder.encode_batch(tensors)
+            return self._encoder.encode_arrays(tensors)
+        return self._encoder.encode_batch(tensors)
 
-    def _on_answer(self, batch: ElementBatch, response: InferResponse) -> None:
+    def _renew(self, batch: ElementBatch) -> list[ElementBatch]:
+        """Batches of the same elements for the model as it is now, and of those that are buffered."""
+        outdated = [batch]
+        if self._encoder is not self._sender.encoder:
+            outdated += [self._arrays, *map(_batch_of, self._batcher.drain() if self._batcher else ())]
+            self._use(self._sender.encoder)
+        batcher = self._new_batcher()
+        renewed = []
+        for each in outdated:
+            for windowed_value, index in zip(each.windowed_values, each.indices, strict=True):
+                try:
+                    prepared = self._prepare(model_inputs(split_key(windowed_value.value)[2]))
+                except TritonError as error:
+                    self._sender.fail(ElementBatch([windowed_value], [None], [index]), error)
+                    continue
+                items = batcher.add(prepared[0], (windowed_value, prepared, index), prepared[2])
+                if items is not None:
+                    renewed.append(_batch_of(items))
+        return renewed + list(map(_batch_of, batcher.drain()))
+
+    def _on_answer(self, batch: ElementBatch, response: InferResponse, is_batched: bool) -> None:
         # Checks the answer; the rows themselves are made when the results are.
-        rows_of(response, self._has_batch_dimension, len(batch))
-        self._outputs.append(Outputs(_results, batch.windowed_values, response, self._has_batch_dimension))
+        rows_of(response, is_batched, len(batch))
+        self._outputs.append(Outputs(_results, batch.windowed_values, response, is_batched))
 
     def _on_failure(self, batch: ElementBatch, error: TritonError) -> None:
         for windowed_value, index in zip(batch.windowed_values, batch.indices, strict=True):
             is_keyed, key, example = split_key(windowed_value.value)
-            if self.default is not None:
-                result = self.default.result(example)
+            if self._default is not None:
+                result = self._default.result(example)
                 self._outputs.append((windowed_value.with_value((key, result) if is_keyed else result),))
                 continue
             letters = self.dead_letters

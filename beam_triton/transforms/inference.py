@@ -22,7 +22,7 @@ from beam_triton.transforms.exception_handling import (
     dead_letter_type,
 )
 from beam_triton.transforms.metrics import InferenceMetrics
-from beam_triton.transforms.model_dofn import ModelDoFn
+from beam_triton.transforms.model_dofn import ModelDoFn, default_of
 
 
 class TritonInferenceDoFn(ModelDoFn):
@@ -70,7 +70,7 @@ class TritonInferenceDoFn(ModelDoFn):
             self._options.batching,
             InferenceMetrics(self._model.channel.pool),
             dead_letters=self._dead_letters,
-            default=self._default,
+            make_default=partial(default_of, self._options),
         )
 
     def process(self, element: Any, windowed_value: Any = beam.DoFn.WindowedValueParam) -> Iterable[Any]:

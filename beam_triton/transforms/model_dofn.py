@@ -12,7 +12,7 @@ from beam_triton.client import TritonClient
 from beam_triton.dispatch.channel import Channel
 from beam_triton.errors import ConfigurationError
 from beam_triton.options import InferenceOptions
-from beam_triton.protocol import ModelSpec
+from beam_triton.protocol import InferRequestEncoder, ModelSpec
 from beam_triton.protocol.paths import model_path
 from beam_triton.remote_model import RemoteModel, is_in_use
 from beam_triton.transforms.results import DefaultValue
@@ -36,7 +36,6 @@ class ModelDoFn(beam.DoFn):
         self._options = options
         self._model_name = model_name
         self._model: RemoteModel | None = None
-        self._default: DefaultValue | None = None
         self._scorer: Any = None
         self._release: "weakref.finalize[[Channel], ModelDoFn] | None" = None
 
@@ -50,7 +49,7 @@ class ModelDoFn(beam.DoFn):
 
     def setup(self) -> None:
         """Open the model and take a reference to the shared session."""
-        self._model, self._default = open_model(self._options, self._model_name)
+        self._model = open_model(self._options, self._model_name)
         self._release = close_with(self, self._model)
 
     def teardown(self) -> None:
@@ -72,8 +71,8 @@ class ModelDoFn(beam.DoFn):
             scorer.cancel()
 
 
-def open_model(options: InferenceOptions, model_name: str) -> tuple[RemoteModel, DefaultValue | None]:
-    """Open the model, and make what elements that fail for good yield (None: nothing).
+def open_model(options: InferenceOptions, model_name: str) -> RemoteModel:
+    """Open the model.
 
     Keep trying for ``timeout_seconds`` where the model cannot be reached at once. Where this process uses it
     already, it is known to exist and the server restarts: keep trying for as long as requests wait for the
@@ -92,21 +91,23 @@ def open_model(options: InferenceOptions, model_name: str) -> tuple[RemoteModel,
         model = client.open_model(model_name, wait_seconds=wait_seconds)
     try:
         check_can_be_scored(model.spec)
-        return model, default_of(options, model)
+        default_of(options, model.encoder)
+        return model
     except BaseException:
         model.close()
         raise
 
 
-def default_of(options: InferenceOptions, model: RemoteModel) -> DefaultValue | None:
-    """``default_value``, matched to the requested outputs.
+def default_of(options: InferenceOptions, encoder: InferRequestEncoder) -> DefaultValue | None:
+    """What elements that fail for good yield: ``default_value``, matched to the requested outputs (None:
+    nothing).
 
     Raises:
         ConfigurationError: it does not fit.
     """
     if options.default_value is None:
         return None
-    return DefaultValue(options.default_value, model.spec, tuple(model.encoder.expected_outputs))
+    return DefaultValue(options.default_value, encoder.model, tuple(encoder.expected_outputs))
 
 
 def close_with(owner: Owner, model: RemoteModel) -> "weakref.finalize[[Channel], Owner]":

@@ -5,7 +5,8 @@ slices, without a copy, and its results leave in one array.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -19,15 +20,28 @@ from apache_beam.typehints.batch import N, NumpyArray
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_triton.client import TritonClient
-from beam_triton.errors import ConfigurationError, RemoteProtocolError, TritonError, with_message
+from beam_triton.errors import (
+    ConfigurationError,
+    RemoteProtocolError,
+    TritonError,
+    UnexpectedOutputError,
+    with_message,
+)
 from beam_triton.options import InferenceOptions
 from beam_triton.policy.batching import BatchingPolicy
-from beam_triton.protocol import DATATYPES, EncodedRequest, InferResponse, ModelSpec, TensorSpec
+from beam_triton.protocol import (
+    DATATYPES,
+    EncodedRequest,
+    InferRequestEncoder,
+    InferResponse,
+    ModelSpec,
+    TensorSpec,
+)
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.inference import TritonInference
 from beam_triton.transforms.metrics import InferenceMetrics
-from beam_triton.transforms.model_dofn import ModelDoFn, check_can_be_scored
+from beam_triton.transforms.model_dofn import ModelDoFn, check_can_be_scored, default_of
 from beam_triton.transforms.results import DEFAULT_MODEL_ID, DefaultValue, Outputs
 
 Array = npt.NDArray[Any]
@@ -84,8 +98,9 @@ class RowScorer:
     """Scores the rows of batches, sent in slices; many requests, and batches, in flight.
 
     Args:
-        output: the one output whose shape must be exactly the described one; None only counts rows.
-        default: the result of a row that failed for good.
+        output: the one output whose datatype and shape must be exactly the described ones, as the pipeline's
+            types are made of them; None only counts rows.
+        make_default: makes the result of a row that failed for good, if it has one.
         keeps_failures: failed rows are listed in their batch; otherwise, without a default, the first raises.
     """
 
@@ -96,13 +111,13 @@ class RowScorer:
         metrics: InferenceMetrics,
         *,
         output: TensorSpec | None = None,
-        default: DefaultValue | None = None,
+        make_default: Callable[[InferRequestEncoder], DefaultValue | None] = lambda encoder: None,
         keeps_failures: bool = False,
     ) -> None:
         self._model = model
-        self._limits = batching.limits(model.spec.max_batch_size, model.channel.endpoints.learned)
+        self._batching = batching
         self._output = output
-        self._default = default
+        self._make_default = make_default
         self._keeps_failures = keeps_failures
         self._sender: BisectingSender[RowSlice] = BisectingSender(
             model,
@@ -110,8 +125,10 @@ class RowScorer:
             encode=self._encode,
             on_answer=self._on_answer,
             on_failure=self._on_failure,
-            has_default=default is not None,
+            renew=self._renew,
+            has_default=make_default(model.encoder) is not None,
         )
+        self._use(self._sender.encoder)
         self._taken = 0
         self._ready: list[ScoredBatch] = []
 
@@ -154,26 +171,47 @@ class RowScorer:
         ready, self._ready = self._ready, []
         return ready
 
+    def _use(self, encoder: InferRequestEncoder) -> None:
+        """Send rows as ``encoder`` takes them.
+
+        Raises:
+            ConfigurationError: the pipeline's types are made of another output than the model's.
+        """
+        model, output = encoder.model, self._output
+        for spec in model.outputs:
+            if output is not None and spec.name == output.name and spec != output:
+                raise ConfigurationError(
+                    f"model {model.name!r} gives output {spec.describe()} now. The pipeline was built for "
+                    f"{output.describe()}, and its types cannot change: build and start it anew"
+                )
+        self._encoder = encoder
+        self._is_batched = model.has_batch_dimension
+        self._limits = self._batching.limits(model.max_batch_size, self._model.channel.endpoints.learned)
+        self._default = self._make_default(encoder)
+
+    def _renew(self, rows: RowSlice) -> list[RowSlice]:
+        """The same rows in slices for the model as it is now."""
+        if self._encoder is not self._sender.encoder:
+            self._use(self._sender.encoder)
+        size = min(len(rows), max(1, self._limits.next_batch()[0]))
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
     def _encode(self, rows: RowSlice) -> EncodedRequest:
         inputs, indices = rows.batch.inputs, rows.indices
         # Without a batch dimension a request is one row.
         part: Any = slice(indices.start, indices.stop) if self._is_batched else indices.start
         if isinstance(inputs, dict):
-            return self._model.encoder.encode({name: array[part] for name, array in inputs.items()})
-        return self._model.encoder.encode(inputs[part])
+            return self._encoder.encode({name: array[part] for name, array in inputs.items()})
+        return self._encoder.encode(inputs[part])
 
-    @property
-    def _is_batched(self) -> bool:
-        return self._model.spec.has_batch_dimension
-
-    def _on_answer(self, rows: RowSlice, response: InferResponse) -> None:
+    def _on_answer(self, rows: RowSlice, response: InferResponse, is_batched: bool) -> None:
         outputs = response.outputs
-        if not self._is_batched:
+        if not is_batched:
             outputs = {name: array[np.newaxis] for name, array in outputs.items()}
         for name, array in outputs.items():
             shape = array.shape[1:] if self._output is None else self._output.shape
             if array.shape != (len(rows), *shape):
-                raise RemoteProtocolError(
+                raise UnexpectedOutputError(
                     f"output {name!r} of model {self._model.spec.name!r} has shape {list(array.shape)}, not "
                     f"{[len(rows), *shape]} for the {len(rows)} rows of the request"
                 )
@@ -254,7 +292,7 @@ class TritonBatchInferenceDoFn(ModelDoFn):
             self._options.batching,
             InferenceMetrics(self._model.channel.pool),
             output=self._output,
-            default=self._default,
+            make_default=partial(default_of, self._options),
         )
 
     @beam.DoFn.yields_elements  # type: ignore[untyped-decorator]  # Beam's own is

@@ -13,14 +13,20 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 from beam_triton.errors import TritonError, with_message
 from beam_triton.options import InferenceOptions
-from beam_triton.policy.batching import Batcher, BatchingPolicy
-from beam_triton.protocol import EncodedRequest, InferResponse, PreparedElement, checked_parameters
+from beam_triton.policy.batching import Batcher
+from beam_triton.protocol import (
+    EncodedRequest,
+    InferRequestEncoder,
+    InferResponse,
+    PreparedElement,
+    checked_parameters,
+)
 from beam_triton.protocol.paths import model_path
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.metrics import NAMESPACE, InferenceMetrics
 from beam_triton.transforms.model_dofn import close_with, default_of, open_model
-from beam_triton.transforms.results import DefaultValue, model_inputs, prediction_result, rows_of
+from beam_triton.transforms.results import model_inputs, prediction_result, rows_of
 
 # An element's index within Beam's batch, and its tensors.
 _Item: TypeAlias = tuple[int, PreparedElement]
@@ -79,7 +85,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
         Beam does not say when it has finished with a model: the reference is released when the model is
         garbage. Beam keeps the last model of a process alive; idle eviction closes its connections.
         """
-        model, _ = open_model(self._options, self._model_name)
+        model = open_model(self._options, self._model_name)
         close_with(model, model)
         return model
 
@@ -96,8 +102,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
         Raises:
             TritonError: an element failed for good and there is no ``default_value``.
         """
-        default = default_of(self._options, model)
-        scorer = _BatchScorer(batch, model, self._options.batching, default, inference_args)
+        scorer = _BatchScorer(batch, model, self._options, inference_args)
         try:
             return scorer.results()
         finally:
@@ -144,8 +149,7 @@ class _BatchScorer:
 
     batch: Sequence[Any]
     model: RemoteModel
-    batching: BatchingPolicy
-    default: DefaultValue | None
+    options: InferenceOptions
     parameters: Mapping[str, Any] | None
 
     def __post_init__(self) -> None:
@@ -156,32 +160,50 @@ class _BatchScorer:
             encode=self._encode,
             on_answer=self._on_answer,
             on_failure=self._on_failure,
-            has_default=self.default is not None,
+            renew=self._renew,
+            has_default=self.options.default_value is not None,
         )
+        self._use(self.sender.encoder)
         self._results: list[Any] = [None] * len(self.batch)
 
-    def results(self) -> list[PredictionResult]:
-        prepare = self.model.encoder.prepare
-        batcher: Batcher[_Item] = Batcher(
-            self.batching,
-            self.model.spec.max_batch_size,
+    def _use(self, encoder: InferRequestEncoder) -> None:
+        """Take elements for the model as ``encoder`` has it; nothing is buffered afterwards."""
+        self._encoder = encoder
+        self._default = default_of(self.options, encoder)
+        self._batcher: Batcher[_Item] = Batcher(
+            self.options.batching,
+            encoder.model.max_batch_size,
             time.monotonic,
             self.model.channel.endpoints.learned,
         )
-        for index, element in enumerate(self.batch):
-            try:
-                prepared = prepare(model_inputs(element))
-            except TritonError as error:
-                self.sender.fail([(index, _NOT_PREPARED)], error)
-                continue
-            request = batcher.add(prepared.signature, (index, prepared), prepared.nbytes)
+
+    def results(self) -> list[PredictionResult]:
+        for index in range(len(self.batch)):
+            request = self._add(index)
             if request is not None:
                 self.sender.send(request)
                 self.sender.take_ended()
-        for request in batcher.drain():
+        for request in self._batcher.drain():
             self.sender.send(request)
         self.sender.finish(len(self.batch))
         return self._results
+
+    def _add(self, index: int) -> list[_Item] | None:
+        """Buffer an element; the batch that is to be sent for it."""
+        try:
+            prepared = self._encoder.prepare(model_inputs(self.batch[index]))
+        except TritonError as error:
+            self.sender.fail([(index, _NOT_PREPARED)], error)
+            return None
+        return self._batcher.add(prepared.signature, (index, prepared), prepared.nbytes)
+
+    def _renew(self, items: list[_Item]) -> list[list[_Item]]:
+        """Batches of the same elements for the model as it is now, and of those that are buffered."""
+        buffered = self._batcher.drain()
+        if self._encoder is not self.sender.encoder:
+            self._use(self.sender.encoder)
+        indices = [index for each in (items, *buffered) for index, _ in each]
+        return [*filter(None, map(self._add, indices)), *self._batcher.drain()]
 
     def close(self) -> None:
         """Abandon whatever is in flight, and let go of the batch.
@@ -193,22 +215,20 @@ class _BatchScorer:
         del self.sender
 
     def _encode(self, items: list[_Item]) -> EncodedRequest:
-        return self.model.encoder.encode_batch(
-            [prepared for _, prepared in items], parameters=self.parameters
-        )
+        return self._encoder.encode_batch([prepared for _, prepared in items], parameters=self.parameters)
 
-    def _on_answer(self, items: list[_Item], response: InferResponse) -> None:
-        rows = rows_of(response, self.model.spec.has_batch_dimension, len(items))
+    def _on_answer(self, items: list[_Item], response: InferResponse, is_batched: bool) -> None:
+        rows = rows_of(response, is_batched, len(items))
         model_id = f"{response.model_name}:{response.model_version}"
         for (index, _), row in zip(items, rows, strict=True):
             self._results[index] = prediction_result((self.batch[index], row, model_id))
 
     def _on_failure(self, items: list[_Item], error: TritonError) -> None:
         for index, _ in items:
-            if self.default is None:
+            if self._default is None:
                 self._metrics.flush()
                 raise with_message(error, f"element {index} of its batch: {error.message}") from error
-            self._results[index] = self.default.result(self.batch[index])
+            self._results[index] = self._default.result(self.batch[index])
 
 
 def _weight(element: Any, *, share_bytes: int, most: int) -> int:

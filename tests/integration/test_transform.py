@@ -466,7 +466,7 @@ def test_response_with_missing_rows_fails_all_its_elements(triton: LocalTriton) 
     transform = TritonInference(triton.endpoint, "one_row_less").with_exception_handling()
     outcome = score([fp32(n) for n in range(5)], transform)
     assert outcome.results == []
-    assert {kind.__name__ for _, (kind, _, _) in outcome.failures} == {"RemoteProtocolError"}
+    assert {kind.__name__ for _, (kind, _, _) in outcome.failures} == {"UnexpectedOutputError"}
     assert len(outcome.failures) == 5
 
 

@@ -157,3 +157,37 @@ def test_a_redirects_address_is_shown_without_credentials() -> None:
     error = error_from_response(301, b"", location="https://user:secret@host/v2?token=secret")
     assert "https://host/v2" in str(error) and "secret" not in str(error)
     assert not error.retryable
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "may_have_changed"),
+    [
+        (
+            400,
+            "[request id: a] input 'x' data-type is 'FP32', but model 'm' expects 'FP64'",
+            True,
+        ),
+        (400, "unexpected inference input 'x' for model 'm'", True),
+        (400, "unexpected inference output 'y' for model 'm'", True),
+        (
+            400,
+            "[request id: a] unexpected shape for input 'x' for model 'm'. Expected [-1,4], got [1,5]",
+            True,
+        ),
+        (400, "[request id: a] inference request batch-size must be <= 16 for 'm'", True),
+        (
+            400,
+            "expected 2 inputs but got 1 inputs for model 'm'. Got input(s) ['x'], but missing ['z']",
+            True,
+        ),
+        (400, "x is negative: -1.0", False),
+        (400, "request has size 67108865 > 67108864 limit", False),
+        (500, "Failed to process the request(s) for model 'm', message: ValueError: unexpected input", False),
+        (413, "<html>Request Entity Too Large</html>", False),
+        (503, "Exceeds maximum queue size", False),
+    ],
+)
+def test_refusals_that_may_mean_another_model(status: int, message: str, may_have_changed: bool) -> None:
+    """Names, datatypes, shapes, numbers of inputs and batch limits; not what a model says of values."""
+    body = json.dumps({"error": message}).encode()
+    assert error_from_response(status, body, model_name="m").model_may_have_changed is may_have_changed

@@ -46,13 +46,14 @@ class Owner:
             encode=self._encode,
             on_answer=self._answer,
             on_failure=self._failure,
+            renew=lambda batch: [batch],
             has_default=False,
         )
 
     def _encode(self, batch: list[Any]) -> EncodedRequest:
         return self._model.encoder.encode([[n] for n in batch])
 
-    def _answer(self, batch: list[Any], response: InferResponse) -> None:
+    def _answer(self, batch: list[Any], response: InferResponse, is_batched: bool) -> None:
         if self.refuses_answers:
             raise RemoteProtocolError("not this one")
         assert response.outputs["y"][:, 0].tolist() == batch
