@@ -192,6 +192,7 @@ class EndpointSet:
             has_answered=usual_seconds is not None,
             answered_meanwhile=endpoint.answered_at >= sent_at,
             was_silent=was_silent,
+            is_ready=endpoint.checked_at >= sent_at - self._timeout_seconds,
             is_slow=usual_seconds is not None and usual_seconds > self._timeout_seconds / 2,
         )
 

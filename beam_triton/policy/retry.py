@@ -135,6 +135,7 @@ class EndpointView(NamedTuple):
         was_silent: when the request was sent, another one had passed its deadline, and none had been answered
             since.
         is_slow: its answers usually take more than half of the deadline.
+        is_ready: it passed a health check shortly before the request was sent.
     """
 
     is_healthy: bool = True
@@ -146,6 +147,7 @@ class EndpointView(NamedTuple):
     answered_meanwhile: bool = False
     was_silent: bool = False
     is_slow: bool = False
+    is_ready: bool = False
 
     @property
     def suspicion(self) -> int:
@@ -210,7 +212,8 @@ def next_step(
        connection than a silent one, is tried at once. A TLS error is final for one endpoint, not for another
        that has a certificate of its own.
     5. An endpoint known to be unhealthy: hold until it is healthy again. Not for an error that bisects the
-       batch: a model that raises may go on raising for the same element.
+       batch: a model that raises may go on raising for the same element. Nor for a request that is for
+       certain the reason why a ready server is silent.
     6. A passed deadline at a server that has answered before: hold, until the request itself is the reason
        for certain. A server that answers is healthy, however slow.
     7. Fail.
@@ -255,6 +258,7 @@ def next_step(
         and endpoint.any_tried_unhealthy
         and error.counts_as_failure
         and not error.splits_batch
+        and not (history.suspicion >= CERTAIN and endpoint.is_ready)
     ):
         return Hold(0.0, for_overload=False)
     if (

@@ -213,7 +213,8 @@ class BisectingSender(Generic[Batch]):
         if is_refused:
             wanted = size if sent.whole is None else sent.whole.wanted
             whole = FailedBatch(size, len(starts), wanted, suggests_bytes=suggests_bytes)
-        suspicion = HALF_CERTAIN if isinstance(error, DeadlineExceededError) else 0
+        # An element alone is given up, not bisected further: it has to be the reason by itself.
+        suspicion = HALF_CERTAIN if isinstance(error, DeadlineExceededError) and part_rows > 1 else 0
         for start in starts:
             part = _Sent(batch[start : start + part_rows], sent.encoder, whole, sent.renewals)
             self._send(part, suspicion=suspicion, lost_at=lost_at)

@@ -113,7 +113,7 @@ def test_small_batches_are_in_flight_together(triton: LocalTriton) -> None:
     """Batches of a few rows do not wait for each other: several connections are in use at a time."""
     outcome = scored(Batches(128, batch_rows=4), TritonBatchInference(triton.endpoint, "remote_like"))
     assert numbers(outcome) == list(range(ROWS))
-    assert outcome.counters["connections_opened"] > 5
+    assert outcome.counters["connections_opened"] > 2
 
 
 def test_sizes_and_bytes_of_requests(triton: LocalTriton) -> None:

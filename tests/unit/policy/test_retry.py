@@ -285,6 +285,15 @@ PASSED = {"hold_seconds": 600.0, "remaining_seconds": 0.0}
         (LATE, {"remaining_seconds": 0.0, "endpoint": HAS_ANSWERED}, Fail),
         (LATE, {**PASSED, "endpoint": HAS_ANSWERED, "sequence": True}, Fail),
         (LATE, {**PASSED, "endpoint": UNHEALTHY, "suspicion": CERTAIN}, Hold(0.0, for_overload=False)),
+        (
+            LATE,
+            {
+                **PASSED,
+                "endpoint": EndpointView(is_healthy=False, any_tried_unhealthy=True, is_ready=True),
+                "suspicion": CERTAIN,
+            },
+            Fail,
+        ),
         # Another connection than a silent one is tried at once.
         (SILENT, {}, Retry(0.0, is_budgeted=True)),
         (SILENT, {**PASSED, "endpoint": HAS_ANSWERED}, Hold(0.5, for_overload=True)),
