@@ -19,6 +19,8 @@ A = Origin("http", "a.example", 80)
 
 def test_idle_connections_are_closed_on_time() -> None:
     """A connection that became idle while the thread slept is closed at its own time, not a round later."""
+    # Models that other tests left to the garbage collector.
+    others = sockets.threads().count("beam_triton-pool")
     opener = Opener()
     config = ConnectionPoolConfig(keep_alive_seconds=0.3)
     pool = ConnectionPool(config, opener.open, time.monotonic)
@@ -39,7 +41,7 @@ def test_idle_connections_are_closed_on_time() -> None:
     finally:
         evictor.stop()
         opener.close()
-    assert "beam_triton-pool" not in sockets.threads()
+    assert sockets.threads().count("beam_triton-pool") <= others
 
 
 def test_idle_connection_is_closed_at_its_age() -> None:
