@@ -1,9 +1,9 @@
 """Values of an element to arrays of a model's input, without loss or with a clear error.
 
-There are two kinds of values. Values with a dtype (arrays, and whatever ``numpy.asarray`` understands:
-tensors, Series, columns) have a precision that their author chose, so a cast must keep every value. Python
-numbers and lists of them have none: floats are rounded to the input's precision, as ``0.1`` for an FP32
-input implies. Neither kind is ever clipped, wrapped, truncated or parsed from text.
+Floats are rounded to the precision of a narrower float type, as NumPy's ``same_kind`` casts do: float64 is
+NumPy's default, not a choice of its author. Integers in arrays (and in whatever ``numpy.asarray``
+understands: tensors, Series, columns) are kept exactly; Python's own numbers are rounded where the input is a
+float. Nothing is ever clipped, wrapped, truncated, turned into infinity or parsed from text.
 
 ``numpy.can_cast`` decides by dtype where it is right. Where it is too strict (an int64 array of small values
 for INT32) or too lenient (int64 to float64, which rounds beyond 2**53), the values decide.
@@ -202,7 +202,7 @@ def _cast(array: Array, dtype: np.dtype[Any], spec: TensorSpec, may_round: bool)
     if source.kind == dtype.kind and source.itemsize == dtype.itemsize:
         return array.astype(dtype)
     if dtype.kind == "f" and source.kind == "f":
-        return _float_to_float(array, dtype, spec, may_round)
+        return _float_to_float(array, dtype, spec)
     if dtype.kind == "f" and source.kind in "iu":
         return _integer_to_float(array, dtype, spec, may_round)
     if np.can_cast(source, dtype, "safe"):
@@ -225,22 +225,15 @@ def _integer_range(dtype: np.dtype[Any]) -> tuple[int, int]:
     return int(info.min), int(info.max)
 
 
-def _float_to_float(array: Array, dtype: np.dtype[Any], spec: TensorSpec, may_round: bool) -> Array:
+def _float_to_float(array: Array, dtype: np.dtype[Any], spec: TensorSpec) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         cast = array.astype(dtype)
     if np.can_cast(array.dtype, dtype, "safe"):
         return cast
-    if may_round:
-        kept = np.isfinite(cast) | ~np.isfinite(array)
-        advice = f"it does not fit the range of {spec.datatype}"
-    else:
-        kept = cast == array
-        if not kept.all():
-            kept |= np.isnan(array)
-        advice = (
-            f"it would be rounded; if that is intended, convert it with .astype(numpy.{dtype.name}) first"
-        )
-    _require(kept, array, spec, advice)
+    kept = np.isfinite(cast)
+    if not kept.all():
+        kept |= ~np.isfinite(array)
+        _require(kept, array, spec, f"it does not fit the range of {spec.datatype}")
     return cast
 
 
