@@ -13,7 +13,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from beam_triton.control_plane import ControlPlane
-from beam_triton.errors import ConfigurationError, TritonError
+from beam_triton.errors import (
+    ConfigurationError,
+    DeadlineExceededError,
+    ModelNotReadyError,
+    ServerOverloadedError,
+    ServerUnavailableError,
+    TritonError,
+)
 from beam_triton.options import InferenceOptions
 from beam_triton.policy.retry import Limits, repeat
 from beam_triton.protocol import InferRequestEncoder, InferResponse, ModelSpec
@@ -30,6 +37,10 @@ from beam_triton.remote_model import RemoteModel, new_request_id
 from beam_triton.transport.session import acquire_session
 
 _logger = logging.getLogger(__name__)
+
+_LOG_EVERY_SECONDS = 10.0
+# A server that has just become ready does not wait for long.
+_LONGEST_PAUSE_SECONDS = 5.0
 
 Self = TypeVar("Self", bound="TritonClient")
 T = TypeVar("T")
@@ -177,11 +188,18 @@ class TritonClient:
             return self._options.model_spec
         return self._control.model_spec(model_name, self._version(model_version))
 
+    def wait_for_model_spec(self, model_name: str) -> ModelSpec:
+        """As `model_spec`, tried again for ``timeout_seconds``, or longer as `open_model` does."""
+        return _patiently(lambda: self.model_spec(model_name), self._options, self._options.timeout_seconds)
+
     def open_model(self, model_name: str, *, wait_seconds: float = 0.0) -> RemoteModel:
         """The model, ready for requests; its caller closes it.
 
         While the server cannot be reached or the model is not ready, tries again for ``wait_seconds``: a
-        worker may start while its server restarts.
+        worker may start while its server restarts. A server that is there but not ready (it holds the
+        request, as when it is scaled from zero, answers 502 to 504, or is loading the model) is waited for as
+        long as requests wait for it (``max_wait_seconds`` of the circuit breaker), with a line in the log
+        every 10 s.
         """
         return _patiently(lambda: self._opened(model_name, self._options), self._options, wait_seconds)
 
@@ -230,27 +248,54 @@ class TritonClient:
 
 def _described_again(model_name: str, options: InferenceOptions) -> ModelSpec:
     """The model as its server describes it now; waits for it for as long as requests do."""
-    breaker = options.circuit_breaker
-    wait_seconds = breaker.max_wait_seconds if breaker and breaker.when_open == "wait" else 0.0
     with TritonClient.from_inference_options(options) as client:
-        return _patiently(lambda: client.model_spec(model_name), options, wait_seconds)
+        return _patiently(lambda: client.model_spec(model_name), options, _hold_seconds(options))
+
+
+def _hold_seconds(options: InferenceOptions) -> float:
+    breaker = options.circuit_breaker
+    return breaker.max_wait_seconds if breaker and breaker.when_open == "wait" else 0.0
 
 
 def _patiently(operation: Callable[[], T], options: InferenceOptions, wait_seconds: float) -> T:
-    deadline = time.monotonic() + wait_seconds
-    has_logged = False
+    """Call ``operation`` until it succeeds, for ``wait_seconds``; longer where a server is starting."""
+    started = time.monotonic()
+    give_up_at = started + wait_seconds
+    log_at = started
+
+    def attempt() -> T:
+        nonlocal give_up_at
+        try:
+            return operation()
+        except TritonError as error:
+            if wait_seconds and _is_starting(error):
+                give_up_at = started + max(wait_seconds, _hold_seconds(options))
+            raise
 
     def wait(seconds: float, error: TritonError) -> None:
-        nonlocal has_logged
-        if not has_logged:
-            _logger.warning("trying again for %.0f s: %s", wait_seconds, error.message)
-            has_logged = True
-        time.sleep(seconds)
+        nonlocal log_at
+        now = time.monotonic()
+        if now >= log_at:
+            log_at = now + _LOG_EVERY_SECONDS
+            _logger.warning(
+                "not ready after %.0f s, trying again for %.0f s: %s",
+                now - started,
+                give_up_at - now,
+                error.message,
+            )
+        time.sleep(min(seconds, _LONGEST_PAUSE_SECONDS))
 
     return repeat(
-        operation,
+        attempt,
         options.retry,
-        lambda: Limits(deadline - time.monotonic(), max_retries=sys.maxsize),
+        lambda: Limits(give_up_at - time.monotonic(), max_retries=sys.maxsize),
         wait,
         random.random,
     )
+
+
+def _is_starting(error: TritonError) -> bool:
+    """Whether a server is there, and will be able to answer later."""
+    if isinstance(error, ModelNotReadyError):
+        return not error.is_unavailable
+    return isinstance(error, DeadlineExceededError | ServerUnavailableError | ServerOverloadedError)

@@ -80,7 +80,11 @@ class ControlPlane:
         try:
             return self.get(path, what=what, model_name=model_name)
         except (ModelNotFoundError, ModelNotReadyError) as error:
-            raise with_message(error, f"{error.message}; {self._known_models()}") from error
+            known = self._known_models()
+            reworded = with_message(error, f"{error.message}; {known}")
+            if isinstance(reworded, ModelNotReadyError):
+                reworded.is_unavailable = f"{model_name} (unavailable)" in known
+            raise reworded from error
 
     def repository_index(self) -> list[dict[str, Any]]:
         """The models of the server's repository: name, version, state, reason."""

@@ -200,8 +200,12 @@ class ModelNotFoundError(InferenceError):
 
 
 class ModelNotReadyError(InferenceError):
-    """The model exists but cannot serve now: it is loading, unloaded, or between two versions."""
+    """The model exists but cannot serve now: it is loading, unloaded, or between two versions.
 
+    ``is_unavailable``: the server lists it as unavailable, so it is not loading.
+    """
+
+    is_unavailable = False
     retryable = True
     counts_as_failure = True
 

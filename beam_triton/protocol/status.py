@@ -49,6 +49,9 @@ _OTHER_MODEL = re.compile(
 _OVERLOADED = ("Exceeds maximum queue size", "Request timeout expired")
 _UNKNOWN_MODEL = "Request for unknown model"
 _NOT_READY = ("has no available versions", "is not at ready state")
+# What MLServer (400 "Model m is not ready yet.") and KServe's server (503 "Model with name m is not ready.")
+# answer while the model is loading.
+_LOADING = re.compile(r"^Model .* is not ready\b")
 
 
 def error_from_response(
@@ -117,6 +120,8 @@ def _classify(status: int, message: str, what: str) -> tuple[type[InferenceError
     if message.startswith(_UNKNOWN_MODEL) and status in (400, 404, 503):
         # 404 since Triton 2.42, 400 before; 503 where the request names the version that is not loaded.
         return (ModelNotReadyError if _says(message, _NOT_READY) else ModelNotFoundError), ""
+    if status in (400, 404, 500, 503) and _LOADING.match(message):
+        return ModelNotReadyError, ""
     if status == 404:
         return ModelNotFoundError, "is this the address of a server of the Open Inference Protocol?"
     if status in (408, 429) or (status == 503 and _says(message, _OVERLOADED)):

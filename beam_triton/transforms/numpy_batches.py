@@ -397,7 +397,7 @@ class TritonBatchInference(beam.PTransform[Any, Any]):
                 )
         self._model_name = model_name
         with TritonClient.from_inference_options(given) as client:
-            spec = client.model_spec(model_name)
+            spec = client.wait_for_model_spec(model_name)
         self._output = _chosen_output(spec, output)
         self._options = dataclasses.replace(given, outputs=(self._output.name,))
         if self._options.default_value is not None:

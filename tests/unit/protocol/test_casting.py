@@ -81,7 +81,7 @@ def fits(value: Any, target: str) -> bool:
             return False
     if isinstance(value, float):
         return math.isfinite(rounded) or not math.isfinite(value)
-    return rounded == value
+    return bool(rounded == value)
 
 
 @pytest.mark.parametrize(
