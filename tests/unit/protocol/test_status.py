@@ -45,6 +45,8 @@ def body(message: str) -> bytes:
         (404, "Request for unknown model: 'm' has no available versions", ModelNotReadyError),
         (400, "Request for unknown model: 'm' has no available versions", ModelNotReadyError),
         (503, "Request for unknown model: 'm' version 1 is not at ready state", ModelNotReadyError),
+        (400, "Model m is not ready yet.", ModelNotReadyError),  # MLServer, kserve/kserve issue 2882
+        (503, "Model with name m is not ready.", ModelNotReadyError),  # KServe's own server
         (408, "", ServerOverloadedError),
         (429, "slow down", ServerOverloadedError),
         (503, "[request id: <id_unknown>] Exceeds maximum queue size", ServerOverloadedError),
