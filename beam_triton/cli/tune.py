@@ -154,8 +154,8 @@ def _recommend(chosen: Measurement, given: argparse.Namespace, options: Inferenc
         f'    TritonInference("{options.urls[0]}", "{given.model}",\n'
         f'                    batching={{"max_batch_size": {chosen.batch_size}}},\n'
         f"                    max_concurrent_requests={chosen.in_flight})\n\n"
-        f"No setting within 5 % of the fastest has fewer elements in flight. This was one process: if a\n"
-        f"job has several processes on this server, divide max_concurrent_requests between them."
+        f"No setting within 5 % of the fastest has fewer elements in flight. This was one process: several\n"
+        f"processes share the server by themselves, below max_concurrent_requests each."
     )
 
 

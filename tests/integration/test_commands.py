@@ -163,15 +163,13 @@ def test_tune_of_a_model_without_batches(triton: LocalTriton, capsys: pytest.Cap
     assert '"max_batch_size": 1}' in text
 
 
-def test_tune_does_not_recommend_settings_that_fail(
+def test_tune_recommends_no_more_in_flight_than_a_short_queue_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A queue of two refuses more: those settings are shown with their error and not recommended."""
+    """A queue of two refuses more: larger settings gain nothing."""
     with LocalTriton(write_models(tmp_path / "models", ["full_queue"])) as server:
-        # Failing settings take up to a second each on a busy machine, and come first.
         arguments = ["--model", "full_queue", "--seconds", "8", "--max-in-flight", "16"]
         text = printed_by(["tune", server.endpoint, *arguments], 0, capsys)
-    assert "failed: " in text
     found = re.search(r"max_concurrent_requests=(\d+)", text)
     assert found is not None
     assert int(found[1]) <= 4

@@ -202,17 +202,17 @@ def test_a_row_that_cannot_be_sent_yields_the_default(triton: LocalTriton) -> No
     assert numbers(outcome) == [2.0 * n for n in range(8)]
     huge = scored(Batches(1, dtype=np.int64, batch_rows=4), transform, count=8)
     assert numbers(huge) == [2.0 * n for n in range(8)]
-    third = scored(Thirds(1, dtype=np.float64), transform, count=8)
-    assert numbers(third) == sorted([0.5, *(2.0 * n for n in range(8) if n != 3)])
+    infinite = scored(TooLarge(1, dtype=np.float64), transform, count=8)
+    assert numbers(infinite) == sorted([0.5, *(2.0 * n for n in range(8) if n != 3)])
 
 
-class Thirds(Batches):
-    """Rows of which number 3 holds a third, which FP32 cannot hold."""
+class TooLarge(Batches):
+    """Rows of which number 3 would be infinite in FP32."""
 
     @beam.DoFn.yields_batches  # type: ignore[untyped-decorator]  # Beam's own
     def process(self, count: int) -> Iterator[Any]:
         for batch in super().process(count):
-            yield np.where(batch == 3, 1 / 3, batch)
+            yield np.where(batch == 3, 1e300, batch)
 
 
 def test_without_a_default_the_row_is_named(triton: LocalTriton) -> None:
