@@ -216,6 +216,12 @@ class Call(_CallState):
             self._owes_budget = False
             return True
         admission.end(None)
+        max_hold_seconds = self.context.endpoints.max_hold_seconds
+        if max_hold_seconds:
+            # The budget protects the server from this process: the request is not late for it.
+            self._hold_until = min(self._hold_until, now + max_hold_seconds)
+            if now < self._hold_until:
+                self._deadline += POLL_AGAIN_SECONDS
         wake_at = min(now + POLL_AGAIN_SECONDS, self._deadline)
         self._wait(Phase.BACKING_OFF, wake_at, throttled=self.is_throttled)
         return False
