@@ -253,10 +253,11 @@ class ConcurrencyLimit:
         self._begin_round(now)
 
     def _count_abandoned(self) -> int:
-        now = self._clock()
-        while self._abandoned_until and self._abandoned_until[0] <= now:
-            self._abandoned_until.popleft()
-        return len(self._abandoned_until)
+        with self._lock:
+            now = self._clock()
+            while self._abandoned_until and self._abandoned_until[0] <= now:
+                self._abandoned_until.popleft()
+            return len(self._abandoned_until)
 
     def _settle(self, now: float) -> None:
         """The first steps are over: from now on growth is slow, and dips look for a queue."""
