@@ -95,6 +95,7 @@ class _CallState:
     _sent_at = 0.0
     _was_silent = False
     _silence_seconds = math.inf
+    _gave_up_after_seconds = math.inf
     _queued_at: float | None = None
     _deadline = math.inf
     _hold_until = math.inf
@@ -273,6 +274,7 @@ class Call(_CallState):
             or self.context.endpoints.has_healthy_besides((*self._tried, endpoint))
             or endpoint.silence.try_trial(self._silence_seconds)
         ):
+            self._gave_up_after_seconds = self._silence_seconds
             attempt.give_up()
         else:
             attempt.wake_at = min(time.monotonic() + POLL_AGAIN_SECONDS, attempt.deadline)
@@ -310,7 +312,7 @@ class Call(_CallState):
         errors = self._history.errors
         if errors:
             if isinstance(errors[-1], SilentConnectionError):
-                endpoint.silence.answered_after(self._silence_seconds / 2, latency_seconds)
+                endpoint.silence.answered_after(self._gave_up_after_seconds, latency_seconds)
             _logger.info(
                 "%s answered after %d failed attempt(s), the last one: %s",
                 endpoint.url,

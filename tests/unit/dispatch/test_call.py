@@ -281,6 +281,18 @@ def test_slow_model_keeps_the_whole_deadline() -> None:
             assert [call.record.attempts for call in calls] == [1, 1, 1]
 
 
+def test_slow_server_is_trusted_for_longer_though_no_time_was_left_for_a_third_connection() -> None:
+    """The second connection was as slow as the first one, which therefore was not silent."""
+    with FaultServer(OK) as server:
+        channel = open_channel(server.endpoint, retry=QUICK_RETRIES, timeout_seconds=2.6)
+        with closing(channel):
+            ask(channel)
+            server.play([faults.silence, faults.late(0.8)])
+            call = ask(channel)
+            assert (call.result, call.record.attempts) == (b"answer", 2)
+            assert channel.endpoints.endpoints[0].silence.bound_seconds(0.01) == 2.0
+
+
 def test_late_connection_loss_is_not_stale() -> None:
     """The server may have run the request: without retries it is not sent again."""
 
