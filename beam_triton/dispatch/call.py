@@ -93,7 +93,7 @@ class _CallState:
     _attempt: Attempt | None = None
     _endpoint: Endpoint | None = None
     _sent_at = 0.0
-    _was_silent = False
+    _was_stalled = False
     _silence_seconds = math.inf
     _gave_up_after_seconds = math.inf
     _queued_at: float | None = None
@@ -243,7 +243,7 @@ class Call(_CallState):
             if 2 * self._silence_seconds > self._deadline - now:
                 # No time for another connection.
                 self._silence_seconds = math.inf
-        self._was_silent = admission.endpoint.is_silent
+        self._was_stalled = admission.endpoint.is_stalled
         try:
             parts = self.context.head_writer.parts(url, self.request)
         except TritonError as error:
@@ -308,7 +308,7 @@ class Call(_CallState):
         endpoint, latency_seconds = admission.endpoint, self.record.latency_seconds
         endpoint.limit.on_success(latency_seconds)
         endpoint.answered_at = self._sent_at + latency_seconds
-        endpoint.is_silent = False
+        endpoint.is_stalled = False
         errors = self._history.errors
         if errors:
             if isinstance(errors[-1], SilentConnectionError):
@@ -331,13 +331,11 @@ class Call(_CallState):
         if error.is_overload:
             endpoint.limit.on_overload(now - self._sent_at)
         elif isinstance(error, DeadlineExceededError):
-            endpoint.is_silent = not answered_meanwhile
-            if self._is_late(endpoint):
-                endpoint.limit.on_deadline(now - self._sent_at)
-        is_silent = isinstance(error, DeadlineExceededError | SilentConnectionError)
+            endpoint.record_deadline(self._sent_at, now)
+        is_late = isinstance(error, DeadlineExceededError | SilentConnectionError)
         self._is_size_suspect = self.is_batch and self._suspects_size(endpoint, error, now)
-        if not (is_silent and answered_meanwhile) and not self._is_size_suspect:
-            # A server that answers is healthy, however slow.
+        if not (is_late and answered_meanwhile) and not self._is_size_suspect:
+            # A server that answers others is healthy, however slow.
             self._report_failure(endpoint, error)
         has_new_credentials = False
         is_refused = isinstance(error, InferenceError) and error.status in (401, 403)
@@ -347,9 +345,7 @@ class Call(_CallState):
             writer = self.context.head_writer
             has_new_credentials = writer.is_outdated(endpoint.url, self.request, attempt.parts[0])
         tried = (*self._tried, endpoint)
-        view = self.context.endpoints.view(
-            tried, self._sent_at, has_new_credentials=has_new_credentials, was_silent=self._was_silent
-        )
+        view = self._view(tried, has_new_credentials=has_new_credentials)
         self._follow(self._history.after(error, view), tried, now, view)
 
     def describe(self, error: TritonError) -> None:
@@ -358,12 +354,6 @@ class Call(_CallState):
             error.endpoint = str(self._endpoint.url)
             error.request_id = self.request.request_id or None
             error.attempt_count = self.record.attempts
-
-    def _is_late(self, endpoint: Endpoint) -> bool:
-        """Whether a deadline may have passed in the server's queue, rather than while the model ran."""
-        usual_seconds = endpoint.limit.usual_latency_seconds
-        is_slow = usual_seconds is not None and usual_seconds > self.context.options.timeout_seconds / 2
-        return is_slow or endpoint.is_silent
 
     def _suspects_size(self, endpoint: Endpoint, error: TritonError, now: float) -> bool:
         """Whether a proxy may have refused this batch for its size, by another answer than 413 or by none.
@@ -426,7 +416,7 @@ class Call(_CallState):
         self._end_admission(None)
         if isinstance(step, Fail):
             if isinstance(error, DeadlineExceededError):
-                error = with_message(error, endpoints.late_message(tried[-1], error.message))
+                error = with_message(error, tried[-1].late_message(error.message))
                 error.splits_batch = history.suspicion >= CERTAIN and view.has_answered
             elif self._is_size_suspect:
                 error.splits_batch = True
@@ -448,6 +438,11 @@ class Call(_CallState):
             self._start_over(for_overload=False)
             self.start()
 
+    def _view(self, tried: tuple[Endpoint, ...], *, has_new_credentials: bool = False) -> EndpointView:
+        return self.context.endpoints.view(
+            tried, self._sent_at, has_new_credentials=has_new_credentials, was_stalled=self._was_stalled
+        )
+
     def _start_over(self, *, for_overload: bool) -> None:
         """The next attempt is a first one again, with a deadline of its own."""
         self._history = self._history.held(for_overload=for_overload)
@@ -465,14 +460,9 @@ class Call(_CallState):
         self.wake_at = math.inf
         if now < self._deadline:
             self.start()
-        elif self._history.errors:
-            view = self.context.endpoints.view(
-                self._tried, self._sent_at, has_new_credentials=False, was_silent=self._was_silent
-            )
-            self._follow(self._history, self._tried, now, view)
         else:
-            timeout_seconds = self.context.options.timeout_seconds
-            self._finish_with(self.context.endpoints.refusal_error(None, timeout_seconds))
+            # The deadline began with an attempt, which has failed.
+            self._follow(self._history, self._tried, now, self._view(self._tried))
 
     def cancel(self) -> None:
         """Give up without calling ``on_done``: the bundle failed, and the answer is of no use."""

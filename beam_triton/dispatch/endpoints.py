@@ -55,7 +55,7 @@ class Endpoint:
     Attributes:
         answered_at: when it last answered a request for the model.
         checked_at: when it last passed a health check.
-        is_silent: a request has passed its deadline, and none has been answered since.
+        is_stalled: a request has passed its deadline, and none has been answered since.
     """
 
     def __init__(self, url: EndpointUrl, key: EndpointSetKey) -> None:
@@ -67,7 +67,8 @@ class Endpoint:
         self.silence = Silence(time.monotonic)
         self.answered_at = -math.inf
         self.checked_at = -math.inf
-        self.is_silent = False
+        self._timeout_seconds = key.timeout_seconds
+        self.is_stalled = False
         self.retry_budget = RetryBudget(key.retry, time.monotonic)
         self.breaker: CircuitBreaker | None = None
         policy = key.circuit_breaker
@@ -84,6 +85,29 @@ class Endpoint:
     def is_healthy(self) -> bool:
         """The breaker, where there is one, is closed."""
         return self.breaker is None or self.breaker.state is State.CLOSED
+
+    @property
+    def is_slow(self) -> bool:
+        """Its answers usually take more than half of the deadline."""
+        usual_seconds = self.limit.usual_latency_seconds
+        return usual_seconds is not None and usual_seconds > self._timeout_seconds / 2
+
+    def record_deadline(self, sent_at: float, now: float) -> None:
+        """A request that was sent at ``sent_at`` has passed its deadline."""
+        self.is_stalled = self.answered_at < sent_at
+        if self.is_slow or self.is_stalled:
+            # It may have passed in the server's queue, rather than while the model ran.
+            self.limit.on_deadline(now - sent_at)
+
+    def late_message(self, message: str) -> str:
+        """``message`` of a request that passed its deadline, and what its user can do about it."""
+        answers = "it has answered no request for this model so far"
+        if self.limit.fastest_seconds < math.inf:
+            answers = f"its fastest answer for this model took {self.limit.fastest_seconds:.3g} s"
+        return (
+            f"{message}; {answers}. If the model needs longer, raise timeout_seconds or lower "
+            f"batching.max_batch_size"
+        )
 
     def _log_change(self, old: State, new: State) -> None:
         level = logging.WARNING if new is State.OPEN else logging.INFO
@@ -177,23 +201,22 @@ class EndpointSet:
         return max(endpoint.answered_at for endpoint in self.endpoints)
 
     def view(
-        self, tried: Sequence[Endpoint], sent_at: float, *, has_new_credentials: bool, was_silent: bool
+        self, tried: Sequence[Endpoint], sent_at: float, *, has_new_credentials: bool, was_stalled: bool
     ) -> EndpointView:
         """What `next_step` has to know after a request, sent at ``sent_at``, failed at the last endpoint of
         ``tried``."""
         endpoint = tried[-1]
-        usual_seconds = endpoint.limit.usual_latency_seconds
         return EndpointView(
             is_healthy=endpoint.is_healthy,
             has_alternative=self.has_healthy_besides(tried),
             any_tried_unhealthy=any(not endpoint.is_healthy for endpoint in tried),
             overload_streak=endpoint.limit.overloads_in_a_row,
             has_new_credentials=has_new_credentials,
-            has_answered=usual_seconds is not None,
+            has_answered=endpoint.limit.usual_latency_seconds is not None,
             answered_meanwhile=endpoint.answered_at >= sent_at,
-            was_silent=was_silent,
+            was_stalled=was_stalled,
             is_ready=endpoint.checked_at >= sent_at - self._timeout_seconds,
-            is_slow=usual_seconds is not None and usual_seconds > self._timeout_seconds / 2,
+            is_slow=endpoint.is_slow,
         )
 
     def silence_seconds(self, endpoint: Endpoint, silences: int) -> float:
@@ -230,17 +253,6 @@ class EndpointSet:
         """Wake one more that waits for an admission, if ``endpoint`` has room: its limit may have grown."""
         if endpoint.in_flight < endpoint.limit.limit:
             self.waiting_for_admission.wake_next()
-
-    def late_message(self, endpoint: Endpoint, message: str) -> str:
-        """``message`` of a request that passed its deadline, and what its user can do about it."""
-        fastest_seconds = endpoint.limit.fastest_seconds
-        answers = "it has answered no request for this model so far"
-        if fastest_seconds < math.inf:
-            answers = f"its fastest answer for this model took {fastest_seconds:.3g} s"
-        return (
-            f"{message}; {answers}. If the model needs longer, raise timeout_seconds or lower "
-            f"batching.max_batch_size"
-        )
 
     def refusal_error(self, open_seconds: float | None, waited_seconds: float) -> TritonError:
         """The error of a request that was never sent: it was refused, as in `Refusal`, until it gave up."""

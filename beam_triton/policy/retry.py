@@ -132,8 +132,8 @@ class EndpointView(NamedTuple):
         has_new_credentials: it refused credentials that have been replaced since.
         has_answered: it has answered a request for the model before.
         answered_meanwhile: it answered others while this request was in flight.
-        was_silent: when the request was sent, another one had passed its deadline, and none had been answered
-            since.
+        was_stalled: when the request was sent, another one had passed its deadline, and none had been
+            answered since.
         is_slow: its answers usually take more than half of the deadline.
         is_ready: it passed a health check shortly before the request was sent.
     """
@@ -145,7 +145,7 @@ class EndpointView(NamedTuple):
     has_new_credentials: bool = False
     has_answered: bool = False
     answered_meanwhile: bool = False
-    was_silent: bool = False
+    was_stalled: bool = False
     is_slow: bool = False
     is_ready: bool = False
 
@@ -158,7 +158,7 @@ class EndpointView(NamedTuple):
         """
         if self.answered_meanwhile:
             return 0 if self.is_slow else CERTAIN // 2
-        return 1 if self.was_silent else CERTAIN // 2
+        return 1 if self.was_stalled else CERTAIN // 2
 
 
 class Resend(NamedTuple):

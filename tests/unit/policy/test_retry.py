@@ -319,7 +319,7 @@ def test_next_step_after_each_failure(
         # It was sent to a server that had just answered, and nobody has been answered since.
         (EndpointView(has_answered=True), CERTAIN // 2),
         # Another request may have silenced the server before.
-        (EndpointView(has_answered=True, was_silent=True), 1),
+        (EndpointView(has_answered=True, was_stalled=True), 1),
     ],
 )
 def test_passed_deadline_makes_the_request_suspicious(endpoint: EndpointView, suspicion: int) -> None:
