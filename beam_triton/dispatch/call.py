@@ -154,6 +154,7 @@ class Call(_CallState):
             self._leave_queue()
             endpoints.wake_another(admission.endpoint)
         if self._queued_at is not None:
+            # It was held by no server.
             self._hold_until += now - self._queued_at
             self._queued_at = None
         if self._owes_budget and not self._spend_budget(admission, now):
@@ -168,33 +169,36 @@ class Call(_CallState):
 
     def _wait_for_admission(self, refusal: Refusal) -> None:
         now = time.monotonic()
+        if refusal.open_seconds is None:
+            self._wait_for_turn(now)
+        else:
+            self._wait_for_health(refusal.open_seconds, now)
+
+    def _wait_for_turn(self, now: float) -> None:
+        """Wait at endpoints that are at their limits: while they answer others, however long it takes."""
         endpoints = self.context.endpoints
-        open_seconds, max_hold_seconds = refusal.open_seconds, endpoints.max_hold_seconds
-        if open_seconds is None:
-            # Its turn comes while others are answered, however long that takes.
-            if self._queued_at is None:
-                self._queued_at = now
-            patience_seconds = max_hold_seconds or self.context.options.timeout_seconds
-            gives_up_at = max(self._queued_at, endpoints.answered_at) + patience_seconds
-            if now >= gives_up_at:
-                self._finish_with(endpoints.refusal_error(None, now - self._queued_at))
-                return
-            self._wait(
-                Phase.QUEUED,
-                min(now + POLL_AGAIN_SECONDS, gives_up_at, self._deadline),
-                throttled=endpoints.is_overloaded(now),
-            )
+        if self._queued_at is None:
+            self._queued_at = now
+        patience_seconds = endpoints.max_hold_seconds or self.context.options.timeout_seconds
+        gives_up_at = max(self._queued_at, endpoints.answered_at) + patience_seconds
+        if now >= gives_up_at:
+            self._finish_with(endpoints.busy_error(now - self._queued_at))
             return
+        wake_at = min(now + POLL_AGAIN_SECONDS, gives_up_at, self._deadline)
+        self._wait(Phase.QUEUED, wake_at, throttled=endpoints.is_overloaded(now))
+
+    def _wait_for_health(self, open_seconds: float, now: float) -> None:
+        """Wait outside the deadline while no endpoint is healthy, as long as the policy allows."""
+        max_hold_seconds = self.context.endpoints.max_hold_seconds
         self._queued_at = None
         self._hold_until = min(self._hold_until, now + max_hold_seconds)
         if now >= self._hold_until:
-            self._finish_with(endpoints.refusal_error(open_seconds, max_hold_seconds))
+            self._finish_with(self.context.endpoints.unhealthy_error(open_seconds, max_hold_seconds))
             return
-        # Outside the deadline: nothing has been sent that could be late.
         self._start_over(for_overload=False)
         start_health_checks(self.context)
-        wait = min(max(open_seconds, 0.01), POLL_AGAIN_SECONDS)
-        self._wait(Phase.QUEUED, min(now + wait, self._hold_until), throttled=True)
+        seconds = min(max(open_seconds, 0.01), POLL_AGAIN_SECONDS)
+        self._wait(Phase.QUEUED, min(now + seconds, self._hold_until), throttled=True)
 
     def _join_queue(self) -> bool:
         if self._queue_entry is None:
@@ -230,20 +234,16 @@ class Call(_CallState):
     def _send(self, admission: Admission, now: float) -> None:
         self.phase = Phase.SENDING
         self.record.attempts += 1
-        endpoints, options = self.context.endpoints, self.context.options
-        self._endpoint = admission.endpoint
-        url = admission.endpoint.url
-        silences = 0
-        if self._history.errors:
-            silences = sum(isinstance(error, SilentConnectionError) for error in self._history.errors)
-        if self.is_sequence:
-            self._silence_seconds = math.inf
-        else:
-            self._silence_seconds = endpoints.silence_seconds(admission.endpoint, silences)
-            if 2 * self._silence_seconds > self._deadline - now:
-                # No time for another connection.
-                self._silence_seconds = math.inf
-        self._was_stalled = admission.endpoint.is_stalled
+        options = self.context.options
+        self._endpoint = endpoint = admission.endpoint
+        url = endpoint.url
+        if not self.is_sequence:
+            errors = self._history.errors
+            silences = sum(isinstance(error, SilentConnectionError) for error in errors) if errors else 0
+            self._silence_seconds = self.context.endpoints.silence_seconds(
+                endpoint, silences, self._deadline - now
+            )
+        self._was_stalled = endpoint.is_stalled
         try:
             parts = self.context.head_writer.parts(url, self.request)
         except TritonError as error:

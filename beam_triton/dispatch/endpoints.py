@@ -219,13 +219,13 @@ class EndpointSet:
             is_slow=endpoint.is_slow,
         )
 
-    def silence_seconds(self, endpoint: Endpoint, silences: int) -> float:
+    def silence_seconds(self, endpoint: Endpoint, silences: int, left_seconds: float) -> float:
         """How long a request to ``endpoint`` may hear nothing, see `Silence.bound_seconds`."""
         usual_seconds = endpoint.limit.usual_latency_seconds
         if usual_seconds is None and len(self.endpoints) > 1:
             others = [each.limit.usual_latency_seconds for each in self.endpoints]
             usual_seconds = max((seconds for seconds in others if seconds is not None), default=None)
-        return endpoint.silence.bound_seconds(usual_seconds, silences)
+        return endpoint.silence.bound_seconds(usual_seconds, silences, left_seconds)
 
     def admit(self, avoid: Collection[Endpoint]) -> Admission | Refusal:
         """Permission to send to one endpoint, not one of ``avoid`` unless there is no other."""
@@ -254,15 +254,17 @@ class EndpointSet:
         if endpoint.in_flight < endpoint.limit.limit:
             self.waiting_for_admission.wake_next()
 
-    def refusal_error(self, open_seconds: float | None, waited_seconds: float) -> TritonError:
-        """The error of a request that was never sent: it was refused, as in `Refusal`, until it gave up."""
-        if open_seconds is not None:
-            waited = f" after {waited_seconds:g} s of waiting" if waited_seconds else ""
-            return CircuitOpenError(
-                f"the circuit breaker of {self} is open{waited}: the request was not sent; "
-                f"next probe in {open_seconds:.1f} s",
-                open_seconds_left=open_seconds,
-            )
+    def unhealthy_error(self, open_seconds: float, waited_seconds: float) -> TritonError:
+        """The error of a request that is given up while all circuit breakers are open."""
+        waited = f" after {waited_seconds:g} s of waiting" if waited_seconds else ""
+        return CircuitOpenError(
+            f"the circuit breaker of {self} is open{waited}: the request was not sent; "
+            f"next probe in {open_seconds:.1f} s",
+            open_seconds_left=open_seconds,
+        )
+
+    def busy_error(self, waited_seconds: float) -> TritonError:
+        """The error of a request that is given up while endpoints are at their limits, and answer nothing."""
         limits = "+".join(str(endpoint.limit.limit) for endpoint in self.endpoints)
         return PoolTimeoutError(
             f"not sent within {waited_seconds:g} s: {self} is at its adaptive limit of {limits} requests "

@@ -30,15 +30,20 @@ class Silence:
         self._raised_at = -math.inf
         self._trial_ends_at = -math.inf
 
-    def bound_seconds(self, usual_seconds: float | None, silences: int = 0) -> float:
+    def bound_seconds(
+        self, usual_seconds: float | None, silences: int = 0, left_seconds: float = math.inf
+    ) -> float:
         """How long a request may hear nothing, after ``silences`` connections that were silent already.
 
-        Infinite where nothing is known of what answers take, ``usual_seconds``.
+        Infinite where nothing is known of what answers take, ``usual_seconds``, and where another connection
+        would not have as long again of the ``left_seconds`` until the deadline.
         """
         if usual_seconds is None or silences >= _MOST_SILENCES:
             return math.inf
         seconds = max(_USUAL_LATENCIES * usual_seconds, _LEAST_SECONDS) * self._factor
-        return seconds * 2**silences if silences else seconds
+        if silences:
+            seconds *= 2**silences
+        return seconds if 2 * seconds <= left_seconds else math.inf
 
     def try_trial(self, seconds: float) -> bool:
         """Whether this request may try a fresh connection though no other request is being answered.
