@@ -46,7 +46,7 @@ from beam_triton.errors import (
     with_message,
     without_frames,
 )
-from beam_triton.policy.retry import CERTAIN, EndpointView, Fail, History, Limits, Resend, Retry, next_step
+from beam_triton.policy.retry import EndpointView, Fail, History, Limits, Resend, Retry, next_step
 from beam_triton.transport.attempt import Attempt
 from beam_triton.transport.exchange import Exchange
 
@@ -101,7 +101,7 @@ class _CallState:
     _hold_until = math.inf
     _owes_budget = False
     _has_reread_credentials = False
-    _is_size_suspect = False
+    _may_be_too_large = False
     # Made when it is needed and dropped after: it refers back to this call.
     _queue_entry: QueueEntry | None = None
 
@@ -333,8 +333,8 @@ class Call(_CallState):
         elif isinstance(error, DeadlineExceededError):
             endpoint.record_deadline(self._sent_at, now)
         is_late = isinstance(error, DeadlineExceededError | SilentConnectionError)
-        self._is_size_suspect = self.is_batch and self._suspects_size(endpoint, error, now)
-        if not (is_late and answered_meanwhile) and not self._is_size_suspect:
+        self._may_be_too_large = self.is_batch and self._suspects_size(endpoint, error, now)
+        if not (is_late and answered_meanwhile) and not self._may_be_too_large:
             # A server that answers others is healthy, however slow.
             self._report_failure(endpoint, error)
         has_new_credentials = False
@@ -402,7 +402,7 @@ class Call(_CallState):
                 hold_seconds=min(self._hold_until - now, endpoints.max_hold_seconds),
                 max_server_error_retries=0 if self.is_batch else None,
                 is_sequence=self.is_sequence,
-                is_too_large=self._is_size_suspect,
+                may_be_too_large=self._may_be_too_large,
             ),
             view,
             random.random,
@@ -417,8 +417,8 @@ class Call(_CallState):
         if isinstance(step, Fail):
             if isinstance(error, DeadlineExceededError):
                 error = with_message(error, tried[-1].late_message(error.message))
-                error.splits_batch = history.suspicion >= CERTAIN and view.has_answered
-            elif self._is_size_suspect:
+                error.splits_batch = history.is_to_blame and view.has_answered
+            elif self._may_be_too_large:
                 error.splits_batch = True
             self._finish_with(error)
         elif isinstance(step, Retry):
