@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from beam_triton.dispatch.discovery import Discovery
 from beam_triton.dispatch.slots import Slots, WaitQueue
 from beam_triton.errors import CircuitOpenError, PoolTimeoutError, TritonError
-from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State
+from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State, max_hold_seconds
 from beam_triton.policy.concurrency_limit import ConcurrencyLimit
 from beam_triton.policy.learned_size import LearnedSizes
 from beam_triton.policy.rare_question import RareQuestion
@@ -146,8 +146,7 @@ class EndpointSet:
 
     Attributes:
         endpoints: those that get requests now. Discovery replaces the tuple, on another thread: read it once.
-        max_hold_seconds: how long a request may be held, outside its deadline, for an unhealthy or overloaded
-            server.
+        max_hold_seconds: how long a request may be held for an unhealthy or overloaded server.
         waiting_for_admission: is woken when a request to an endpoint has ended.
         learned: which sizes of requests pass.
         model_questions: whether the model is still as it was described, by its version.
@@ -164,8 +163,7 @@ class EndpointSet:
         )
         self.retry = key.retry
         self._timeout_seconds = key.timeout_seconds
-        breaker = key.circuit_breaker
-        self.max_hold_seconds = breaker.max_wait_seconds if breaker and breaker.when_open == "wait" else 0.0
+        self.max_hold_seconds = max_hold_seconds(key.circuit_breaker)
         self._lock = threading.Lock()
         self._discovery: Discovery | None = None
         if key.discovery_seconds is not None:
