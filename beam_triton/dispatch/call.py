@@ -86,9 +86,14 @@ class _CallState:
     result: Any = None
     error: TritonError | None = None
     is_throttled = False
+    # The failures, the endpoints that come last now, and those whose breakers know that this request failed.
     _history = History()
     _tried: tuple[Endpoint, ...] = ()
     _reported: tuple[Endpoint, ...] = ()
+    _owes_budget = False
+    _may_be_too_large = False
+    _has_reread_credentials = False
+    # The last attempt: where and when it was sent, and how long its connection may be silent.
     _admission: Admission | None = None
     _attempt: Attempt | None = None
     _endpoint: Endpoint | None = None
@@ -96,12 +101,10 @@ class _CallState:
     _was_stalled = False
     _silence_seconds = math.inf
     _gave_up_after_seconds = math.inf
-    _queued_at: float | None = None
+    # Infinite before the first attempt, and before the first time that it is held.
     _deadline = math.inf
     _hold_until = math.inf
-    _owes_budget = False
-    _has_reread_credentials = False
-    _may_be_too_large = False
+    _queued_at: float | None = None
     # Made when it is needed and dropped after: it refers back to this call.
     _queue_entry: QueueEntry | None = None
 
@@ -358,21 +361,17 @@ class Call(_CallState):
     def _suspects_size(self, endpoint: Endpoint, error: TritonError, now: float) -> bool:
         """Whether a proxy may have refused this batch for its size, by another answer than 413 or by none.
 
-        No batch as large has passed lately, and the server is well: it has answered others, or its health
-        check, since the batch was lost before.
+        Its server is well: it has answered others, or a health check, since the batch was lost before (since
+        it was sent, where the answer is that it is forbidden).
         """
         is_forbidden = isinstance(error, InferenceError) and error.status == 403
         is_lost = isinstance(error, ConnectionLostError | ServerUnavailableError) and not error.was_stale
         if not (is_forbidden or is_lost):
             return False
-        limit, nbytes = self.context.endpoints.learned.nbytes, self.request.content_length
         lost_at = self._sent_at if is_forbidden else self.lost_at
         self.lost_at = min(self.lost_at, now)
         is_well = max(endpoint.answered_at, endpoint.checked_at) > lost_at
-        if limit.passed_lately(nbytes) or not (is_well or limit.may_refuse(nbytes)):
-            return False
-        limit.suspect(nbytes)
-        return True
+        return self.context.endpoints.learned.nbytes.suspects(self.request.content_length, is_well=is_well)
 
     def _report_failure(self, endpoint: Endpoint, error: TritonError) -> None:
         """Report a failure to the breaker, once per endpoint at most, unless this is a probe.
