@@ -12,10 +12,10 @@
                           └─ Fail ────────────────────▶ DONE
 
 QUEUED is waiting for an admission. `beam_triton.policy.retry.next_step` chooses the step; this file carries
-it out. The deadline runs from the first attempt's start. Time in which a request is held, for an unhealthy or
-overloaded server or one that named a time to come back, is outside it and bounded by ``max_wait_seconds`` of
-the breaker's policy; where that policy does not wait, it is inside. Time in the queue of an endpoint at its
-limit is outside both, as long as it answers others.
+it out. The deadline runs from the first attempt's start. Where the breaker's policy waits, two kinds of time
+are outside it: a request is *held*, for an unhealthy or overloaded server, for one that named a time to come
+back or for the retry budget, at most for ``max_wait_seconds``; and it waits for its turn at an endpoint that
+is at its limit, however long that takes while the endpoint answers others.
 """
 
 from __future__ import annotations
@@ -157,8 +157,10 @@ class Call(_CallState):
             self._leave_queue()
             endpoints.wake_another(admission.endpoint)
         if self._queued_at is not None:
-            # It was held by no server.
+            # It was held by no server, nor late for one.
             self._hold_until += now - self._queued_at
+            if endpoints.max_hold_seconds:
+                self._deadline += now - self._queued_at
             self._queued_at = None
         if self._owes_budget and not self._spend_budget(admission, now):
             return
@@ -187,7 +189,9 @@ class Call(_CallState):
         if now >= gives_up_at:
             self._finish_with(endpoints.busy_error(now - self._queued_at))
             return
-        wake_at = min(now + POLL_AGAIN_SECONDS, gives_up_at, self._deadline)
+        wake_at = min(now + POLL_AGAIN_SECONDS, gives_up_at)
+        if not endpoints.max_hold_seconds:
+            wake_at = min(wake_at, self._deadline)
         self._wait(Phase.QUEUED, wake_at, throttled=endpoints.is_overloaded(now))
 
     def _wait_for_health(self, open_seconds: float, now: float) -> None:
@@ -457,7 +461,8 @@ class Call(_CallState):
 
     def on_time(self, now: float) -> None:
         self.wake_at = math.inf
-        if now < self._deadline:
+        is_outside = self._queued_at is not None and self.context.endpoints.max_hold_seconds > 0
+        if is_outside or now < self._deadline:
             self.start()
         else:
             # The deadline began with an attempt, which has failed.
