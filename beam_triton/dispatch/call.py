@@ -157,11 +157,7 @@ class Call(_CallState):
             self._leave_queue()
             endpoints.wake_another(admission.endpoint)
         if self._queued_at is not None:
-            # It was held by no server, nor late for one.
-            self._hold_until += now - self._queued_at
-            if endpoints.max_hold_seconds:
-                self._deadline += now - self._queued_at
-            self._queued_at = None
+            self._discount_turn(now - self._queued_at)
         if self._owes_budget and not self._spend_budget(admission, now):
             return
         self.is_throttled = False
@@ -194,10 +190,18 @@ class Call(_CallState):
             wake_at = min(wake_at, self._deadline)
         self._wait(Phase.QUEUED, wake_at, throttled=endpoints.is_overloaded(now))
 
+    def _discount_turn(self, waited_seconds: float) -> None:
+        """It was held by no server while others had their turn, nor late for one."""
+        self._queued_at = None
+        self._hold_until += waited_seconds
+        if self.context.endpoints.max_hold_seconds:
+            self._deadline += waited_seconds
+
     def _wait_for_health(self, open_seconds: float, now: float) -> None:
         """Wait outside the deadline while no endpoint is healthy, as long as the policy allows."""
+        if self._queued_at is not None:
+            self._discount_turn(now - self._queued_at)
         max_hold_seconds = self.context.endpoints.max_hold_seconds
-        self._queued_at = None
         self._hold_until = min(self._hold_until, now + max_hold_seconds)
         if now >= self._hold_until:
             self._finish_with(self.context.endpoints.unhealthy_error(open_seconds, max_hold_seconds))
