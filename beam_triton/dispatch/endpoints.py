@@ -172,6 +172,9 @@ class EndpointSet:
             )
             self._discovery.start()
 
+    def __str__(self) -> str:
+        return ", ".join(str(endpoint.url) for endpoint in self.endpoints)
+
     def close(self) -> None:
         """End the discovery, where there is one."""
         if self._discovery is not None:
@@ -268,9 +271,6 @@ class EndpointSet:
             f"not sent within {waited_seconds:g} s: {self} is at its adaptive limit of {limits} requests "
             f"at a time, and others were queued first"
         )
-
-    def __str__(self) -> str:
-        return ", ".join(str(endpoint.url) for endpoint in self.endpoints)
 
     def has_healthy_besides(self, tried: Sequence[Endpoint]) -> bool:
         """Whether an endpoint that is not among ``tried`` is healthy."""
