@@ -22,6 +22,7 @@ from beam_triton.errors import (
     TritonError,
 )
 from beam_triton.options import InferenceOptions
+from beam_triton.policy.circuit_breaker import max_hold_seconds
 from beam_triton.policy.retry import Limits, repeat
 from beam_triton.protocol import InferRequestEncoder, InferResponse, ModelSpec
 from beam_triton.protocol.paths import (
@@ -249,12 +250,9 @@ class TritonClient:
 def _described_again(model_name: str, options: InferenceOptions) -> ModelSpec:
     """The model as its server describes it now; waits for it for as long as requests do."""
     with TritonClient.from_inference_options(options) as client:
-        return _patiently(lambda: client.model_spec(model_name), options, _hold_seconds(options))
-
-
-def _hold_seconds(options: InferenceOptions) -> float:
-    breaker = options.circuit_breaker
-    return breaker.max_wait_seconds if breaker and breaker.when_open == "wait" else 0.0
+        return _patiently(
+            lambda: client.model_spec(model_name), options, max_hold_seconds(options.circuit_breaker)
+        )
 
 
 def _patiently(operation: Callable[[], T], options: InferenceOptions, wait_seconds: float) -> T:
@@ -269,7 +267,7 @@ def _patiently(operation: Callable[[], T], options: InferenceOptions, wait_secon
             return operation()
         except TritonError as error:
             if wait_seconds and _is_starting(error):
-                give_up_at = started + max(wait_seconds, _hold_seconds(options))
+                give_up_at = started + max(wait_seconds, max_hold_seconds(options.circuit_breaker))
             raise
 
     def wait(seconds: float, error: TritonError) -> None:

@@ -44,13 +44,15 @@ _SLOW_SECONDS = 0.005
 # Below this no queue shows.
 _FLAT_RATIO = 1.3
 
-# A dip whose answers are faster than before by this ratio has emptied a queue.
+# The limit falls by this factor, for so many round trips, once in so many times as long.
 _DIP_FACTOR = 3
-_DIP_RATIO = 1.25
 _DIP_ROUND_TRIPS = 2.5
 _DIP_INTERVAL = 16
 _MIN_DIP_SECONDS = 0.5
+# A dip whose answers are faster than before by this ratio has emptied a queue.
+_DIP_RATIO = 1.25
 
+# How many answers, and how many times the limit, a round has at least once the limit has settled.
 _SETTLED_ROUND = 16
 _SETTLED_ROUND_TRIPS = 2
 
@@ -96,15 +98,19 @@ class ConcurrencyLimit:
         self._clock = clock
         self._wall_clock = wall_clock
         self._lock = Lock()
-        self._limit = 1.0
-        self._is_starting = True
         self.overloaded_at = -math.inf
-        self._light_seconds = math.inf
-        self._round_trip_seconds = _FIRST_ROUND_TRIP_SECONDS
-        self._has_answered = False
         self.fastest_seconds = math.inf
         self.overloads_in_a_row = 0
         self.was_reached = False
+        self._limit = 1.0
+        # The limit doubles until answers slow down; there are no dips so far.
+        self._is_starting = True
+        self._has_answered = False
+        # What a lightly used server takes, what answers take lately, and what they took in the last round.
+        self._light_seconds = math.inf
+        self._round_trip_seconds = _FIRST_ROUND_TRIP_SECONDS
+        self._last_round_seconds = 0.0
+        # Where a passed deadline goes back to; where one passed, and until when that is not tried again.
         self._last_good = 1.0
         self._too_many = math.inf
         self._too_many_until = -math.inf
@@ -112,7 +118,7 @@ class ConcurrencyLimit:
         self._is_wave = False
         self._dip: _Dip | None = None
         self._dips_at = math.inf
-        self._latency_seconds = 0.0
+        # When the server has ended the requests whose deadlines passed, one entry each.
         self._abandoned_until: deque[float] = deque()
         self._round = _Round(clock(), 1, 0)
 
@@ -182,7 +188,7 @@ class ConcurrencyLimit:
 
     def _judge(self, now: float) -> None:
         """Choose the limit of the next round after what the last one has shown."""
-        latency = self._latency_seconds = self._round.mean_seconds
+        latency = self._last_round_seconds = self._round.mean_seconds
         self._is_wave = False
         if self.was_reached:
             noise = 2 * self._round.standard_error_seconds
@@ -195,7 +201,7 @@ class ConcurrencyLimit:
             is_flat = latency <= self._light_seconds + max(_SLOW_SECONDS, noise)
             unqueued = limit if is_flat else limit * self._light_seconds / latency
             target = min(unqueued + math.sqrt(limit), self._maximum)
-            if self._is_starting and latency <= _FLAT_RATIO * self._light_seconds + _SLOW_SECONDS:
+            if self._is_starting and not self._shows_queue(latency):
                 target = min(2.0 * limit, self._maximum)
             else:
                 self._settle(now)
@@ -206,14 +212,19 @@ class ConcurrencyLimit:
                 self._limit = max(1.0, (self._limit + target) / 2)
         self._begin_round(now)
 
+    def _shows_queue(self, latency: float) -> bool:
+        return latency > _FLAT_RATIO * self._light_seconds + _SLOW_SECONDS
+
     def _grow(self, target: float, latency: float, now: float) -> None:
+        """Raise the limit to ``target``, or as far as answers are in time even if those added queue."""
         limit = self._limit
-        if latency * target > _CAREFUL_SHARE * self._timeout_seconds * limit:
-            if latency > _FLAT_RATIO * self._light_seconds + _SLOW_SECONDS:
+        if latency * target / limit > _CAREFUL_SHARE * self._timeout_seconds:
+            if self._shows_queue(latency):
                 return
             target = min(target, limit + max(1.0, limit // 2))
             self._is_wave = True
             if now < self._too_many_until and target >= self._too_many:
+                # Not to where requests were late, but a quarter of the way.
                 target = limit + max(1.0, (self._too_many - limit) // 4)
                 if target >= self._too_many:
                     self._is_wave = False
@@ -221,19 +232,20 @@ class ConcurrencyLimit:
         self._limit = max(limit, target)
 
     def _begin_dip(self, now: float) -> None:
+        """Lower the limit for a moment; the round counts what is sent once the queue has emptied."""
         seconds = self._dip_seconds()
         began_at = self._dips_at
         self._plan_dip(now)
-        if self._latency_seconds:
-            self._dip = _Dip(self._limit, self._latency_seconds, began_at + seconds)
+        if self._last_round_seconds:
+            self._dip = _Dip(self._limit, self._last_round_seconds, began_at + seconds)
             self._limit = max(1.0, self._limit / _DIP_FACTOR)
-            self._round = _Round(began_at + self._latency_seconds, sys.maxsize, 0)
+            self._round = _Round(began_at + self._last_round_seconds, sys.maxsize, 0)
         else:
             self._begin_round(now)
 
     def _dip_seconds(self) -> float:
         """The smallest power of two that is long enough: clients with similar latencies agree on it."""
-        seconds = max(_DIP_ROUND_TRIPS * self._latency_seconds, _MIN_DIP_SECONDS)
+        seconds = max(_DIP_ROUND_TRIPS * self._last_round_seconds, _MIN_DIP_SECONDS)
         return 2.0 ** math.ceil(math.log2(seconds))
 
     def _plan_dip(self, now: float) -> None:
@@ -246,6 +258,7 @@ class ConcurrencyLimit:
         if self._round.count:
             latency = self._round.mean_seconds
             if dip.latency_before >= _DIP_RATIO * latency:
+                # Requests had been waiting.
                 self._limit = max(1.0, dip.limit_before * _AFTER_DIP_FACTOR)
                 self._light_seconds = min(self._light_seconds, latency)
             else:
@@ -253,10 +266,11 @@ class ConcurrencyLimit:
         self._begin_round(now)
 
     def _count_abandoned(self) -> int:
-        now = self._clock()
-        while self._abandoned_until and self._abandoned_until[0] <= now:
-            self._abandoned_until.popleft()
-        return len(self._abandoned_until)
+        with self._lock:
+            now = self._clock()
+            while self._abandoned_until and self._abandoned_until[0] <= now:
+                self._abandoned_until.popleft()
+            return len(self._abandoned_until)
 
     def _settle(self, now: float) -> None:
         """The first steps are over: from now on growth is slow, and dips look for a queue."""

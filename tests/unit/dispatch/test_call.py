@@ -29,7 +29,7 @@ from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
 from beam_triton.transport.exchange import Exchange
 from tests.support import faults, sockets
-from tests.support.answers import Answer, always
+from tests.support.answers import Answer, Request, always
 from tests.support.dispatching import NO_RETRIES, QUICK_RETRIES, ask, free_slots, open_channel, post, read
 from tests.support.fault_server import Fault, FaultServer, serve
 
@@ -239,6 +239,33 @@ def test_wait_for_admission_is_bounded(waits: bool) -> None:
             assert "1 requests at a time" in str(errors)
 
 
+def test_retry_that_waits_for_its_turn_is_not_late_for_it() -> None:
+    """A connection is lost, and the server is busy with others for longer than a deadline."""
+    one_at_a_time = threading.Lock()
+
+    def slowly(request: Request) -> Answer:
+        with one_at_a_time:
+            time.sleep(0.25)
+        return Answer(200, b"answer")
+
+    with FaultServer(slowly, [faults.reset_after_reading]) as server:
+        channel = open_channel(
+            server.endpoint,
+            retry=QUICK_RETRIES,
+            circuit_breaker=CircuitBreakerPolicy(),
+            timeout_seconds=1.0,
+            max_concurrent_requests=10,
+        )
+        with closing(channel):
+            dispatcher: Dispatcher[int] = Dispatcher(channel)
+            for number in range(10):
+                dispatcher.submit(number, post(), read, suspicion=0)
+            dispatcher.drain()
+            calls = [call for _, call in dispatcher.completed]
+    assert [call.error for call in calls] == [None] * 10
+    assert sum(call.record.retries for call in calls) == 1
+
+
 def test_retry_is_charged_to_the_endpoint_that_receives_it() -> None:
     """An unhealthy endpoint that gets no requests is not charged for retries elsewhere."""
     policy = RetryPolicy(
@@ -260,7 +287,7 @@ def test_retry_is_charged_to_the_endpoint_that_receives_it() -> None:
 
 
 def test_request_to_a_frozen_endpoint_fails_over() -> None:
-    """Where answers usually come soon, an endpoint that never answers costs half of the deadline."""
+    """Where answers usually come soon, an endpoint that never answers costs a second."""
     with FaultServer(OK) as frozen, FaultServer(OK) as healthy:
         channel = open_channel([frozen.endpoint, healthy.endpoint], retry=QUICK_RETRIES, timeout_seconds=2.0)
         with closing(channel):
@@ -279,6 +306,18 @@ def test_slow_model_keeps_the_whole_deadline() -> None:
         with closing(channel):
             calls = [ask(channel) for _ in range(3)]
             assert [call.record.attempts for call in calls] == [1, 1, 1]
+
+
+def test_slow_server_is_trusted_for_longer_though_no_time_was_left_for_a_third_connection() -> None:
+    """The second connection was as slow as the first one, which therefore was not silent."""
+    with FaultServer(OK) as server:
+        channel = open_channel(server.endpoint, retry=QUICK_RETRIES, timeout_seconds=2.6)
+        with closing(channel):
+            ask(channel)
+            server.play([faults.silence, faults.late(0.8)])
+            call = ask(channel)
+            assert (call.result, call.record.attempts) == (b"answer", 2)
+            assert channel.endpoints.endpoints[0].silence.bound_seconds(0.01) == 2.0
 
 
 def test_late_connection_loss_is_not_stale() -> None:

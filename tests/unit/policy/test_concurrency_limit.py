@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -327,6 +330,35 @@ def test_limit_stays_within_its_bounds(maximum: int, events: list[tuple[str, flo
         assert 0 <= limit.limit <= maximum
     clock.advance(1000.0)
     assert limit.limit >= 1
+
+
+def test_threads_read_the_limit_while_abandoned_requests_end() -> None:
+    """Whoever looks whether there is room forgets those that the server must have ended by now."""
+    limit = ConcurrencyLimit(64, 30.0, time.monotonic, time.time)
+    limit.on_success(1e-5)
+    ends_at = time.monotonic() + 0.5
+    failures: list[Exception] = []
+
+    def read() -> None:
+        try:
+            while time.monotonic() < ends_at:
+                assert limit.limit >= 0
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    interval_seconds = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        while time.monotonic() < ends_at and not failures:
+            limit.on_deadline(30.0)
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval_seconds)
+    assert failures == []
 
 
 @pytest.mark.parametrize("maximum", [0, -1, 1.5, True, None])
