@@ -33,7 +33,7 @@ from beam_triton.protocol import (
     error_from_response,
     join_responses,
 )
-from beam_triton.protocol.paths import SERVER_READY, infer_path, model_ready_path
+from beam_triton.protocol.paths import SERVER_READY, infer_path, model_ready_path, model_statistics_path
 from beam_triton.transport.exchange import Exchange
 
 _request_numbers = itertools.count(1)
@@ -103,6 +103,7 @@ class RemoteModel:
                 max_response_bytes=options.max_response_bytes,
                 slot_bytes=max(options.batching.max_batch_bytes, BatchingPolicy.max_batch_bytes),
                 health_paths=(SERVER_READY, model_ready_path(spec.name, options.model_version)),
+                statistics_path=model_statistics_path(spec.name, options.model_version),
             ),
             options.header_values,
         )

@@ -33,6 +33,7 @@ from beam_triton.dispatch.channel import CallContext
 from beam_triton.dispatch.endpoints import Admission, Endpoint, Refusal
 from beam_triton.dispatch.health import start_health_checks
 from beam_triton.dispatch.request_head import HttpRequest
+from beam_triton.dispatch.server_statistics import ask_for_statistics
 from beam_triton.dispatch.slots import POLL_AGAIN_SECONDS, QueueEntry
 from beam_triton.errors import (
     ConnectionLostError,
@@ -317,8 +318,10 @@ class Call(_CallState):
         admission, self._admission = self._admission, None
         assert admission is not None
         endpoint, latency_seconds = admission.endpoint, self.record.latency_seconds
+        endpoint.answered_at = answered_at = self._sent_at + latency_seconds
+        if answered_at >= endpoint.statistics.ask_at and endpoint.limit.was_reached:
+            ask_for_statistics(self.context, endpoint, answered_at)
         endpoint.limit.on_success(latency_seconds)
-        endpoint.answered_at = self._sent_at + latency_seconds
         endpoint.is_stalled = False
         errors = self._history.errors
         if errors:

@@ -29,6 +29,7 @@ class CallOptions:
     max_response_bytes: int
     slot_bytes: int
     health_paths: tuple[str, ...] = ()
+    statistics_path: str = ""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from beam_triton.policy.concurrency_limit import ConcurrencyLimit
 from beam_triton.policy.learned_size import LearnedSizes
 from beam_triton.policy.rare_question import RareQuestion
 from beam_triton.policy.retry import EndpointView, RetryBudget, RetryPolicy
+from beam_triton.policy.server_times import ServerStatistics
 from beam_triton.policy.silence import Silence
 from beam_triton.transport.origin import EndpointUrl
 
@@ -64,6 +65,7 @@ class Endpoint:
         self.limit = ConcurrencyLimit(
             key.max_concurrent_requests, key.timeout_seconds, time.monotonic, time.time
         )
+        self.statistics = ServerStatistics()
         self.silence = Silence(time.monotonic)
         self.answered_at = -math.inf
         self.checked_at = -math.inf

@@ -20,7 +20,7 @@ from beam_triton import TritonClient, TritonInference, TritonInferenceDoFn
 from beam_triton.testing import LocalTriton
 from benchmarks.cases.case import Case, CaseLeftOut, Scale, take_turns
 from benchmarks.process import run_in_fresh_process
-from benchmarks.results import CaseResult, Row
+from benchmarks.results import CaseResult, Figure, Relation, Row
 from tests.support.certificates import Certificates
 from tests.support.connection_proxy import ConnectionProxy
 from tests.support.models import Model, Tensor, write_models
@@ -135,7 +135,13 @@ def _situations(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
         Row.of(name, {quantity: [run[quantity] for run in runs] for quantity in (_LOST, _WALL, _REQUESTS)})
         for name, runs in taken.items()
     ]
-    return CaseResult(SITUATIONS_CASE.name, SITUATIONS_CASE.title, rows, rounds=rounds)
+    figures = []
+    for name, runs in taken.items():
+        if "one instance" in name:
+            figures.append(Figure.of_rounds(f"{name}: {_WALL}", "at most", 1.15, [r[_WALL] for r in runs]))
+            requests = [run[_REQUESTS] for run in runs]
+            figures.append(Figure.of_rounds(f"{name}: {_REQUESTS}", "at most", 1.05, requests))
+    return CaseResult(SITUATIONS_CASE.name, SITUATIONS_CASE.title, rows, figures, rounds=rounds)
 
 
 def _cost(run: Run, start_seconds: float, model: Model, batches: int) -> dict[str, float]:
@@ -153,6 +159,12 @@ _BUSY = _sleeping("busy", 0.2, _INSTANCES, 20)
 _SENDER = "X-Sender"
 """The header by which nginx tells processes apart."""
 _RATE, _P99, _LEAST, _MOST = "rate / best", "p99 / model's time", "least share", "most share"
+_REQUIRED: tuple[tuple[str, Relation, float], ...] = (
+    (_RATE, "at least", 0.95),
+    (_P99, "at most", 3.0),
+    (_LEAST, "at least", 0.8),
+    (_MOST, "at most", 1.2),
+)
 
 
 def _processes(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
@@ -163,20 +175,25 @@ def _processes(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     """
     if nginx_binary() is None:
         raise CaseLeftOut("nginx is not installed (Debian: apt-get install nginx-light)")
-    seconds = scale.seconds(45, least=3.0)
+    seconds = scale.seconds(45, least=8.0)
     with tempfile.TemporaryDirectory(prefix="beam_triton_processes_") as folder:
         _BUSY.write(Path(folder))
         with LocalTriton(Path(folder)) as server:
             measures = {
                 f"{count} at {_INSTANCES} instances": partial(_share, server, count, seconds)
-                for count in _PROCESSES
+                for count in scale.points(_PROCESSES)
             }
             taken = take_turns(rounds, measures)
     rows = [
         Row.of(name, {quantity: [run[quantity] for run in runs] for quantity in (_RATE, _P99, _LEAST, _MOST)})
         for name, runs in taken.items()
     ]
-    return CaseResult(PROCESSES_CASE.name, PROCESSES_CASE.title, rows, rounds=rounds)
+    figures = [
+        Figure.of_rounds(f"{name}: {quantity}", relation, required, [run[quantity] for run in runs])
+        for name, runs in taken.items()
+        for quantity, relation, required in _REQUIRED
+    ]
+    return CaseResult(PROCESSES_CASE.name, PROCESSES_CASE.title, rows, figures, rounds=rounds)
 
 
 def _share(server: LocalTriton, count: int, seconds: float) -> dict[str, float]:
