@@ -332,6 +332,10 @@ class Call(_CallState):
             endpoint.is_silent = not answered_meanwhile
             if self._is_late(endpoint):
                 endpoint.limit.on_deadline(now - self._sent_at)
+        elif isinstance(error, ModelExecutionError):
+            # A model that raises has answered, if with no latency to learn from.
+            endpoint.answered_at = now
+            endpoint.is_silent = False
         is_silent = isinstance(error, DeadlineExceededError | SilentConnectionError)
         self._is_size_suspect = self.is_batch and self._suspects_size(endpoint, error, now)
         if not (is_silent and answered_meanwhile) and not self._is_size_suspect:

@@ -95,6 +95,25 @@ def test_replica_that_joins_a_model_short_of_memory(
     assert run.seconds < BEAM_SECONDS + 1.5 * alone_seconds
 
 
+def test_connections_go_silent_while_a_size_is_being_learned(
+    fleet: list[LocalTriton], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server has answered with errors only so far; that is no reason to give the silent batch up."""
+    elements, server = 2_000, fleet[0]
+    before = failed(server, SLOWER_AND_SHORT.name)
+    with ConnectionProxy(port(server)) as proxy, one_limit_learned(caplog):
+
+        def meanwhile(progress: Progress) -> None:
+            progress.wait_until(lambda: failed(server, SLOWER_AND_SHORT.name) >= before + 8)
+            assert failed(server, SLOWER_AND_SHORT.name) < before + 30
+            proxy.hole()
+
+        transform = TritonInference(proxy.endpoint, SLOWER_AND_SHORT.name, timeout_seconds=1.0)
+        run = run_numbered(transform, elements, meanwhile=meanwhile)
+    assert run.counters["retries"] > 0
+    assert run.seconds < BEAM_SECONDS + 32 * 0.05 + 2 * elements / 32 * 0.05 + 2 * 1.0
+
+
 def test_fleet_short_of_memory_moves_while_connections_go_silent(
     fleet: list[LocalTriton], caplog: pytest.LogCaptureFixture
 ) -> None:
