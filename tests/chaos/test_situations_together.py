@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -117,20 +117,25 @@ def test_connections_go_silent_while_a_size_is_being_learned(
 def test_fleet_short_of_memory_moves_while_connections_go_silent(
     fleet: list[LocalTriton], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A replica is killed with requests in flight and joins again; all connections go silent twice."""
+    """A replica leaves with requests in flight and joins again; all connections go silent twice."""
     elements = 10_000
-    second = fleet[1]
-    with ConnectionProxy(*map(port, fleet)) as proxy, one_limit_learned(caplog):
+    first, second = fleet
+    refused_before: list[int] = []
+    with ExitStack() as stack:
+        stack.enter_context(one_limit_learned(caplog))
+        pod = stack.enter_context(ExitStack())
+        leaving = pod.enter_context(ConnectionProxy(port(second)))
+        proxy = stack.enter_context(ConnectionProxy(port(first), leaving.port))
         shares = Shares(fleet, SLOWER_AND_SHORT.name)
 
         def meanwhile(progress: Progress) -> None:
             assert progress.reached(elements // 4)
-            proxy.remove(port(second))
-            second.kill()
-            second.start()
+            proxy.remove(leaving.port)
+            pod.close()
             assert progress.reached(elements // 2)
             proxy.hole()
             assert progress.reached(elements * 3 // 5)
+            refused_before.append(failed(second, SLOWER_AND_SHORT.name))
             proxy.add(port(second))
             proxy.hole()
             shares.start()
@@ -139,9 +144,10 @@ def test_fleet_short_of_memory_moves_while_connections_go_silent(
             TritonInference(proxy.endpoint, SLOWER_AND_SHORT.name), elements, meanwhile=meanwhile
         )
     assert run.counters["retries"] > 0
-    assert 0.3 < shares.second() < 0.7
+    # Few requests are left by then, and an odd number of connections.
+    assert 0.2 < shares.second() < 0.8
     assert run.counters["split_batches"] <= 36
-    assert failed(second, SLOWER_AND_SHORT.name) <= 2
+    assert failed(second, SLOWER_AND_SHORT.name) <= refused_before[0] + 2
     batches = elements / 32
     assert run.counters["requests"] < 1.15 * batches + 36
     # 32 batches are refused one after the other before one fits.
