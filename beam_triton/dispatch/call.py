@@ -346,10 +346,14 @@ class Call(_CallState):
             endpoint.limit.on_overload(now - self._sent_at)
         elif isinstance(error, DeadlineExceededError):
             endpoint.record_deadline(self._sent_at, now)
+        elif isinstance(error, ModelExecutionError):
+            # A model that raises has answered, if with no latency to learn from.
+            endpoint.answered_at = now
+            endpoint.is_stalled = False
         is_late = isinstance(error, DeadlineExceededError | SilentConnectionError)
         self._may_be_too_large = self.is_batch and self._suspects_size(endpoint, error, now)
         if not (is_late and answered_meanwhile) and not self._may_be_too_large:
-            # A server that answers others is healthy, however slow.
+            # A server that answers is healthy, however slow.
             self._report_failure(endpoint, error)
         has_new_credentials = False
         is_refused = isinstance(error, InferenceError) and error.status in (401, 403)

@@ -54,7 +54,7 @@ class Endpoint:
     """One server: its health, and how many requests it gets at a time.
 
     Attributes:
-        answered_at: when it last answered a request for the model.
+        answered_at: when it last answered a request for the model, be it that the model raised.
         checked_at: when it last passed a health check.
         is_stalled: a request has passed its deadline, and none has been answered since.
     """
@@ -104,6 +104,8 @@ class Endpoint:
     def late_message(self, message: str) -> str:
         """``message`` of a request that passed its deadline, and what its user can do about it."""
         answers = "it has answered no request for this model so far"
+        if self.answered_at > -math.inf:
+            answers = "it has answered requests for this model with errors only so far"
         if self.limit.fastest_seconds < math.inf:
             answers = f"its fastest answer for this model took {self.limit.fastest_seconds:.3g} s"
         return (
@@ -215,7 +217,7 @@ class EndpointSet:
             any_tried_unhealthy=any(not endpoint.is_healthy for endpoint in tried),
             overload_streak=endpoint.limit.overloads_in_a_row,
             has_new_credentials=has_new_credentials,
-            has_answered=endpoint.limit.usual_latency_seconds is not None,
+            has_answered=endpoint.answered_at > -math.inf,
             answered_meanwhile=endpoint.answered_at >= sent_at,
             was_stalled=was_stalled,
             is_ready=endpoint.checked_at >= sent_at - self._timeout_seconds,

@@ -215,6 +215,32 @@ def test_passed_deadline_is_final_for_a_silent_server() -> None:
         assert time.monotonic() - started < 0.4 + OVERRUN_SECONDS
 
 
+def test_passed_deadline_is_not_final_where_the_model_has_raised() -> None:
+    """A server that refuses a batch is there: what it says nothing to is sent again."""
+    patient = CircuitBreakerPolicy(max_wait_seconds=30.0)
+    with (
+        FaultServer(OK, [status(500), faults.silence]) as server,
+        closing(
+            open_channel(server.endpoint, retry=QUICK_RETRIES, circuit_breaker=patient, timeout_seconds=0.4)
+        ) as channel,
+    ):
+        assert isinstance(ask(channel, is_batch=True).error, ModelExecutionError)
+        assert ask(channel, is_batch=True, suspicion=0).result == b"answer"
+        assert len(server.requests) == 3
+
+
+def test_late_request_says_that_the_model_has_only_raised() -> None:
+    """Not that the server has answered nothing."""
+    with (
+        FaultServer(OK, [status(500), faults.silence]) as server,
+        closing(open_channel(server.endpoint, timeout_seconds=0.4)) as channel,
+    ):
+        ask(channel, is_batch=True)
+        error = ask(channel, is_batch=True).error
+    assert isinstance(error, DeadlineExceededError)
+    assert "answered requests for this model with errors only so far" in error.message
+
+
 @pytest.mark.parametrize("waits", [True, False])
 def test_wait_for_admission_is_bounded(waits: bool) -> None:
     """Behind others that a lowered limit admits one at a time, no request waits without a bound."""
