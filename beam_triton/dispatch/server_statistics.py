@@ -73,11 +73,10 @@ def _read(body: bytes) -> ServerCounts:
 
 def _of_version(statistics: dict[str, Any]) -> ServerCounts:
     inference = statistics["inference_stats"]
-    if inference["success"]["count"] and not inference["compute_infer"]["ns"]:
-        raise ValueError("an ensemble: requests wait in the queues of its models, which are counted there")
     return ServerCounts(
         inference["success"]["count"],
         statistics["execution_count"],
         inference["success"]["ns"],
         inference["queue"]["ns"],
+        sum(inference[f"compute_{step}"]["ns"] for step in ("input", "infer", "output")),
     )

@@ -57,8 +57,8 @@ _MIN_DIP_SECONDS = 0.5
 _BETWEEN_SMOOTHING = 1 / 16
 
 # How many of a client's requests wait in the server's queue, where it says how long requests wait. The same
-# number for all clients makes their limits equal; with this one, sixteen clients of sixteen instances settle at
-# 2.25, in the middle of what is rounded to two.
+# number for all clients makes their limits equal; with this one, sixteen clients of sixteen instances settle
+# at 2.25, in the middle of what is rounded to two.
 _WAITING = 1.25
 
 # A dip whose answers are faster than before by this ratio has emptied a queue.

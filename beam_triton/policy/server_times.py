@@ -18,6 +18,8 @@ _VALID_INTERVALS = 5
 _MOST_SERVERS = 8
 # The share of requests that are executed alone, below which they wait for each other.
 _EXECUTED_ALONE = 0.95
+# The share of the total that queue and computation make up, unless there are queues elsewhere.
+_ACCOUNTED_FOR = 0.8
 
 
 class ServerTimes(NamedTuple):
@@ -34,6 +36,7 @@ class ServerCounts(NamedTuple):
     executions: int
     total_ns: int
     queue_ns: int
+    compute_ns: int
 
 
 class ServerStatistics:
@@ -69,7 +72,7 @@ class ServerStatistics:
         """What requests took since the same server was asked last; None if that is not known.
 
         Nor is it where requests share executions (dynamic batching): they wait for each other, not for a free
-        instance.
+        instance. The requests of an ensemble wait in the queues of its models, which only its total has.
         """
         before = max((each for each in self._known if _may_follow(each, now)), default=None)
         if before is not None:
@@ -80,8 +83,11 @@ class ServerStatistics:
         requests = now.requests - before.requests
         if now.executions - before.executions < _EXECUTED_ALONE * requests:
             return None
-        queue_seconds = (now.queue_ns - before.queue_ns) / requests / 1e9
-        return ServerTimes(queue_seconds, (now.total_ns - before.total_ns) / requests / 1e9 - queue_seconds)
+        total_ns = now.total_ns - before.total_ns
+        queue_ns = now.queue_ns - before.queue_ns
+        if queue_ns + now.compute_ns - before.compute_ns < _ACCOUNTED_FOR * total_ns:
+            return None
+        return ServerTimes(queue_ns / requests / 1e9, (total_ns - queue_ns) / requests / 1e9)
 
 
 def _may_follow(before: ServerCounts, now: ServerCounts) -> bool:
