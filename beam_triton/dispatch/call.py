@@ -319,7 +319,11 @@ class Call(_CallState):
         assert admission is not None
         endpoint, latency_seconds = admission.endpoint, self.record.latency_seconds
         endpoint.answered_at = answered_at = self._sent_at + latency_seconds
-        if answered_at >= endpoint.statistics.ask_at and endpoint.limit.was_reached:
+        if (
+            endpoint.in_flight > 1
+            and answered_at >= endpoint.statistics.ask_at
+            and endpoint.limit.was_reached
+        ):
             ask_for_statistics(self.context, endpoint, answered_at)
         endpoint.limit.on_success(latency_seconds)
         endpoint.is_stalled = False

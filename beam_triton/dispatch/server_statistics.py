@@ -1,7 +1,8 @@
 """Asking a Triton for its statistics of the model, which tell the concurrency limit of the server's queue.
 
-A question runs on a thread of its own, as a health check does. There are few: only while as many requests are
-in flight as the limit admits, and at most one a second. A server that has no statistics is asked once.
+A question runs on a thread of its own, as a health check does. There are few: only while several requests are
+in flight, and as many as the limit admits; at most one a second. A server that has no statistics is asked
+once.
 """
 
 from __future__ import annotations
