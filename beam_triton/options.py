@@ -58,7 +58,9 @@ class InferenceOptions(Options):
         tls: certificates of ``https`` endpoints.
         batching, retry: see the policies.
         circuit_breaker: ``None`` switches it off.
-        headers: sent with every request; a value may be a secret reference or callable.
+        headers: sent with every request; a value may be a secret reference or callable. ``Host`` takes the
+            place of the endpoint's, for an ingress that is reached by an address or another name; the name in
+            a certificate is ``tls.server_hostname``.
         auth_token: sent as ``Authorization: Bearer``; preferably a reference (``env:NAME``, ``file:PATH``)
             or a callable, which is read on the worker, rather than the token itself.
         compression: ``gzip`` or ``deflate`` for request bodies; ``None`` is faster in a data centre.
@@ -193,10 +195,13 @@ class InferenceOptions(Options):
             return
         if not isinstance(self.headers, Mapping):
             raise ConfigurationError("headers must map names to values")
+        names = [str(name).lower() for name in self.headers]
+        if names.count("host") > 1:
+            raise ConfigurationError("headers name Host twice: a request has one")
         for name, secret in self.headers.items():
             check_header_name(name)
             check_reference(secret, f"header {name}")
-            if name.lower() in LIBRARY_HEADERS:
+            if name.lower() in LIBRARY_HEADERS and name.lower() != "host":
                 raise ConfigurationError(f"header {name} is set by the library: leave it out")
             if name.lower() == "authorization" and self.auth_token is not None:
                 raise ConfigurationError(

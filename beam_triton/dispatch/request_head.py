@@ -125,8 +125,8 @@ class HeadWriter:
         if not self._keep_alive:
             lines.append("Connection: close")
         for name, value in url.authorize(self._header_values()).items():
-            if name.lower() == "accept-encoding":
-                lines = [line for line in lines if not line.startswith("Accept-Encoding")]
+            if name.lower() in ("accept-encoding", "host"):
+                lines = [line for line in lines if not line.lower().startswith(f"{name.lower()}:")]
             lines.append(f"{name}: {value}")
         lines += [f"{name}: {value}" for name, value in request.body_headers]
         return ("\r\n".join(lines) + "\r\n").encode("latin-1")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from beam_triton.errors import ConfigurationError
 from beam_triton.validation import Options, boolean, check, positive, positive_integer
+
+# A name, an IPv4 address, or an IPv6 address without brackets.
+_HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,8 @@ class TlsConfig(Options):
         client_certificate: file with the client's certificate chain, PEM; its private key may be
             in the same file.
         client_key: file with the private key, where that is a separate file.
+        server_hostname: the name that the server's certificate must hold, also sent as SNI; ``None`` takes
+            the endpoint's host. For a server that is reached by an address, or through a tunnel.
 
     The files are read on the worker, when the first connection is opened, and again when a connection is
     opened after a file has changed; while new files cannot be read, the old contents stay in use.
@@ -102,10 +108,16 @@ class TlsConfig(Options):
     ca_bundle: str | None = None
     client_certificate: str | None = None
     client_key: str | None = None
+    server_hostname: str | None = None
 
     def __post_init__(self) -> None:
         check(self, boolean, "verify")
         if self.client_key is not None and self.client_certificate is None:
             raise ConfigurationError("client_key needs client_certificate: a key alone proves nothing")
+        name = self.server_hostname
+        if name is not None and (not isinstance(name, str) or not _HOST_NAME.fullmatch(name)):
+            raise ConfigurationError(
+                f"server_hostname={name!r} is not a host name or address: give it without scheme and port"
+            )
         if not self.verify and self.ca_bundle is not None:
             raise ConfigurationError("ca_bundle and verify=False contradict each other: give one of them")

@@ -87,6 +87,7 @@ class Connector:
                 ssl_context=context,
                 cert_reqs=ssl.CERT_REQUIRED if self._tls.verify else ssl.CERT_NONE,
                 assert_hostname=None if self._tls.verify else False,
+                server_hostname=self._tls.server_hostname,
             )
         else:
             connection = _BoundedHttpConnection(origin.host, origin.port, timeout=timeout_seconds)

@@ -127,7 +127,11 @@ def _request_parts(request: requests.PreparedRequest, host_header: str) -> list[
         content = b"".join(body)
     else:
         raise ConfigurationError(f"a request body of type {type(body).__name__} cannot be sent")
-    lines = [f"{request.method} {request.path_url} HTTP/1.1", f"Host: {host_header}"]
+    host = request.headers.get("Host", host_header)
+    lines = [
+        f"{request.method} {request.path_url} HTTP/1.1",
+        f"Host: {host.decode('latin-1') if isinstance(host, bytes) else host}",
+    ]
     for name, value in request.headers.items():
         if name.lower() not in ("host", "content-length", "transfer-encoding"):
             text = value.decode("latin-1") if isinstance(value, bytes) else value

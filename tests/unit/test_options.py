@@ -104,6 +104,7 @@ def test_a_model_spec_may_be_plain_dicts() -> None:
         ({"headers": {"X-A": "b\r\nX-B: c"}}, ["X-A"]),
         ({"headers": {"X-A": 5}}, ["X-A"]),
         ({"headers": {"Content-Length": "5"}}, ["Content-Length"]),
+        ({"headers": {"Host": "a.example", "host": "b.example"}}, ["Host", "twice"]),
         ({"headers": {"authorization": "x"}, "auth_token": "y"}, ["auth_token", "Authorization"]),
         ({"auth_token": ""}, ["auth_token"]),
         ({"auth_token": "env:"}, ["auth_token"]),

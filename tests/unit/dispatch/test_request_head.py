@@ -51,6 +51,15 @@ def test_heads_are_cached_for_a_second(token: Path, monkeypatch: pytest.MonkeyPa
     assert sent_token(writer) == "newer"
 
 
+@pytest.mark.parametrize("name", ["Host", "host"])
+@pytest.mark.parametrize("request_", [INFER, READY])
+def test_a_given_host_takes_the_place_of_the_endpoints(name: str, request_: HttpRequest) -> None:
+    """A request has one Host, for inference and health checks alike."""
+    writer = HeadWriter(lambda: {name: "m.default.example.com"}, keep_alive=True)
+    lines = bytes(writer.parts(URL, request_)[0]).decode("latin-1").lower().split("\r\n")
+    assert [line for line in lines if line.startswith("host:")] == ["host: m.default.example.com"]
+
+
 def test_forget_reads_the_secret_again(token: Path) -> None:
     """After ``forget`` the secret is read for the next request, for every kind of request."""
     writer = HeadWriter(reading(token), keep_alive=True)

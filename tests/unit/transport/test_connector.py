@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,10 +33,15 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @contextmanager
-def tls_server(files: CertificateFiles, client_ca: Path | None = None) -> Iterator[Origin]:
-    """Answers one request on each connection with ``hello`` over TLS."""
+def tls_server(
+    files: CertificateFiles,
+    client_ca: Path | None = None,
+    on_name: Callable[[str | None], None] = lambda name: None,
+) -> Iterator[Origin]:
+    """Answers one request on each connection with ``hello`` over TLS; ``on_name`` gets the name in SNI."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.certificate, files.key)
+    context.sni_callback = lambda sock, name, context: on_name(name)
     if client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(client_ca)
@@ -109,6 +114,27 @@ def test_certificate_is_checked_for_the_name_at_a_chosen_address(certificates: C
         assert get(origin._replace(address="127.0.0.1"), connector) == b"hello" * 100_000
         with pytest.raises(TlsError, match="triton"):
             get(origin._replace(host="triton", address="127.0.0.1"), connector)
+
+
+def test_certificate_is_checked_for_the_given_name(certificates: Certificates) -> None:
+    """``server_hostname`` is what the certificate must hold, whatever the host that is connected to."""
+    ca = str(certificates.ca)
+    with tls_server(certificates.wrong_host) as origin:
+        named = TlsConfig(ca_bundle=ca, server_hostname="elsewhere.example")
+        assert get(origin._replace(host="127.0.0.1"), named) == b"hello" * 100_000
+        with pytest.raises(TlsError, match=r"other\.example"):
+            get(origin, TlsConfig(ca_bundle=ca, server_hostname="other.example"))
+
+
+def test_given_name_is_sent_as_sni(certificates: Certificates) -> None:
+    """A front for several hosts chooses its certificate by it; an address has none."""
+    asked: list[str | None] = []
+    with tls_server(certificates.wrong_host, on_name=asked.append) as origin:
+        by_address = origin._replace(host="127.0.0.1")
+        ca = str(certificates.ca)
+        get(by_address, TlsConfig(ca_bundle=ca, server_hostname="elsewhere.example"))
+        get(by_address, TlsConfig(verify=False))
+    assert asked == ["elsewhere.example", None]
 
 
 def test_disabled_verification_accepts_any_certificate_and_warns(
