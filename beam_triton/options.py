@@ -23,7 +23,7 @@ from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
 from beam_triton.protocol import ModelSpec, check_output_options, checked_parameters
 from beam_triton.protocol.paths import checked_version
-from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
+from beam_triton.transport.config import ConnectionPoolConfig, NetworkConfig, TlsConfig
 from beam_triton.transport.origin import EndpointUrl
 from beam_triton.validation import Options, check, one_of, positive, positive_integer
 
@@ -56,6 +56,9 @@ class InferenceOptions(Options):
             least ``max_concurrent_requests`` connections, idle ones too. A given pool that contradicts
             these options is refused.
         tls: certificates of ``https`` endpoints.
+        trust_env: the environment of the worker is asked for what these options leave open, as requests and
+            curl do: the authorities to trust (``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, ``SSL_CERT_FILE``,
+            ``SSL_CERT_DIR``).
         batching, retry: see the policies.
         circuit_breaker: ``None`` switches it off.
         headers: sent with every request; a value may be a secret reference or callable. ``Host`` takes the
@@ -86,6 +89,7 @@ class InferenceOptions(Options):
     max_concurrent_requests: int = DEFAULT_MAX_CONCURRENT_REQUESTS
     pool: ConnectionPoolConfig = _FITTING_POOL
     tls: TlsConfig = field(default_factory=TlsConfig)
+    trust_env: bool = True
     batching: BatchingPolicy = field(default_factory=BatchingPolicy)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     circuit_breaker: CircuitBreakerPolicy | None = field(default_factory=CircuitBreakerPolicy)
@@ -119,7 +123,7 @@ class InferenceOptions(Options):
         if self.circuit_breaker is not None:
             breaker = CircuitBreakerPolicy.from_options(self.circuit_breaker)
             object.__setattr__(self, "circuit_breaker", breaker)
-        _ = self.urls
+        _ = self.urls, self.network
         checked_version(self.model_version)
         checked_parameters(self.parameters)
         self._check_credentials()
@@ -146,6 +150,11 @@ class InferenceOptions(Options):
         if len(set(urls)) != len(urls):
             raise ConfigurationError("endpoint names the same server twice: " + ", ".join(map(str, urls)))
         return urls
+
+    @property
+    def network(self) -> NetworkConfig:
+        """What of the way to the servers comes from the worker's environment."""
+        return NetworkConfig(trust_env=self.trust_env)
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from beam_triton.dispatch.endpoints import EndpointSet, EndpointSetKey
 from beam_triton.dispatch.request_head import HeadWriter
-from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
+from beam_triton.transport.config import ConnectionPoolConfig, NetworkConfig, TlsConfig
 from beam_triton.transport.pool import ConnectionPool
 from beam_triton.transport.reactor import Reactor
 from beam_triton.transport.reference_counts import SharedObjects
 from beam_triton.transport.session import acquire_session, session_pool
+
+_DEFAULT_NETWORK = NetworkConfig()
 
 ENDPOINT_SETS: SharedObjects[EndpointSetKey, EndpointSet] = SharedObjects(
     "endpoint state", EndpointSet, EndpointSet.close
@@ -47,7 +49,7 @@ class Channel:
 
     Args:
         key: users with an equal key share the endpoint state.
-        pool, tls: users with equal ones share the session.
+        pool, tls, network: users with equal ones share the session.
         options: of every call made here.
         headers: gives the user's own header fields, credentials resolved.
     """
@@ -59,8 +61,9 @@ class Channel:
         tls: TlsConfig,
         options: CallOptions,
         headers: Callable[[], Mapping[str, str]],
+        network: NetworkConfig = _DEFAULT_NETWORK,
     ) -> None:
-        self._session_lease = acquire_session(pool, tls)
+        self._session_lease = acquire_session(pool, tls, network)
         self._endpoints_lease = ENDPOINT_SETS.acquire(key)
         self.options = options
         self.head_writer = HeadWriter(headers, pool.reuse_enabled)

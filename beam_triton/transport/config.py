@@ -92,8 +92,10 @@ class TlsConfig(Options):
 
     Attributes:
         verify: ``False`` accepts any certificate and logs a warning each time a session is made.
-        ca_bundle: file with the certificates of the authorities to trust, PEM; ``None`` trusts the
-            ones that come with requests (certifi).
+        ca_bundle: file with the certificates of the authorities to trust, PEM, or a directory of such files
+            (named as ``openssl rehash`` does). ``None`` trusts those that the worker's environment names
+            (``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, or ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``), and
+            without these the ones that come with requests (certifi).
         client_certificate: file with the client's certificate chain, PEM; its private key may be
             in the same file.
         client_key: file with the private key, where that is a separate file.
@@ -121,3 +123,17 @@ class TlsConfig(Options):
             )
         if not self.verify and self.ca_bundle is not None:
             raise ConfigurationError("ca_bundle and verify=False contradict each other: give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(Options):
+    """What the way to the servers takes from the worker's environment.
+
+    Attributes:
+        trust_env: certificate authorities come from the environment where `TlsConfig` names none.
+    """
+
+    trust_env: bool = True
+
+    def __post_init__(self) -> None:
+        check(self, boolean, "trust_env")

@@ -12,7 +12,7 @@ import io
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
 import requests
@@ -25,7 +25,7 @@ from beam_triton.compression import decompress
 from beam_triton.credentials import redact_url
 from beam_triton.errors import ConfigurationError
 from beam_triton.transport.attempt import exchange_within
-from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
+from beam_triton.transport.config import ConnectionPoolConfig, NetworkConfig, TlsConfig
 from beam_triton.transport.connector import Connector
 from beam_triton.transport.idle_eviction import IdleConnectionEvictor
 from beam_triton.transport.origin import EndpointUrl
@@ -34,6 +34,15 @@ from beam_triton.transport.reference_counts import Lease, SharedObjects
 
 _DEFAULT_TIMEOUT_SECONDS = 30.0
 _MAX_CONTROL_RESPONSE_BYTES = 64 * 1024 * 1024
+_DEFAULT_NETWORK = NetworkConfig()
+
+
+class SessionKey(NamedTuple):
+    """Users that agree on these share a session."""
+
+    pool: ConnectionPoolConfig
+    tls: TlsConfig
+    network: NetworkConfig = _DEFAULT_NETWORK
 
 
 class PooledAdapter(HTTPAdapter):
@@ -44,9 +53,10 @@ class PooledAdapter(HTTPAdapter):
     here, within the bound of its size; urllib3 knows no such bound.
     """
 
-    def __init__(self, config: ConnectionPoolConfig, tls: TlsConfig) -> None:
+    def __init__(self, config: ConnectionPoolConfig, tls: TlsConfig, network: NetworkConfig) -> None:
         super().__init__(max_retries=0)
-        self.pool = ConnectionPool(config, Connector(tls).open, time.monotonic)
+        connector = Connector(tls, trust_env=network.trust_env)
+        self.pool = ConnectionPool(config, connector.open, time.monotonic)
         self._evictor = IdleConnectionEvictor(self.pool, time.monotonic)
         self._evictor.start()
 
@@ -147,9 +157,10 @@ def _total_seconds(timeout: float | tuple[float | None, float | None] | None) ->
     return max((float(value) for value in given if value is not None), default=_DEFAULT_TIMEOUT_SECONDS)
 
 
-def _make_session(key: tuple[ConnectionPoolConfig, TlsConfig]) -> requests.Session:
+def _make_session(key: SessionKey) -> requests.Session:
     session = requests.Session()
-    # Proxies, netrc and CA bundles from the environment cost 250 us a request, and surprise users on workers.
+    # requests would look for proxies, netrc and CA bundles at every request, which takes 250 us; the adapter
+    # knows what it needs of them.
     session.trust_env = False
     session.headers.clear()
     # requests' default would have Triton gzip every answer, ten times slower.
@@ -160,14 +171,16 @@ def _make_session(key: tuple[ConnectionPoolConfig, TlsConfig]) -> requests.Sessi
     return session
 
 
-SESSIONS: SharedObjects[tuple[ConnectionPoolConfig, TlsConfig], requests.Session] = SharedObjects(
+SESSIONS: SharedObjects[SessionKey, requests.Session] = SharedObjects(
     "session", _make_session, requests.Session.close, first_and_last_level=logging.INFO
 )
 
 
-def acquire_session(pool: ConnectionPoolConfig, tls: TlsConfig) -> Lease[requests.Session]:
+def acquire_session(
+    pool: ConnectionPoolConfig, tls: TlsConfig, network: NetworkConfig = _DEFAULT_NETWORK
+) -> Lease[requests.Session]:
     """A reference to the session that equal configurations share; the last release closes its sockets."""
-    return SESSIONS.acquire((pool, tls))
+    return SESSIONS.acquire(SessionKey(pool, tls, network))
 
 
 def session_pool(session: requests.Session) -> ConnectionPool:

@@ -23,7 +23,7 @@ from beam_triton.errors import (
 )
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.reference_counts import Lease
-from beam_triton.transport.session import SESSIONS, acquire_session, session_pool
+from beam_triton.transport.session import SESSIONS, SessionKey, acquire_session, session_pool
 from tests.support import faults, sockets
 from tests.support.answers import Answer, Request
 from tests.support.fault_server import FaultServer, serve
@@ -227,7 +227,7 @@ def test_last_release_closes_sockets_and_thread(server: FaultServer) -> None:
     first.release()
     assert session.get(server.endpoint).ok and server.open_now == 1
     second.release()
-    assert SESSIONS.reference_count((config, TlsConfig())) == 0
+    assert SESSIONS.reference_count(SessionKey(config, TlsConfig())) == 0
     assert sockets.settles(lambda: server.open_now, 0) == 0
     assert "beam_triton-pool" not in set(sockets.threads()) - set(threads)
     with pytest.raises(ConnectError, match="closed"):
