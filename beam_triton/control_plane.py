@@ -167,7 +167,7 @@ class ControlPlane:
                 if not refusal.retryable:
                     # A server's refusal holds for all of them; that a server cannot be reached does not.
                     self._answered_last = url
-                raise refusal
+                raise _naming_proxy(refusal, self._options.network.routed(url))
             try:
                 document = json.loads(response.content)
             except (ValueError, RecursionError):
@@ -213,3 +213,11 @@ class ControlPlane:
             return resend(send, random.random)
         except requests.RequestException as error:
             raise RemoteProtocolError(f"{url}: the answer cannot be read: {error}") from error
+
+
+def _naming_proxy(refusal: TritonError, url: EndpointUrl) -> TritonError:
+    """A proxy that forwards answers for servers that it cannot reach."""
+    proxy = url.origin.forwarding_proxy
+    if proxy is None:
+        return refusal
+    return with_message(refusal, f"{refusal.message} (through the proxy {proxy})")

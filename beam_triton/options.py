@@ -13,6 +13,7 @@ from beam_triton.credentials import (
     check_header_name,
     check_reference,
     describe,
+    is_reference,
     redact_headers,
     redact_url,
     resolve,
@@ -57,8 +58,13 @@ class InferenceOptions(Options):
             these options is refused.
         tls: certificates of ``https`` endpoints.
         trust_env: the environment of the worker is asked for what these options leave open, as requests and
-            curl do: the authorities to trust (``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, ``SSL_CERT_FILE``,
+            curl do: proxies (``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``, or in lower case),
+            and the authorities to trust (``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, ``SSL_CERT_FILE``,
             ``SSL_CERT_DIR``).
+        proxies: URLs of HTTP proxies by scheme of the endpoint (``http``, ``https``, ``all``, or
+            ``https://host`` for one host), as requests takes them; ``None`` for a scheme connects directly.
+            They come before those of the environment. A value may be a secret reference or callable;
+            credentials in it are shown nowhere. ``no_proxy`` lists hosts, with commas, that no proxy is for.
         batching, retry: see the policies.
         circuit_breaker: ``None`` switches it off.
         headers: sent with every request; a value may be a secret reference or callable. ``Host`` takes the
@@ -90,6 +96,7 @@ class InferenceOptions(Options):
     pool: ConnectionPoolConfig = _FITTING_POOL
     tls: TlsConfig = field(default_factory=TlsConfig)
     trust_env: bool = True
+    proxies: Mapping[str, Secret | None] | None = field(default=None, repr=False)
     batching: BatchingPolicy = field(default_factory=BatchingPolicy)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     circuit_breaker: CircuitBreakerPolicy | None = field(default_factory=CircuitBreakerPolicy)
@@ -153,8 +160,13 @@ class InferenceOptions(Options):
 
     @property
     def network(self) -> NetworkConfig:
-        """What of the way to the servers comes from the worker's environment."""
-        return NetworkConfig(trust_env=self.trust_env)
+        """The way to the servers."""
+        proxies = {} if self.proxies is None else self.proxies
+        if not isinstance(proxies, Mapping):
+            raise ConfigurationError(
+                "proxies must map schemes to URLs, such as {'https': 'http://proxy:3128'}"
+            )
+        return NetworkConfig(trust_env=self.trust_env, proxies=tuple(proxies.items()))
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -191,6 +203,8 @@ class InferenceOptions(Options):
                 continue
             if option.name == "headers":
                 shown["headers"] = ", ".join(f"{k}: {v}" for k, v in redact_headers(value).items())
+            elif option.name == "proxies":
+                shown["proxies"] = ", ".join(f"{k}: {_shown_proxy(v)}" for k, v in value.items())
             elif option.name == "auth_token":
                 shown["auth_token"] = describe(value)
             else:
@@ -229,3 +243,9 @@ class InferenceOptions(Options):
                 f"connect_timeout_seconds={self.pool.connect_timeout_seconds:g} is not below timeout_seconds="
                 f"{self.timeout_seconds:g}, which bounds the whole request; lower it or raise timeout_seconds"
             )
+
+
+def _shown_proxy(proxy: Secret | None) -> str:
+    if not proxy:
+        return "none"
+    return describe(proxy) if is_reference(proxy) else redact_url(str(proxy))

@@ -239,7 +239,7 @@ def is_in_use(model_name: str, options: InferenceOptions) -> bool:
 
 def _endpoint_set_key(model_name: str, options: InferenceOptions) -> EndpointSetKey:
     return EndpointSetKey(
-        options.urls,
+        tuple(map(options.network.routed, options.urls)),
         model_name,
         options.max_concurrent_requests,
         options.timeout_seconds,

@@ -28,7 +28,8 @@ class Discovery:
     found last.
 
     Args:
-        urls: the endpoints as the user gave them. Those with an address instead of a name stay as they are.
+        urls: the endpoints as the user gave them. Those with an address instead of a name stay as they are,
+            and those behind a proxy, which looks names up itself.
         interval_seconds: from one lookup to the next.
         on_change: gets all endpoints whenever they have changed; called on the thread.
         is_unhealthy: whether to look sooner.
@@ -57,7 +58,7 @@ class Discovery:
         self._stopped.set()
 
     def _run(self) -> None:
-        names = [url for url in self._found if not _is_address(url.origin.host)]
+        names = [url for url in self._found if url.origin.proxy is None and not _is_address(url.origin.host)]
         while names and not self._stopped.is_set():
             has_changed = [self._look_up(url) for url in names]
             if any(has_changed) and not self._stopped.is_set():

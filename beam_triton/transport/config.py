@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from beam_triton.credentials import Secret, check_reference, is_reference
 from beam_triton.errors import ConfigurationError
+from beam_triton.transport.origin import EndpointUrl
+from beam_triton.transport.proxies import Proxy, choose_proxy
 from beam_triton.validation import Options, boolean, check, positive, positive_integer
 
 # A name, an IPv4 address, or an IPv6 address without brackets.
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+
+_PROXY_KEY = re.compile(r"no_proxy|(?:https?|all)(?:://[^/@]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +132,42 @@ class TlsConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(Options):
-    """What the way to the servers takes from the worker's environment.
+    """The way to the servers.
 
     Attributes:
-        trust_env: certificate authorities come from the environment where `TlsConfig` names none.
+        trust_env: the worker's environment names what is left open: proxies, and certificate authorities
+            where `TlsConfig` has none.
+        proxies: pairs as `choose_proxy` takes them, in a mapping; a proxy's URL may be a secret reference or
+            callable. Left out of ``repr``.
+
+    Raises:
+        ConfigurationError: a key names no scheme, or a value is no HTTP proxy's URL.
     """
 
     trust_env: bool = True
+    proxies: tuple[tuple[str, Secret | None], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         check(self, boolean, "trust_env")
+        for key, value in self.proxies:
+            if not isinstance(key, str) or not _PROXY_KEY.fullmatch(key):
+                raise ConfigurationError(
+                    f"proxies: {key!r} is none of http, https, all (each may have ://host after it), no_proxy"
+                )
+            if key == "no_proxy" and not isinstance(value, str | None):
+                raise ConfigurationError("proxies: no_proxy must be a text of hosts with commas between them")
+            if not value or key == "no_proxy":
+                continue
+            check_reference(value, f"proxies[{key!r}]")
+            if not is_reference(value):
+                assert isinstance(value, str)
+                Proxy.parse(value, f"proxies[{key!r}]")
+
+    def routed(self, url: EndpointUrl) -> EndpointUrl:
+        """The same endpoint, through a proxy where there is one for it.
+
+        Raises:
+            ConfigurationError: the proxy that is named is not one, or a secret cannot be read.
+        """
+        proxy = choose_proxy(url.origin.url, dict(self.proxies), trust_env=self.trust_env)
+        return url if proxy is None else url._replace(origin=url.origin._replace(proxy=proxy))

@@ -16,10 +16,11 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, NameResolutionError
 from urllib3.util.ssl_ import create_urllib3_context
 
-from beam_triton.errors import ConfigurationError, ConnectError, ConnectTimeoutError, TlsError
+from beam_triton.errors import ConfigurationError, ConnectError, ConnectTimeoutError, TlsError, TritonError
 from beam_triton.transport.config import TlsConfig
 from beam_triton.transport.dialing import Dialer, look_up
 from beam_triton.transport.origin import Origin
+from beam_triton.transport.tunnel import connect_through
 
 _logger = logging.getLogger(__name__)
 
@@ -28,15 +29,21 @@ class _BoundedTcp:
     """Tries the addresses of a host within one bound; urllib3 alone gives the whole bound to each address."""
 
     dialer: Dialer
-    address: str | None
+    origin: Origin
 
     def _new_conn(self: HTTPConnection) -> socket.socket:  # type: ignore[misc] # a mixin of HTTPConnection
-        deadline = time.monotonic() + float(self.timeout)  # type: ignore[arg-type] # set by open_connection
-        try:
-            addresses = look_up(self.address or self._dns_host, self.port)  # type: ignore[attr-defined]
-        except OSError as error:
-            raise NameResolutionError(self.host, self, error) from error  # type: ignore[arg-type] # gaierror
-        sock: socket.socket = self.dialer.dial(addresses, deadline)  # type: ignore[attr-defined]
+        dialer: Dialer = self.dialer  # type: ignore[attr-defined]
+        origin: Origin = self.origin  # type: ignore[attr-defined]
+        timeout_seconds = float(self.timeout)  # type: ignore[arg-type] # set by Connector.open
+        deadline = time.monotonic() + timeout_seconds
+        if origin.proxy is not None:
+            sock = connect_through(origin.proxy, origin, dialer, timeout_seconds)
+        else:
+            try:
+                addresses = look_up(origin.address or self._dns_host, self.port)
+            except OSError as error:
+                raise NameResolutionError(self.host, self, error) from error  # type: ignore[arg-type]
+            sock = dialer.dial(addresses, deadline)
         # The TLS handshake that follows runs under this timeout as a whole.
         sock.settimeout(max(deadline - time.monotonic(), 0.001))
         return sock
@@ -78,6 +85,7 @@ class Connector:
         Raises:
             ConnectTimeoutError: not connected within ``timeout_seconds``.
             TlsError: the handshake failed.
+            ProxyError: the proxy refused.
             ConnectError: refused, unreachable, or the name has no address.
         """
         connection: _BoundedHttpConnection | _BoundedHttpsConnection
@@ -96,7 +104,7 @@ class Connector:
             )
         else:
             connection = _BoundedHttpConnection(origin.host, origin.port, timeout=timeout_seconds)
-        connection.dialer, connection.address = self._dialer, origin.address
+        connection.dialer, connection.origin = self._dialer, origin
         try:
             connection.connect()
         except BaseException as error:
@@ -220,6 +228,8 @@ def _refused(error: ssl.SSLCertVerificationError, authorities: _Authorities | No
 def _connect_error(
     error: BaseException, origin: Origin, timeout_seconds: float, authorities: _Authorities | None
 ) -> BaseException:
+    if isinstance(error, TritonError):
+        return error
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):

@@ -14,12 +14,13 @@ from urllib.parse import unquote, urlsplit
 
 from beam_triton.credentials import redact_url
 from beam_triton.errors import ConfigurationError
+from beam_triton.transport.proxies import Proxy
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Origin(NamedTuple):
-    """Scheme, host and port; and the one of the host's addresses to connect to, where somebody chose it.
+    """Scheme, host and port; and how to get there: one of the host's addresses, or a proxy.
 
     Requests and certificates are for the host all the same.
     """
@@ -28,14 +29,27 @@ class Origin(NamedTuple):
     host: str
     port: int
     address: str | None = None
+    proxy: Proxy | None = None
 
     @property
     def url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
+    @property
+    def way(self) -> str:
+        """How to get there, for people: in front of it a space, and empty if there is nothing to say."""
+        if self.proxy is not None:
+            return f" (through the proxy {self.proxy})"
+        return "" if self.address is None else f" ({self.address})"
+
+    @property
+    def forwarding_proxy(self) -> Proxy | None:
+        """The proxy that reads requests and answers, and gives answers of its own; None for a tunnel."""
+        return self.proxy if self.scheme == "http" else None
+
     def __str__(self) -> str:
-        return self.url if self.address is None else f"{self.url} ({self.address})"
+        return f"{self.url}{self.way}"
 
 
 class EndpointUrl(NamedTuple):
@@ -57,6 +71,18 @@ class EndpointUrl(NamedTuple):
             return host
         return f"{host}:{self.origin.port}"
 
+    def target(self, path: str) -> str:
+        """What a request line names: a path, or all of the URL for a proxy (RFC 9112 section 3.2)."""
+        if self.origin.forwarding_proxy is None:
+            return f"{self.path_prefix}{path}"
+        return f"{self.origin.scheme}://{self.host_header}{self.path_prefix}{path}"
+
+    @property
+    def proxy_authorization(self) -> str | None:
+        """The header ``Proxy-Authorization`` for a proxy that forwards; a tunnel's goes with CONNECT."""
+        proxy = self.origin.forwarding_proxy
+        return None if proxy is None else proxy.authorization
+
     def authorize(self, headers: Mapping[str, str]) -> dict[str, str]:
         """The same headers, with ``basic_authorization`` unless they hold an ``Authorization`` already."""
         authorized = dict(headers)
@@ -69,8 +95,7 @@ class EndpointUrl(NamedTuple):
         return self._replace(origin=self.origin._replace(address=address))
 
     def __str__(self) -> str:
-        url, address = f"{self.origin.url}{self.path_prefix}", self.origin.address
-        return url if address is None else f"{url} ({address})"
+        return f"{self.origin.url}{self.path_prefix}{self.origin.way}"
 
     def __repr__(self) -> str:
         return f"EndpointUrl({str(self)!r})"

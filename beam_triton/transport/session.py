@@ -46,15 +46,16 @@ class SessionKey(NamedTuple):
 
 
 class PooledAdapter(HTTPAdapter):
-    """``HTTPAdapter`` over a `ConnectionPool`. It retries nothing, and takes no proxies.
+    """``HTTPAdapter`` over a `ConnectionPool`. It retries nothing.
 
-    TLS comes from ``tls``, not from ``verify`` and ``cert`` of a single request. A ``timeout`` given to
-    requests bounds the whole request, the larger of a ``(connect, read)`` pair. An answer is decompressed
-    here, within the bound of its size; urllib3 knows no such bound.
+    TLS and proxies come from ``tls`` and ``network``, not from arguments of a single request. A ``timeout``
+    given to requests bounds the whole request, the larger of a ``(connect, read)`` pair. An answer is
+    decompressed here, within the bound of its size; urllib3 knows no such bound.
     """
 
     def __init__(self, config: ConnectionPoolConfig, tls: TlsConfig, network: NetworkConfig) -> None:
         super().__init__(max_retries=0)
+        self._network = network
         connector = Connector(tls, trust_env=network.trust_env)
         self.pool = ConnectionPool(config, connector.open, time.monotonic)
         self._evictor = IdleConnectionEvictor(self.pool, time.monotonic)
@@ -72,7 +73,7 @@ class PooledAdapter(HTTPAdapter):
         """Send a prepared request and read its whole answer.
 
         Raises:
-            ConfigurationError: a proxy is given for the URL.
+            ConfigurationError: a proxy is given for this request alone.
             TransportError, RemoteProtocolError: this library's own errors, not those of requests; also for an
                 answer in an unknown encoding, or one that decompresses beyond 64 MiB.
         """
@@ -80,15 +81,15 @@ class PooledAdapter(HTTPAdapter):
         assert request.url is not None and request.method is not None
         if select_proxy(request.url, proxies):
             raise ConfigurationError(
-                f"{redact_url(request.url)}: this session connects to the server itself, not through a "
-                f"proxy; leave proxies out, or give the address of a reverse proxy as the endpoint"
+                f"{redact_url(request.url)}: this session takes no proxies for a single request; "
+                f"give them as the option proxies"
             )
         parts = urlsplit(request.url)
-        endpoint = EndpointUrl.parse(f"{parts.scheme}://{parts.netloc}")
+        endpoint = self._network.routed(EndpointUrl.parse(f"{parts.scheme}://{parts.netloc}"))
         exchange = exchange_within(
             self.pool,
             endpoint.origin,
-            _request_parts(request, endpoint.host_header),
+            _request_parts(request, endpoint),
             timeout_seconds=_total_seconds(timeout),
             max_response_bytes=_MAX_CONTROL_RESPONSE_BYTES,
             expects_body=request.method != "HEAD",
@@ -125,7 +126,7 @@ class PooledAdapter(HTTPAdapter):
         super().close()
 
 
-def _request_parts(request: requests.PreparedRequest, host_header: str) -> list[bytes]:
+def _request_parts(request: requests.PreparedRequest, endpoint: EndpointUrl) -> list[bytes]:
     body = request.body
     if body is None:
         content = b""
@@ -137,11 +138,13 @@ def _request_parts(request: requests.PreparedRequest, host_header: str) -> list[
         content = b"".join(body)
     else:
         raise ConfigurationError(f"a request body of type {type(body).__name__} cannot be sent")
-    host = request.headers.get("Host", host_header)
+    host = request.headers.get("Host", endpoint.host_header)
     lines = [
-        f"{request.method} {request.path_url} HTTP/1.1",
+        f"{request.method} {endpoint.target(request.path_url)} HTTP/1.1",
         f"Host: {host.decode('latin-1') if isinstance(host, bytes) else host}",
     ]
+    if endpoint.proxy_authorization is not None:
+        lines.append(f"Proxy-Authorization: {endpoint.proxy_authorization}")
     for name, value in request.headers.items():
         if name.lower() not in ("host", "content-length", "transfer-encoding"):
             text = value.decode("latin-1") if isinstance(value, bytes) else value

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import pickle
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from beam_triton import TritonClient
+from beam_triton.errors import ConnectError, InferenceError, ServerUnavailableError, TritonError
+from beam_triton.options import InferenceOptions
 from beam_triton.testing import FakeModel, FakeTriton
-from tests.support.answers import forward_to
+from tests.support import faults
+from tests.support.answers import Answer, forward_to
 from tests.support.fault_server import FaultServer
+from tests.support.tinyproxy import Tinyproxy
 
 X = np.arange(4, dtype=np.float32).reshape(1, 4)
 
@@ -48,3 +55,147 @@ def test_a_given_host_is_sent_with_every_request(front: FaultServer) -> None:
         assert scores(client)
     assert len(front.requests) >= 6
     assert {request.header("Host") for request in front.requests} == {host}
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that names no proxies."""
+    for scheme in ("http", "https", "all", "no"):
+        monkeypatch.delenv(f"{scheme}_proxy", raising=False)
+        monkeypatch.delenv(f"{scheme}_proxy".upper(), raising=False)
+    return monkeypatch
+
+
+@pytest.mark.usefixtures("no_proxies")
+def test_plain_requests_give_a_proxy_the_whole_url(front: FaultServer) -> None:
+    """Inference, metadata and health alike; here the server is taken for a proxy."""
+    proxy = front.endpoint.replace("//", "//user:s3cret@")
+    with (
+        FaultServer(forward_to(front.port)) as relay,
+        TritonClient(
+            "http://triton.example/team", proxies={"http": proxy.replace(str(front.port), str(relay.port))}
+        ) as client,
+    ):
+        client.is_server_ready()
+        with pytest.raises(TritonError):
+            client.infer("m", {"x": X})
+        asked = relay.requests
+    assert {request.target.partition("/v2")[0] for request in asked} == {"http://triton.example/team"}
+    assert {request.header("Host") for request in asked} == {"triton.example"}
+    assert {request.header("Proxy-Authorization") for request in asked} == {"Basic dXNlcjpzM2NyZXQ="}
+
+
+@pytest.mark.tinyproxy
+def test_plain_requests_go_through_the_proxy_of_the_environment(
+    front: FaultServer, no_proxies: pytest.MonkeyPatch
+) -> None:
+    """All of them; none with ``trust_env=False``, or where NO_PROXY or ``proxies`` says so."""
+    with Tinyproxy() as proxy:
+        no_proxies.setenv("HTTP_PROXY", proxy.url)
+        with TritonClient(front.endpoint) as client:
+            assert client.is_model_ready("m") and scores(client)
+        through = len(proxy.requests())
+        assert through == len(front.requests) >= 5
+        assert all(request.header("Via") for request in front.requests)
+        for options in (
+            {"trust_env": False},
+            {"proxies": {"http": None}},
+            {"proxies": {"no_proxy": "127.0.0.1"}},
+        ):
+            with TritonClient(front.endpoint, **options) as client:
+                assert scores(client)
+        no_proxies.setenv("NO_PROXY", "127.0.0.1,localhost")
+        with TritonClient(front.endpoint) as client:
+            assert scores(client)
+        assert len(proxy.requests()) == through < len(front.requests)
+
+
+@pytest.mark.tinyproxy
+@pytest.mark.usefixtures("no_proxies")
+def test_direct_and_forwarded_connections_are_never_mixed_up(
+    front: FaultServer, no_proxies: pytest.MonkeyPatch
+) -> None:
+    """Two clients share a pool, and the environment changes between them."""
+    with Tinyproxy() as proxy, TritonClient(front.endpoint) as direct:
+        assert scores(direct) and not front.requests[-1].header("Via")
+        no_proxies.setenv("http_proxy", proxy.url)
+        with TritonClient(front.endpoint) as forwarded:
+            assert scores(forwarded) and front.requests[-1].header("Via")
+            assert scores(direct) and not front.requests[-1].header("Via")
+        no_proxies.delenv("http_proxy")
+        with TritonClient(front.endpoint) as direct_again:
+            assert scores(direct_again) and not front.requests[-1].header("Via")
+
+
+@pytest.mark.tinyproxy
+@pytest.mark.usefixtures("no_proxies")
+def test_credentials_of_a_proxy_are_used_and_shown_nowhere(
+    front: FaultServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not in logs, errors, reprs or display data; a proxy that misses them says so."""
+    with Tinyproxy(credentials=("user", "s3cret")) as proxy, caplog.at_level(logging.DEBUG):
+        options = InferenceOptions(
+            endpoint=front.endpoint, proxies={"http": proxy.url_with_credentials, "https": "env:TEAM_PROXY"}
+        )
+        with TritonClient.from_inference_options(options) as client:
+            assert scores(client)
+        shown = [repr(options), str(options.shown()), repr(client), repr(options.network)]
+        assert not any(request.header("Proxy-Authorization") for request in front.requests)
+        assert options.shown()["proxies"] == f"http: http://***@127.0.0.1:{proxy.port}, https: env:TEAM_PROXY"
+        wrong = proxy.url_with_credentials.replace("s3cret", "s3cret-of-old")
+        for url, endpoint in (
+            (proxy.url, front.endpoint),
+            (wrong, front.endpoint),
+            (proxy.url, "https://127.0.0.1:1"),
+            (wrong, "https://127.0.0.1:1"),
+        ):
+            proxies = {"http": url, "https": url}
+            with TritonClient(endpoint, proxies=proxies) as client, pytest.raises(TritonError) as raised:
+                client.infer("m", {"x": X})
+            assert "407" in str(raised.value) or "401" in str(raised.value)
+            assert "proxy" in str(raised.value)
+            shown += [str(raised.value), repr(raised.value), str(pickle.dumps(raised.value))]
+    text = "\n".join([*shown, caplog.text])
+    assert "s3cret" not in text and "dXNlcjpzM2NyZXQ" not in text
+
+
+@pytest.mark.tinyproxy
+@pytest.mark.usefixtures("no_proxies")
+def test_errors_say_that_a_proxy_is_on_the_way(front: FaultServer) -> None:
+    """Whether it is down itself, cannot reach the server, or the server refuses behind it."""
+    quick = {"timeout_seconds": 2.0, "retry": {"max_retries": 0}, "circuit_breaker": None}
+    with faults.refusing_port() as nobody, Tinyproxy() as proxy:
+        down = {"http": f"http://127.0.0.1:{nobody}"}
+        with (
+            TritonClient(front.endpoint, proxies=down, **quick) as client,
+            pytest.raises(ConnectError) as raised,
+        ):
+            client.infer("m", {"x": X})
+        assert f"the proxy http://127.0.0.1:{nobody}" in str(raised.value)
+        through = {"http": proxy.url}
+        with (
+            TritonClient(f"http://127.0.0.1:{nobody}", proxies=through, **quick) as client,
+            pytest.raises(ServerUnavailableError, match=f"through the proxy {proxy.url}"),
+        ):
+            client.infer("m", {"x": X})
+        with TritonClient(front.endpoint, proxies=through, **quick) as client:
+            assert scores(client)
+            front.play(faults.answered(Answer(400, b'{"error": "no"}')))
+            with pytest.raises(InferenceError, match=rf"endpoint=.* \(through the proxy {proxy.url}\)"):
+                client.infer("m", {"x": X})
+
+
+@pytest.mark.tinyproxy
+@pytest.mark.usefixtures("no_proxies")
+def test_server_that_is_down_behind_a_proxy_is_waited_for(triton: FakeTriton) -> None:
+    """tinyproxy answers 500 for it, which is no model's doing."""
+    with (
+        Tinyproxy() as proxy,
+        TritonClient(triton.endpoint, proxies={"http": proxy.url}, timeout_seconds=5.0) as client,
+    ):
+        assert scores(client)
+        triton.stop()
+        restart = threading.Timer(0.5, triton.start)
+        restart.start()
+        assert scores(client)
+        restart.join()

@@ -234,8 +234,8 @@ def test_last_release_closes_sockets_and_thread(server: FaultServer) -> None:
         session.get(server.endpoint)
 
 
-def test_proxy_is_rejected(session: requests.Session, server: FaultServer) -> None:
-    """It would be ignored silently; the environment's proxies and those of other schemes are not used."""
-    with pytest.raises(ConfigurationError, match="proxy"):
+def test_proxy_of_a_single_request_is_rejected(session: requests.Session, server: FaultServer) -> None:
+    """It would be ignored silently; those of other schemes are of no account."""
+    with pytest.raises(ConfigurationError, match="proxies"):
         session.get(server.endpoint, proxies={"http": "http://127.0.0.1:9"})
     assert session.get(server.endpoint, proxies={"https": "http://127.0.0.1:9"}).status_code == 200
