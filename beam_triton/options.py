@@ -39,8 +39,9 @@ class InferenceOptions(Options):
     """How requests are made. Every field is a keyword argument of `TritonClient` and `TritonInference`.
 
     Attributes:
-        endpoint: URL of the server (``http://host:8000``), or a list of them: requests are spread over
-            the healthy ones, and a request that fails at one is tried at another.
+        endpoint: URL of the server (``http://host:8000``, ``http://[::1]:8000``, or for a unix socket
+            ``http+unix://%2Fpath%2Fto.sock``), or a list of them: requests are spread over the healthy ones,
+            and a request that fails at one is tried at another.
         discovery: ``dns`` makes an endpoint of each address that a name in ``endpoint`` has, such as the
             pods of a headless Kubernetes Service. New addresses are used, those that are gone get no more
             requests. The ``Host`` header and the check of certificates keep the name. ``None`` connects to

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from beam_triton.transport.dialing import look_up
-from beam_triton.transport.origin import EndpointUrl
+from beam_triton.transport.origin import UNIX, EndpointUrl, Origin
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Discovery:
         self._stopped.set()
 
     def _run(self) -> None:
-        names = [url for url in self._found if url.origin.proxy is None and not _is_address(url.origin.host)]
+        names = [url for url in self._found if url.origin.proxy is None and not _is_address(url.origin)]
         while names and not self._stopped.is_set():
             has_changed = [self._look_up(url) for url in names]
             if any(has_changed) and not self._stopped.is_set():
@@ -97,11 +97,11 @@ class Discovery:
         return True
 
 
-def _is_address(host: str) -> bool:
+def _is_address(origin: Origin) -> bool:
     try:
-        ipaddress.ip_address(host)
+        ipaddress.ip_address(origin.host)
     except ValueError:
-        return False
+        return origin.scheme == UNIX
     return True
 
 

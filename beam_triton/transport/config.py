@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from beam_triton.credentials import Secret, check_reference, is_reference
 from beam_triton.errors import ConfigurationError
-from beam_triton.transport.origin import EndpointUrl
+from beam_triton.transport.origin import UNIX, EndpointUrl
 from beam_triton.transport.proxies import Proxy, choose_proxy
 from beam_triton.validation import Options, boolean, check, positive, positive_integer
 
@@ -169,5 +169,7 @@ class NetworkConfig(Options):
         Raises:
             ConfigurationError: the proxy that is named is not one, or a secret cannot be read.
         """
+        if url.origin.scheme == UNIX:
+            return url
         proxy = choose_proxy(url.origin.url, dict(self.proxies), trust_env=self.trust_env)
         return url if proxy is None else url._replace(origin=url.origin._replace(proxy=proxy))

@@ -18,8 +18,8 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from beam_triton.errors import ConfigurationError, ConnectError, ConnectTimeoutError, TlsError, TritonError
 from beam_triton.transport.config import TlsConfig
-from beam_triton.transport.dialing import Dialer, look_up
-from beam_triton.transport.origin import Origin
+from beam_triton.transport.dialing import Dialer, dial_unix, look_up
+from beam_triton.transport.origin import UNIX, Origin
 from beam_triton.transport.tunnel import connect_through
 
 _logger = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ class _BoundedTcp:
         deadline = time.monotonic() + timeout_seconds
         if origin.proxy is not None:
             sock = connect_through(origin.proxy, origin, dialer, timeout_seconds)
+        elif origin.scheme == UNIX:
+            sock = dial_unix(origin.host, deadline)
         else:
             try:
                 addresses = look_up(origin.address or self._dns_host, self.port)
@@ -103,7 +105,8 @@ class Connector:
                 server_hostname=self._tls.server_hostname,
             )
         else:
-            connection = _BoundedHttpConnection(origin.host, origin.port, timeout=timeout_seconds)
+            host = "localhost" if origin.scheme == UNIX else origin.host
+            connection = _BoundedHttpConnection(host, origin.port, timeout=timeout_seconds)
         connection.dialer, connection.origin = self._dialer, origin
         try:
             connection.connect()

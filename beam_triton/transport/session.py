@@ -28,7 +28,7 @@ from beam_triton.transport.attempt import exchange_within
 from beam_triton.transport.config import ConnectionPoolConfig, NetworkConfig, TlsConfig
 from beam_triton.transport.connector import Connector
 from beam_triton.transport.idle_eviction import IdleConnectionEvictor
-from beam_triton.transport.origin import EndpointUrl
+from beam_triton.transport.origin import UNIX, EndpointUrl
 from beam_triton.transport.pool import ConnectionPool
 from beam_triton.transport.reference_counts import Lease, SharedObjects
 
@@ -171,6 +171,7 @@ def _make_session(key: SessionKey) -> requests.Session:
     adapter = PooledAdapter(*key)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
+    session.mount(f"{UNIX}://", adapter)
     return session
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -39,6 +40,17 @@ def test_tls_goes_through_a_tunnel(
             pytest.raises(TlsError, match=r"through the proxy .* refused"),
         ):
             client.infer(MODEL, {"x": X})
+
+
+def test_unix_socket_of_nginx_is_an_endpoint(triton: LocalTriton, tmp_path: Path) -> None:
+    """A front on the worker's own machine, such as a sidecar."""
+    path = tmp_path / "nginx.sock"
+    with (
+        Nginx([port_of(triton)], listen=f"unix:{path}"),
+        TritonClient(f"http+unix://{quote(str(path), safe='')}") as client,
+    ):
+        large = np.random.default_rng(1).random((8, 300_000), np.float32)
+        assert np.array_equal(client.infer(MODEL, {"x": large}).outputs["y"], large)
 
 
 def test_refused_tunnel_fails_at_once(triton: LocalTriton, certificates: Certificates) -> None:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import logging
 import pickle
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 
 from beam_triton import TritonClient
-from beam_triton.errors import ConnectError, InferenceError, ServerUnavailableError, TritonError
+from beam_triton.errors import (
+    ConnectError,
+    ConnectTimeoutError,
+    InferenceError,
+    ServerUnavailableError,
+    TritonError,
+)
 from beam_triton.options import InferenceOptions
 from beam_triton.testing import FakeModel, FakeTriton
 from tests.support import faults
@@ -199,3 +210,53 @@ def test_server_that_is_down_behind_a_proxy_is_waited_for(triton: FakeTriton) ->
         restart.start()
         assert scores(client)
         restart.join()
+
+
+@pytest.mark.usefixtures("no_proxies")
+def test_ipv6_addresses_are_endpoints(triton: FakeTriton) -> None:
+    """In brackets, as URLs have them, and so in the Host header."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(FaultServer(forward_to(port_of(triton)), address="::1"))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        client = stack.enter_context(TritonClient(server.endpoint))
+        assert client.is_model_ready("m") and scores(client)
+        assert {request.header("Host") for request in server.requests} == {f"[::1]:{server.port}"}
+
+
+def test_unix_sockets_are_endpoints(
+    triton: FakeTriton, no_proxies: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """For all requests, whatever proxies there are; connections are kept, and long deadlines do no harm."""
+    no_proxies.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    path = str(tmp_path / "My server.sock")
+    with (
+        FaultServer(forward_to(port_of(triton)), address=path) as server,
+        TritonClient(server.endpoint, timeout_seconds=120.0, discovery="dns") as client,
+    ):
+        assert client.is_model_ready("m") and client.repository_index()
+        assert all(scores(client) for _ in range(3))
+        assert {request.header("Host") for request in server.requests} == {"localhost"}
+        assert server.opened == 1
+        server.drop_connections()
+        assert scores(client)
+        server.play([faults.reset_after_reading])
+        assert scores(client)
+
+
+def test_unix_socket_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """As an endpoint that refuses; one that takes no connection ends in time."""
+    path = tmp_path / "no.sock"
+    endpoint = f"http+unix://{quote(str(path), safe='')}"
+    with TritonClient(endpoint, retry={"max_retries": 0}) as client, pytest.raises(ConnectError) as raised:
+        client.infer("m", {"x": X})
+    assert f"cannot connect to {endpoint}: [Errno 2]" in str(raised.value)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as occupant:
+        listener.bind(str(path))
+        listener.listen(0)
+        occupant.connect(str(path))
+        started = time.monotonic()
+        with TritonClient(endpoint, timeout_seconds=0.6) as client, pytest.raises(ConnectTimeoutError):
+            client.infer("m", {"x": X})
+        assert 0.3 <= time.monotonic() - started < 1.5
