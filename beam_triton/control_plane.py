@@ -30,6 +30,7 @@ from beam_triton.policy.retry import EndpointView, Limits, repeat, resend
 from beam_triton.protocol import ModelSpec, error_from_response
 from beam_triton.protocol.paths import REPOSITORY_INDEX, SERVER_METADATA, model_config_path, model_path
 from beam_triton.transport.origin import EndpointUrl
+from beam_triton.transport.redirects import MAX_REDIRECTS, redirected
 from beam_triton.transport.reference_counts import Lease
 
 _logger = logging.getLogger(__name__)
@@ -200,19 +201,31 @@ class ControlPlane:
             left_seconds = max(left_seconds - (time.monotonic() - started), _MIN_SHARE_SECONDS)
 
     def _send(self, method: str, url: EndpointUrl, path: str, timeout_seconds: float) -> requests.Response:
-        headers = url.authorize(self._options.header_values())
-        send = partial(
-            self._session.value.request,
-            method,
-            f"{url}{path}",
-            headers=headers,
-            timeout=timeout_seconds,
-            allow_redirects=False,
-        )
-        try:
-            return resend(send, random.random)
-        except requests.RequestException as error:
-            raise RemoteProtocolError(f"{url}: the answer cannot be read: {error}") from error
+        deadline = time.monotonic() + timeout_seconds
+        headers = self._options.header_values()
+        given_host = next((value for name, value in headers.items() if name.lower() == "host"), None)
+        redirects, left_seconds = 0, timeout_seconds
+        while True:
+            send = partial(
+                self._session.value.request,
+                method,
+                f"{url}{path}",
+                headers=url.authorize(headers),
+                timeout=left_seconds,
+                allow_redirects=False,
+            )
+            try:
+                response = resend(send, random.random)
+            except requests.RequestException as error:
+                raise RemoteProtocolError(f"{url}: the answer cannot be read: {error}") from error
+            location = response.headers.get("Location")
+            step = redirected(url, path, method, response.status_code, location, given_host)
+            redirects += 1
+            if isinstance(step, str) or redirects > MAX_REDIRECTS:
+                return response
+            # requests itself would take the user's own headers along to any host.
+            url, path = step
+            left_seconds = max(deadline - time.monotonic(), _MIN_SHARE_SECONDS)
 
 
 def _naming_proxy(refusal: TritonError, url: EndpointUrl) -> TritonError:

@@ -103,9 +103,9 @@ class RemoteModel:
                 max_response_bytes=options.max_response_bytes,
                 slot_bytes=max(options.batching.max_batch_bytes, BatchingPolicy.max_batch_bytes),
                 health_paths=(SERVER_READY, model_ready_path(spec.name, options.model_version)),
+                network=options.network,
             ),
             options.header_values,
-            options.network,
         )
 
     @property

@@ -13,11 +13,11 @@ from beam_triton.transport.reactor import Reactor
 from beam_triton.transport.reference_counts import SharedObjects
 from beam_triton.transport.session import acquire_session, session_pool
 
-_DEFAULT_NETWORK = NetworkConfig()
-
 ENDPOINT_SETS: SharedObjects[EndpointSetKey, EndpointSet] = SharedObjects(
     "endpoint state", EndpointSet, EndpointSet.close
 )
+
+_DEFAULT_NETWORK = NetworkConfig()
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,14 @@ class CallOptions:
     """What all requests of one user have in common.
 
     A request takes a slot for each ``slot_bytes``, at least one: slots bound bytes as well as requests.
+    ``network`` chooses the proxies for redirects.
     """
 
     timeout_seconds: float
     max_response_bytes: int
     slot_bytes: int
     health_paths: tuple[str, ...] = ()
+    network: NetworkConfig = _DEFAULT_NETWORK
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Channel:
 
     Args:
         key: users with an equal key share the endpoint state.
-        pool, tls, network: users with equal ones share the session.
+        pool, tls: users with equal ones, and an equal network of ``options``, share the session.
         options: of every call made here.
         headers: gives the user's own header fields, credentials resolved.
     """
@@ -61,9 +63,8 @@ class Channel:
         tls: TlsConfig,
         options: CallOptions,
         headers: Callable[[], Mapping[str, str]],
-        network: NetworkConfig = _DEFAULT_NETWORK,
     ) -> None:
-        self._session_lease = acquire_session(pool, tls, network)
+        self._session_lease = acquire_session(pool, tls, options.network)
         self._endpoints_lease = ENDPOINT_SETS.acquire(key)
         self.options = options
         self.head_writer = HeadWriter(headers, pool.reuse_enabled)

@@ -68,6 +68,7 @@ class Endpoint:
         self.answered_at = -math.inf
         self.checked_at = -math.inf
         self.is_silent = False
+        self._has_told_redirect = False
         self.retry_budget = RetryBudget(key.retry, time.monotonic)
         self.breaker: CircuitBreaker | None = None
         policy = key.circuit_breaker
@@ -84,6 +85,11 @@ class Endpoint:
     def is_healthy(self) -> bool:
         """The breaker, where there is one, is closed."""
         return self.breaker is None or self.breaker.state is State.CLOSED
+
+    def tells_redirect(self) -> bool:
+        """Whether this is the first redirect that it answers."""
+        is_first, self._has_told_redirect = not self._has_told_redirect, True
+        return is_first
 
     def _log_change(self, old: State, new: State) -> None:
         level = logging.WARNING if new is State.OPEN else logging.INFO

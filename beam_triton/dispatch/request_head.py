@@ -99,6 +99,10 @@ class HeadWriter:
         except ConfigurationError:
             return False
 
+    def given_host(self) -> str | None:
+        """The ``Host`` header that the user gave."""
+        return next((value for name, value in self._header_values().items() if name.lower() == "host"), None)
+
     def _header_values(self) -> Mapping[str, str]:
         last = self._read
         try:

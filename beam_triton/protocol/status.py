@@ -79,6 +79,8 @@ def error_from_response(
         # A password or token in the address must not reach a log.
         address = _CREDENTIALS.sub("//", location).split("?")[0]
         hint = f"redirected to {printable(address, 200)}, which is not followed: use it as endpoint"
+        if status in (301, 302, 303) and what == "infer":
+            hint += f". A {status} makes a GET of a request; 307 and 308 keep it"
     about = f"{what} of model {model_name!r}" if model_name else what
     reason = server_message or "no message"
     message = f"{about}: the server answered {status}: {reason}{f' ({hint})' if hint else ''}"

@@ -63,11 +63,13 @@ class EndpointUrl(NamedTuple):
 
     ``path_prefix`` comes before ``/v2`` and has no slash at its end. ``basic_authorization`` is the
     ``Authorization`` header made of the URL's user name and password; it is left out of ``repr``.
+    ``only_headers`` are those of the user's headers that it may get, in lower case; None for all.
     """
 
     origin: Origin
     path_prefix: str = ""
     basic_authorization: str | None = None
+    only_headers: tuple[str, ...] | None = None
 
     @property
     def host_header(self) -> str:
@@ -93,8 +95,10 @@ class EndpointUrl(NamedTuple):
         return None if proxy is None else proxy.authorization
 
     def authorize(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """The same headers, with ``basic_authorization`` unless they hold an ``Authorization`` already."""
+        """The headers that it may get, with ``basic_authorization`` unless there is an ``Authorization``."""
         authorized = dict(headers)
+        if self.only_headers is not None:
+            authorized = {name: value for name, value in headers.items() if name.lower() in self.only_headers}
         if self.basic_authorization and "authorization" not in map(str.lower, authorized):
             authorized["Authorization"] = self.basic_authorization
         return authorized

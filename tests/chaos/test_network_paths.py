@@ -53,6 +53,25 @@ def test_unix_socket_of_nginx_is_an_endpoint(triton: LocalTriton, tmp_path: Path
         assert np.array_equal(client.infer(MODEL, {"x": large}).outputs["y"], large)
 
 
+def test_ingress_that_redirects_to_tls_by_name(triton: LocalTriton, certificates: Certificates) -> None:
+    """As one reached by its address, for a service whose name is in no DNS."""
+    name = "elsewhere.example"
+    with (
+        Nginx([port_of(triton)], certificate=certificates.wrong_host) as secure,
+        Nginx([1], redirects_to=f"https://{name}:{secure.port}") as plain,
+    ):
+        run = run_numbered(
+            TritonInference(
+                plain.endpoint,
+                MODEL,
+                headers={"Host": name},
+                tls={"ca_bundle": str(certificates.ca), "server_hostname": name},
+            ),
+            5_000,
+        )
+    assert run.counters.get("failures", 0) == 0
+
+
 def test_refused_tunnel_fails_at_once(triton: LocalTriton, certificates: Certificates) -> None:
     """It is the proxy's rule, and no retry changes it."""
     with (

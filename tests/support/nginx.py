@@ -33,7 +33,7 @@ class Nginx:
     after how many requests nginx closes it. ``read_timeout_seconds`` is how long a server may take to answer
     before nginx answers 504. Failures of a dead server reach the client (``proxy_next_upstream off``) unless
     ``fails_over``. ``access_log`` records the status of every answer for `statuses`. ``listen`` is a further
-    address to listen at.
+    address to listen at. ``redirects_to`` answers every request with a 308 to the same path there.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Nginx:
         max_body: str = "0",
         access_log: bool = False,
         listen: str | None = None,
+        redirects_to: str | None = None,
     ) -> None:
         self.upstream_ports = tuple(upstream_ports)
         self._certificate = certificate
@@ -60,6 +61,7 @@ class Nginx:
         self._max_body = max_body
         self._access_log = access_log
         self._listen = listen
+        self._redirects_to = redirects_to
         self._always_answers: int | None = None
 
     def __enter__(self) -> Nginx:
@@ -195,6 +197,7 @@ http {{
     {self._tls_directives()}
     location / {{
       {f"return {self._always_answers};" if self._always_answers else ""}
+      {f"return 308 {self._redirects_to}$request_uri;" if self._redirects_to else ""}
       proxy_pass http://triton;
       proxy_http_version 1.1;
       proxy_set_header Connection "";

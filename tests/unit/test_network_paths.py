@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import pickle
 import socket
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,8 +28,8 @@ from beam_triton.errors import (
 from beam_triton.options import InferenceOptions
 from beam_triton.testing import FakeModel, FakeTriton
 from tests.support import faults
-from tests.support.answers import Answer, forward_to
-from tests.support.fault_server import FaultServer
+from tests.support.answers import Answer, always, forward_to
+from tests.support.fault_server import Exchange, Fault, FaultServer, serve
 from tests.support.tinyproxy import Tinyproxy
 
 X = np.arange(4, dtype=np.float32).reshape(1, 4)
@@ -260,3 +262,154 @@ def test_unix_socket_that_is_not_there_is_named(tmp_path: Path) -> None:
         with TritonClient(endpoint, timeout_seconds=0.6) as client, pytest.raises(ConnectTimeoutError):
             client.infer("m", {"x": X})
         assert 0.3 <= time.monotonic() - started < 1.5
+
+
+SECRETS = {"X-Key": "s3cret"}
+
+
+def to(location: str, status: int = 308) -> Fault:
+    return faults.answered(Answer(status, b"", (("Location", location),)))
+
+
+def by_path(server: FaultServer) -> Fault:
+    """Redirects to the same path of another server."""
+
+    def play(exchange: Exchange) -> None:
+        request = exchange.request()
+        to(f"{server.endpoint}{request.target}", 307)(exchange)
+
+    return play
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("status", [307, 308])
+def test_redirects_keep_method_and_body(
+    front: FaultServer, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of inference, the repository index and health; the log says once what saves the detour."""
+    with (
+        FaultServer(always(Answer(404))) as ingress,
+        TritonClient(ingress.endpoint, headers=SECRETS, auth_token="s3cret") as client,
+    ):
+        ingress.play(by_path(front))
+        assert client.is_model_ready("m") and client.repository_index()
+        assert scores(client) and scores(client)
+        assert [request.method for request in front.requests].count("POST") == 3
+        assert ingress.requests[-1].header("X-Key") == "s3cret"
+        for request in front.requests:
+            assert not request.header("X-Key") and not request.header("Authorization")
+            assert request.header("Host") == f"127.0.0.1:{front.port}"
+    warnings = [record.getMessage() for record in caplog.records if "redirects to" in record.getMessage()]
+    assert warnings == [
+        f"{ingress.endpoint} redirects to {front.endpoint}: as endpoint, it gets each request once"
+    ]
+
+
+@pytest.mark.usefixtures("no_proxies")
+def test_redirect_within_a_server_keeps_credentials(front: FaultServer) -> None:
+    """As one that adds a slash, or leads around."""
+    with TritonClient(front.endpoint, headers=SECRETS) as client:
+        client.model_metadata("m")
+        front.play([to("/v2/models/m?slash=1", 301)])
+        assert client.model_metadata("m")["name"] == "m"
+        assert front.requests[-1].target == "/v2/models/m?slash=1"
+        detour = [to("/a"), to("/b"), to("/v2/models/m/infer")]
+        front.play(itertools.chain(itertools.repeat(serve, 3), detour))
+        assert scores(client)
+    assert {request.header("X-Key") for request in front.requests} == {"s3cret"}
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("status", [301, 302, 303])
+def test_redirect_that_drops_the_body_is_an_error_that_says_so(front: FaultServer, status: int) -> None:
+    """And says which endpoint helps; metadata follow it."""
+    with TritonClient(front.endpoint) as client:
+        assert scores(client)
+        front.play(to("https://user:pw@m.example/v2/models/m/infer", status))
+        with pytest.raises(InferenceError, match=f"A {status} makes a GET of a request") as raised:
+            client.infer("m", {"x": X})
+        assert "redirected to https://m.example/v2/models/m/infer" in str(raised.value)
+        assert "pw" not in str(raised.value) and raised.value.attempt_count == 1
+
+
+@pytest.mark.usefixtures("no_proxies")
+def test_redirects_are_bounded(front: FaultServer) -> None:
+    """A loop ends, for inference, metadata and readiness."""
+    with TritonClient(front.endpoint) as client:
+        assert scores(client)
+        before = len(front.requests)
+        front.play(to("/round"))
+        with pytest.raises(InferenceError, match="5 redirects in a row"):
+            client.infer("m", {"x": X})
+        assert len(front.requests) - before == 6
+        with pytest.raises(InferenceError, match="redirected to /round"):
+            client.model_metadata("m")
+        assert not client.is_server_ready()
+        assert len(front.requests) - before == 18
+
+
+@pytest.mark.usefixtures("no_proxies")
+def test_server_behind_a_redirect_may_restart(triton: FakeTriton, front: FaultServer) -> None:
+    """Requests are repeated from the first endpoint on; its health checks follow the redirect."""
+    with (
+        FaultServer(always(Answer(404)), by_path(front)) as ingress,
+        TritonClient(
+            ingress.endpoint,
+            timeout_seconds=2.0,
+            circuit_breaker={"minimum_requests": 1, "open_seconds": 30.0},
+        ) as client,
+    ):
+        assert scores(client)
+        front.play(faults.answered(Answer(503)))
+        healing = threading.Timer(0.5, front.play, [()])
+        healing.start()
+        assert scores(client)
+        healing.join()
+        assert any(request.target == "/v2/health/ready" for request in front.requests)
+
+
+def closing(exchange: Exchange) -> None:
+    """Announces the end of the connection with each answer, and ends it."""
+    answer = exchange.answer()
+    exchange.send(replace(answer, headers=(*answer.headers, ("Connection", "close"))).encode())
+    exchange.close()
+
+
+def http_1_0(exchange: Exchange) -> None:
+    """An answer of HTTP/1.0 that ends with its connection."""
+    answer = exchange.answer()
+    head = answer.head().replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+    lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"content-length")]
+    exchange.send(b"\r\n".join(lines) + answer.body)
+    exchange.close()
+
+
+def chunked(exchange: Exchange) -> None:
+    """An answer whose length is not known beforehand, in chunks with extensions and trailers."""
+    answer = exchange.answer()
+    head = replace(answer, headers=(*answer.headers, ("Transfer-Encoding", "chunked"))).head()
+    pieces = [answer.body[start : start + 50] for start in range(0, len(answer.body), 50)]
+    body = b"".join(b"%x;a=b\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    exchange.send(head + body + b"0\r\nX-Trailer: 1\r\n\r\n")
+
+
+def continuing(exchange: Exchange) -> None:
+    """Interim answers before the answer, as for Expect: 100-continue and early hints."""
+    exchange.read_head()
+    exchange.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
+    exchange.send(exchange.answer().encode())
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize(
+    ("front_kind", "reuses"), [(closing, False), (http_1_0, False), (chunked, True), (continuing, True)]
+)
+def test_fronts_answer_as_http_allows(front: FaultServer, front_kind: Fault, reuses: bool) -> None:
+    """All kinds of requests, many of them, and large tensors; nothing is counted as a failure."""
+    large = np.arange(400_000, dtype=np.float32).reshape(100_000, 4)
+    front.play(front_kind)
+    with TritonClient(front.endpoint, retry={"max_retries": 0}, circuit_breaker=None) as client:
+        assert client.is_model_ready("m") and client.repository_index()
+        assert all(scores(client) for _ in range(20))
+        assert np.array_equal(client.infer("m", {"x": large}).outputs["y"], 2 * large)
+    assert (front.opened < len(front.requests) / 2) is reuses
