@@ -204,7 +204,7 @@ class ControlPlane:
         deadline = time.monotonic() + timeout_seconds
         headers = self._options.header_values()
         given_host = next((value for name, value in headers.items() if name.lower() == "host"), None)
-        redirects, left_seconds = 0, timeout_seconds
+        redirects, left_seconds, first = 0, timeout_seconds, url
         while True:
             send = partial(
                 self._session.value.request,
@@ -218,6 +218,10 @@ class ControlPlane:
                 response = resend(send, random.random)
             except requests.RequestException as error:
                 raise RemoteProtocolError(f"{url}: the answer cannot be read: {error}") from error
+            except TritonError as error:
+                if redirects:
+                    raise with_message(error, f"{error.message} (redirected there by {first})") from error
+                raise
             location = response.headers.get("Location")
             step = redirected(url, path, method, response.status_code, location, given_host)
             redirects += 1
