@@ -50,8 +50,9 @@ T = TypeVar("T")
 class TritonClient:
     """A client of one server, or of several that serve the same models.
 
-    Thread-safe. Connections are shared with every user in the process that gives the same ``pool`` and
-    ``tls``; circuit breakers and limits with those that give the same endpoints and policies as well.
+    Thread-safe. Connections are shared with every user in the process that gives the same ``pool``,
+    ``tls`` and ``trust_env``; circuit breakers and limits with those that give the same endpoints and
+    policies as well.
     `close`, or the end of a ``with`` block, releases the references.
 
     Args:
@@ -70,7 +71,7 @@ class TritonClient:
 
     def __init__(self, endpoint: str | Sequence[str], **options: Any) -> None:
         self._options = InferenceOptions.from_options({"endpoint": endpoint, **options})
-        self._session_lease = acquire_session(self._options.pool, self._options.tls)
+        self._session_lease = acquire_session(self._options.pool, self._options.tls, self._options.network)
         self._parameters = self._options.parameters
         self._lock = threading.Lock()
         self._models: dict[tuple[str, str], RemoteModel] = {}

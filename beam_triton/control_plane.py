@@ -37,6 +37,7 @@ from beam_triton.protocol.paths import (
     model_path,
 )
 from beam_triton.transport.origin import EndpointUrl
+from beam_triton.transport.redirects import MAX_REDIRECTS, redirected
 from beam_triton.transport.reference_counts import Lease
 
 _logger = logging.getLogger(__name__)
@@ -239,7 +240,7 @@ class ControlPlane:
                 if not refusal.retryable:
                     # A server's refusal holds for all of them; that a server cannot be reached does not.
                     self._answered_last = url
-                raise refusal
+                raise _naming_proxy(refusal, self._options.network.routed(url))
             try:
                 document = json.loads(response.content)
             except (ValueError, RecursionError):
@@ -276,27 +277,50 @@ class ControlPlane:
     def _send(
         self, method: str, url: EndpointUrl, path: str, timeout_seconds: float, body: bytes | None = None
     ) -> requests.Response:
-        headers = url.authorize(self._options.header_values())
+        deadline = time.monotonic() + timeout_seconds
+        headers = self._options.header_values()
+        given_host = next((value for name, value in headers.items() if name.lower() == "host"), None)
         if body is not None:
             headers = {"Content-Type": "application/json", **headers}
-        send = partial(
-            self._session.value.request,
-            method,
-            f"{url}{path}",
-            headers=headers,
-            data=body,
-            timeout=timeout_seconds,
-            allow_redirects=False,
-        )
-        try:
-            return resend(send, random.random)
-        except requests.RequestException as error:
-            foreign = RemoteProtocolError(f"{url}: the answer cannot be read: {error}")
-            foreign.is_foreign = True
-            raise foreign from error
-        except RemoteProtocolError as error:
-            error.is_foreign = True
-            raise
+        redirects, left_seconds, first = 0, timeout_seconds, url
+        while True:
+            send = partial(
+                self._session.value.request,
+                method,
+                f"{url}{path}",
+                headers=url.authorize(headers),
+                data=body,
+                timeout=left_seconds,
+                allow_redirects=False,
+            )
+            try:
+                response = resend(send, random.random)
+            except requests.RequestException as error:
+                foreign = RemoteProtocolError(f"{url}: the answer cannot be read: {error}")
+                foreign.is_foreign = True
+                raise foreign from error
+            except TritonError as error:
+                if isinstance(error, RemoteProtocolError):
+                    error.is_foreign = True
+                if redirects:
+                    raise with_message(error, f"{error.message} (redirected there by {first})") from error
+                raise
+            location = response.headers.get("Location")
+            step = redirected(url, path, method, response.status_code, location, given_host)
+            redirects += 1
+            if isinstance(step, str) or redirects > MAX_REDIRECTS:
+                return response
+            # requests itself would take the user's own headers along to any host.
+            url, path = step
+            left_seconds = max(deadline - time.monotonic(), _MIN_SHARE_SECONDS)
+
+
+def _naming_proxy(refusal: TritonError, url: EndpointUrl) -> TritonError:
+    """A proxy that forwards answers for servers that it cannot reach."""
+    proxy = url.origin.forwarding_proxy
+    if proxy is None:
+        return refusal
+    return with_message(refusal, f"{refusal.message} (through the proxy {proxy})")
 
 
 def _batching_note(spec: ModelSpec, limit: int | None, server_limit: int | None) -> str:
@@ -316,10 +340,8 @@ def _batching_note(spec: ModelSpec, limit: int | None, server_limit: int | None)
     if spec.has_batch_dimension:
         return (
             f"{unsaid} the first dimension, -1 for all inputs and outputs, is taken for the batch, elements "
-            "come "
-            f"without it, and requests hold up to {spec.max_batch_size}. batching.max_batch_size sets "
-            "another "
-            f"number, model_spec another meaning"
+            f"come without it, and requests hold up to {spec.max_batch_size}. batching.max_batch_size sets "
+            f"another number, model_spec another meaning"
         )
     open_inputs = bool(spec.inputs) and all(each.shape[:1] == (-1,) for each in spec.inputs)
     whole = [each.name for each in spec.outputs if each.shape[:1] != (-1,)]
@@ -331,8 +353,7 @@ def _batching_note(spec: ModelSpec, limit: int | None, server_limit: int | None)
         reason = "the metadata show no batch dimension (a first one of -1)"
     return (
         f"{unsaid} {reason}, so that each element is sent alone; give batching.max_batch_size if the model "
-        "takes "
-        f"batches"
+        f"takes batches"
     )
 
 

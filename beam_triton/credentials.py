@@ -73,6 +73,11 @@ def check_reference(secret: object, what: str = "the secret") -> None:
         _check_value(secret, what)
 
 
+def is_reference(secret: Secret) -> bool:
+    """Whether ``secret`` says where the value is, and is not the value itself."""
+    return callable(secret) or secret.startswith((_ENVIRONMENT, _FILE))
+
+
 def resolve(secret: Secret, what: str = "the secret") -> str:
     """The secret's current value, which is valid in a header.
 

@@ -6,7 +6,8 @@
     │   ├── PoolTimeoutError          no connection or admission became free in time
     │   ├── ConnectError              the request cannot have reached the server
     │   │   ├── ConnectTimeoutError
-    │   │   └── TlsError              certificate refused, handshake failed
+    │   │   ├── TlsError              certificate refused, handshake failed
+    │   │   └── ProxyError            the proxy on the way refuses
     │   ├── ConnectionLostError       reset, closed or truncated: the request may have run
     │   ├── SilentConnectionError     nothing came for far longer than answers usually take
     │   └── DeadlineExceededError     `timeout_seconds` ran out; also a TimeoutError
@@ -116,6 +117,12 @@ class ConnectTimeoutError(ConnectError):
 
 class TlsError(ConnectError):
     """The TLS handshake failed: the certificate, its host name, or the client's own certificate."""
+
+    retryable = False
+
+
+class ProxyError(ConnectError):
+    """The proxy on the way to the server refuses to connect to it, or asks for credentials."""
 
     retryable = False
 

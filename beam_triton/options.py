@@ -14,6 +14,7 @@ from beam_triton.credentials import (
     check_header_name,
     check_reference,
     describe,
+    is_reference,
     redact_headers,
     redact_url,
     resolve,
@@ -24,7 +25,7 @@ from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
 from beam_triton.protocol import ModelSpec, check_request_options, checked_parameters
 from beam_triton.protocol.paths import checked_version
-from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
+from beam_triton.transport.config import ConnectionPoolConfig, NetworkConfig, TlsConfig
 from beam_triton.transport.origin import EndpointUrl
 from beam_triton.validation import Options, boolean, check, one_of, positive, positive_integer
 
@@ -39,8 +40,9 @@ class InferenceOptions(Options):
     """How requests are made. Every field is a keyword argument of `TritonClient` and `TritonInference`.
 
     Attributes:
-        endpoint: URL of the server (``http://host:8000``), or a list of them: requests are spread over
-            the healthy ones, and a request that fails at one is tried at another.
+        endpoint: URL of the server (``http://host:8000``, ``http://[::1]:8000``, or for a unix socket
+            ``http+unix://%2Fpath%2Fto.sock``), or a list of them: requests are spread over the healthy ones,
+            and a request that fails at one is tried at another.
         discovery: ``dns`` makes an endpoint of each address that a name in ``endpoint`` has, such as the
             pods of a headless Kubernetes Service. New addresses are used, those that are gone get no more
             requests. The ``Host`` header and the check of certificates keep the name. ``None`` connects to
@@ -58,9 +60,19 @@ class InferenceOptions(Options):
             least ``max_concurrent_requests`` connections, idle ones too. A given pool that contradicts
             these options is refused.
         tls: certificates of ``https`` endpoints.
+        trust_env: the environment of the worker is asked for what these options leave open, as requests and
+            curl do: proxies (``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``, or in lower case),
+            and the authorities to trust (``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, ``SSL_CERT_FILE``,
+            ``SSL_CERT_DIR``).
+        proxies: URLs of HTTP proxies by scheme of the endpoint (``http``, ``https``, ``all``, or
+            ``https://host`` for one host), as requests takes them; ``None`` for a scheme connects directly.
+            They come before those of the environment. A value may be a secret reference or callable;
+            credentials in it are shown nowhere. ``no_proxy`` lists hosts, with commas, that no proxy is for.
         batching, retry: see the policies.
         circuit_breaker: ``None`` switches it off.
-        headers: sent with every request; a value may be a secret reference or callable.
+        headers: sent with every request; a value may be a secret reference or callable. ``Host`` takes the
+            place of the endpoint's, for an ingress that is reached by an address or another name; the name in
+            a certificate is ``tls.server_hostname``.
         auth_token: sent as ``Authorization: Bearer``; preferably a reference (``env:NAME``, ``file:PATH``)
             or a callable, which is read on the worker, rather than the token itself.
         compression: ``gzip`` or ``deflate`` for request bodies; ``None`` is faster in a data centre.
@@ -91,6 +103,8 @@ class InferenceOptions(Options):
     max_concurrent_requests: int = DEFAULT_MAX_CONCURRENT_REQUESTS
     pool: ConnectionPoolConfig = _FITTING_POOL
     tls: TlsConfig = field(default_factory=TlsConfig)
+    trust_env: bool = True
+    proxies: Mapping[str, Secret | None] | None = field(default=None, repr=False)
     batching: BatchingPolicy = field(default_factory=BatchingPolicy)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     circuit_breaker: CircuitBreakerPolicy | None = field(default_factory=CircuitBreakerPolicy)
@@ -127,7 +141,7 @@ class InferenceOptions(Options):
         if self.circuit_breaker is not None:
             breaker = CircuitBreakerPolicy.from_options(self.circuit_breaker)
             object.__setattr__(self, "circuit_breaker", breaker)
-        _ = self.urls
+        _ = self.urls, self.network
         checked_version(self.model_version)
         checked_parameters(self.parameters)
         self._check_credentials()
@@ -154,6 +168,16 @@ class InferenceOptions(Options):
         if len(set(urls)) != len(urls):
             raise ConfigurationError("endpoint names the same server twice: " + ", ".join(map(str, urls)))
         return urls
+
+    @property
+    def network(self) -> NetworkConfig:
+        """The way to the servers."""
+        proxies = {} if self.proxies is None else self.proxies
+        if not isinstance(proxies, Mapping):
+            raise ConfigurationError(
+                "proxies must map schemes to URLs, such as {'https': 'http://proxy:3128'}"
+            )
+        return NetworkConfig(trust_env=self.trust_env, proxies=tuple(proxies.items()))
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -190,6 +214,8 @@ class InferenceOptions(Options):
                 continue
             if option.name == "headers":
                 shown["headers"] = ", ".join(f"{k}: {v}" for k, v in redact_headers(value).items())
+            elif option.name == "proxies":
+                shown["proxies"] = ", ".join(f"{k}: {_shown_proxy(v)}" for k, v in value.items())
             elif option.name == "auth_token":
                 shown["auth_token"] = describe(value)
             else:
@@ -203,10 +229,13 @@ class InferenceOptions(Options):
             return
         if not isinstance(self.headers, Mapping):
             raise ConfigurationError("headers must map names to values")
+        names = [str(name).lower() for name in self.headers]
+        if names.count("host") > 1:
+            raise ConfigurationError("headers name Host twice: a request has one")
         for name, secret in self.headers.items():
             check_header_name(name)
             check_reference(secret, f"header {name}")
-            if name.lower() in LIBRARY_HEADERS:
+            if name.lower() in LIBRARY_HEADERS and name.lower() != "host":
                 raise ConfigurationError(f"header {name} is set by the library: leave it out")
             if name.lower() == "authorization" and self.auth_token is not None:
                 raise ConfigurationError(
@@ -246,3 +275,9 @@ def options_from_text(texts: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             options[name] = value
     return options
+
+
+def _shown_proxy(proxy: Secret | None) -> str:
+    if not proxy:
+        return "none"
+    return describe(proxy) if is_reference(proxy) else redact_url(str(proxy))

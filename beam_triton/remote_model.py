@@ -106,6 +106,7 @@ class RemoteModel:
                 slot_bytes=max(options.batching.max_batch_bytes, BatchingPolicy.max_batch_bytes),
                 health_paths=(SERVER_READY, model_ready_path(spec.name, options.model_version)),
                 statistics_path=model_statistics_path(spec.name, options.model_version),
+                network=options.network,
             ),
             options.header_values,
         )
@@ -243,7 +244,7 @@ def is_in_use(model_name: str, options: InferenceOptions) -> bool:
 
 def _endpoint_set_key(model_name: str, options: InferenceOptions) -> EndpointSetKey:
     return EndpointSetKey(
-        options.urls,
+        tuple(map(options.network.routed, options.urls)),
         model_name,
         options.max_concurrent_requests,
         options.timeout_seconds,

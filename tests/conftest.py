@@ -8,8 +8,10 @@ import pytest
 from hypothesis import settings
 
 from tests.support.nginx import nginx_binary
+from tests.support.tinyproxy import tinyproxy_binary
 
 _NO_NGINX = "need nginx, which is not installed (Debian: apt-get install nginx-light)"
+_NO_TINYPROXY = "need tinyproxy, which is not installed (Debian: apt-get install tinyproxy)"
 _LONG = "are long chaos runs (run them with --long)"
 
 
@@ -24,14 +26,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "nginx: needs a real nginx; skipped where there is none")
+    config.addinivalue_line("markers", "tinyproxy: needs a real forward proxy; skipped where there is none")
     config.addinivalue_line("markers", "long: takes minutes; runs only with --long")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     has_nginx = nginx_binary() is not None
+    has_tinyproxy = tinyproxy_binary() is not None
     runs_long = bool(config.getoption("--long"))
+    needs = (
+        ("nginx", has_nginx, _NO_NGINX),
+        ("tinyproxy", has_tinyproxy, _NO_TINYPROXY),
+        ("long", runs_long, _LONG),
+    )
     for item in items:
-        for marker, wanted, reason in (("nginx", has_nginx, _NO_NGINX), ("long", runs_long, _LONG)):
+        for marker, wanted, reason in needs:
             if item.get_closest_marker(marker) and not wanted:
                 item.add_marker(pytest.mark.skip(reason=reason))
 

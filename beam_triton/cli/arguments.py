@@ -184,7 +184,10 @@ def explained(error: TritonError) -> str:
     """An error's message, and what a person at a terminal may do about it."""
     hint = ""
     if isinstance(error, TlsError):
-        hint = "Is the endpoint https, and does --ca-bundle name the authority that signed its certificate?"
+        if "tls.ca_bundle" in error.message:
+            hint = "Here, --ca-bundle names it."
+        elif "certificate is refused" not in error.message:
+            hint = "Does the server speak TLS at this port?"
     elif isinstance(error, ConnectError):
         hint = "Is the server running, and is this its HTTP port (Triton's is 8000 by default)?"
     elif isinstance(error, RemoteProtocolError) and error.is_foreign:

@@ -50,6 +50,7 @@ from beam_triton.errors import (
 from beam_triton.policy.retry import EndpointView, Fail, History, Limits, Resend, Retry, next_step
 from beam_triton.transport.attempt import Attempt
 from beam_triton.transport.exchange import Exchange
+from beam_triton.transport.redirects import MAX_REDIRECTS, Redirect, redirected
 
 _logger = logging.getLogger(__name__)
 
@@ -98,6 +99,8 @@ class _CallState:
     _admission: Admission | None = None
     _attempt: Attempt | None = None
     _endpoint: Endpoint | None = None
+    _redirect: Redirect | None = None
+    _redirects = 0
     _sent_at = 0.0
     _was_stalled = False
     _silence_seconds = math.inf
@@ -243,12 +246,18 @@ class Call(_CallState):
         self._wait(Phase.BACKING_OFF, wake_at, throttled=self.is_throttled)
         return False
 
-    def _send(self, admission: Admission, now: float) -> None:
+    def _send(self, admission: Admission, now: float, redirect: Redirect | None = None) -> None:
         self.phase = Phase.SENDING
-        self.record.attempts += 1
         options = self.context.options
         self._endpoint = endpoint = admission.endpoint
-        url = endpoint.url
+        url, request = endpoint.url, self.request
+        if redirect is None:
+            self.record.attempts += 1
+        else:
+            url, request = redirect.url, request._replace(path=redirect.path)
+        if redirect is not self._redirect:
+            self._redirect = redirect
+            self._redirects = 0 if redirect is None else self._redirects + 1
         if not self.is_sequence:
             errors = self._history.errors
             silences = sum(isinstance(error, SilentConnectionError) for error in errors) if errors else 0
@@ -257,7 +266,7 @@ class Call(_CallState):
             )
         self._was_stalled = endpoint.is_stalled
         try:
-            parts = self.context.head_writer.parts(url, self.request)
+            parts = self.context.head_writer.parts(url, request)
         except TritonError as error:
             # A secret that cannot be read.
             self._finish_with(error)
@@ -305,7 +314,9 @@ class Call(_CallState):
             try:
                 self.result = self.read(attempt.exchange)
             except TritonError as caught:
-                error = caught
+                error = self._after_redirect(attempt, caught, now)
+                if error is None:
+                    return
             except Exception as caught:
                 # An exception that left this frame would end every other call of this reactor.
                 error = RemoteProtocolError(f"the answer cannot be read: {type(caught).__name__}: {caught}")
@@ -313,6 +324,31 @@ class Call(_CallState):
                 self._succeed()
                 return
         self._fail(attempt, error, now)
+
+    def _after_redirect(self, attempt: Attempt, error: TritonError, now: float) -> TritonError | None:
+        """None where the answer was a redirect and the request is on its way there, otherwise the error."""
+        assert attempt.exchange is not None and attempt.exchange.head is not None
+        head = attempt.exchange.head
+        if not 300 <= head.status < 400:
+            return error
+        assert self._admission is not None and self._endpoint is not None
+        url, path = self._redirect or (self._endpoint.url, self.request.path)
+        writer = self.context.head_writer
+        try:
+            step = redirected(
+                url, path, self.request.method, head.status, head.get("location"), writer.given_host()
+            )
+            if isinstance(step, Redirect) and self._redirects >= MAX_REDIRECTS:
+                step = f"{MAX_REDIRECTS} redirects in a row were"
+            if isinstance(step, str):
+                return with_message(error, f"{error.message}; {step}") if step else error
+            step = step._replace(url=self.context.options.network.routed(step.url))
+        except TritonError as caught:
+            return caught
+        if self._endpoint.tells_redirect():
+            _logger.warning("%s redirects to %s: as endpoint, it gets each request once", url, step.url)
+        self._send(self._admission, now, step)
+        return None
 
     def _succeed(self) -> None:
         admission, self._admission = self._admission, None
@@ -365,7 +401,10 @@ class Call(_CallState):
             # Once per call: credentials may change at each reading.
             self._has_reread_credentials = True
             writer = self.context.head_writer
-            has_new_credentials = writer.is_outdated(endpoint.url, self.request, attempt.parts[0])
+            # A redirect's head is another one; the first endpoint decides again what follows.
+            has_new_credentials = self._redirect is None and writer.is_outdated(
+                endpoint.url, self.request, attempt.parts[0]
+            )
         tried = (*self._tried, endpoint)
         view = self._view(tried, has_new_credentials=has_new_credentials)
         self._follow(self._history.after(error, view), tried, now, view)
@@ -373,7 +412,7 @@ class Call(_CallState):
     def describe(self, error: TritonError) -> None:
         """Say on an error which request failed, at which endpoint, if it was sent to one."""
         if self._endpoint is not None:
-            error.endpoint = str(self._endpoint.url)
+            error.endpoint = str(self._endpoint.url if self._redirect is None else self._redirect.url)
             error.request_id = self.request.request_id or None
             error.attempt_count = self.record.attempts
 

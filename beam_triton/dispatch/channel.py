@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from beam_triton.dispatch.endpoints import EndpointSet, EndpointSetKey
 from beam_triton.dispatch.request_head import HeadWriter
-from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
+from beam_triton.transport.config import ConnectionPoolConfig, NetworkConfig, TlsConfig
 from beam_triton.transport.pool import ConnectionPool
 from beam_triton.transport.reactor import Reactor
 from beam_triton.transport.reference_counts import SharedObjects
@@ -17,12 +17,15 @@ ENDPOINT_SETS: SharedObjects[EndpointSetKey, EndpointSet] = SharedObjects(
     "endpoint state", EndpointSet, EndpointSet.close
 )
 
+_DEFAULT_NETWORK = NetworkConfig()
+
 
 @dataclass(frozen=True)
 class CallOptions:
     """What all requests of one user have in common.
 
     A request takes a slot for each ``slot_bytes``, at least one: slots bound bytes as well as requests.
+    ``network`` chooses the proxies for redirects.
     """
 
     timeout_seconds: float
@@ -30,6 +33,7 @@ class CallOptions:
     slot_bytes: int
     health_paths: tuple[str, ...] = ()
     statistics_path: str = ""
+    network: NetworkConfig = _DEFAULT_NETWORK
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Channel:
 
     Args:
         key: users with an equal key share the endpoint state.
-        pool, tls: users with equal ones share the session.
+        pool, tls: users with equal ones, and an equal network of ``options``, share the session.
         options: of every call made here.
         headers: gives the user's own header fields, credentials resolved.
     """
@@ -61,7 +65,7 @@ class Channel:
         options: CallOptions,
         headers: Callable[[], Mapping[str, str]],
     ) -> None:
-        self._session_lease = acquire_session(pool, tls)
+        self._session_lease = acquire_session(pool, tls, options.network)
         self._endpoints_lease = ENDPOINT_SETS.acquire(key)
         self.options = options
         self.head_writer = HeadWriter(headers, pool.reuse_enabled)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from beam_triton.transport.dialing import look_up
-from beam_triton.transport.origin import EndpointUrl
+from beam_triton.transport.origin import UNIX, EndpointUrl, Origin
 
 _logger = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ class Discovery:
     found last.
 
     Args:
-        urls: the endpoints as the user gave them. Those with an address instead of a name stay as they are.
+        urls: the endpoints as the user gave them. Those with an address instead of a name stay as they are,
+            and those behind a proxy, which looks names up itself.
         interval_seconds: from one lookup to the next.
         on_change: gets all endpoints whenever they have changed; called on the thread.
         is_unhealthy: whether to look sooner.
@@ -57,7 +58,7 @@ class Discovery:
         self._stopped.set()
 
     def _run(self) -> None:
-        names = [url for url in self._found if not _is_address(url.origin.host)]
+        names = [url for url in self._found if url.origin.proxy is None and not _is_address(url.origin)]
         while names and not self._stopped.is_set():
             has_changed = [self._look_up(url) for url in names]
             if any(has_changed) and not self._stopped.is_set():
@@ -96,11 +97,11 @@ class Discovery:
         return True
 
 
-def _is_address(host: str) -> bool:
+def _is_address(origin: Origin) -> bool:
     try:
-        ipaddress.ip_address(host)
+        ipaddress.ip_address(origin.host)
     except ValueError:
-        return False
+        return origin.scheme == UNIX
     return True
 
 

@@ -70,6 +70,7 @@ class Endpoint:
         self.answered_at = -math.inf
         self.checked_at = -math.inf
         self._timeout_seconds = key.timeout_seconds
+        self._has_told_redirect = False
         self.is_stalled = False
         self.retry_budget = RetryBudget(key.retry, time.monotonic)
         self.breaker: CircuitBreaker | None = None
@@ -112,6 +113,11 @@ class Endpoint:
             f"{message}; {answers}. If the model needs longer, raise timeout_seconds or lower "
             f"batching.max_batch_size"
         )
+
+    def tells_redirect(self) -> bool:
+        """Whether this is the first redirect that it answers."""
+        is_first, self._has_told_redirect = not self._has_told_redirect, True
+        return is_first
 
     def _log_change(self, old: State, new: State) -> None:
         level = logging.WARNING if new is State.OPEN else logging.INFO

@@ -10,17 +10,16 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Sequence
 from functools import partial
 
-from beam_triton.dispatch.channel import CallContext
+from beam_triton.dispatch.channel import CallContext, CallOptions
 from beam_triton.dispatch.endpoints import Endpoint
-from beam_triton.dispatch.request_head import HttpRequest
+from beam_triton.dispatch.request_head import HeadWriter, HttpRequest
 from beam_triton.errors import TritonError
 from beam_triton.policy.retry import resend
 from beam_triton.transport.attempt import exchange_within
-from beam_triton.transport.exchange import Buffer
 from beam_triton.transport.pool import ConnectionPool
+from beam_triton.transport.redirects import MAX_REDIRECTS, Redirect, redirected
 
 # A server that takes longer to answer that it is ready is not ready.
 _MAX_CHECK_SECONDS = 5.0
@@ -41,36 +40,58 @@ def start_health_checks(context: CallContext) -> None:
         # A secret that cannot be read, or no thread: the request that waits for the check reports it, or the
         # next check succeeds.
         with contextlib.suppress(TritonError, RuntimeError):
-            requests = [
+            for path in options.health_paths:
                 context.head_writer.parts(endpoint.url, HttpRequest("GET", path))
-                for path in options.health_paths
-            ]
             threading.Thread(
                 target=_check,
-                args=(context.pool, endpoint, requests, timeout_seconds),
+                args=(context.pool, context.head_writer, options, endpoint, timeout_seconds),
                 name="beam_triton-health",
                 daemon=True,
             ).start()
 
 
 def _check(
-    pool: ConnectionPool, endpoint: Endpoint, requests: Sequence[Sequence[Buffer]], timeout_seconds: float
+    pool: ConnectionPool,
+    head_writer: HeadWriter,
+    options: CallOptions,
+    endpoint: Endpoint,
+    timeout_seconds: float,
 ) -> None:
-    for parts in requests:
-        ask = partial(
-            exchange_within,
-            pool,
-            endpoint.url.origin,
-            parts,
-            timeout_seconds=timeout_seconds,
-            max_response_bytes=_MAX_ANSWER_BYTES,
-        )
+    for path in options.health_paths:
         try:
-            exchange = resend(ask, random.random)
+            status = _status(pool, head_writer, options, Redirect(endpoint.url, path), timeout_seconds)
         except TritonError:
             return
-        if exchange.head is None or exchange.head.status != 200:
+        if status != 200:
             return
     assert endpoint.breaker is not None
     endpoint.checked_at = time.monotonic()
     endpoint.breaker.health_check_passed()
+
+
+def _status(
+    pool: ConnectionPool,
+    head_writer: HeadWriter,
+    options: CallOptions,
+    target: Redirect,
+    timeout_seconds: float,
+) -> int:
+    """The status that a GET is answered with, redirects followed."""
+    status = 0
+    for _ in range(MAX_REDIRECTS + 1):
+        ask = partial(
+            exchange_within,
+            pool,
+            target.url.origin,
+            head_writer.parts(target.url, HttpRequest("GET", target.path)),
+            timeout_seconds=timeout_seconds,
+            max_response_bytes=_MAX_ANSWER_BYTES,
+        )
+        head = resend(ask, random.random).head
+        assert head is not None
+        status = head.status
+        step = redirected(*target, "GET", status, head.get("location"), head_writer.given_host())
+        if isinstance(step, str):
+            break
+        target = step._replace(url=options.network.routed(step.url))
+    return status

@@ -60,6 +60,7 @@ class HeadWriter:
         self._keep_alive = keep_alive
         self._heads: dict[tuple[EndpointUrl, str, str, tuple[tuple[str, str], ...]], bytes] = {}
         self._fresh_until = -math.inf
+        self._has_warned = False
         # Replaced, never changed: the threads of a client share this object.
         self._read: _Reading | None = None
 
@@ -98,6 +99,10 @@ class HeadWriter:
         except ConfigurationError:
             return False
 
+    def given_host(self) -> str | None:
+        """The ``Host`` header that the user gave."""
+        return next((value for name, value in self._header_values().items() if name.lower() == "host"), None)
+
     def _header_values(self) -> Mapping[str, str]:
         last = self._read
         try:
@@ -117,16 +122,25 @@ class HeadWriter:
     def _head(self, url: EndpointUrl, request: HttpRequest) -> bytes:
         """All fields but the body's length."""
         lines = [
-            f"{request.method} {url.path_prefix}{request.path} HTTP/1.1",
+            f"{request.method} {url.target(request.path)} HTTP/1.1",
             f"Host: {url.host_header}",
             # Triton would compress every answer otherwise, which is ten times slower.
             "Accept-Encoding: identity",
         ]
         if not self._keep_alive:
             lines.append("Connection: close")
+        if url.proxy_authorization is not None:
+            lines.append(f"Proxy-Authorization: {url.proxy_authorization}")
         for name, value in url.authorize(self._header_values()).items():
-            if name.lower() == "accept-encoding":
-                lines = [line for line in lines if not line.startswith("Accept-Encoding")]
+            if name.lower() == "host" and url.origin.forwarding_proxy and not self._has_warned:
+                self._has_warned = True
+                _logger.warning(
+                    "%s: a proxy that forwards plain requests replaces their Host header, so the one given "
+                    "in headers is lost; reach this server by https, or without the proxy (NO_PROXY)",
+                    url,
+                )
+            if name.lower() in ("accept-encoding", "host"):
+                lines = [line for line in lines if not line.lower().startswith(f"{name.lower()}:")]
             lines.append(f"{name}: {value}")
         lines += [f"{name}: {value}" for name, value in request.body_headers]
         return ("\r\n".join(lines) + "\r\n").encode("latin-1")

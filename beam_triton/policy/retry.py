@@ -17,6 +17,7 @@ from beam_triton.errors import (
     DeadlineExceededError,
     InferenceError,
     ModelExecutionError,
+    ProxyError,
     SilentConnectionError,
     TlsError,
     TritonError,
@@ -215,8 +216,8 @@ def next_step(
     2. A batch that may be too large: fail, to be bisected.
     3. An overloaded server, or a ``Retry-After`` that ends after the deadline: hold, if that is allowed.
     4. A retryable error, within the limits of the policy: retry. Another healthy endpoint, or another
-       connection than a silent one, is tried at once. A TLS error is final for one endpoint, not for another
-       that has a certificate of its own.
+       connection than a silent one, is tried at once. A TLS error, or a proxy's refusal, is final for one
+       endpoint, not for another that has a certificate of its own.
     5. An endpoint known to be unhealthy: hold until it is healthy again. Not for an error that bisects the
        batch: a model that raises may go on raising for the same element. Nor for a request that is itself
        to blame for the silence of a ready server.
@@ -247,7 +248,7 @@ def next_step(
                 return Hold(after_seconds, for_overload=True)
         if len(history.errors) <= max_retries:
             delay = _retry_delay(policy, error, history, limits, random) if is_repeatable else None
-            if isinstance(error, TlsError) and endpoint.has_alternative:
+            if isinstance(error, TlsError | ProxyError) and endpoint.has_alternative:
                 delay = 0.0
             is_usable = endpoint.is_healthy or not error.counts_as_failure or endpoint.has_alternative
             if delay is not None and is_usable:

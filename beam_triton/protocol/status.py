@@ -54,6 +54,8 @@ _OTHER_MODEL = re.compile(
     r"|\bbatch-?\s?size\b",
     re.IGNORECASE,
 )
+# How the page of a proxy begins that answers 500 for a server that it cannot reach, as tinyproxy does.
+_PAGES = ("<!doctype", "<html", "<?xml")
 _OVERLOADED = ("Exceeds maximum queue size", "Request timeout expired")
 _UNKNOWN_MODEL = "Request for unknown model"
 _NOT_READY = ("has no available versions", "is not at ready state")
@@ -89,6 +91,8 @@ def error_from_response(
         # A password or token in the address must not reach a log.
         address = _CREDENTIALS.sub("//", location).split("?")[0]
         hint = f"redirected to {printable(address, 200)}, which is not followed: use it as endpoint"
+        if status in (301, 302, 303) and what == "infer":
+            hint += f". A {status} makes a GET of a request; 307 and 308 keep it"
     about = f"{what} of model {model_name!r}" if model_name else what
     reason = server_message or "no message"
     message = f"{about}: the server answered {status}: {reason}{f' ({hint})' if hint else ''}"
@@ -127,7 +131,9 @@ def parse_retry_after(value: str | None, now: datetime | None = None) -> float |
 
 
 def _classify(status: int, message: str, what: str) -> tuple[type[InferenceError], str]:
-    if status in (401, 403, 407):
+    if status == 407:
+        return InferenceError, "a proxy on the way asks for credentials: give them in its URL, see proxies"
+    if status in (401, 403):
         return InferenceError, "check auth_token and headers, and whether the server restricts this API"
     if message.startswith(_UNKNOWN_MODEL) and status in (400, 404, 503):
         # 404 since Triton 2.42, 400 before; 503 where the request names the version that is not loaded.
@@ -138,7 +144,7 @@ def _classify(status: int, message: str, what: str) -> tuple[type[InferenceError
         return ModelNotFoundError, "is this the address of a server of the Open Inference Protocol?"
     if status in (408, 429) or (status == 503 and _says(message, _OVERLOADED)):
         return ServerOverloadedError, ""
-    if status in (502, 503, 504):
+    if status in (502, 503, 504) or (status == 500 and message.lower().startswith(_PAGES)):
         return ServerUnavailableError, ""
     if status == 400 and what == "ready":
         return ModelNotReadyError, ""

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
+from beam_triton.credentials import Secret, check_reference, is_reference
 from beam_triton.errors import ConfigurationError
+from beam_triton.transport.origin import UNIX, EndpointUrl
+from beam_triton.transport.proxies import Proxy, choose_proxy
 from beam_triton.validation import Options, boolean, check, positive, positive_integer
+
+# A name, an IPv4 address, or an IPv6 address without brackets.
+_HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+
+_PROXY_KEY = re.compile(r"no_proxy|(?:https?|all)(?:://[^/@]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +97,15 @@ class TlsConfig(Options):
 
     Attributes:
         verify: ``False`` accepts any certificate and logs a warning each time a session is made.
-        ca_bundle: file with the certificates of the authorities to trust, PEM; ``None`` trusts the
-            ones that come with requests (certifi).
+        ca_bundle: file with the certificates of the authorities to trust, PEM, or a directory of such files
+            (named as ``openssl rehash`` does). ``None`` trusts those that the worker's environment names
+            (``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, or ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``), and
+            without these the ones that come with requests (certifi).
         client_certificate: file with the client's certificate chain, PEM; its private key may be
             in the same file.
         client_key: file with the private key, where that is a separate file.
+        server_hostname: the name that the server's certificate must hold, also sent as SNI; ``None`` takes
+            the endpoint's host. For a server that is reached by an address, or through a tunnel.
 
     The files are read on the worker, when the first connection is opened, and again when a connection is
     opened after a file has changed; while new files cannot be read, the old contents stay in use.
@@ -102,10 +115,61 @@ class TlsConfig(Options):
     ca_bundle: str | None = None
     client_certificate: str | None = None
     client_key: str | None = None
+    server_hostname: str | None = None
 
     def __post_init__(self) -> None:
         check(self, boolean, "verify")
         if self.client_key is not None and self.client_certificate is None:
             raise ConfigurationError("client_key needs client_certificate: a key alone proves nothing")
+        name = self.server_hostname
+        if name is not None and (not isinstance(name, str) or not _HOST_NAME.fullmatch(name)):
+            raise ConfigurationError(
+                f"server_hostname={name!r} is not a host name or address: give it without scheme and port"
+            )
         if not self.verify and self.ca_bundle is not None:
             raise ConfigurationError("ca_bundle and verify=False contradict each other: give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(Options):
+    """The way to the servers.
+
+    Attributes:
+        trust_env: the worker's environment names what is left open: proxies, and certificate authorities
+            where `TlsConfig` has none.
+        proxies: pairs as `choose_proxy` takes them, in a mapping; a proxy's URL may be a secret reference or
+            callable. Left out of ``repr``.
+
+    Raises:
+        ConfigurationError: a key names no scheme, or a value is no HTTP proxy's URL.
+    """
+
+    trust_env: bool = True
+    proxies: tuple[tuple[str, Secret | None], ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        check(self, boolean, "trust_env")
+        for key, value in self.proxies:
+            if not isinstance(key, str) or not _PROXY_KEY.fullmatch(key):
+                raise ConfigurationError(
+                    f"proxies: {key!r} is none of http, https, all (each may have ://host after it), no_proxy"
+                )
+            if key == "no_proxy" and not isinstance(value, str | None):
+                raise ConfigurationError("proxies: no_proxy must be a text of hosts with commas between them")
+            if not value or key == "no_proxy":
+                continue
+            check_reference(value, f"proxies[{key!r}]")
+            if not is_reference(value):
+                assert isinstance(value, str)
+                Proxy.parse(value, f"proxies[{key!r}]")
+
+    def routed(self, url: EndpointUrl) -> EndpointUrl:
+        """The same endpoint, through a proxy where there is one for it.
+
+        Raises:
+            ConfigurationError: the proxy that is named is not one, or a secret cannot be read.
+        """
+        if url.origin.scheme == UNIX:
+            return url
+        proxy = choose_proxy(url.origin.url, dict(self.proxies), trust_env=self.trust_env)
+        return url if proxy is None else url._replace(origin=url.origin._replace(proxy=proxy))

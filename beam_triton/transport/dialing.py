@@ -2,7 +2,8 @@
 
 A name has several addresses, and any of them may be dead without saying so: a pod that is gone, an IPv6 route
 that leads nowhere. So addresses are tried as RFC 8305 (Happy Eyeballs) says, families in turn, each a quarter
-of a second after the one before or as soon as that has failed. The first that connects wins.
+of a second after the one before or as soon as that has failed. The first that connects wins. A unix
+socket has one address, its path.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ USER_TIMEOUT_SECONDS = 30.0
 
 # RFC 8305, section 5: "Connection Attempt Delay".
 _ATTEMPT_DELAY_SECONDS = 0.25
+_UNIX_PAUSE_SECONDS = 0.01
 # An address that did not answer is tried after the others for so long.
 _AVOIDED_SECONDS = 60.0
 
@@ -165,9 +167,33 @@ class _Race:
         self.next_at = 0.0
 
 
+def dial_unix(path: str, deadline: float) -> socket.socket:
+    """A socket that is connected to the unix socket at ``path``.
+
+    Raises:
+        TimeoutError: it accepted no connection in time.
+        OSError: there is none, nobody listens, or this user may not connect.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(path)
+                return sock
+            except BlockingIOError:
+                # Its backlog is full, and poll does not tell when there is room.
+                if time.monotonic() >= deadline:
+                    raise TimeoutError("its backlog is full") from None
+                time.sleep(_UNIX_PAUSE_SECONDS)
+    except BaseException:
+        sock.close()
+        raise
+
+
 def unset_user_timeout(sock: socket.socket) -> None:
     """Take ``TCP_USER_TIMEOUT`` away; the number of unanswered keep-alive probes counts again."""
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
+    if hasattr(socket, "TCP_USER_TIMEOUT") and sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
 
 

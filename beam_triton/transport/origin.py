@@ -10,32 +10,52 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from beam_triton.credentials import redact_url
 from beam_triton.errors import ConfigurationError
+from beam_triton.transport.proxies import Proxy
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+UNIX = "http+unix"
+"""The scheme of HTTP on a unix socket, whose path stands percent-encoded in place of the host."""
 
 
 class Origin(NamedTuple):
-    """Scheme, host and port; and the one of the host's addresses to connect to, where somebody chose it.
+    """Scheme, host and port; and how to get there: one of the host's addresses, or a proxy.
 
-    Requests and certificates are for the host all the same.
+    Requests and certificates are for the host all the same. With the scheme `UNIX`, ``host`` is the path of a
+    socket, and the port is 0.
     """
 
     scheme: str
     host: str
     port: int
     address: str | None = None
+    proxy: Proxy | None = None
 
     @property
     def url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.scheme == UNIX:
+            return f"{UNIX}://{quote(self.host, safe='')}"
+        # RFC 6874: the percent sign before an IPv6 zone is encoded.
+        host = f"[{self.host.replace('%', '%25')}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
+    @property
+    def way(self) -> str:
+        """How to get there, for people: in front of it a space, and empty if there is nothing to say."""
+        if self.proxy is not None:
+            return f" (through the proxy {self.proxy})"
+        return "" if self.address is None else f" ({self.address})"
+
+    @property
+    def forwarding_proxy(self) -> Proxy | None:
+        """The proxy that reads requests and answers, and gives answers of its own; None for a tunnel."""
+        return self.proxy if self.scheme == "http" else None
+
     def __str__(self) -> str:
-        return self.url if self.address is None else f"{self.url} ({self.address})"
+        return f"{self.url}{self.way}"
 
 
 class EndpointUrl(NamedTuple):
@@ -43,23 +63,42 @@ class EndpointUrl(NamedTuple):
 
     ``path_prefix`` comes before ``/v2`` and has no slash at its end. ``basic_authorization`` is the
     ``Authorization`` header made of the URL's user name and password; it is left out of ``repr``.
+    ``only_headers`` are those of the user's headers that it may get, in lower case; None for all.
     """
 
     origin: Origin
     path_prefix: str = ""
     basic_authorization: str | None = None
+    only_headers: tuple[str, ...] | None = None
 
     @property
     def host_header(self) -> str:
-        """Value of the ``Host`` header: RFC 9110 section 7.2, without a default port."""
-        host = f"[{self.origin.host}]" if ":" in self.origin.host else self.origin.host
+        """Value of the ``Host`` header: RFC 9110 section 7.2, without a default port or an IPv6 zone."""
+        if self.origin.scheme == UNIX:
+            return "localhost"
+        host = self.origin.host
+        host = f"[{host.partition('%')[0]}]" if ":" in host else host
         if _DEFAULT_PORTS[self.origin.scheme] == self.origin.port:
             return host
         return f"{host}:{self.origin.port}"
 
+    def target(self, path: str) -> str:
+        """What a request line names: a path, or all of the URL for a proxy (RFC 9112 section 3.2)."""
+        if self.origin.forwarding_proxy is None:
+            return f"{self.path_prefix}{path}"
+        return f"{self.origin.scheme}://{self.host_header}{self.path_prefix}{path}"
+
+    @property
+    def proxy_authorization(self) -> str | None:
+        """The header ``Proxy-Authorization`` for a proxy that forwards; a tunnel's goes with CONNECT."""
+        proxy = self.origin.forwarding_proxy
+        return None if proxy is None else proxy.authorization
+
     def authorize(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """The same headers, with ``basic_authorization`` unless they hold an ``Authorization`` already."""
+        """The headers that it may get, with ``basic_authorization`` unless there is an ``Authorization``."""
         authorized = dict(headers)
+        if self.only_headers is not None:
+            authorized = {name: value for name, value in headers.items() if name.lower() in self.only_headers}
         if self.basic_authorization and "authorization" not in map(str.lower, authorized):
             authorized["Authorization"] = self.basic_authorization
         return authorized
@@ -69,15 +108,14 @@ class EndpointUrl(NamedTuple):
         return self._replace(origin=self.origin._replace(address=address))
 
     def __str__(self) -> str:
-        url, address = f"{self.origin.url}{self.path_prefix}", self.origin.address
-        return url if address is None else f"{url} ({address})"
+        return f"{self.origin.url}{self.path_prefix}{self.origin.way}"
 
     def __repr__(self) -> str:
         return f"EndpointUrl({str(self)!r})"
 
     @classmethod
     def parse(cls, url: str) -> EndpointUrl:
-        """Parse an ``http`` or ``https`` URL.
+        """Parse an ``http``, ``https`` or ``http+unix`` URL.
 
         A path that ends in ``/v2`` or ``/v2/models`` is accepted and means the server above it.
 
@@ -102,13 +140,23 @@ class EndpointUrl(NamedTuple):
             raise ConfigurationError(
                 f"endpoint {shown!r} is not a URL: its host or port cannot be read"
             ) from None
-        if parts.scheme not in _DEFAULT_PORTS or not host:
+        if parts.scheme == UNIX:
+            # A host is in lower case; the path of a socket is as it is.
+            host = unquote(parts.netloc.rpartition("@")[2])
+            if not host.startswith("/") or port is not None or "\0" in host:
+                raise ConfigurationError(
+                    f"endpoint {shown!r} names no unix socket: give its path percent-encoded in place of the "
+                    f"host, as http+unix://%2Fpath%2Fto.sock"
+                )
+        elif parts.scheme not in _DEFAULT_PORTS or not host:
             hint = "give it as http://host:8000 or https://host"
             if parts.scheme in ("grpc", "grpcs"):
                 hint = "beam_triton speaks HTTP only: give the server's HTTP port, as http://host:8000"
             elif "://" not in text:
                 hint = f"a scheme is missing: did you mean http://{shown.lstrip('/')} ?"
             raise ConfigurationError(f"endpoint {shown!r} is not an http or https URL; {hint}")
+        elif ":" in host:
+            host = host.replace("%25", "%")
         if parts.query or parts.fragment:
             raise ConfigurationError(f"endpoint {shown!r} must not carry a query or a fragment")
         if any(character.isspace() or ord(character) < 33 for character in text) or not text.isascii():
@@ -122,5 +170,5 @@ class EndpointUrl(NamedTuple):
         if parts.username is not None:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             authorization = "Basic " + base64.b64encode(pair.encode()).decode("ascii")
-        origin = Origin(parts.scheme, host, _DEFAULT_PORTS[parts.scheme] if port is None else port)
+        origin = Origin(parts.scheme, host, _DEFAULT_PORTS.get(parts.scheme, 0) if port is None else port)
         return cls(origin, prefix, authorization)

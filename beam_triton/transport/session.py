@@ -12,7 +12,7 @@ import io
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
 import requests
@@ -25,28 +25,39 @@ from beam_triton.compression import decompress
 from beam_triton.credentials import redact_url
 from beam_triton.errors import ConfigurationError
 from beam_triton.transport.attempt import exchange_within
-from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
+from beam_triton.transport.config import ConnectionPoolConfig, NetworkConfig, TlsConfig
 from beam_triton.transport.connector import Connector
 from beam_triton.transport.idle_eviction import IdleConnectionEvictor
-from beam_triton.transport.origin import EndpointUrl
+from beam_triton.transport.origin import UNIX, EndpointUrl
 from beam_triton.transport.pool import ConnectionPool
 from beam_triton.transport.reference_counts import Lease, SharedObjects
 
 _DEFAULT_TIMEOUT_SECONDS = 30.0
 _MAX_CONTROL_RESPONSE_BYTES = 64 * 1024 * 1024
+_DEFAULT_NETWORK = NetworkConfig()
+
+
+class SessionKey(NamedTuple):
+    """Users that agree on these share a session."""
+
+    pool: ConnectionPoolConfig
+    tls: TlsConfig
+    network: NetworkConfig = _DEFAULT_NETWORK
 
 
 class PooledAdapter(HTTPAdapter):
-    """``HTTPAdapter`` over a `ConnectionPool`. It retries nothing, and takes no proxies.
+    """``HTTPAdapter`` over a `ConnectionPool`. It retries nothing.
 
-    TLS comes from ``tls``, not from ``verify`` and ``cert`` of a single request. A ``timeout`` given to
-    requests bounds the whole request, the larger of a ``(connect, read)`` pair. An answer is decompressed
-    here, within the bound of its size; urllib3 knows no such bound.
+    TLS and proxies come from ``tls`` and ``network``, not from arguments of a single request. A ``timeout``
+    given to requests bounds the whole request, the larger of a ``(connect, read)`` pair. An answer is
+    decompressed here, within the bound of its size; urllib3 knows no such bound.
     """
 
-    def __init__(self, config: ConnectionPoolConfig, tls: TlsConfig) -> None:
+    def __init__(self, config: ConnectionPoolConfig, tls: TlsConfig, network: NetworkConfig) -> None:
         super().__init__(max_retries=0)
-        self.pool = ConnectionPool(config, Connector(tls).open, time.monotonic)
+        self._network = network
+        connector = Connector(tls, trust_env=network.trust_env)
+        self.pool = ConnectionPool(config, connector.open, time.monotonic)
         self._evictor = IdleConnectionEvictor(self.pool, time.monotonic)
         self._evictor.start()
 
@@ -62,7 +73,7 @@ class PooledAdapter(HTTPAdapter):
         """Send a prepared request and read its whole answer.
 
         Raises:
-            ConfigurationError: a proxy is given for the URL.
+            ConfigurationError: a proxy is given for this request alone.
             TransportError, RemoteProtocolError: this library's own errors, not those of requests; also for an
                 answer in an unknown encoding, or one that decompresses beyond 64 MiB.
         """
@@ -70,15 +81,15 @@ class PooledAdapter(HTTPAdapter):
         assert request.url is not None and request.method is not None
         if select_proxy(request.url, proxies):
             raise ConfigurationError(
-                f"{redact_url(request.url)}: this session connects to the server itself, not through a "
-                f"proxy; leave proxies out, or give the address of a reverse proxy as the endpoint"
+                f"{redact_url(request.url)}: this session takes no proxies for a single request; "
+                f"give them as the option proxies"
             )
         parts = urlsplit(request.url)
-        endpoint = EndpointUrl.parse(f"{parts.scheme}://{parts.netloc}")
+        endpoint = self._network.routed(EndpointUrl.parse(f"{parts.scheme}://{parts.netloc}"))
         exchange = exchange_within(
             self.pool,
             endpoint.origin,
-            _request_parts(request, endpoint.host_header),
+            _request_parts(request, endpoint),
             timeout_seconds=_total_seconds(timeout),
             max_response_bytes=_MAX_CONTROL_RESPONSE_BYTES,
             expects_body=request.method != "HEAD",
@@ -115,7 +126,7 @@ class PooledAdapter(HTTPAdapter):
         super().close()
 
 
-def _request_parts(request: requests.PreparedRequest, host_header: str) -> list[bytes]:
+def _request_parts(request: requests.PreparedRequest, endpoint: EndpointUrl) -> list[bytes]:
     body = request.body
     if body is None:
         content = b""
@@ -127,7 +138,13 @@ def _request_parts(request: requests.PreparedRequest, host_header: str) -> list[
         content = b"".join(body)
     else:
         raise ConfigurationError(f"a request body of type {type(body).__name__} cannot be sent")
-    lines = [f"{request.method} {request.path_url} HTTP/1.1", f"Host: {host_header}"]
+    host = request.headers.get("Host", endpoint.host_header)
+    lines = [
+        f"{request.method} {endpoint.target(request.path_url)} HTTP/1.1",
+        f"Host: {host.decode('latin-1') if isinstance(host, bytes) else host}",
+    ]
+    if endpoint.proxy_authorization is not None:
+        lines.append(f"Proxy-Authorization: {endpoint.proxy_authorization}")
     for name, value in request.headers.items():
         if name.lower() not in ("host", "content-length", "transfer-encoding"):
             text = value.decode("latin-1") if isinstance(value, bytes) else value
@@ -143,9 +160,10 @@ def _total_seconds(timeout: float | tuple[float | None, float | None] | None) ->
     return max((float(value) for value in given if value is not None), default=_DEFAULT_TIMEOUT_SECONDS)
 
 
-def _make_session(key: tuple[ConnectionPoolConfig, TlsConfig]) -> requests.Session:
+def _make_session(key: SessionKey) -> requests.Session:
     session = requests.Session()
-    # Proxies, netrc and CA bundles from the environment cost 250 us a request, and surprise users on workers.
+    # requests would look for proxies, netrc and CA bundles at every request, which takes 250 us; the adapter
+    # knows what it needs of them.
     session.trust_env = False
     session.headers.clear()
     # requests' default would have Triton gzip every answer, ten times slower.
@@ -153,17 +171,20 @@ def _make_session(key: tuple[ConnectionPoolConfig, TlsConfig]) -> requests.Sessi
     adapter = PooledAdapter(*key)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
+    session.mount(f"{UNIX}://", adapter)
     return session
 
 
-SESSIONS: SharedObjects[tuple[ConnectionPoolConfig, TlsConfig], requests.Session] = SharedObjects(
+SESSIONS: SharedObjects[SessionKey, requests.Session] = SharedObjects(
     "session", _make_session, requests.Session.close, first_and_last_level=logging.INFO
 )
 
 
-def acquire_session(pool: ConnectionPoolConfig, tls: TlsConfig) -> Lease[requests.Session]:
+def acquire_session(
+    pool: ConnectionPoolConfig, tls: TlsConfig, network: NetworkConfig = _DEFAULT_NETWORK
+) -> Lease[requests.Session]:
     """A reference to the session that equal configurations share; the last release closes its sockets."""
-    return SESSIONS.acquire((pool, tls))
+    return SESSIONS.acquire(SessionKey(pool, tls, network))
 
 
 def session_pool(session: requests.Session) -> ConnectionPool:

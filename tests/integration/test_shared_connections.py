@@ -18,7 +18,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from beam_triton import ConnectionPoolConfig, TlsConfig, TritonInference, TritonInferenceDoFn
 from beam_triton.dispatch.channel import ENDPOINT_SETS
 from beam_triton.testing import LocalTriton
-from beam_triton.transport.session import SESSIONS
+from beam_triton.transport.session import SESSIONS, SessionKey
 from tests.support import sockets
 from tests.support.pipelines import run, score
 
@@ -46,7 +46,7 @@ def watching(port: int, pool: ConnectionPoolConfig) -> Iterator[Peaks]:
         while not stopped.wait(0.01):
             peaks.connections = max(peaks.connections, sockets.established(port))
             peaks.sessions = max(peaks.sessions, len(SESSIONS))
-            references = SESSIONS.reference_count((pool, TlsConfig()))
+            references = SESSIONS.reference_count(SessionKey(pool, TlsConfig()))
             peaks.references = max(peaks.references, references)
 
     thread = threading.Thread(target=watch)

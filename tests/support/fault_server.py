@@ -1,4 +1,4 @@
-"""A scripted HTTP/1.1 server on 127.0.0.1 whose faults control every byte, and that counts connections.
+"""A scripted HTTP/1.1 server on this machine whose faults control every byte, and that counts connections.
 
 ``FaultServer`` runs in threads of the test's process. Each request takes the next *fault* of the script (see
 ``tests.support.faults``): a function of one ``Exchange`` that reads, sends and closes as it likes. Requests
@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from types import TracebackType
+from urllib.parse import quote
 
 from tests.support.answers import Answer, Origin, Request
 
@@ -165,6 +166,7 @@ class FaultServer:
       idle_seconds: a connection is closed after that long without a request, without an announcement.
       idle_farewell: bytes to send before an idle connection is closed (some proxies send a 408).
       receive_buffer_bytes: the kernel's buffer for a body that is not read.
+      address: where it listens: an address, or the path of a unix socket.
     """
 
     origin: Origin
@@ -175,6 +177,7 @@ class FaultServer:
     idle_seconds: float | None = None
     idle_farewell: bytes = b""
     receive_buffer_bytes: int | None = None
+    address: str = "127.0.0.1"
     requests: list[Request] = field(default_factory=list, init=False)
     requests_per_connection: list[int] = field(default_factory=list, init=False)
     most_open: int = field(default=0, init=False)
@@ -188,12 +191,14 @@ class FaultServer:
         self.play(self.script)
 
     def __enter__(self) -> FaultServer:
-        self._listener = socket.socket()
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        self._is_unix = self.address.startswith("/")
+        self._listener = socket.socket(socket.AF_UNIX if self._is_unix else family)
         if self.receive_buffer_bytes is not None:
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer_bytes)
-        self._listener.bind(("127.0.0.1", 0))
+        self._listener.bind(self.address if self._is_unix else (self.address, 0))
         self._listener.listen(128)
-        self.port: int = self._listener.getsockname()[1]
+        self.port: int = 0 if self._is_unix else self._listener.getsockname()[1]
         self._acceptor = threading.Thread(target=self._accept, name="fault-server", daemon=True)
         self._acceptor.start()
         return self
@@ -211,7 +216,10 @@ class FaultServer:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        if self._is_unix:
+            return f"http+unix://{quote(self.address, safe='')}"
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"http://{host}:{self.port}"
 
     @property
     def opened(self) -> int:
@@ -253,7 +261,8 @@ class FaultServer:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if not self._is_unix:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 number = len(self.requests_per_connection)
                 self.requests_per_connection.append(0)

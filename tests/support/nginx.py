@@ -43,7 +43,8 @@ class Nginx:
     ``keep_alive_seconds`` is how long an idle client connection stays open; ``requests_per_connection`` is
     after how many requests nginx closes it. ``read_timeout_seconds`` is how long a server may take to answer
     before nginx answers 504. Failures of a dead server reach the client (``proxy_next_upstream off``) unless
-    ``fails_over``. ``access_log`` records every answer for `answers` and `statuses`.
+    ``fails_over``. ``access_log`` records every answer for `answers` and `statuses`. ``listen`` is a further
+    address to listen at. ``redirects_to`` answers every request with a 308 to the same path there.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class Nginx:
         fails_over: bool = False,
         max_body: str = "0",
         access_log: bool = False,
+        listen: str | None = None,
+        redirects_to: str | None = None,
     ) -> None:
         self.upstream_ports = tuple(upstream_ports)
         self._certificate = certificate
@@ -68,6 +71,8 @@ class Nginx:
         self._fails_over = fails_over
         self._max_body = max_body
         self._access_log = access_log
+        self._listen = listen
+        self._redirects_to = redirects_to
         self._always_answers: int | None = None
 
     def __enter__(self) -> Nginx:
@@ -206,9 +211,11 @@ http {{
   }}
   server {{
     listen 127.0.0.1:{self.port} {"ssl" if self._certificate else ""};
+    {f"listen {self._listen};" if self._listen else ""}
     {self._tls_directives()}
     location / {{
       {f"return {self._always_answers};" if self._always_answers else ""}
+      {f"return 308 {self._redirects_to}$request_uri;" if self._redirects_to else ""}
       proxy_pass http://triton;
       proxy_http_version 1.1;
       proxy_set_header Connection "";

@@ -14,6 +14,7 @@ from beam_triton.dispatch.request_head import HeadWriter, HttpRequest
 from beam_triton.errors import ConfigurationError
 from beam_triton.options import InferenceOptions
 from beam_triton.transport.origin import EndpointUrl
+from beam_triton.transport.proxies import Proxy
 
 URL = EndpointUrl.parse("http://triton:8000")
 INFER = HttpRequest("POST", "/v2/models/m/infer", (("Content-Type", "a/b"),), (b"body",), 4)
@@ -49,6 +50,29 @@ def test_heads_are_cached_for_a_second(token: Path, monkeypatch: pytest.MonkeyPa
     token.write_text("newer")
     time.sleep(0.06)
     assert sent_token(writer) == "newer"
+
+
+@pytest.mark.parametrize("name", ["Host", "host"])
+@pytest.mark.parametrize("request_", [INFER, READY])
+def test_a_given_host_takes_the_place_of_the_endpoints(name: str, request_: HttpRequest) -> None:
+    """A request has one Host, for inference and health checks alike."""
+    writer = HeadWriter(lambda: {name: "m.default.example.com"}, keep_alive=True)
+    lines = bytes(writer.parts(URL, request_)[0]).decode("latin-1").lower().split("\r\n")
+    assert [line for line in lines if line.startswith("host:")] == ["host: m.default.example.com"]
+
+
+def test_a_given_host_that_a_proxy_replaces_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A proxy that forwards sends the host of the URL; one that opens tunnels sees no request."""
+    writer = HeadWriter(lambda: {"Host": "m.example"}, keep_alive=True)
+    proxy = Proxy("proxy", 3128, "Basic s3cret")
+    tls = EndpointUrl.parse("https://triton")
+    tunnel = tls._replace(origin=tls.origin._replace(proxy=proxy))
+    assert b"s3cret" not in bytes(writer.parts(tunnel, INFER)[0]) and not caplog.records
+    forwarded = URL._replace(origin=URL.origin._replace(proxy=proxy))
+    for request in (INFER, READY):
+        assert b"\r\nProxy-Authorization: Basic s3cret\r\n" in bytes(writer.parts(forwarded, request)[0])
+    (record,) = caplog.records
+    assert "Host header" in record.getMessage() and "s3cret" not in record.getMessage()
 
 
 def test_forget_reads_the_secret_again(token: Path) -> None:

@@ -24,6 +24,7 @@ from beam_triton.errors import (
     InvalidRequestError,
     LocalProtocolError,
     ModelExecutionError,
+    ProxyError,
     ServerOverloadedError,
     ServerUnavailableError,
     SilentConnectionError,
@@ -149,6 +150,7 @@ def test_max_retries_bounds_the_retries() -> None:
         InvalidRequestError("bad shape", status=400),
         LocalProtocolError("bad dtype"),
         TlsError("expired"),
+        ProxyError("407"),
         ConfigurationError("no"),
     ],
 )
@@ -248,6 +250,7 @@ PASSED = {"hold_seconds": 600.0, "remaining_seconds": 0.0}
         (BUSY, {"endpoint": EndpointView(has_alternative=True)}, Retry(0.5, is_budgeted=False)),
         (TlsError("expired"), {"endpoint": EndpointView(has_alternative=True)}, Retry(0.0, is_budgeted=True)),
         (TlsError("expired"), {}, Fail),
+        (ProxyError("403"), {"endpoint": EndpointView(has_alternative=True)}, Retry(0.0, is_budgeted=True)),
         (
             TlsError("expired"),
             {"endpoint": EndpointView(has_alternative=True), "remaining_seconds": 0.0},

@@ -59,12 +59,26 @@ def test_contradicting_limits_are_both_named(options: dict[str, int], both: list
 
 @pytest.mark.parametrize(
     "options",
-    [{"client_key": "key.pem"}, {"verify": False, "ca_bundle": "ca.pem"}, {"verify": "ca.pem"}],
+    [
+        {"client_key": "key.pem"},
+        {"verify": False, "ca_bundle": "ca.pem"},
+        {"verify": "ca.pem"},
+        {"server_hostname": ""},
+        {"server_hostname": 5},
+        {"server_hostname": "https://triton"},
+        {"server_hostname": "triton:8443"},
+    ],
 )
 def test_contradicting_tls_options_are_rejected(options: dict[str, Any]) -> None:
-    """A key without its certificate, a CA bundle without verification, and a path as ``verify``."""
+    """A key alone, a CA bundle without verification, a path as ``verify``, a URL as a name."""
     with pytest.raises(ConfigurationError):
         TlsConfig(**options)
+
+
+@pytest.mark.parametrize("name", ["triton.internal", "triton", "10.0.0.1", "::1", "a_b.example."])
+def test_server_hostname_is_a_name_or_an_address(name: str) -> None:
+    """As certificates hold them."""
+    assert TlsConfig(server_hostname=name).server_hostname == name
 
 
 def test_configurations_are_values() -> None:

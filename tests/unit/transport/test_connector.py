@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import socket
 import ssl
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,11 +34,25 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
+CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def subject_hash(certificate: Path) -> str:
+    """The name under which OpenSSL looks for the certificate in a directory."""
+    command = ["openssl", "x509", "-noout", "-subject_hash", "-in", str(certificate)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 @contextmanager
-def tls_server(files: CertificateFiles, client_ca: Path | None = None) -> Iterator[Origin]:
-    """Answers one request on each connection with ``hello`` over TLS."""
+def tls_server(
+    files: CertificateFiles,
+    client_ca: Path | None = None,
+    on_name: Callable[[str | None], None] = lambda name: None,
+) -> Iterator[Origin]:
+    """Answers one request on each connection with ``hello`` over TLS; ``on_name`` gets the name in SNI."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.certificate, files.key)
+    context.sni_callback = lambda sock, name, context: on_name(name)
     if client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(client_ca)
@@ -109,6 +125,27 @@ def test_certificate_is_checked_for_the_name_at_a_chosen_address(certificates: C
         assert get(origin._replace(address="127.0.0.1"), connector) == b"hello" * 100_000
         with pytest.raises(TlsError, match="triton"):
             get(origin._replace(host="triton", address="127.0.0.1"), connector)
+
+
+def test_certificate_is_checked_for_the_given_name(certificates: Certificates) -> None:
+    """``server_hostname`` is what the certificate must hold, whatever the host that is connected to."""
+    ca = str(certificates.ca)
+    with tls_server(certificates.wrong_host) as origin:
+        named = TlsConfig(ca_bundle=ca, server_hostname="elsewhere.example")
+        assert get(origin._replace(host="127.0.0.1"), named) == b"hello" * 100_000
+        with pytest.raises(TlsError, match=r"other\.example"):
+            get(origin, TlsConfig(ca_bundle=ca, server_hostname="other.example"))
+
+
+def test_given_name_is_sent_as_sni(certificates: Certificates) -> None:
+    """A front for several hosts chooses its certificate by it; an address has none."""
+    asked: list[str | None] = []
+    with tls_server(certificates.wrong_host, on_name=asked.append) as origin:
+        by_address = origin._replace(host="127.0.0.1")
+        ca = str(certificates.ca)
+        get(by_address, TlsConfig(ca_bundle=ca, server_hostname="elsewhere.example"))
+        get(by_address, TlsConfig(verify=False))
+    assert asked == ["elsewhere.example", None]
 
 
 def test_disabled_verification_accepts_any_certificate_and_warns(
@@ -198,6 +235,99 @@ def test_unchanged_certificate_files_are_read_once(certificates: Certificates) -
         context = connector._context
         get(origin, connector)
     assert context is not None and connector._context is context
+
+
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that names no authorities."""
+    for name in CA_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_authorities_come_from_the_environment(
+    certificates: Certificates, no_variables: pytest.MonkeyPatch, name: str
+) -> None:
+    """Unless ``trust_env`` is off, or ``ca_bundle`` says otherwise."""
+    no_variables.setenv(name, str(certificates.ca))
+    with tls_server(certificates.good) as origin:
+        assert get(origin, TlsConfig()) == b"hello" * 100_000
+        with pytest.raises(TlsError, match=r"public authorities .* as tls\.ca_bundle"):
+            get(origin, Connector(TlsConfig(), trust_env=False))
+        with pytest.raises(TlsError, match=r"stranger_ca\.pem|tls\.ca_bundle"):
+            get(origin, TlsConfig(ca_bundle=str(certificates.stranger_ca)))
+
+
+def test_variables_have_the_order_of_requests_and_curl(
+    certificates: Certificates, no_variables: pytest.MonkeyPatch
+) -> None:
+    """The error names the one that was used."""
+    good, stranger = str(certificates.ca), str(certificates.stranger_ca)
+    with tls_server(certificates.good) as origin:
+        no_variables.setenv("SSL_CERT_FILE", stranger)
+        for name in ("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+            no_variables.setenv(name, good)
+            assert get(origin, TlsConfig()) == b"hello" * 100_000
+            no_variables.setenv(name, stranger)
+            with pytest.raises(TlsError, match=f"Trusted are {name}={stranger}.*tls.ca_bundle"):
+                get(origin, TlsConfig())
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "ca_bundle"])
+def test_authorities_may_be_a_directory(
+    certificates: Certificates, no_variables: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """Named by hashes, as OpenSSL and requests have it."""
+    shutil.copy(certificates.ca, tmp_path / f"{subject_hash(certificates.ca)}.0")
+    tls = TlsConfig(ca_bundle=str(tmp_path)) if name == "ca_bundle" else TlsConfig()
+    if name != "ca_bundle":
+        no_variables.setenv(name, str(tmp_path))
+    with tls_server(certificates.good) as origin:
+        assert get(origin, tls) == b"hello" * 100_000
+
+
+def test_authorities_of_the_environment_are_read_for_the_next_connection(
+    certificates: Certificates, no_variables: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A bundle that is replaced counts, and a variable that names another file."""
+    bundle, connector = tmp_path / "ca.pem", Connector(TlsConfig())
+    shutil.copy(certificates.stranger_ca, bundle)
+    no_variables.setenv("SSL_CERT_FILE", str(bundle))
+    with tls_server(certificates.good) as origin:
+        with pytest.raises(TlsError):
+            get(origin, connector)
+        os.utime(shutil.copy(certificates.ca, bundle), ns=(1, 1))
+        assert get(origin, connector) == b"hello" * 100_000
+        no_variables.setenv("REQUESTS_CA_BUNDLE", str(certificates.stranger_ca))
+        with pytest.raises(TlsError, match="REQUESTS_CA_BUNDLE"):
+            get(origin, connector)
+
+
+def test_variable_that_names_a_missing_file_is_named(no_variables: pytest.MonkeyPatch) -> None:
+    """It is a mistake on the worker, not of the server."""
+    no_variables.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
+    with pytest.raises(ConfigurationError, match=r"/nowhere/ca\.pem not found .*REQUESTS_CA_BUNDLE"):
+        Connector(TlsConfig()).open(Origin("https", "localhost", 1), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint", "other"),
+    [
+        ("expired", "expired", "tls."),
+        ("wrong_host", "tls.server_hostname", "tls.ca_bundle"),
+        ("good", "tls.ca_bundle", "tls.server_hostname"),
+    ],
+)
+def test_refused_certificate_names_the_option_that_applies(
+    certificates: Certificates, kind: str, hint: str, other: str
+) -> None:
+    """And no other one."""
+    trusted = certificates.stranger_ca if kind == "good" else certificates.ca
+    with tls_server(getattr(certificates, kind)) as origin, pytest.raises(TlsError) as raised:
+        get(origin, TlsConfig(ca_bundle=str(trusted)))
+    assert hint in str(raised.value) and other not in str(raised.value)
 
 
 @pytest.mark.parametrize("option", ["ca_bundle", "client_certificate"])

@@ -23,7 +23,7 @@ from beam_triton.errors import (
 )
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.reference_counts import Lease
-from beam_triton.transport.session import SESSIONS, acquire_session, session_pool
+from beam_triton.transport.session import SESSIONS, SessionKey, acquire_session, session_pool
 from tests.support import faults, sockets
 from tests.support.answers import Answer, Request
 from tests.support.fault_server import FaultServer, serve
@@ -227,15 +227,15 @@ def test_last_release_closes_sockets_and_thread(server: FaultServer) -> None:
     first.release()
     assert session.get(server.endpoint).ok and server.open_now == 1
     second.release()
-    assert SESSIONS.reference_count((config, TlsConfig())) == 0
+    assert SESSIONS.reference_count(SessionKey(config, TlsConfig())) == 0
     assert sockets.settles(lambda: server.open_now, 0) == 0
     assert "beam_triton-pool" not in set(sockets.threads()) - set(threads)
     with pytest.raises(ConnectError, match="closed"):
         session.get(server.endpoint)
 
 
-def test_proxy_is_rejected(session: requests.Session, server: FaultServer) -> None:
-    """It would be ignored silently; the environment's proxies and those of other schemes are not used."""
-    with pytest.raises(ConfigurationError, match="proxy"):
+def test_proxy_of_a_single_request_is_rejected(session: requests.Session, server: FaultServer) -> None:
+    """It would be ignored silently; those of other schemes are of no account."""
+    with pytest.raises(ConfigurationError, match="proxies"):
         session.get(server.endpoint, proxies={"http": "http://127.0.0.1:9"})
     assert session.get(server.endpoint, proxies={"https": "http://127.0.0.1:9"}).status_code == 200
