@@ -10,9 +10,9 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -59,12 +59,11 @@ def score_rows(
             *("--output", str(output), "--progress_seconds=0", *map(str, arguments)),
         ]
     )
-    failures = output.with_name("results-failures.jsonl")
-    read = [
+    results, failures = (
         [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        for file in (output, failures)
-    ]
-    return code, *read
+        for file in (output, output.with_name("results-failures.jsonl"))
+    )
+    return code, results, failures
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]], names: str = "x") -> Path:
@@ -82,12 +81,14 @@ class EveryServer:
 
     Attributes:
         reports_batch_limits: the server says how large a batch may be; elsewhere the library decides.
+        options_for_fp16: what is to be said for a model of FP16.
         text_output: the output of ``shout``.
         text_is_unicode: ``shout`` also changes what is beyond ASCII.
     """
 
     start: Callable[[Path], ForeignServer]
     reports_batch_limits = False
+    options_for_fp16: ClassVar[Mapping[str, Any]] = {}
     text_output = "loud"
     text_is_unicode = True
 
@@ -189,7 +190,7 @@ class EveryServer:
     def test_half_precision(self, server: ForeignServer) -> None:
         """FP16 travels as numbers where it does not travel in binary."""
         elements = [each.astype(np.float16) for each in GOOD]
-        run = score(elements, TritonInference(server.endpoint, "half"))
+        run = score(elements, TritonInference(server.endpoint, "half", **self.options_for_fp16))
         assert values_of(run, "y") == [(each / 2).tolist() for each in elements]
         assert {result.inference["y"].dtype for result in run.results} == {np.dtype(np.float16)}
 

@@ -21,6 +21,7 @@ from typing import Any
 import requests
 
 from beam_triton.testing import ports
+from beam_triton.testing.platform_check import PythonInterpreter, examine
 from beam_triton.testing.server_process import ServerProcess
 from tests.foreign.environments import python_of
 
@@ -51,6 +52,9 @@ class ForeignServer:
         self._port = ports.free_port()
         self._grpc_port = ports.free_port()
         self._command = [str(python_of(name)), *command(self._port, self._grpc_port)]
+        interpreter = examine(python_of(name))
+        assert isinstance(interpreter, PythonInterpreter), interpreter
+        self._libraries = str(interpreter.library_folder)
         self._process: ServerProcess | None = None
 
     @property
@@ -70,6 +74,8 @@ class ForeignServer:
                 **inherited,
                 **threads,
                 "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)]),
+                # The stub of PyTriton's models would find the system's libpython, which another Python uses.
+                "LD_LIBRARY_PATH": os.pathsep.join([self._libraries, os.environ.get("LD_LIBRARY_PATH", "")]),
                 "PYTHONNOUSERSITE": "1",
             },
             log_path=self._log,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import numpy as np
 import pytest
 
@@ -14,6 +17,15 @@ from tests.support.pipelines import score
 class TestKServe(EveryServer):
     start = staticmethod(kserve)
     text_output = "y"
+    # KServe takes FP16 in binary only, and does not announce that it takes binary.
+    options_for_fp16: ClassVar[Mapping[str, Any]] = {"binary": True}
+
+    def test_half_precision_as_json_is_refused_with_the_servers_reason(self, server: ForeignServer) -> None:
+        """What to do is in the message."""
+        elements = [each.astype(np.float16) for each in GOOD[:2]]
+        run = score(elements, TritonInference(server.endpoint, "half").with_exception_handling())
+        assert len(run.failures) == 2
+        assert "binary" in run.failures[0][1][1]
 
     def test_unnamed_inputs_are_described_by_the_elements(self, server: ForeignServer) -> None:
         """A model without metadata gets what a dict names; its elements are sent one at a time."""

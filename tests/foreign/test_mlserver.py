@@ -26,11 +26,8 @@ class TestMLServer(EveryServer):
     def test_outputs_that_come_only_when_asked_for(self, server: ForeignServer) -> None:
         """The metadata name ``predict_proba``, which the server leaves out unless it is requested."""
         with TritonClient(server.endpoint) as client:
-            assert client.infer("iris_named", {"x": np.stack(FLOWERS)})["predict"].ravel().tolist() == [
-                0,
-                1,
-                2,
-            ]
+            outputs = client.infer("iris_named", {"x": np.stack(FLOWERS)}).outputs
+        assert outputs["predict"].ravel().tolist() == [0, 1, 2]
         run = score(FLOWERS, TritonInference(server.endpoint, "iris_named"))
         kinds = {tuple(result.example): int(result.inference["predict"].item()) for result in run.results}
         assert kinds == {tuple(SETOSA): 0, tuple(VERSICOLOR): 1, tuple(VIRGINICA): 2}

@@ -36,7 +36,7 @@ def classes_of(results: list[Any]) -> dict[tuple[float, ...], int]:
 def test_whole_numbers_written_as_floats(server: ForeignServer) -> None:
     """An INT64 comes as ``0.0``: it is the integer."""
     with TritonClient(server.endpoint) as client:
-        outputs = client.infer("tree", {"X": np.stack(POINTS)})
+        outputs = client.infer("tree", {"X": np.stack(POINTS)}).outputs
     assert outputs["y_pred"].dtype == np.int64
     assert outputs["y_pred"].ravel().tolist() == [0, 1, 2]
     assert outputs["y_prob"].shape == (3, 3)
@@ -107,7 +107,7 @@ class ScoreNumbers(beam.PTransform[Any, Any]):
         )
 
 
-def _as_numbered(number: int, result: PredictionResult) -> PredictionResult:
+def _as_numbered(number: int, result: Any) -> PredictionResult:
     is_right = classes_of([result]) == {tuple(result.example): number % len(POINTS)}
     return PredictionResult([number], {"y": [number if is_right else -1]})
 

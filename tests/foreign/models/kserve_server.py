@@ -32,7 +32,8 @@ class Function(Model):
     def predict(self, payload, headers=None, response_headers=None):
         result = self.function(payload.inputs[0].as_numpy())
         output = InferOutput("y", list(result.shape), self.datatype)
-        output.set_data_from_numpy(result, binary_data=False)
+        # KServe itself has no JSON for FP16.
+        output.set_data_from_numpy(result, binary_data=self.datatype == "FP16")
         return InferResponse(payload.id, self.name, [output])
 
 
@@ -48,7 +49,9 @@ def root(x):
 
 
 def shout(words):
-    return np.char.upper(words.astype(np.str_)).astype(np.bytes_).astype(np.object_)
+    return np.array([word.decode().upper().encode() for word in words.ravel()], np.object_).reshape(
+        words.shape
+    )
 
 
 if __name__ == "__main__":
