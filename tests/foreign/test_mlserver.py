@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -90,8 +89,9 @@ class TestMLServer(EveryServer):
     def test_an_output_without_a_batch_dimension_reaches_no_wrong_element(
         self, server: ForeignServer
     ) -> None:
-        """``total`` sums up all rows of a request: its elements are sent alone, and each gets its own sum."""
-        run = score(GOOD, TritonInference(server.endpoint, "total").with_exception_handling())
+        """``total`` sums up all rows of a request: where batches are asked for, each gets its own sum."""
+        transform = TritonInference(server.endpoint, "total", batching={"max_batch_size": 8})
+        run = score(GOOD, transform.with_exception_handling())
         for result in run.results:
             assert result.inference["total"].tolist() == [result.example.sum()]
         assert all("'total'" in message for _, (_, message, _) in run.failures)
@@ -118,12 +118,11 @@ class TestMLServer(EveryServer):
         )
         assert sorted(int(result.inference["predict"].item()) for result in run.results) == [0, 1, 2]
 
-    def test_json_lines_with_a_gap(self, server: ForeignServer, tmp_path: Path) -> None:
-        """``null`` in a file is NaN for the model."""
-        path = tmp_path / "rows.jsonl"
-        path.write_text(json.dumps({"x": [1, None, 2, 3]}) + "\n" + json.dumps({"x": [1, 2, 3, 4]}) + "\n")
-        code, results, failures = score_rows(server, "double", path)
+    def test_a_file_with_a_gap(self, server: ForeignServer, tmp_path: Path) -> None:
+        """``nan`` in a file is NaN for the model."""
+        path = write_csv(tmp_path / "rows.csv", [[1, np.nan, 2, 3], [1, 2, 3, 4]])
+        code, results, failures = score_rows(server, "double", path, "--input", "x=x0:x3")
         assert (code, failures) == (0, [])
-        given = sorted((each["y"] for each in results), key=lambda row: row[3])
-        assert given[1] == [2, 4, 6, 8]
-        assert given[0][0] == 2 and (given[0][1] is None or np.isnan(given[0][1]))
+        gap, whole = sorted((each["y"] for each in results), key=lambda row: row[3])
+        assert whole == [2, 4, 6, 8]
+        assert gap[0] == 2 and (gap[1] is None or np.isnan(gap[1]))
