@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from beam_triton.control_plane import ControlPlane
+from beam_triton.control_plane import ControlPlane, ModelFindings
 from beam_triton.errors import (
     ConfigurationError,
     DeadlineExceededError,
@@ -126,12 +126,13 @@ class TritonClient:
                 outputs=outputs if outputs is not None else self._options.outputs,
                 parameters=self._parameters,
                 classification=classification or self._options.classification,
+                input_parameters=self._options.input_parameters,
                 binary=encoder.binary,
                 new_id=new_request_id,
             )
         parts = encoder.encode_in_parts(inputs, parameters=parameters, request_id=request_id)
         is_sequence = "sequence_id" in self._parameters or "sequence_id" in (parameters or ())
-        return model.infer(parts, is_sequence=is_sequence, expected=encoder.expected_outputs)
+        return model.infer(parts, is_sequence=is_sequence, expected=encoder.required_outputs)
 
     def is_server_live(self) -> bool:
         """Whether some endpoint answers its liveness check; False where none can be reached."""
@@ -177,8 +178,9 @@ class TritonClient:
     def model_spec(self, model_name: str, model_version: str | int | None = None) -> ModelSpec:
         """The model's inputs, outputs and limits, as the server reports them.
 
-        A server without Triton's configuration extension does not report its batch limit: it is taken from
-        ``batching.max_batch_size`` then, and is 0 (one element per request) where that is not given either; a
+        A server without Triton's configuration extension does not report its batch limit: it is
+        ``batching.max_batch_size`` then. Where that is not given either, a first dimension of -1 that all
+        inputs and outputs have is the batch, of 32 elements at most; otherwise each element is sent alone. A
         line in the log says so.
 
         Raises:
@@ -187,6 +189,27 @@ class TritonClient:
         if self._options.model_spec is not None and self._options.model_spec.name == model_name:
             return self._options.model_spec
         return self._control.model_spec(model_name, self._version(model_version))
+
+    def listed_models(self) -> list[dict[str, Any]]:
+        """As `repository_index`; of a server without one, such as KServe's, the names of its models in the
+        state ``LISTED``."""
+        return self._control.listed_models()
+
+    def takes_binary_tensors(self) -> bool:
+        """Whether tensors travel in binary: as ``binary`` says, or as the server announces."""
+        return self._control.takes_binary_tensors()
+
+    def model_findings(self, model_name: str) -> ModelFindings:
+        """The model's description, and in sentences what the library makes of what the server leaves open.
+
+        Raises:
+            ModelNotFoundError, ModelNotReadyError: as `model_spec`.
+        """
+        if self._options.model_spec is not None and self._options.model_spec.name == model_name:
+            return ModelFindings(
+                self._options.model_spec, ("described by model_spec; the server is not asked",)
+            )
+        return self._control.findings(model_name, self._options.model_version)
 
     def wait_for_model_spec(self, model_name: str) -> ModelSpec:
         """As `model_spec`, tried again for ``timeout_seconds``, or longer as `open_model` does."""
@@ -240,8 +263,9 @@ class TritonClient:
     def _opened(self, model_name: str, options: InferenceOptions) -> RemoteModel:
         spec = self.model_spec(model_name, options.model_version)
         if spec is options.model_spec:
-            # A model that the user describes is taken to be on a Triton.
-            return RemoteModel(spec, options)
+            return RemoteModel(
+                spec, options, binary=self._control.takes_binary_tensors(is_described_by_user=True)
+            )
         describe = partial(_described_again, model_name, options)
         return RemoteModel(spec, options, binary=self._control.takes_binary_tensors(), describe=describe)
 

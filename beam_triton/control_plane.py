@@ -12,12 +12,13 @@ import random
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import requests
 
 from beam_triton.errors import (
+    InferenceError,
     ModelNotFoundError,
     ModelNotReadyError,
     RemoteProtocolError,
@@ -28,7 +29,13 @@ from beam_triton.errors import (
 from beam_triton.options import InferenceOptions
 from beam_triton.policy.retry import EndpointView, Limits, repeat, resend
 from beam_triton.protocol import ModelSpec, error_from_response
-from beam_triton.protocol.paths import REPOSITORY_INDEX, SERVER_METADATA, model_config_path, model_path
+from beam_triton.protocol.paths import (
+    MODEL_NAMES,
+    REPOSITORY_INDEX,
+    SERVER_METADATA,
+    model_config_path,
+    model_path,
+)
 from beam_triton.transport.origin import EndpointUrl
 from beam_triton.transport.reference_counts import Lease
 
@@ -37,6 +44,15 @@ _logger = logging.getLogger(__name__)
 _BINARY_EXTENSION = "binary_tensor_data"
 _CONFIGURATION_EXTENSION = "model_configuration"
 _MIN_SHARE_SECONDS = 0.05
+# How long a model that the user has described waits for the server to say whether it takes binary tensors.
+_ASIDE_SECONDS = 2.0
+
+
+class ModelFindings(NamedTuple):
+    """A model as its server describes it, and what the library makes of that, in sentences for people."""
+
+    spec: ModelSpec
+    notes: tuple[str, ...]
 
 
 class ControlPlane:
@@ -81,24 +97,58 @@ class ControlPlane:
             return self.get(path, what=what, model_name=model_name)
         except (ModelNotFoundError, ModelNotReadyError) as error:
             known = self._known_models()
-            reworded = with_message(error, f"{error.message}; {known}")
+            reworded = with_message(error, f"{error.message}{self._about_version()}; {known}")
             if isinstance(reworded, ModelNotReadyError):
                 reworded.is_unavailable = f"{model_name} (unavailable)" in known
             raise reworded from error
 
     def repository_index(self) -> list[dict[str, Any]]:
         """The models of the server's repository: name, version, state, reason."""
-        index = self._ask("POST", REPOSITORY_INDEX, "repository index", "")
+        # MLServer needs a body, which Triton takes, too.
+        index = self._ask("POST", REPOSITORY_INDEX, "repository index", "", body=b"{}")
         if not isinstance(index, list):
             raise RemoteProtocolError("the server's repository index is not a JSON list")
         return [entry for entry in index if isinstance(entry, dict)]
 
-    def takes_binary_tensors(self) -> bool:
-        """Whether the server has the binary tensor extension; False means JSON."""
-        return self._has_extension(_BINARY_EXTENSION)
+    def listed_models(self) -> list[dict[str, Any]]:
+        """As `repository_index`; of a server without one (KServe) the names of its models, in the state
+        LISTED."""
+        try:
+            return self.repository_index()
+        except InferenceError as error:
+            if error.retryable or error.status in (401, 403):
+                raise
+            names = self._ask("GET", MODEL_NAMES, "list of models", "")
+            if isinstance(names, dict):
+                names = names.get("models")
+            if not isinstance(names, list):
+                raise
+            return [{"name": name, "state": "LISTED"} for name in names if isinstance(name, str)]
+
+    def takes_binary_tensors(self, *, is_described_by_user: bool = False) -> bool:
+        """Whether tensors travel in binary: the option's value, or whether the server has the extension.
+
+        A server of a model that the user has described is asked in passing: while it does not answer it is
+        taken for a Triton, as the description is to work without a server in reach.
+        """
+        if self._options.binary is not None:
+            return self._options.binary
+        if not is_described_by_user:
+            return self._has_extension(_BINARY_EXTENSION)
+        try:
+            return self._has_extension(_BINARY_EXTENSION, within_seconds=_ASIDE_SECONDS)
+        except TritonError:
+            return True
 
     def model_spec(self, model_name: str, model_version: str | int | None) -> ModelSpec:
         """The model's inputs, outputs and limits; see `TritonClient.model_spec`."""
+        found = self.findings(model_name, model_version)
+        for note in found.notes:
+            _warn_once(self._options.urls[0], f"model {model_name!r}: {note}")
+        return found.spec
+
+    def findings(self, model_name: str, model_version: str | int | None) -> ModelFindings:
+        """The model's inputs, outputs and limits, and what was not said by the server itself."""
         metadata = self.get_of_model(
             model_path(model_name, model_version), what="metadata", model_name=model_name
         )
@@ -108,52 +158,74 @@ class ControlPlane:
             config = self.get_of_model(path, what="configuration", model_name=model_name)
         limit = self._options.batching.max_batch_size
         spec = ModelSpec.from_server(metadata, config, limit)
-        if config is None:
-            _logger.warning(
-                "the server of %r does not report batch limits (no %s extension): %s",
-                model_name,
-                _CONFIGURATION_EXTENSION,
-                f"batches hold up to {limit}, as batching.max_batch_size says"
-                if limit
-                else "each element is sent alone; give batching.max_batch_size if the model takes batches",
-            )
+        server_limit = None if config is None else config.get("max_batch_size", 0)
+        notes = [_batching_note(spec, limit, server_limit)]
         if not spec.inputs:
-            _logger.warning(
-                "the server of %r does not name the model's inputs: names and dtypes come from the elements",
-                model_name,
-            )
-        return spec
+            notes.append("the server does not name the inputs: names and datatypes come from the elements")
+        known = {output.name for output in spec.outputs}
+        for name in (
+            str(each["name"]) for each in metadata.get("outputs") or () if each["name"] not in known
+        ):
+            notes.append(f"output {name!r} is left out: its datatype is none of the protocol's")
+        return ModelFindings(spec, tuple(filter(None, notes)))
 
-    def _has_extension(self, name: str) -> bool:
+    def _has_extension(self, name: str, within_seconds: float = math.inf) -> bool:
         if self._extensions is None:
-            extensions = self.get(SERVER_METADATA, what="server metadata").get("extensions")
+            try:
+                metadata = self._ask("GET", SERVER_METADATA, "server metadata", "", within_seconds)
+            except InferenceError as error:
+                # ModelMesh's REST proxy and some ingresses pass models on only.
+                if error.status not in (404, 405, 501):
+                    raise
+                metadata = {}
+            extensions = metadata.get("extensions") if isinstance(metadata, dict) else None
             found = extensions if isinstance(extensions, list) else []
             self._extensions = frozenset(entry for entry in found if isinstance(entry, str))
-            if _BINARY_EXTENSION not in self._extensions:
-                _logger.warning(
-                    "%s: no binary tensors (no %s extension): they travel as JSON, which is slower",
+            if _BINARY_EXTENSION not in self._extensions and self._options.binary is None:
+                _warn_once(
                     self._options.urls[0],
-                    _BINARY_EXTENSION,
+                    f"the server does not announce binary tensors (no {_BINARY_EXTENSION} extension): they "
+                    "travel "
+                    f"as JSON, which is slower; binary=True sends them in binary all the same",
                 )
         return name in self._extensions
 
     def _known_models(self) -> str:
         try:
-            index = self.repository_index()
+            index = self.listed_models()
         except TritonError:
             return "the server does not list its models"
         names = set()
         for entry in index:
             name, state = str(entry.get("name")), str(entry.get("state") or "UNAVAILABLE")
-            names.add(name if state == "READY" else f"{name} ({state.lower()})")
+            names.add(name if state in ("READY", "LISTED") else f"{name} ({state.lower()})")
         return f"the server has: {', '.join(sorted(names)) or 'no models'}"
 
-    def _ask(self, method: str, path: str, what: str, model_name: str) -> Any:
-        turns = self._turns()
+    def _about_version(self) -> str:
+        version = self._options.model_version
+        if version is None or str(version).isdigit():
+            return ""
+        return (
+            f" (model_version={version!r}: Triton's versions are numbers, and it serves the newest where "
+            "none is "
+            f"named)"
+        )
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        what: str,
+        model_name: str,
+        within_seconds: float = math.inf,
+        *,
+        body: bytes | None = None,
+    ) -> Any:
+        turns = self._turns(within_seconds)
 
         def ask_next() -> Any:
             url, share_seconds = next(turns)
-            response = self._send(method, url, path, share_seconds)
+            response = self._send(method, url, path, share_seconds, body)
             if response.status_code != 200:
                 refusal = error_from_response(
                     response.status_code,
@@ -171,10 +243,12 @@ class ControlPlane:
             try:
                 document = json.loads(response.content)
             except (ValueError, RecursionError):
-                raise RemoteProtocolError(
+                foreign = RemoteProtocolError(
                     f"{url} is not a server of the Open Inference Protocol: {path} answered with "
                     f"{response.content[:60]!r} instead of JSON"
-                ) from None
+                )
+                foreign.is_foreign = True
+                raise foreign from None
             self._answered_last = url
             return document
 
@@ -188,28 +262,80 @@ class ControlPlane:
             EndpointView(has_alternative=True),
         )
 
-    def _turns(self) -> Iterator[tuple[EndpointUrl, float]]:
+    def _turns(self, within_seconds: float = math.inf) -> Iterator[tuple[EndpointUrl, float]]:
         """The endpoints in the order to ask them, each with its share of the time that is left."""
         # The sort is stable: all but the first keep the user's order.
         urls = sorted(self._options.urls, key=lambda url: url != self._answered_last)
-        left_seconds = self._options.timeout_seconds
+        left_seconds = min(self._options.timeout_seconds, within_seconds)
         for index, url in enumerate(urls):
             started = time.monotonic()
             yield url, left_seconds / (len(urls) - index)
             # The last ones keep a moment even where the others overran their shares.
             left_seconds = max(left_seconds - (time.monotonic() - started), _MIN_SHARE_SECONDS)
 
-    def _send(self, method: str, url: EndpointUrl, path: str, timeout_seconds: float) -> requests.Response:
+    def _send(
+        self, method: str, url: EndpointUrl, path: str, timeout_seconds: float, body: bytes | None = None
+    ) -> requests.Response:
         headers = url.authorize(self._options.header_values())
+        if body is not None:
+            headers = {"Content-Type": "application/json", **headers}
         send = partial(
             self._session.value.request,
             method,
             f"{url}{path}",
             headers=headers,
+            data=body,
             timeout=timeout_seconds,
             allow_redirects=False,
         )
         try:
             return resend(send, random.random)
         except requests.RequestException as error:
-            raise RemoteProtocolError(f"{url}: the answer cannot be read: {error}") from error
+            foreign = RemoteProtocolError(f"{url}: the answer cannot be read: {error}")
+            foreign.is_foreign = True
+            raise foreign from error
+        except RemoteProtocolError as error:
+            error.is_foreign = True
+            raise
+
+
+def _batching_note(spec: ModelSpec, limit: int | None, server_limit: int | None) -> str:
+    """How elements are put into requests where the server does not say it, and what changes that; or "".
+
+    ``limit`` is the option's, ``server_limit`` that of the configuration, None where there is none.
+    """
+    if server_limit:
+        return ""
+    if server_limit == 0:
+        if spec.has_batch_dimension:
+            return f"batches are made of the first dimension, up to {limit} as batching.max_batch_size says"
+        return "the model has no batch dimension: batching.max_batch_size is not used" if limit else ""
+    unsaid = f"the server does not report batch limits (no {_CONFIGURATION_EXTENSION} extension):"
+    if limit:
+        return f"{unsaid} requests hold up to {limit} elements, as batching.max_batch_size says"
+    if spec.has_batch_dimension:
+        return (
+            f"{unsaid} the first dimension, -1 for all inputs and outputs, is taken for the batch, elements "
+            "come "
+            f"without it, and requests hold up to {spec.max_batch_size}. batching.max_batch_size sets "
+            "another "
+            f"number, model_spec another meaning"
+        )
+    open_inputs = bool(spec.inputs) and all(each.shape[:1] == (-1,) for each in spec.inputs)
+    whole = [each.name for each in spec.outputs if each.shape[:1] != (-1,)]
+    if open_inputs and whole:
+        reason = f"output {', '.join(map(repr, whole))} has no batch dimension (-1) in the metadata"
+    elif spec.inputs and all(each.shape[:1] == (1,) for each in spec.inputs):
+        reason = "the first dimension is fixed at 1"
+    else:
+        reason = "the metadata show no batch dimension (a first one of -1)"
+    return (
+        f"{unsaid} {reason}, so that each element is sent alone; give batching.max_batch_size if the model "
+        "takes "
+        f"batches"
+    )
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(url: EndpointUrl, text: str) -> None:
+    _logger.warning("%s: %s", url, text)

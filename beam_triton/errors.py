@@ -153,7 +153,12 @@ class LocalProtocolError(ProtocolError):
 
 
 class RemoteProtocolError(ProtocolError):
-    """The server's side: an answer that cannot be understood."""
+    """The server's side: an answer that cannot be understood.
+
+    ``is_foreign``: it is no answer of this protocol at all, as of another port or another kind of server.
+    """
+
+    is_foreign = False
 
     may_have_run = True
 

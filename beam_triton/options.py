@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -21,11 +22,11 @@ from beam_triton.errors import ConfigurationError
 from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
-from beam_triton.protocol import ModelSpec, check_output_options, checked_parameters
+from beam_triton.protocol import ModelSpec, check_request_options, checked_parameters
 from beam_triton.protocol.paths import checked_version
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 from beam_triton.transport.origin import EndpointUrl
-from beam_triton.validation import Options, check, one_of, positive, positive_integer
+from beam_triton.validation import Options, boolean, check, one_of, positive, positive_integer
 
 DEFAULT_MAX_CONCURRENT_REQUESTS = 32
 
@@ -45,7 +46,8 @@ class InferenceOptions(Options):
             requests. The ``Host`` header and the check of certificates keep the name. ``None`` connects to
             the name: all connections go to the address that the system prefers, while it answers.
         discovery_interval_seconds: how often names are looked up; more often while a server is unhealthy.
-        model_version: digits; ``None`` leaves the choice to the server.
+        model_version: ``None`` leaves the choice to the server. Triton's versions are numbers; other servers
+            have strings such as ``v0.1.0``.
         timeout_seconds: deadline of a request, from acquiring its connection to the last byte of the
             answer, including all attempts and backoffs. Time in which a request is held because the server
             is down or overloaded does not count; ``circuit_breaker.max_wait_seconds`` bounds it.
@@ -65,7 +67,12 @@ class InferenceOptions(Options):
         response_compression: the same for answers; Triton takes ten times as long for a compressed one.
         priority: Triton's request priority: 1 is the highest, 0 or ``None`` the model's default.
         request_parameters: sent with every request.
-        outputs: names of the requested outputs; ``None`` requests all.
+        input_parameters: input name to parameters, sent with that input of every request, such as MLServer's
+            ``{"text": {"content_type": "str"}}``.
+        binary: whether tensors travel in binary (Triton's extension) or as JSON. ``None`` asks the server,
+            which announces it. KServe's takes binary without announcing it.
+        outputs: names of the requested outputs; ``None`` requests all. A server that takes JSON only is not
+            asked for any then, and gives those of its choice.
         classification: output name to k: its k best classes are returned as BYTES ``value:index:label``.
         default_value: the result of an element that failed for good: output name to value, or the value
             itself if one output is requested.
@@ -93,6 +100,8 @@ class InferenceOptions(Options):
     response_compression: str | None = None
     priority: int | None = None
     request_parameters: Mapping[str, Any] | None = None
+    input_parameters: Mapping[str, Mapping[str, Any]] | None = None
+    binary: bool | None = None
     outputs: Sequence[str] | None = None
     classification: Mapping[str, int] | None = None
     default_value: Any = None
@@ -102,6 +111,7 @@ class InferenceOptions(Options):
     def __post_init__(self) -> None:
         check(self, positive, "timeout_seconds", "discovery_interval_seconds")
         check(self, one_of((None, "dns")), "discovery")
+        check(self, boolean, "binary", allow_none=True)
         check(self, positive_integer, "max_concurrent_requests", "max_response_bytes")
         check(self, one_of((None, *ENCODINGS)), "compression", "response_compression")
         if self.pool is _FITTING_POOL:
@@ -122,7 +132,7 @@ class InferenceOptions(Options):
         checked_parameters(self.parameters)
         self._check_credentials()
         self._check_limits()
-        check_output_options(self.outputs, self.classification)
+        check_request_options(self.outputs, self.classification, self.input_parameters)
         if isinstance(self.model_spec, Mapping):
             object.__setattr__(self, "model_spec", ModelSpec.from_mapping(self.model_spec))
         if self.model_spec is not None and not isinstance(self.model_spec, ModelSpec):
@@ -215,3 +225,24 @@ class InferenceOptions(Options):
                 f"connect_timeout_seconds={self.pool.connect_timeout_seconds:g} is not below timeout_seconds="
                 f"{self.timeout_seconds:g}, which bounds the whole request; lower it or raise timeout_seconds"
             )
+
+
+def options_from_text(texts: Sequence[str]) -> dict[str, Any]:
+    """The keyword arguments that ``--option NAME=JSON`` gives; text that is no JSON is a string.
+
+    Raises:
+        ConfigurationError: one has no name, or names what has an argument of its own.
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or name in ("endpoint", "auth_token"):
+            # The value is not repeated: it may be a secret.
+            raise ConfigurationError(
+                f"--option takes NAME=JSON for options other than endpoint and auth_token, not {name!r}"
+            )
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options

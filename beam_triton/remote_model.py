@@ -10,6 +10,7 @@ import itertools
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import lru_cache, partial
 from operator import itemgetter
@@ -85,6 +86,7 @@ class RemoteModel:
             outputs=options.outputs,
             parameters=options.parameters,
             classification=options.classification,
+            input_parameters=options.input_parameters,
             binary=binary,
             new_id=new_request_id,
         )
@@ -146,7 +148,7 @@ class RemoteModel:
     ) -> InferResponse:
         """Send the parts of one batch, wait for their answers on the calling thread, and join them.
 
-        ``expected`` are the outputs that the answer must hold, those of the encoder by default.
+        ``expected`` are the outputs that the answer must hold, those that the encoder requires by default.
 
         Raises:
             TritonError: the error of the first part that failed.
@@ -208,11 +210,13 @@ class RemoteModel:
                 f"model {self.spec.name!r}: the answer's Inference-Header-Content-Length is {length[:60]!r}, "
                 f"a whole number is expected"
             )
-        return decode_infer_response(
+        response = decode_infer_response(
             body,
             None if length is None else int(length),
-            expected=self.encoder.expected_outputs if expected is None else expected,
+            expected=self.encoder.required_outputs if expected is None else expected,
         )
+        # Results name the model that they are of, even where its server does not.
+        return response if response.model_name else replace(response, model_name=self.spec.name)
 
     def close(self) -> None:
         """Release the shared resources. A second call does nothing."""

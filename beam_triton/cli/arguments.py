@@ -16,6 +16,7 @@ from beam_triton.errors import (
     TlsError,
     TritonError,
 )
+from beam_triton.options import options_from_text
 from beam_triton.protocol import DATATYPES, EncodedRequest, ModelSpec, TensorSpec
 from beam_triton.remote_model import RemoteModel
 
@@ -63,6 +64,26 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
         help="shape of an input without the batch dimension, such as image=3,224,224, where the model "
         "leaves sizes open (default: 1 for each); may be repeated",
     )
+    parser.add_argument(
+        "--inputs",
+        metavar="FILE",
+        help="send these elements instead of zeros: .json or .jsonl (input name to value, a line each), "
+        ".npz, .npy, or any other file as one BYTES value",
+    )
+    parser.add_argument("--outputs", metavar="A,B", help="outputs to ask for (default: all)")
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the argument for every option that has none of its own."""
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help="any other keyword argument of TritonInference, such as binary=false or "
+        'input_parameters=\'{"text": {"content_type": "str"}}\'; may be repeated',
+    )
 
 
 def options_of(given: argparse.Namespace) -> dict[str, Any]:
@@ -83,6 +104,11 @@ def options_of(given: argparse.Namespace) -> dict[str, Any]:
     }
     if getattr(given, "model_version", None) is not None:
         options["model_version"] = given.model_version
+    if getattr(given, "outputs", None) is not None:
+        options["outputs"] = [name.strip() for name in given.outputs.split(",")]
+    if getattr(given, "max_batch_size", None) is not None:
+        options["batching"] = {"max_batch_size": given.max_batch_size}
+    options.update(options_from_text(getattr(given, "option", ())))
     return options
 
 
@@ -117,7 +143,8 @@ def zeros_request(model: RemoteModel, shapes: Shapes, rows: int) -> EncodedReque
     spec = model.spec
     if not spec.inputs:
         raise ConfigurationError(
-            f"the server does not name the inputs of model {spec.name!r}: no request can be made up for it"
+            f"the server does not name the inputs of model {spec.name!r}: no request can be made up for it; "
+            f"give an element by --inputs FILE"
         )
     unknown = sorted(shapes.keys() - {tensor.name for tensor in spec.inputs})
     if unknown:
@@ -160,7 +187,7 @@ def explained(error: TritonError) -> str:
         hint = "Is the endpoint https, and does --ca-bundle name the authority that signed its certificate?"
     elif isinstance(error, ConnectError):
         hint = "Is the server running, and is this its HTTP port (Triton's is 8000 by default)?"
-    elif isinstance(error, RemoteProtocolError):
+    elif isinstance(error, RemoteProtocolError) and error.is_foreign:
         hint = "Is this the HTTP port? By default, Triton's gRPC port is 8001 and its metrics port 8002."
     elif isinstance(error, InferenceError) and error.status in (401, 403):
         hint = "Give this server's credentials with --auth-token env:NAME or --header NAME=env:NAME."

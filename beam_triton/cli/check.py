@@ -9,17 +9,15 @@ from typing import Any
 
 from beam_triton.cli import EXIT_OK, EXIT_PROBLEM
 from beam_triton.cli.arguments import (
-    Shapes,
     add_model,
     add_server,
-    describe_zeros,
     explained,
     options_of,
     shapes_of,
-    zeros_request,
 )
+from beam_triton.cli.sample import Sample, read_sample
 from beam_triton.client import TritonClient
-from beam_triton.errors import ConfigurationError, TritonError
+from beam_triton.errors import ConfigurationError, ModelNotFoundError, TritonError
 from beam_triton.protocol import ModelSpec
 from beam_triton.remote_model import RemoteModel
 
@@ -30,10 +28,14 @@ def add_arguments(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "check",
         help="check that the server is healthy and that the model answers",
-        description="Show a server's health, extensions and models, and send zeros to a model.",
+        description="Show a server's health, extensions and models, what the library makes of a model and "
+        "the options that change it, and send zeros or an element of yours to the model.",
     )
     add_server(parser)
     add_model(parser, required=False)
+    parser.add_argument(
+        "--max-batch-size", type=int, metavar="N", help="batching.max_batch_size: most elements a request"
+    )
     parser.set_defaults(run=run)
 
 
@@ -43,11 +45,11 @@ def run(given: argparse.Namespace) -> int:
     Raises:
         ConfigurationError: an argument makes no sense.
     """
-    options, shapes = options_of(given), shapes_of(given)
+    options, sample = options_of(given), read_sample(given.inputs, shapes_of(given))
     with TritonClient(given.endpoint, **options) as client:
         check = _Check(client)
         if check.server(given.endpoint) and given.model is not None:
-            check.model(given.model, shapes)
+            check.model(given.model, sample)
     for problem in check.problems:
         print(f"PROBLEM: {problem}")
     if not check.problems:
@@ -69,6 +71,10 @@ class _Check:
             metadata = self._client.server_metadata()
         except ConfigurationError:
             raise
+        except ModelNotFoundError:
+            _say("server", "does not describe itself (GET /v2 is not there): what models say has to do")
+            self._models()
+            return True
         except TritonError as error:
             self.problems.append(explained(error))
             return False
@@ -84,15 +90,15 @@ class _Check:
         extensions = metadata.get("extensions") or []
         _say("extensions", ", ".join(map(str, extensions)) or "none")
         if "binary_tensor_data" not in extensions:
-            _say("", "no binary_tensor_data: tensors travel as JSON, which is slower")
+            _say("", "no binary_tensor_data: tensors travel as JSON, which is slower, unless binary=True")
         if "model_configuration" not in extensions:
-            _say("", "no model_configuration: set batching.max_batch_size, the server does not report it")
+            _say("", "no model_configuration: batch limits are not reported, see the model's notes")
         self._models()
         return True
 
     def _models(self) -> None:
         try:
-            index = self._client.repository_index()
+            index = self._client.listed_models()
         except TritonError as error:
             _say("models", f"the server does not list its models ({error.message})")
             return
@@ -104,9 +110,10 @@ class _Check:
         for number, line in enumerate(lines or ["none"]):
             _say("" if number else "models", line)
 
-    def model(self, model_name: str, shapes: Shapes) -> None:
-        """Check a model, and send it zeros."""
+    def model(self, model_name: str, sample: Sample) -> None:
+        """Check a model, and send it the sample."""
         try:
+            notes = self._client.model_findings(model_name).notes
             model = self._client.open_model(model_name)
         except ConfigurationError:
             raise
@@ -120,35 +127,41 @@ class _Check:
                 lines = [tensor.describe() for tensor in tensors] or ["not named by the server"]
                 for number, line in enumerate(lines):
                     _say("" if number else label, line)
+            _say("tensors", "binary" if model.encoder.binary else "JSON (binary=True sends them in binary)")
+            for number, note in enumerate(notes):
+                _say("" if number else "notes", note)
             if spec.decoupled or spec.sequence_batching:
                 kind = "is decoupled" if spec.decoupled else "batches sequences"
                 self.problems.append(
                     f"Model {model_name!r} {kind}: this library cannot score its elements in batches."
                 )
                 return
-            self._round_trip(model, shapes)
+            self._round_trip(model, sample)
         finally:
             model.close()
 
-    def _round_trip(self, model: RemoteModel, shapes: Shapes) -> None:
-        request = zeros_request(model, shapes, 1)
-        zeros = describe_zeros(model.spec, shapes)
+    def _round_trip(self, model: RemoteModel, sample: Sample) -> None:
         times = []
         try:
+            request = sample.request(model, 1)
             for _ in range(_ROUND_TRIPS):
                 started = time.perf_counter()
                 response = model.infer([request])
                 times.append(time.perf_counter() - started)
+        except ConfigurationError:
+            raise
         except TritonError as error:
-            self.problems.append(
-                f"The model did not answer a request of zeros ({zeros}): {explained(error)} "
-                f"If the model takes other shapes, give them with --shape."
-            )
+            what = sample.describe(model.spec)
+            hint = "" if sample.elements else " Give other shapes with --shape, or an element with --inputs."
+            self.problems.append(f"The model did not answer a request ({what}): {explained(error)}{hint}")
             return
+        missing = [output.name for output in model.spec.outputs if output.name not in response.outputs]
+        if missing:
+            _say("outputs", f"{', '.join(missing)}: not given unless outputs=[…] asks for them")
         came_back = ", ".join(f"{name} {list(array.shape)}" for name, array in response.outputs.items())
         milliseconds = statistics.median(times) * 1000
         _say("round trip", f"{milliseconds:.1f} ms (median of {_ROUND_TRIPS} on an open connection)")
-        _say("", f"sent one element of zeros: {zeros}; received: {came_back}")
+        _say("", f"sent one element, {sample.describe(model.spec)}; received: {came_back}")
 
 
 def _limit(spec: ModelSpec) -> str:

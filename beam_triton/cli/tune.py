@@ -15,15 +15,13 @@ from typing import Any
 
 from beam_triton.cli import EXIT_OK, EXIT_PROBLEM
 from beam_triton.cli.arguments import (
-    Shapes,
     add_model,
     add_server,
-    describe_zeros,
     explained,
     options_of,
     shapes_of,
-    zeros_request,
 )
+from beam_triton.cli.sample import Sample, read_sample
 from beam_triton.client import TritonClient
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.errors import ConfigurationError, TritonError
@@ -86,7 +84,7 @@ def run(given: argparse.Namespace) -> int:
         value = getattr(given, name)
         if value is not None and not value > 0:
             raise ConfigurationError(f"--{name.replace('_', '-')} must be above 0, not {value}")
-    given_options, shapes = options_of(given), shapes_of(given)
+    given_options, sample = options_of(given), read_sample(given.inputs, shapes_of(given))
     # The pool that users of the recommendation get by default.
     given_options["pool"] = ConnectionPoolConfig.for_requests(given.max_in_flight, given.timeout_seconds)
     options = InferenceOptions.from_options({"endpoint": given.endpoint, **given_options})
@@ -97,19 +95,20 @@ def run(given: argparse.Namespace) -> int:
                 raise ConfigurationError(
                     f"model {given.model!r} is decoupled or batches sequences: it cannot be scored in batches"
                 )
-            largest = given.max_batch_size or _largest_batch(model, shapes)
+            largest = given.max_batch_size or _largest_batch(model, sample)
             largest = min(largest, max(1, model.spec.max_batch_size))
-            zeros = describe_zeros(model.spec, shapes)
-            print(f"{model.spec.model_id} at {options.urls[0]} for about {given.seconds:g} s, zeros: {zeros}")
+            what = sample.describe(model.spec)
+            print(f"{model.spec.model_id} at {options.urls[0]} for about {given.seconds:g} s, {what}")
             print(_HEAD, flush=True)
-            chosen, measured = _search(Load(options, model, shapes), given, largest)
+            chosen, measured = _search(Load(options, model, sample), given, largest)
+            has_batches = model.spec.has_batch_dimension
         finally:
             model.close()
     if chosen is None:
         error = next((each.first_error for each in measured if each.first_error is not None), None)
         print("No setting worked" + (f": {explained(error)}" if error is not None else "."))
         return EXIT_PROBLEM
-    _recommend(chosen, given, options)
+    _recommend(chosen, given, options, has_batches)
     return EXIT_OK
 
 
@@ -142,17 +141,21 @@ def _row(found: Measurement) -> str:
     return row
 
 
-def _largest_batch(model: RemoteModel, shapes: Shapes) -> int:
+def _largest_batch(model: RemoteModel, sample: Sample) -> int:
     """The number of elements that the default of ``max_batch_bytes`` allows in a request."""
-    nbytes = zeros_request(model, shapes, 1).content_length
+    nbytes = sample.request(model, 1).content_length
     return max(1, BatchingPolicy().max_batch_bytes // nbytes)
 
 
-def _recommend(chosen: Measurement, given: argparse.Namespace, options: InferenceOptions) -> None:
+def _recommend(
+    chosen: Measurement, given: argparse.Namespace, options: InferenceOptions, has_batches: bool
+) -> None:
+    # Given for a model without a batch dimension, the option would make one of its first dimension.
+    size = f'                    batching={{"max_batch_size": {chosen.batch_size}}},\n' if has_batches else ""
     print(
         f"\nRecommended, for {chosen.elements_per_second:,.0f} elements a second:\n\n"
         f'    TritonInference("{options.urls[0]}", "{given.model}",\n'
-        f'                    batching={{"max_batch_size": {chosen.batch_size}}},\n'
+        f"{size}"
         f"                    max_concurrent_requests={chosen.in_flight})\n\n"
         f"No setting within 5 % of the fastest has fewer elements in flight. This was one process: several\n"
         f"processes share the server by themselves, below max_concurrent_requests each."
@@ -268,19 +271,19 @@ class Measurement:
 
 
 class Load:
-    """Puts a model under load with requests of zeros, encoded beforehand.
+    """Puts a model under load with requests of zeros or of given elements, encoded beforehand.
 
     Args:
         options: of the requests; each measurement sets its own ``max_concurrent_requests``.
         model: supplies the description of the model, and whether it takes binary tensors.
-        shapes: as for `zeros_request`.
+        sample: what is sent.
     """
 
-    def __init__(self, options: InferenceOptions, model: RemoteModel, shapes: Shapes) -> None:
+    def __init__(self, options: InferenceOptions, model: RemoteModel, sample: Sample) -> None:
         self._options = options
         self._spec = model.spec
         self._binary = model.encoder.binary
-        self._shapes = shapes
+        self._sample = sample
 
     def measure(self, batch_size: int, in_flight: int, seconds: float) -> Measurement:
         """Keep ``in_flight`` requests in flight for ``seconds``.
@@ -303,7 +306,7 @@ class Load:
                     errors.append(call.error)
 
         try:
-            request = model.http_request(zeros_request(model, self._shapes, batch_size))
+            request = model.http_request(self._sample.request(model, batch_size))
             started = time.monotonic()
             while (now := time.monotonic()) < started + seconds and not errors:
                 while dispatcher.in_flight < in_flight:

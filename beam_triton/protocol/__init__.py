@@ -7,7 +7,7 @@ from beam_triton.protocol.datatypes import DATATYPES
 from beam_triton.protocol.model import ModelSpec, TensorSpec
 from beam_triton.protocol.prepare import PreparedElement
 from beam_triton.protocol.request import EncodedRequest, InferRequestEncoder
-from beam_triton.protocol.request_options import check_output_options, checked_parameters
+from beam_triton.protocol.request_options import check_request_options, checked_parameters
 from beam_triton.protocol.response import InferResponse, decode_infer_response, join_responses
 from beam_triton.protocol.status import error_from_response
 
@@ -19,7 +19,7 @@ __all__ = [
     "ModelSpec",
     "PreparedElement",
     "TensorSpec",
-    "check_output_options",
+    "check_request_options",
     "checked_parameters",
     "decode_infer_response",
     "error_from_response",

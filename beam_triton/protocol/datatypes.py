@@ -28,7 +28,8 @@ class Datatype:
     is widened to float32, which is exact; all others keep the wire dtype. ``item_bytes`` is the size of one
     value on the wire, 0 for BYTES, whose values have their own lengths. ``struct_code`` is the format
     character of `struct` for one value, None for BYTES and BF16. ``has_json`` is False for the datatypes
-    whose JSON form the protocol does not define (FP16, BF16).
+    whose JSON form the protocol does not define (FP16, BF16); Triton refuses both, MLServer and KServe take
+    FP16 as numbers.
     """
 
     name: str

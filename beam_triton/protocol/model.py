@@ -3,18 +3,29 @@
 They are read from the server's model metadata (Open Inference Protocol) and, if the server has one, from
 Triton's model configuration. Shapes in Triton's metadata include the batch dimension, ``dims`` in the
 configuration do not; here, shapes never do.
+
+Servers without a configuration do not say whether a model takes batches. Their metadata mostly show it: a
+first dimension of -1 that all inputs and outputs have is the batch, a first dimension of 1 is a batch of one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from beam_triton.errors import ConfigurationError, RemoteProtocolError
 from beam_triton.protocol.datatypes import DATATYPES
 from beam_triton.protocol.text import shorten
 from beam_triton.validation import from_mapping
+
+DEFAULT_MAX_BATCH_SIZE = 32
+"""Elements a request where the metadata show a batch dimension, and nothing says how long it may be.
+
+Enough that the fixed cost of a request (a millisecond or two in a Python server) is small beside its
+elements'; few enough for a model that was tried with single requests only. A size that turns out too large is
+learned.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,8 @@ class ModelSpec:
     server has ready, ``version`` the one that it serves to requests that name none, as far as the metadata
     shows. ``decoupled`` models answer a request with any number of responses, which ``/infer`` refuses;
     ``sequence_batching`` models need ``sequence_id`` with every request, of one element each.
+    ``whole_outputs`` names outputs without a batch dimension of a model that has one otherwise: such an
+    output belongs to the request as a whole, and cannot be divided among its elements.
     """
 
     name: str
@@ -70,6 +83,7 @@ class ModelSpec:
     platform: str = ""
     decoupled: bool = False
     sequence_batching: bool = False
+    whole_outputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -82,6 +96,7 @@ class ModelSpec:
                 raise ConfigurationError(f"model {self.name!r}: {field} {names} name a tensor twice")
             object.__setattr__(self, field, specs)
         object.__setattr__(self, "versions", tuple(self.versions))
+        object.__setattr__(self, "whole_outputs", tuple(self.whole_outputs))
 
     @property
     def has_batch_dimension(self) -> bool:
@@ -134,25 +149,35 @@ class ModelSpec:
     ) -> ModelSpec:
         """Build the description from ``GET /v2/models/{m}`` and, if there is one, ``…/config``.
 
-        With a configuration, its ``max_batch_size`` applies and the argument is ignored. Without one (a
-        server that is not Triton) the argument applies; None means 0. If the model has a batch dimension,
-        a leading -1 of a metadata shape stands for it and is dropped.
+        A configuration with a ``max_batch_size`` above 0 decides. One of 0 means that the model has no batch
+        dimension of Triton's: the argument, where it is given, makes one of a first dimension of -1 that all
+        inputs have. Without a configuration (a server that is not Triton) the argument decides, too; where it
+        is None, a first dimension of -1 of all inputs and outputs is the batch, of at most
+        `DEFAULT_MAX_BATCH_SIZE` elements. The batch dimension is dropped from the shapes.
 
-        Raises RemoteProtocolError if either document is not what the protocol specifies.
+        An output of a datatype that the protocol does not have is left out.
+
+        Raises RemoteProtocolError if either document is not what the protocol specifies, ConfigurationError
+        for an argument that the shapes exclude.
         """
         metadata = _mapping(metadata, "model metadata")
         name = _field(metadata, "name", str, "model metadata")
         what = f"metadata of model {name!r}"
         what_config = f"configuration of model {name!r}"
-        strict = config is not None
+        has_config = config is not None
         config = {} if config is None else _mapping(config, what_config)
-        if strict:
-            limit = config.get("max_batch_size", 0)
-            if type(limit) is not int or limit < 0:
-                raise RemoteProtocolError(f"{what_config}: max_batch_size {shorten(limit)} is not a size")
+        limit = config.get("max_batch_size", 0)
+        if type(limit) is not int or limit < 0:
+            raise RemoteProtocolError(f"{what_config}: max_batch_size {shorten(limit)} is not a size")
+        if max_batch_size is not None:
+            _check_max_batch_size(name, max_batch_size)
+        inputs = _tensors(metadata, "inputs", what)
+        outputs = _tensors(metadata, "outputs", what)
+        if limit:
+            _check_first_dimensions((*inputs, *outputs), what)
         else:
-            limit = 0 if max_batch_size is None else max_batch_size
-            _check_max_batch_size(name, limit)
+            limit = _found_batch_size(name, inputs, outputs, max_batch_size, has_config)
+        whole_outputs = _whole_outputs(inputs, outputs) if limit else ()
         entries = [_mapping(entry, what_config) for entry in _field(config, "input", list, what_config, [])]
         optional = {
             _field(entry, "name", str, what_config) for entry in entries if entry.get("optional") is True
@@ -165,8 +190,13 @@ class ModelSpec:
             return cls(
                 name=name,
                 version=max(versions, key=_version_order) if versions else "",
-                inputs=_tensors(metadata, "inputs", what, limit > 0, strict, optional),
-                outputs=_tensors(metadata, "outputs", what, limit > 0, strict, set()),
+                inputs=tuple(tensor.spec(limit, optional=tensor.name in optional) for tensor in inputs),
+                outputs=tuple(
+                    tensor.spec(0 if tensor.name in whole_outputs else limit)
+                    for tensor in outputs
+                    if tensor.datatype in DATATYPES
+                ),
+                whole_outputs=whole_outputs,
                 max_batch_size=limit,
                 versions=tuple(versions),
                 platform=_field(metadata, "platform", str, what, ""),
@@ -191,25 +221,70 @@ def _check_max_batch_size(model_name: str, size: Any) -> None:
         )
 
 
-def _tensors(
-    metadata: Mapping[str, Any], key: str, what: str, batched: bool, strict: bool, optional: set[str]
-) -> tuple[TensorSpec, ...]:
-    specs = []
+class _Tensor(NamedTuple):
+    """A tensor as the metadata have it: a batch dimension is part of the shape."""
+
+    name: str
+    datatype: str
+    shape: tuple[Any, ...]
+
+    def begins_with(self, size: int) -> bool:
+        return len(self.shape) > 0 and type(self.shape[0]) is int and self.shape[0] == size
+
+    def spec(self, max_batch_size: int, *, optional: bool = False) -> TensorSpec:
+        has_batch = max_batch_size > 0 and self.begins_with(-1)
+        is_batch_of_one = max_batch_size == 1 and self.begins_with(1) and len(self.shape) > 1
+        shape = self.shape[1:] if has_batch or is_batch_of_one else self.shape
+        return TensorSpec(self.name, self.datatype, shape, optional=optional)
+
+
+def _tensors(metadata: Mapping[str, Any], key: str, what: str) -> list[_Tensor]:
+    tensors = []
     for entry in _field(metadata, key, list, what, []):
         entry = _mapping(entry, f"{what}, {key}")
         name = _field(entry, "name", str, f"{what}, {key}")
         shape = _field(entry, "shape", list, f"{what}, {name!r}")
-        if batched:
-            if shape and shape[0] == -1:
-                shape = shape[1:]
-            elif strict:
-                raise RemoteProtocolError(
-                    f"{what}: shape {shorten(shape)} of {name!r} does not begin with the batch dimension -1, "
-                    f"though the model's configuration allows batches"
-                )
-        datatype = _field(entry, "datatype", str, f"{what}, {name!r}")
-        specs.append(TensorSpec(name, datatype, tuple(shape), optional=name in optional))
-    return tuple(specs)
+        tensors.append(_Tensor(name, _field(entry, "datatype", str, f"{what}, {name!r}"), tuple(shape)))
+    return tensors
+
+
+def _check_first_dimensions(tensors: Sequence[_Tensor], what: str) -> None:
+    for tensor in tensors:
+        if not tensor.begins_with(-1):
+            raise RemoteProtocolError(
+                f"{what}: shape {shorten(list(tensor.shape))} of {tensor.name!r} does not begin with the "
+                "batch "
+                f"dimension -1, though the model's configuration allows batches"
+            )
+
+
+def _found_batch_size(
+    model_name: str, inputs: list[_Tensor], outputs: list[_Tensor], wanted: int | None, has_config: bool
+) -> int:
+    """The batch limit of a model for which no configuration names one above 0; 0 for no batch dimension."""
+    is_open = bool(inputs) and all(tensor.begins_with(-1) for tensor in inputs)
+    if wanted is None:
+        is_shown = not has_config and is_open and all(tensor.begins_with(-1) for tensor in outputs)
+        return DEFAULT_MAX_BATCH_SIZE if is_shown else 0
+    is_one = all(tensor.begins_with(1) for tensor in inputs) and any(len(each.shape) > 1 for each in inputs)
+    if is_one and wanted > 1:
+        shapes = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in inputs)
+        raise ConfigurationError(
+            f"model {model_name!r} takes one element a request: its shapes begin with a fixed 1 ({shapes}), "
+            "which "
+            f"excludes batching.max_batch_size={wanted}. Leave it out; or describe the model by model_spec "
+            "if "
+            f"its metadata leave the batch dimension out"
+        )
+    # Triton's own metadata are to be believed: a model with other shapes has no batch dimension.
+    return wanted if is_open or is_one or not has_config else 0
+
+
+def _whole_outputs(inputs: list[_Tensor], outputs: list[_Tensor]) -> tuple[str, ...]:
+    """The outputs without a batch dimension, if the metadata show one for all inputs."""
+    if not inputs or not all(tensor.begins_with(-1) for tensor in inputs):
+        return ()
+    return tuple(tensor.name for tensor in outputs if not tensor.begins_with(-1))
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:

@@ -1,8 +1,8 @@
 """URL paths of the protocol, below the server's base URL.
 
-Names are percent-encoded: a model may be called ``a/b c``. Triton's router takes only digits as a version
-and answers a plain 404 to anything else (even "latest") and to a trailing slash, so a wrong version is
-refused here instead.
+Names are percent-encoded: a model may be called ``a/b c``. A version is a string to the protocol, such as
+MLServer's ``v0.1.0``; Triton's router takes only digits, and answers a plain 404 to anything else (even
+"latest") and to a trailing slash.
 """
 
 from __future__ import annotations
@@ -15,30 +15,33 @@ SERVER_METADATA = "/v2"
 SERVER_LIVE = "/v2/health/live"
 SERVER_READY = "/v2/health/ready"
 REPOSITORY_INDEX = "/v2/repository/index"
+MODEL_NAMES = "/v2/models"
 
 
 def model_path(model_name: str, model_version: str | int | None = None) -> str:
     """``/v2/models/{m}[/versions/{v}]``, the model's metadata; None leaves the version to the server.
 
-    Raises ConfigurationError for an empty name and for a version that does not consist of digits.
+    Raises ConfigurationError for an empty name and for what cannot be a version.
     """
     if not isinstance(model_name, str) or not model_name:
         raise ConfigurationError(f"model_name must be a model's name, not {model_name!r}")
     path = "/v2/models/" + _segment(model_name)
     version = checked_version(model_version)
-    return path if version is None else f"{path}/versions/{version}"
+    return path if version is None else f"{path}/versions/{_segment(version, 'model_version')}"
 
 
 def checked_version(model_version: str | int | None) -> str | None:
-    """The version as text, None for None or "". Raises ConfigurationError unless it consists of digits."""
+    """The version as text, None for None or "". Raises ConfigurationError for what cannot be one."""
     if model_version is None or model_version == "":
         return None
     text = str(model_version)
-    if isinstance(model_version, bool) or not (text.isascii() and text.isdigit()):
+    is_version = isinstance(model_version, str | int) and not isinstance(model_version, bool)
+    if not is_version or text.startswith("-") or text.split() != [text] or not text.isprintable():
         raise ConfigurationError(
-            f"model_version must be a number such as 3 (leave it out for the version that the server "
-            f"chooses), not {model_version!r}"
+            f"model_version must be a version such as 3 or 'v0.1.0' (leave it out for the version that the "
+            f"server chooses), not {model_version!r}"
         )
+    _segment(text, "model_version")
     return text
 
 
@@ -69,12 +72,12 @@ def repository_unload_path(model_name: str) -> str:
     return f"/v2/repository/models/{_segment(model_name)}/unload"
 
 
-def _segment(model_name: str) -> str:
+def _segment(name: str, option: str = "model_name") -> str:
     try:
-        encoded = quote(model_name, safe="")
+        encoded = quote(name, safe="")
     except UnicodeEncodeError:
-        raise ConfigurationError(f"model_name {model_name!r} cannot be written in a URL") from None
+        raise ConfigurationError(f"{option} {name!r} cannot be written in a URL") from None
     # HTTP clients and proxies resolve "." and ".." away, and no encoding protects them.
     if encoded in (".", ".."):
-        raise ConfigurationError(f"model_name {model_name!r} cannot be written in a URL")
+        raise ConfigurationError(f"{option} {name!r} cannot be written in a URL")
     return encoded

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from beam_triton.errors import LocalProtocolError
+from beam_triton.errors import LocalProtocolError, with_message
 from beam_triton.protocol.byte_strings import encode_byte_strings
 from beam_triton.protocol.casting import byte_string_values, fit_shape, to_array
 from beam_triton.protocol.datatypes import BF16, DATATYPES, Array, datatype_of
@@ -54,7 +54,7 @@ class ElementPreparer:
     def __init__(self, model: ModelSpec, binary: bool) -> None:
         self._model = model
         self._binary = binary
-        self._inputs = [_Input(spec, binary) for spec in model.inputs]
+        self._inputs = [_Input(spec, binary, model.has_batch_dimension) for spec in model.inputs]
         self._only = self._inputs[0] if len(self._inputs) == 1 else None
 
     def prepare(self, inputs: Any) -> PreparedElement:
@@ -133,9 +133,12 @@ def to_buffer(
 class _Input:
     """One input of the model, with the shapes it has accepted and its fast paths."""
 
-    __slots__ = ("_binary", "_pack_one", "_passes_arrays", "_single", "_spec", "accepted", "dtype", "name")
+    __slots__ = (
+        *("_binary", "_has_batch", "_pack_one", "_passes_arrays", "_single", "_spec"),
+        *("accepted", "dtype", "name"),
+    )
 
-    def __init__(self, spec: TensorSpec, binary: bool) -> None:
+    def __init__(self, spec: TensorSpec, binary: bool, has_batch: bool) -> None:
         datatype = DATATYPES[spec.datatype]
         packer = packer_of(spec.datatype)
         self.name = spec.name
@@ -144,6 +147,7 @@ class _Input:
         self.accepted: dict[Shape, tuple[Signature, int]] = {}
         self._spec = spec
         self._binary = binary
+        self._has_batch = has_batch
         self._passes_arrays = binary and not datatype.is_bytes and datatype is not BF16
         # The shape of a single value, if the input takes one.
         self._single = (1,) * len(spec.shape) if all(dim in (1, -1) for dim in spec.shape) else None
@@ -166,10 +170,14 @@ class _Input:
             if packed is not None:
                 assert self._single is not None
                 return self._single, packed, len(packed)
-        if not self._passes_arrays:
-            shape, buffer = to_buffer(value, self._spec, binary=self._binary)
-            return shape, buffer, len(buffer)
-        array = to_array(value, self._spec)
+        try:
+            if not self._passes_arrays:
+                shape, buffer = to_buffer(value, self._spec, binary=self._binary)
+                return shape, buffer, len(buffer)
+            array = to_array(value, self._spec)
+        except LocalProtocolError as error:
+            hint = _batch_hint(value, self._spec, self._has_batch)
+            raise (with_message(error, f"{error.message}. {hint}") if hint else error) from error.__cause__
         if len(self.accepted) >= _MAX_CACHED_SHAPES:
             self.accepted.clear()
         self.accepted[array.shape] = ((array.shape,), array.nbytes)
@@ -185,6 +193,38 @@ class _Input:
         elif kind is not bytes:
             return None
         return encode_byte_strings((value,), self.name)
+
+
+def _batch_hint(value: Any, spec: TensorSpec, has_batch: bool) -> str:
+    """What to do about an element that has a dimension too many or too few, if that is the batch; or ""."""
+    try:
+        shape = np.shape(value)
+    except Exception:
+        # Ragged, or not made for NumPy at all: no shape to compare.
+        return ""
+    wanted = spec.shape
+    if has_batch:
+        fits = len(shape) == len(wanted) + 1 and _fits(shape[1:], wanted)
+        return "An element comes without the batch dimension: each row is one" if fits else ""
+    if not wanted or wanted[0] not in (-1, 1) or not _fits(shape, wanted[1:]):
+        return ""
+    if wanted[0] == 1:
+        return (
+            'The first dimension is fixed at 1: give elements with it, or batching={"max_batch_size": 1} to '
+            "give "
+            "them without"
+        )
+    return (
+        'If the first dimension is the batch, give batching={"max_batch_size": …}: elements then come '
+        "without "
+        "it, and share requests"
+    )
+
+
+def _fits(shape: Shape, wanted: Shape) -> bool:
+    return len(shape) == len(wanted) and all(
+        want in (-1, size) for size, want in zip(shape, wanted, strict=True)
+    )
 
 
 def match_inputs(model: ModelSpec, inputs: Any, *, batched: bool = False) -> list[tuple[TensorSpec, Any]]:

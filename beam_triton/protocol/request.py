@@ -27,7 +27,7 @@ from beam_triton.protocol.prepare import (
     match_inputs,
     to_buffer,
 )
-from beam_triton.protocol.request_options import OutputRequest, checked_parameters
+from beam_triton.protocol.request_options import OutputRequest, checked_input_parameters, checked_parameters
 from beam_triton.protocol.tensors import flat_view
 from beam_triton.protocol.text import shorten
 
@@ -62,10 +62,11 @@ class InferRequestEncoder:
     """Encodes requests for one model; one encoder may be used by several threads.
 
     ``outputs`` names the requested outputs; None requests all. ``parameters`` are sent with every request
-    (see ``checked_parameters``). ``classification`` maps an output to k: its k best classes are returned
-    instead of its values, as BYTES ``value:index[:label]``. ``binary=False`` writes pure JSON, for servers
-    without the binary tensor extension. ``new_id`` makes the id of a request that is given none: plain ASCII
-    that needs no escaping in JSON. ``expected_outputs`` are the outputs that the answer should hold, for
+    (see ``checked_parameters``), ``input_parameters`` with every input of that name. ``classification`` maps
+    an output to k: its k best classes are returned instead of its values, as BYTES ``value:index[:label]``.
+    ``binary=False`` writes pure JSON, for servers without the binary tensor extension. ``new_id`` makes the
+    id of a request that is given none: plain ASCII that needs no escaping in JSON. ``expected_outputs`` are
+    the outputs that the answer should hold, ``required_outputs`` those that it must hold, for
     ``decode_infer_response``.
 
     Raises ConfigurationError for outputs that the model does not have and for wrong parameters.
@@ -81,6 +82,7 @@ class InferRequestEncoder:
         outputs: Sequence[str] | None = None,
         parameters: Mapping[str, Any] | None = None,
         classification: Mapping[str, int] | None = None,
+        input_parameters: Mapping[str, Mapping[str, Any]] | None = None,
         binary: bool = True,
         new_id: Callable[[], str] | None = None,
     ) -> None:
@@ -88,12 +90,14 @@ class InferRequestEncoder:
         self.binary = binary
         asked = OutputRequest(model, outputs, classification, binary)
         self.expected_outputs = asked.expected
+        self.required_outputs = asked.required
         self._own_parameters = asked.parameters
         self._parameters = checked_parameters(parameters)
         self._new_id = new_id
         self._beginning = self._begin(self._parameters, "")
         self._after_id = b'",' + self._beginning[1:]
-        self._headers = _RequestHeaders(model, asked.json_text, binary)
+        of_inputs = checked_input_parameters(model, input_parameters)
+        self._headers = _RequestHeaders(model, asked.json_text, binary, of_inputs)
         # The bound method itself: a call in between would add a tenth to its cost for every element.
         self.prepare = ElementPreparer(model, binary).prepare
 
@@ -126,7 +130,8 @@ class InferRequestEncoder:
         return self._request(header, [self._column(arrays)], None, "")
 
     def _column(self, buffers: Sequence[Buffer]) -> list[bytes | memoryview]:
-        separator = b"" if self.binary else b","
+        # Elements of a signature have as many values each: either all are empty, or none.
+        separator = b"" if self.binary or not _size(buffers[0]) else b","
         if _size(buffers[0]) >= LARGE_BUFFER_BYTES:
             return _interleaved([_flat(buffer) for buffer in buffers], separator)
         return [separator.join(cast("Sequence[bytes]", buffers))]
@@ -310,10 +315,16 @@ class _RequestHeader(NamedTuple):
 
 
 class _RequestHeaders:
-    """Request headers of one model; ``end`` is the JSON that requests outputs (``,"outputs":[…]``)."""
+    """Request headers of one model; ``end`` is the JSON that requests outputs (``,"outputs":[…]``).
 
-    def __init__(self, model: ModelSpec, end: bytes, binary: bool) -> None:
+    ``parameters`` are those of inputs, by name.
+    """
+
+    def __init__(
+        self, model: ModelSpec, end: bytes, binary: bool, parameters: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         self._model = model
+        self._parameters = parameters
         self._end = end + b"}"
         self._binary = binary
         self._headers: dict[tuple[Signature, int], _RequestHeader] = {}
@@ -356,12 +367,18 @@ class _RequestHeaders:
         # Without its closing brace, because more follows.
         return _compact_json({"name": name, "datatype": datatype, "shape": full})[:-1]
 
+    def _parameters_of(self, name: str) -> bytes:
+        """The parameters of an input, if any, as they go into a JSON object that holds others before."""
+        given = self._parameters.get(name)
+        return b"," + _compact_json(given)[1:-1] if given else b""
+
     def _binary_header(self, inputs: list[tuple[str, str, Shape]], rows: int) -> _RequestHeader:
         sizes = tuple(_byte_size(datatype, shape, rows) for _, datatype, shape in inputs)
         entries = [
             _escaped(self._entry(*named, rows), None in sizes)
             + b',"parameters":{"binary_data_size":'
             + (b"%d" if size is None else str(size).encode("ascii"))
+            + _escaped(self._parameters_of(named[0]), None in sizes)
             + b"}}"
             for named, size in zip(inputs, sizes, strict=True)
         ]
@@ -371,10 +388,14 @@ class _RequestHeaders:
     def _json_header(self, inputs: list[tuple[str, str, Shape]], rows: int) -> _RequestHeader:
         befores = [b'"inputs":['] + [b"]},"] * (len(inputs) - 1)
         texts = [
-            before + self._entry(*named, rows) + b',"data":['
+            before + self._entry(*named, rows) + self._json_parameters(named[0]) + b',"data":['
             for before, named in zip(befores, inputs, strict=True)
         ]
         return _RequestHeader((*texts, b"]}]" + self._end), ())
+
+    def _json_parameters(self, name: str) -> bytes:
+        given = self._parameters_of(name)
+        return b',"parameters":{' + given[1:] + b"}" if given else b""
 
 
 def _compact_json(value: Any) -> bytes:

@@ -29,7 +29,10 @@ class OutputRequest:
     """The part of a request's JSON that names outputs.
 
     ``json_text`` is ``,"outputs":[…]`` or empty, ``parameters`` the request parameters needed with it, and
-    ``expected`` the outputs that the answer should hold, as far as the model's outputs are known. Raises
+    ``expected`` the outputs that the answer should hold, as far as the model's outputs are known.
+    ``required`` are those that it must hold: the same, unless the request names none. Servers without the
+    binary extension give what they give then (MLServer's scikit-learn runtime ``predict``, and
+    ``predict_proba`` if that is asked for), and refuse names that were only written into the metadata. Raises
     ConfigurationError for names that the model does not have, and for a classification that is not a
     positive number of classes of a requested output.
     """
@@ -54,7 +57,7 @@ class OutputRequest:
             if binary:
                 parameters["binary_data"] = True
             entries.append({"name": name, "parameters": parameters} if parameters else {"name": name})
-        # Without the binary extension the answer is JSON anyway, and all outputs are the default.
+        # Without the binary extension the answer is JSON anyway, and the outputs are the server's choice.
         if outputs is None and not binary and not classes:
             entries = []
         self.json_text = (
@@ -66,11 +69,17 @@ class OutputRequest:
             for name in names
             if name in known
         )
+        self.required = self.expected if entries else ()
 
 
-def check_output_options(outputs: Sequence[str] | None, classification: Mapping[str, int] | None) -> None:
+def check_request_options(
+    outputs: Sequence[str] | None,
+    classification: Mapping[str, int] | None,
+    input_parameters: Mapping[str, Mapping[str, Any]] | None,
+) -> None:
     """Raise ConfigurationError for options that fit no model."""
     OutputRequest(_ANY_MODEL, outputs, classification, binary=True)
+    checked_input_parameters(_ANY_MODEL, input_parameters)
 
 
 _ANY_MODEL = ModelSpec(name="any")
@@ -111,6 +120,29 @@ def _checked_classes(
                 f"not {shorten(count)}"
             )
     return dict(classification)
+
+
+def checked_input_parameters(
+    model: ModelSpec, parameters: Mapping[str, Mapping[str, Any]] | None
+) -> dict[str, dict[str, str | int | float | bool]]:
+    """A copy of the parameters of inputs, by the input's name, checked as `checked_parameters` does.
+
+    Raises ConfigurationError, also for an input that the model does not have.
+    """
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, Mapping):
+        raise ConfigurationError(
+            f"input_parameters must map input names to parameters, not be {shorten(parameters)}"
+        )
+    known = [spec.name for spec in model.inputs]
+    for name in parameters:
+        if not isinstance(name, str) or (known and name not in known):
+            raise ConfigurationError(
+                f"input_parameters: model {model.name!r} has no input {shorten(name)}; it has "
+                f"{', '.join(known)}"
+            )
+    return {name: checked_parameters(given) for name, given in parameters.items()}
 
 
 def checked_parameters(parameters: Mapping[str, Any] | None) -> dict[str, str | int | float | bool]:

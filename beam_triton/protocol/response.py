@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from beam_triton.protocol.bfloat16 import widen_bfloat16
 from beam_triton.protocol.byte_strings import decode_byte_strings, object_array
 from beam_triton.protocol.datatypes import BF16, DATATYPES, Array, Datatype
 from beam_triton.protocol.json_tensors import from_json_data
-from beam_triton.protocol.model import TensorSpec
+from beam_triton.protocol.model import ModelSpec, TensorSpec
 from beam_triton.protocol.tensors import element_count
 from beam_triton.protocol.text import shorten
 
@@ -43,6 +43,45 @@ class InferResponse:
     id: str
     parameters: dict[str, Any]
     outputs: dict[str, Array]
+
+    @property
+    def model_id(self) -> str:
+        """``name:version``, or the name alone where the answer holds no version."""
+        return f"{self.model_name}:{self.model_version}" if self.model_version else self.model_name
+
+    def of_elements(self, model: ModelSpec, count: int) -> InferResponse:
+        """The answer to ``count`` elements of a model with a batch dimension.
+
+        An output that has none (the model's description, or its number of dimensions, shows it) belongs to
+        the request as a whole: to one element it is given with a dimension of 1 in front.
+
+        Raises UnexpectedOutputError, which halving the batch resolves, where several elements would share it.
+        """
+        outputs = self.outputs
+        for spec in model.outputs:
+            array = outputs.get(spec.name)
+            if array is None or (array.ndim == len(spec.shape) + 1 and not model.whole_outputs):
+                continue
+            fits_whole = array.ndim == len(spec.shape) and all(
+                want in (-1, size) for size, want in zip(array.shape, spec.shape, strict=True)
+            )
+            if spec.name in model.whole_outputs or (fits_whole and count > 1):
+                if count > 1:
+                    error = UnexpectedOutputError(
+                        f"output {shorten(spec.name)} of model {shorten(model.name)} has no batch "
+                        "dimension: its "
+                        f"shape {list(array.shape)} for {count} elements is that of one "
+                        f"({spec.describe()}), and its values cannot be told apart. Leave it out by "
+                        "outputs=[…], "
+                        f'or send elements alone by batching={{"max_batch_size": 1}}'
+                    )
+                    error.splits_batch = True
+                    raise error
+                outputs = {**outputs, spec.name: array[np.newaxis]}
+            elif fits_whole and (not spec.shape or any(want != 1 for want in spec.shape)):
+                # Where every size is 1, a server may have left the last dimension out instead.
+                outputs = {**outputs, spec.name: array[np.newaxis]}
+        return self if outputs is self.outputs else replace(self, outputs=outputs)
 
     def whole(self) -> dict[str, Array]:
         """The outputs of a model without a batch dimension, which belong to the one element."""
@@ -127,7 +166,8 @@ def decode_infer_response(
 
     ``json_length`` is the value of ``Inference-Header-Content-Length``; None if the response has no such
     header and is all JSON. Each of the ``expected`` outputs must be present with its datatype; their shapes
-    are not checked, and there may be other outputs.
+    are not checked, and there may be other outputs. Others of a datatype that the protocol does not have are
+    left out, unless there are no others.
 
     Raises RemoteProtocolError for anything else.
     """
@@ -204,9 +244,12 @@ def _parse_header(text: bytes | memoryview) -> _Header:
         # Decoded first, since json.loads would guess UTF-16 or UTF-32 from the bytes.
         document = json.loads(str(text, "utf-8"))
     except ValueError as error:
-        raise RemoteProtocolError(
+        unreadable = RemoteProtocolError(
             f"the answer is not JSON where it should be: {shorten(bytes(text[:80]))} ({shorten(str(error))})"
-        ) from None
+        )
+        # JSON up to some point: one element's value may be what breaks it, such as a bare nan.
+        unreadable.splits_batch = bytes(text[:1]) == b"{"
+        raise unreadable from None
     if not isinstance(document, dict):
         raise RemoteProtocolError(f"the answer should be a JSON object, not {shorten(document)}")
     if "error" in document and "outputs" not in document:
@@ -215,7 +258,9 @@ def _parse_header(text: bytes | memoryview) -> _Header:
     entries = document.get("outputs")
     if not isinstance(parameters, dict) or not isinstance(entries, list):
         raise RemoteProtocolError(f"the answer's JSON has no list of outputs: {shorten(document, 200)}")
-    outputs = tuple(map(_parse_output, entries))
+    readable = [entry for entry in entries if not _is_of_unknown_datatype(entry)]
+    # Where no output is readable, the first one's datatype is the error.
+    outputs = tuple(map(_parse_output, readable or entries))
     if len({output.name for output in outputs}) != len(outputs):
         raise RemoteProtocolError(
             f"the answer names an output twice: {shorten([output.name for output in outputs], 200)}"
@@ -237,6 +282,15 @@ def _text(document: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str):
         raise RemoteProtocolError(f"the answer's {key!r} is {shorten(value)}, not a string")
     return value
+
+
+def _is_of_unknown_datatype(entry: Any) -> bool:
+    """Whether it is a JSON tensor of a datatype that the protocol does not have; its values take no bytes
+    after the JSON, so that it can be left out."""
+    if not isinstance(entry, dict) or "data" not in entry:
+        return False
+    datatype = entry.get("datatype")
+    return isinstance(datatype, str) and datatype not in DATATYPES
 
 
 def _parse_output(entry: Any) -> _Output:

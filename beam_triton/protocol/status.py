@@ -7,6 +7,7 @@ a proxy in front are shown but not relied on.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from datetime import datetime, timezone
@@ -25,7 +26,14 @@ from beam_triton.protocol.text import printable
 
 _CREDENTIALS = re.compile(r"//[^/?#]*@")
 _MESSAGE_CHARACTERS = 1000
+_PAGE_CHARACTERS = 200
 _BODY_BYTES = 64 * 1024
+
+# The page of a proxy or a web framework; what people do not see of it, and the marks around what they do.
+_HTML = re.compile(r"\s*<(!doctype html|html|head|body)\b", re.IGNORECASE)
+_TITLE = re.compile(r"<title[^>]*>([^<]*)</title>", re.IGNORECASE)
+_UNSEEN = re.compile(r"<(head|script|style)\b.*?(</\1>|$)|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+_MARKUP = re.compile(r"<[^>]*>")
 
 # How Triton's messages begin for a 500 that a retry cannot fix. An exception of a model's own code cannot
 # look like it: Triton puts "Failed to process the request(s) for model" before its text.
@@ -69,10 +77,14 @@ def error_from_response(
     ``what`` names the request in the message; for ``infer``, ``ready`` and ``statistics`` it also decides
     the meaning of some answers. ``retry_after`` and ``location`` are the headers of that name. ``now``
     turns a ``Retry-After`` date into seconds; without it a date is ignored. ``server_message`` of the error
-    is the server's message on one line, cut at 1,000 characters.
+    is the server's message on one line, of 1,000 characters at most: its head and its tail. Of an HTML page
+    it is the title and the text.
     """
     server_message = _server_message(body)
     kind, hint = _classify(status, server_message, what)
+    if model_name and model_name in server_message:
+        # A server that knows what a model is.
+        hint = hint if status in (401, 403, 407) else ""
     if 300 <= status < 400 and location:
         # A password or token in the address must not reach a log.
         address = _CREDENTIALS.sub("//", location).split("?")[0]
@@ -139,13 +151,26 @@ def _classify(status: int, message: str, what: str) -> tuple[type[InferenceError
     return InferenceError, ""
 
 
+def _text_of_html(page: str) -> str:
+    """The title and the text of a page, without its markup."""
+    title = _TITLE.search(page)
+    text = html.unescape(_MARKUP.sub(" ", _UNSEEN.sub(" ", page)))
+    return f"{html.unescape(title[1])}: {text}" if title else text
+
+
 def _says(message: str, phrases: tuple[str, ...]) -> bool:
     return any(phrase in message for phrase in phrases)
 
 
 def _server_message(body: bytes | bytearray | memoryview) -> str:
-    data = bytes(memoryview(body).cast("B")[:_BODY_BYTES])
-    text = data.decode("utf-8", "replace")
+    view = memoryview(body).cast("B")
+    if len(view) <= _BODY_BYTES:
+        text = bytes(view).decode("utf-8", "replace")
+    else:
+        ends = (view[: _BODY_BYTES // 2], view[-_BODY_BYTES // 2 :])
+        text = " ".join(bytes(end).decode("utf-8", "replace") for end in ends)
+    if _HTML.match(text):
+        return printable(_text_of_html(text), _PAGE_CHARACTERS)
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):

@@ -28,8 +28,15 @@ def shorten(value: Any, limit: int = 80) -> str:
 def printable(text: str, limit: int) -> str:
     """``text`` on one line, cut to ``limit``: control characters and runs of blanks become one blank.
 
-    Only the part that can reach the message is read, whatever the size of the text.
+    A cut takes the middle out: some servers put the reason of an error at the end of a traceback. Only the
+    parts that can reach the message are read, whatever the size of the text.
     """
-    head = "".join(char if char.isprintable() else " " for char in text[: limit * 4])
-    line = " ".join(head.split())
-    return line if len(line) <= limit else line[: limit - 3] + "..."
+    line = _one_line(text if len(text) <= limit * 8 else f"{text[: limit * 4]} {text[-limit * 4 :]}")
+    if len(line) <= limit:
+        return line
+    tail = (limit - 3) // 2
+    return f"{line[: limit - 3 - tail]}...{line[len(line) - tail :]}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())

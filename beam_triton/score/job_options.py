@@ -12,7 +12,7 @@ from apache_beam.options import pipeline_options
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from beam_triton.errors import ConfigurationError
-from beam_triton.options import InferenceOptions
+from beam_triton.options import InferenceOptions, options_from_text
 from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.score.input_columns import InputColumns
 from beam_triton.score.pipeline_steps import RowSelection, ServedModel
@@ -51,6 +51,12 @@ class ScoreOptions(PipelineOptions):
         add("--batch_size", type=int, help="rows per request, at most; default: the model's own limit")
         add("--max_concurrent_requests", type=int, default=32, help="in flight per process; default: 32")
         add("--timeout_seconds", type=float, default=30.0, help="for a request and its retries; default: 30")
+        add(
+            "--option",
+            action="append",
+            metavar="NAME=JSON",
+            help="any other keyword argument of TritonInference, such as binary=false; repeatable",
+        )
         add = parser.add_argument_group("results").add_argument
         add("--output", metavar="PATH", help="results.jsonl or .parquet; results-*.jsonl for many files")
         add("--outputs", help="a,b: the model's outputs to write; default: all")
@@ -91,6 +97,7 @@ class ScoreJob:
                 raise ConfigurationError(f"--keep {given.keep!r} names {name!r} twice")
             self.keep[name] = column or name
         self.endpoint = tuple(url for text in given.endpoint or () for url in _names("--endpoint", text))
+        self.further = options_from_text(given.option or ())
         self.outputs = _names("--outputs", given.outputs) or None
         self.model_repository = Path(given.model_repository) if given.model_repository else model_repository
         columns = _names("--columns", given.columns) or None
@@ -109,11 +116,14 @@ class ScoreJob:
     def served(self, endpoint: Sequence[str], name: str) -> ServedModel:
         """The model of that name on a server."""
         same = ("model_version", "auth_token", "timeout_seconds", "max_concurrent_requests")
-        options = InferenceOptions(
-            endpoint=tuple(endpoint),
-            outputs=self.outputs,
-            batching=BatchingPolicy(max_batch_size=self.given.batch_size),
-            **{option: getattr(self.given, option) for option in same},
+        options = InferenceOptions.from_options(
+            {
+                "endpoint": tuple(endpoint),
+                "outputs": self.outputs,
+                "batching": BatchingPolicy(max_batch_size=self.given.batch_size),
+                **{option: getattr(self.given, option) for option in same},
+                **self.further,
+            }
         )
         return ServedModel(name=name, options=options)
 

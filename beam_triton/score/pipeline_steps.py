@@ -51,9 +51,12 @@ class ServedModel:
         if self.spec is not None:
             return self.spec
         with TritonClient.from_inference_options(self.options) as client:
-            spec = client.open_model(self.name, wait_seconds=wait_seconds).spec
-        check_can_be_scored(spec)
-        return spec
+            model = client.open_model(self.name, wait_seconds=wait_seconds)
+        try:
+            check_can_be_scored(model.spec, model.encoder.expected_outputs)
+            return model.spec
+        finally:
+            model.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +226,8 @@ class ScoreBlocks(ModelDoFn):
             outputs = {}
             for name in parts[0].outputs:
                 array = np.concatenate([part.outputs[name] for part in parts])
-                outputs[name] = array.reshape(len(array)) if name in self._single else array
+                is_single = name in self._single and array.size == len(array)
+                outputs[name] = array.reshape(len(array)) if is_single else array
             yield ScoredRows(block.take(rows, self._selection.keep), outputs, model_id)
 
 

@@ -183,7 +183,7 @@ def _from_json(given: _Input) -> Array:
     if _count(given.data) != np.prod(given.shape, dtype=object):
         raise RefusedError(500, "Unable to parse 'data': Shape does not match true shape of 'data' field")
     try:
-        return from_json_data(given.data, given.datatype, given.shape, given.name)
+        return from_json_data(given.data, given.datatype, given.shape, given.name, is_strict=True)
     except RemoteProtocolError:
         raise RefusedError(500, _WRONG_JSON[DATATYPES[given.datatype].wire_dtype.kind]) from None
 

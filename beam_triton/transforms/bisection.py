@@ -23,6 +23,7 @@ from beam_triton.errors import (
     ModelExecutionError,
     TransportError,
     TritonError,
+    UnexpectedOutputError,
     with_message,
 )
 from beam_triton.policy.learned_size import BatchSize, FailedBatch
@@ -125,8 +126,12 @@ class BisectingSender(Generic[Batch]):
             error = call.error
             if error is None:
                 assert isinstance(call.result, InferResponse)
+                model = sent.encoder.model
                 try:
-                    self.on_answer(batch, call.result, sent.encoder.model.max_batch_size > 0)
+                    answer = call.result
+                    if model.max_batch_size > 0:
+                        answer = answer.of_elements(model, len(batch))
+                    self.on_answer(batch, answer, model.max_batch_size > 0)
                 except TritonError as caught:
                     call.describe(caught)
                     error = caught
@@ -203,7 +208,8 @@ class BisectingSender(Generic[Batch]):
             self.fail(batch, error)
             return
         self.metrics.count("split_batches")
-        is_refused = isinstance(error, InferenceError | TransportError)
+        # Outputs that only one element alone can have teach the size 1.
+        is_refused = isinstance(error, InferenceError | TransportError | UnexpectedOutputError)
         suggests_bytes = is_refused and _suggests_bytes(error)
         if suggests_bytes:
             self._learned.nbytes.suspect(size.nbytes)
@@ -221,7 +227,7 @@ class BisectingSender(Generic[Batch]):
 
     def _use(self, encoder: InferRequestEncoder) -> None:
         self.encoder = encoder
-        self._read_response = partial(self.model.read_response, expected=encoder.expected_outputs)
+        self._read_response = partial(self.model.read_response, expected=encoder.required_outputs)
 
     def _adopt_change(self, error: TritonError) -> None:
         """Use the encoder of the model as it is now, if that is another one than ``error`` is about."""
@@ -230,7 +236,7 @@ class BisectingSender(Generic[Batch]):
             encoder = self.model.renewed(self.encoder)
             if encoder is None:
                 return
-            check_can_be_scored(encoder.model)
+            check_can_be_scored(encoder.model, encoder.expected_outputs)
         except ConfigurationError as misfit:
             raise with_message(misfit, f"{error.message}; the model has changed: {misfit.message}") from error
         except TritonError as unknown:
@@ -279,4 +285,4 @@ def _suggests_bytes(error: TritonError) -> bool:
     """Whether a proxy may have refused the body, rather than the model the number of elements."""
     if isinstance(error, InvalidRequestError):
         return error.status == 413
-    return not isinstance(error, ModelExecutionError | DeadlineExceededError)
+    return not isinstance(error, ModelExecutionError | DeadlineExceededError | UnexpectedOutputError)

@@ -282,8 +282,7 @@ def _results(
 ) -> Iterator[WindowedValue]:
     """Results in the windows of their elements, made some at a time."""
     rows = rows_of(response, has_batch_dimension, len(windowed_values))
-    model_id = f"{response.model_name}:{response.model_version}"
-    return chain.from_iterable(_parts_of_results(windowed_values, rows, model_id))
+    return chain.from_iterable(_parts_of_results(windowed_values, rows, response.model_id))
 
 
 def _parts_of_results(

@@ -3,6 +3,7 @@
 import logging
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import apache_beam as beam
@@ -12,7 +13,7 @@ from beam_triton.client import TritonClient
 from beam_triton.dispatch.channel import Channel
 from beam_triton.errors import ConfigurationError
 from beam_triton.options import InferenceOptions
-from beam_triton.protocol import InferRequestEncoder, ModelSpec
+from beam_triton.protocol import InferRequestEncoder, ModelSpec, TensorSpec
 from beam_triton.protocol.paths import model_path
 from beam_triton.remote_model import RemoteModel, is_in_use
 from beam_triton.transforms.results import DefaultValue
@@ -90,7 +91,7 @@ def open_model(options: InferenceOptions, model_name: str) -> RemoteModel:
     with TritonClient.from_inference_options(options) as client:
         model = client.open_model(model_name, wait_seconds=wait_seconds)
     try:
-        check_can_be_scored(model.spec)
+        check_can_be_scored(model.spec, model.encoder.expected_outputs)
         default_of(options, model.encoder)
         return model
     except BaseException:
@@ -127,12 +128,23 @@ def _close_on_a_thread(channel: Channel) -> None:
     threading.Thread(target=channel.close, name="beam_triton-close", daemon=True).start()
 
 
-def check_can_be_scored(spec: ModelSpec) -> None:
-    """Refuse models that cannot take a batch of unrelated elements.
+def check_can_be_scored(spec: ModelSpec, outputs: Sequence[TensorSpec] = ()) -> None:
+    """Refuse models that cannot take a batch of unrelated elements; ``outputs`` are those that are asked for.
 
     Raises:
-        ConfigurationError: the model is decoupled, or needs sequences.
+        ConfigurationError: the model is decoupled, needs sequences, or an output has no batch dimension.
     """
+    whole = [output.describe() for output in outputs if output.name in spec.whole_outputs]
+    if whole and spec.max_batch_size > 1:
+        others = [output.name for output in spec.outputs if output.name not in spec.whole_outputs]
+        raise ConfigurationError(
+            f"model {spec.name!r}: output {', '.join(whole)} has no batch dimension, though the inputs have "
+            "one: "
+            f"its values cannot be divided among the elements of a request. Send elements alone by "
+            f'batching={{"max_batch_size": 1}}'
+            + (f", or ask for the others by outputs={others!r}" if others else "")
+            + "; if the metadata are wrong, describe the model by model_spec"
+        )
     if spec.decoupled:
         raise ConfigurationError(
             f"model {spec.name!r} is decoupled (any number of answers to a request), which /infer refuses"

@@ -217,9 +217,7 @@ class RowScorer:
                 )
         if not outputs:
             raise RemoteProtocolError(f"model {self._model.spec.name!r} answered without outputs")
-        rows.batch.parts.append(
-            ScoredPart(rows.indices, outputs, f"{response.model_name}:{response.model_version}")
-        )
+        rows.batch.parts.append(ScoredPart(rows.indices, outputs, response.model_id))
         self._end(rows)
 
     def _on_failure(self, rows: RowSlice, error: TritonError) -> None:

@@ -219,7 +219,7 @@ class _BatchScorer:
 
     def _on_answer(self, items: list[_Item], response: InferResponse, is_batched: bool) -> None:
         rows = rows_of(response, is_batched, len(items))
-        model_id = f"{response.model_name}:{response.model_version}"
+        model_id = response.model_id
         for (index, _), row in zip(items, rows, strict=True):
             self._results[index] = prediction_result((self.batch[index], row, model_id))
 

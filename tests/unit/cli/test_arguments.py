@@ -37,7 +37,7 @@ SPEC = ModelSpec("m", "1", (IMAGE, NAME, SCALE), (), 8)
         (["check", ENDPOINT, "--shape", "x=a,b"], "INPUT=3,224,224"),
         (["check", ENDPOINT, "--shape", "x=-1"], "INPUT=3,224,224"),
         (["check", ENDPOINT, "--timeout-seconds", "0"], "timeout_seconds"),
-        (["check", ENDPOINT, "--model", "m", "--model-version", "latest"], "model_version"),
+        (["check", ENDPOINT, "--model", "m", "--model-version", "the latest"], "model_version"),
         (["tune", ENDPOINT, "--model", "m", "--seconds", "0"], "--seconds"),
         (["tune", ENDPOINT, "--model", "m", "--max-in-flight", "-1"], "--max-in-flight"),
     ],

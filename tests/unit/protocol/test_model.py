@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from beam_triton.errors import ConfigurationError, RemoteProtocolError
 from beam_triton.protocol import ModelSpec, TensorSpec
+from beam_triton.protocol.model import DEFAULT_MAX_BATCH_SIZE
 
 METADATA: dict[str, Any] = {
     "name": "digits",
@@ -68,13 +69,79 @@ def test_without_a_batch_dimension_a_leading_minus_one_stays() -> None:
 
 def test_without_a_configuration_the_argument_sets_the_batch_limit() -> None:
     """A server that is not Triton: a leading -1 is the batch dimension if the user gives a limit."""
-    assert ModelSpec.from_server(METADATA).max_batch_size == 0
     spec = ModelSpec.from_server(METADATA, None, 16)
     assert (spec.max_batch_size, spec.inputs[0].shape) == (16, (8, 8))
     fixed = {**METADATA, "inputs": [{"name": "x", "datatype": "FP32", "shape": [3]}]}
     assert ModelSpec.from_server(fixed, None, 16).inputs[0].shape == (3,)
     with pytest.raises(ConfigurationError, match="max_batch_size"):
         ModelSpec.from_server(METADATA, None, -1)
+
+
+def tensor(name: str, *shape: int, datatype: str = "FP32") -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": list(shape)}
+
+
+def metadata(inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"name": "m", "inputs": inputs, "outputs": outputs}
+
+
+def test_a_first_dimension_of_minus_one_of_all_tensors_is_the_batch() -> None:
+    """Of a server that does not report batch limits: MLServer, KServe and others write it into the
+    metadata."""
+    spec = ModelSpec.from_server(metadata([tensor("x", -1, 4), tensor("t", -1)], [tensor("y", -1, 1)]))
+    assert spec.max_batch_size == DEFAULT_MAX_BATCH_SIZE
+    assert [each.shape for each in (*spec.inputs, *spec.outputs)] == [(4,), (), (1,)]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        ([tensor("x", 4)], [tensor("y", -1, 1)]),
+        ([tensor("x", -1, 4), tensor("scale", 1)], [tensor("y", -1, 1)]),
+        ([tensor("x", -1, 4)], [tensor("y", -1, 1), tensor("boxes", 100, 6)]),
+        ([tensor("x", 1, 3, 8, 8)], [tensor("y", 1, 10)]),
+        ([], [tensor("y", -1, 1)]),
+    ],
+)
+def test_metadata_that_show_no_batch_dimension_leave_one_element_a_request(inputs: Any, outputs: Any) -> None:
+    """Shapes stay as they are."""
+    spec = ModelSpec.from_server(metadata(inputs, outputs))
+    assert not spec.has_batch_dimension
+    assert [list(each.shape) for each in spec.inputs] == [each["shape"] for each in inputs]
+
+
+def test_an_output_without_a_batch_dimension_is_known() -> None:
+    """It keeps its shape, and belongs to the request as a whole."""
+    boxes = metadata([tensor("x", -1, 4)], [tensor("y", -1, 1), tensor("boxes", 100, 6)])
+    spec = ModelSpec.from_server(boxes, None, 8)
+    assert spec.whole_outputs == ("boxes",)
+    assert [each.shape for each in spec.outputs] == [(1,), (100, 6)]
+
+
+def test_max_batch_size_zero_of_triton_is_batched_where_the_user_says_so() -> None:
+    """A first dimension of -1 is the batch then; a model with other shapes has none."""
+    zero = {"max_batch_size": 0}
+    spec = ModelSpec.from_server(METADATA, zero, 16)
+    assert (spec.max_batch_size, spec.inputs[0].shape) == (16, (8, 8))
+    fixed = metadata([tensor("x", 4)], [tensor("y", 4)])
+    assert not ModelSpec.from_server(fixed, zero, 16).has_batch_dimension
+
+
+@pytest.mark.parametrize("config", [None, {"max_batch_size": 0}])
+def test_a_fixed_first_dimension_of_one_excludes_batches(config: Any) -> None:
+    """OpenVINO's fixed shapes: one element a request, with or without its dimension of 1."""
+    fixed = metadata([tensor("x", 1, 3, 8, 8)], [tensor("y", 1, 10)])
+    assert ModelSpec.from_server(fixed, config).inputs[0].shape == (1, 3, 8, 8)
+    spec = ModelSpec.from_server(fixed, config, 1)
+    assert (spec.max_batch_size, spec.inputs[0].shape, spec.outputs[0].shape) == (1, (3, 8, 8), (10,))
+    with pytest.raises(ConfigurationError, match=r"fixed 1.*excludes batching\.max_batch_size=8"):
+        ModelSpec.from_server(fixed, config, 8)
+
+
+def test_an_output_of_an_unknown_datatype_does_not_bar_the_model() -> None:
+    """It is left out; an input that cannot be made is refused."""
+    lax = metadata([tensor("x", -1, 4)], [tensor("label", -1, datatype="STRING"), tensor("y", -1, 1)])
+    assert [each.name for each in ModelSpec.from_server(lax).outputs] == ["y"]
 
 
 @pytest.mark.parametrize("missing", [{}, {"inputs": None, "outputs": None}, {"inputs": [], "outputs": []}])

@@ -47,8 +47,14 @@ def test_a_model_name_that_no_url_can_hold_is_refused(name: Any) -> None:
         paths.model_path(name)
 
 
-@pytest.mark.parametrize("version", ["latest", "1/../2", "-1", "1.0", "²", " 1", True, 1.0])
-def test_a_version_must_be_digits(version: Any) -> None:
-    """Triton answers a bare 404 to anything else; the message says to leave it out."""
-    with pytest.raises(ConfigurationError, match="leave it out"):
+def test_a_version_is_a_string_of_one_path_segment() -> None:
+    """MLServer's own example is v0.1.0; what a URL means otherwise is encoded."""
+    assert paths.infer_path("iris", "v0.1.0") == "/v2/models/iris/versions/v0.1.0/infer"
+    assert paths.model_path("iris", "1/../2") == "/v2/models/iris/versions/1%2F..%2F2"
+
+
+@pytest.mark.parametrize("version", ["-1", "the latest", " 1", "1\n", "..", True, 1.0, -1])
+def test_what_cannot_be_a_version_is_refused(version: Any) -> None:
+    """Before anything is sent."""
+    with pytest.raises(ConfigurationError, match="model_version"):
         paths.infer_path("digits", version)

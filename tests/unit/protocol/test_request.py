@@ -325,19 +325,51 @@ def test_requests_of_two_gibibytes_are_refused() -> None:
 
 @given(st.lists(st.lists(st.floats(width=32), min_size=3, max_size=3), min_size=1, max_size=4))
 def test_json_requests_hold_the_same_values(rows: list[list[float]]) -> None:
-    """Without the binary extension everything is one JSON document, NaN included."""
+    """Without the binary extension everything is one JSON document; what is not finite is null."""
     encoder = InferRequestEncoder(model(TensorSpec("x", "FP32", (3,)), TEXT), binary=False)
     elements = [encoder.prepare({"x": row, "text": f'"{index}'}) for index, row in enumerate(rows)]
     document, _ = read(encoder.encode_batch(elements, parameters={"tag": "a"}))
     x, text = document["inputs"]
     assert (x["shape"], text["shape"]) == ([len(rows), 3], [len(rows), 1])
-    assert np.array_equal(x["data"], np.array(rows, "f4").ravel(), equal_nan=True)
+    values = np.array(rows, "f4").ravel()
+    assert x["data"] == [value if np.isfinite(value) else None for value in values.tolist()]
     assert text["data"] == [f'"{index}' for index in range(len(rows))]
     assert document["parameters"] == {"tag": "a"} and "outputs" not in document
     tensors = {"x": rows, "text": [[f'"{i}'] for i in range(len(rows))]}
     whole, _ = read(encoder.encode_in_parts(tensors, request_id="q")[0])
     assert whole["id"] == "q"
-    assert np.array_equal(whole["inputs"][0]["data"], x["data"], equal_nan=True)
+    assert whole["inputs"][0]["data"] == x["data"]
+
+
+def test_empty_elements_are_an_empty_json_list() -> None:
+    """Nothing stands between elements that hold nothing."""
+    encoder = InferRequestEncoder(model(TensorSpec("x", "FP32", (-1,))), binary=False)
+    document, _ = read(encoder.encode_batch([encoder.prepare(np.empty(0, "f4"))] * 3))
+    assert (document["inputs"][0]["shape"], document["inputs"][0]["data"]) == ([3, 0], [])
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_inputs_carry_their_own_parameters(binary: bool) -> None:
+    """MLServer's content types; beside the size of a binary tensor, and of that input only."""
+    parameters = {"text": {"content_type": "100% str"}}
+    spec = model(TensorSpec("x", "FP32", (1,)), TEXT)
+    encoder = InferRequestEncoder(spec, input_parameters=parameters, binary=binary)
+    document, _ = read(encoder.encode_batch([encoder.prepare({"x": 1.0, "text": "a"})]))
+    x, text = document["inputs"]
+    assert text["parameters"] == {"content_type": "100% str"} | ({"binary_data_size": 5} if binary else {})
+    assert "content_type" not in x.get("parameters", {})
+    with pytest.raises(ConfigurationError, match="no input 'picture'"):
+        InferRequestEncoder(spec, input_parameters={"picture": {}})
+
+
+def test_json_requests_insist_on_named_outputs_only() -> None:
+    """Metadata may name outputs that come when they are asked for; binary requests ask for all."""
+    outputs = (SCORES, TEXT)
+    assert InferRequestEncoder(model(IMAGE, outputs=outputs)).required_outputs == outputs
+    taken = InferRequestEncoder(model(IMAGE, outputs=outputs), binary=False)
+    assert (taken.expected_outputs, taken.required_outputs) == (outputs, ())
+    asked = InferRequestEncoder(model(IMAGE, outputs=outputs), outputs=["scores"], binary=False)
+    assert asked.required_outputs == (SCORES,)
 
 
 def test_large_json_elements_are_gathered_with_commas_between() -> None:

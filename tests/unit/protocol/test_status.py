@@ -103,9 +103,9 @@ def test_500_of_other_requests_is_not_a_model_execution_error() -> None:
         (b'{"error": "queue\\u0007 full\\r\\n  now"}', "queue full now"),
         (b'{"detail": "not found"}', "not found"),
         (b'{"error": {"code": 5}}', '{"error": {"code": 5}}'),
-        (b"<html>\n<h1>502 Bad Gateway</h1>\n</html>", "<html> <h1>502 Bad Gateway</h1> </html>"),
+        (b"<html>\n<h1>502 Bad Gateway</h1>\n</html>", "502 Bad Gateway"),
         (b"\xff\xfe", "\ufffd\ufffd"),
-        (b"[" * 100_000, "[" * 997 + "..."),
+        (b"[" * 100_000, "[" * 499 + "..." + "[" * 498),
         (b"5", "5"),
     ],
 )
@@ -193,3 +193,33 @@ def test_refusals_that_may_mean_another_model(status: int, message: str, may_hav
     """Names, datatypes, shapes, numbers of inputs and batch limits; not what a model says of values."""
     body = json.dumps({"error": message}).encode()
     assert error_from_response(status, body, model_name="m").model_may_have_changed is may_have_changed
+
+
+def test_the_reason_at_the_end_of_a_traceback_is_kept() -> None:
+    """PyTriton's messages end with it."""
+    message = (
+        "Traceback (most recent call last)\n" + "  File x, line 1\n" * 500 + "ValueError: I do not like this"
+    )
+    error = error_from_response(500, json.dumps({"error": message}).encode(), model_name="m")
+    assert error.server_message.startswith("Traceback")
+    assert error.server_message.endswith("ValueError: I do not like this")
+    huge = b'{"error": "head ' + b"x" * 200_000 + b' tail"}'
+    assert error_from_response(500, huge).server_message.endswith("xx tail")
+
+
+def test_a_page_is_cut_to_its_title_and_text() -> None:
+    """Of a proxy or a web framework."""
+    page = b"""<!DOCTYPE html><html lang="en"><head><title>404 Not Found</title><style>p {color: red}</style>
+    </head><body><h1>Oops</h1><p>No page &quot;here&quot;</p><script>alert(1)</script></body></html>"""
+    assert error_from_response(404, page).server_message == '404 Not Found: Oops No page "here"'
+    assert len(error_from_response(502, b"<html><body>" + b"<p>text</p>" * 10**4).server_message) <= 200
+
+
+def test_a_server_that_names_the_model_is_one_of_the_protocol() -> None:
+    """The hint at a wrong address is for others."""
+    known = error_from_response(
+        404, b'{"error": "Model nosuch not found"}', model_name="nosuch", what="metadata"
+    )
+    assert "is this the address" not in known.message
+    other = error_from_response(404, b'{"detail": "Not Found"}', model_name="nosuch", what="metadata")
+    assert "is this the address of a server of the Open Inference Protocol?" in other.message

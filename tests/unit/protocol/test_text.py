@@ -55,4 +55,11 @@ def test_small_values_are_shown_whole() -> None:
 def test_control_characters_are_removed_from_messages() -> None:
     """Line breaks, escapes and bells of a server's text do not reach a terminal or a log."""
     assert printable("a\r\n\tb\x1b[31mc\x07", 100) == "a b [31mc"
-    assert printable("x" * 10**6, 10) == "xxxxxxx..."
+
+
+def test_the_ends_of_a_long_text_are_kept() -> None:
+    """A traceback ends with its reason."""
+    assert printable("a" * 10**6 + "z", 10) == "aaaa...aaz"
+    long = "Traceback\n" + "  frame\n" * 10**5 + "ValueError: I do not like this one"
+    text = printable(long, 100)
+    assert len(text) == 100 and text.startswith("Traceback") and text.endswith("I do not like this one")
