@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,12 +52,17 @@ class TestKServe(EveryServer):
         run = score(GOOD, TritonInference(server.endpoint, "double", binary=True))
         assert values_of(run, "y") == [(2 * each).tolist() for each in GOOD]
 
-    def test_check_of_a_model_without_metadata_says_what_to_give(
-        self, server: ForeignServer, capsys: pytest.CaptureFixture[str]
+    def test_check_of_a_model_without_metadata_takes_real_inputs(
+        self, server: ForeignServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Nothing can be made up for it: that is said, with what helps."""
-        text = printed_by(["check", server.endpoint, "--model", "unnamed"], 2, capsys)
-        assert "does not name the inputs" in text
+        """Nothing can be made up for it: what helps is said, an element of the user's from a file."""
+        arguments = ["check", server.endpoint, "--model", "unnamed"]
+        text = printed_by(arguments, 2, capsys)
+        assert "does not name the inputs" in text and "--inputs" in text
+        path = tmp_path / "element.json"
+        path.write_text(json.dumps({"x": [1, 2, 3, 4]}))
+        text = printed_by([*arguments, "--inputs", str(path), "--max-batch-size", "8"], 0, capsys)
+        assert "received: y [1, 4]" in text
 
     def test_a_version_is_refused_with_the_servers_reason(self, server: ForeignServer) -> None:
         """KServe has no versions, and says so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -98,12 +99,17 @@ class TestMLServer(EveryServer):
         for result in run.results:
             assert result.inference["total"].ravel().tolist() == [result.example.sum()]
 
-    def test_check_of_a_model_without_metadata_says_what_to_give(
-        self, server: ForeignServer, capsys: pytest.CaptureFixture[str]
+    def test_check_of_a_model_without_metadata_takes_real_inputs(
+        self, server: ForeignServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Nothing can be made up for it: that is said, with what helps."""
-        text = printed_by(["check", server.endpoint, "--model", "unnamed"], 2, capsys)
-        assert "does not name the inputs" in text
+        """Nothing can be made up for it: what helps is said, an element of the user's from a file."""
+        arguments = ["check", server.endpoint, "--model", "unnamed"]
+        text = printed_by(arguments, 2, capsys)
+        assert "does not name the inputs" in text and "--inputs" in text
+        path = tmp_path / "element.json"
+        path.write_text(json.dumps({"x": [1, 2, 3, 4]}))
+        text = printed_by([*arguments, "--inputs", str(path), "--max-batch-size", "8"], 0, capsys)
+        assert "received: y [1, 4]" in text
 
     def test_content_types_are_parameters_of_an_input(self, server: ForeignServer) -> None:
         """MLServer decodes an input as its ``content_type`` says."""

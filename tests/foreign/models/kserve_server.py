@@ -34,13 +34,13 @@ class Function(Model):
         output = InferOutput("y", list(result.shape), self.datatype)
         # KServe itself has no JSON for FP16.
         output.set_data_from_numpy(result, binary_data=self.datatype == "FP16")
-        return InferResponse(payload.id, self.name, [output])
+        return InferResponse(payload.id, self.name, [output], requested_outputs=payload.request_outputs)
 
 
 def double(x):
     if (x < 0).any():
         raise InvalidInput(f"negative numbers are not taken: {x.min()}")
-    return x * 2
+    return (x * 2).astype(np.float32)
 
 
 def root(x):
@@ -49,9 +49,9 @@ def root(x):
 
 
 def shout(words):
-    return np.array([word.decode().upper().encode() for word in words.ravel()], np.object_).reshape(
-        words.shape
-    )
+    # Text from JSON, bytes from a binary request.
+    text = [word if isinstance(word, str) else word.decode() for word in words.ravel()]
+    return np.array([word.upper().encode() for word in text], np.object_).reshape(words.shape)
 
 
 if __name__ == "__main__":
