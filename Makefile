@@ -95,6 +95,15 @@ chaos: $(VENV)/all.stamp server ## Run the tests in which servers and networks f
 test-engines: engines server ## Run the tests on Prism and Flink; needs Java 17, Maven and Go
 	$(PYTEST) tests/engines
 
+.PHONY: test-foreign
+test-foreign: $(VENV)/all.stamp foreign-servers ## Run the tests on MLServer, KServe, PyTriton and OMLE's server
+	$(PYTEST) tests/foreign $(PARALLEL)
+
+# Outside the time limits of tests: a server brings hundreds of megabytes.
+.PHONY: foreign-servers
+foreign-servers: $(VENV)/all.stamp
+	@$(PYTHON) -m tests.foreign.environments
+
 .PHONY: engines
 engines: $(VENV)/all.stamp ## Install Prism and Flink in .engines; needs Java 17, Maven and Go
 	@$(PYTHON) -m engines install

@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,10 +121,16 @@ def find_or_make_server_environment(folder: str | os.PathLike[str] | None = None
     return _read(path)
 
 
-def _default_folder() -> Path:
+def cache_folder() -> Path:
+    """Where the environments of local servers are kept: in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    name = "server-" + "-".join(requirement.replace("==", "-") for requirement in REQUIREMENTS)
-    return Path(cache).absolute() / "beam_triton" / name
+    return Path(cache).absolute() / "beam_triton"
+
+
+def _default_folder() -> Path:
+    return cache_folder() / (
+        "server-" + "-".join(requirement.replace("==", "-") for requirement in REQUIREMENTS)
+    )
 
 
 def _read(folder: Path) -> ServerEnvironment:
@@ -156,37 +162,46 @@ def _read(folder: Path) -> ServerEnvironment:
 
 
 def _make(folder: Path, *, replace: bool = False) -> None:
-    """Makes the environment beside ``folder`` and renames it, so that nobody sees a partial one."""
+    def fill(partial: Path) -> None:
+        interpreter = find_python()
+        _LOGGER.warning(
+            "Making the environment of the local Triton server in %s with Python %s (%s): "
+            "about 75 MB to download, once.",
+            folder,
+            interpreter.version,
+            ", ".join(REQUIREMENTS),
+        )
+        install(interpreter, partial, REQUIREMENTS)
+        _read(partial)
+
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one_process(folder.with_name(folder.name + ".lock"), folder):
-            if folder.exists():
-                if not replace or _is_usable(folder):
-                    return
-                shutil.rmtree(folder)
-            for leftover in folder.parent.glob(folder.name + ".partial-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            interpreter = find_python()
-            _LOGGER.warning(
-                "Making the environment of the local Triton server in %s with Python %s (%s): "
-                "about 75 MB to download, once.",
-                folder,
-                interpreter.version,
-                ", ".join(REQUIREMENTS),
-            )
-            partial = Path(tempfile.mkdtemp(prefix=folder.name + ".partial-", dir=folder.parent))
-            try:
-                _install(interpreter, partial)
-                _read(partial)
-                partial.chmod(0o755)
-                partial.rename(folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+        make_folder(folder, fill, is_usable=_is_usable if replace else Path.exists)
     except OSError as error:
         raise ConfigurationError(
             f"the environment of the local Triton server cannot be made in {folder}: {error}. Set "
             f"{SERVER_ENVIRONMENT_VARIABLE} to a folder that can be written, or {ADVICE}."
         ) from error
+
+
+def make_folder(folder: Path, fill: Callable[[Path], None], *, is_usable: Callable[[Path], bool]) -> None:
+    """Has ``fill`` make ``folder``, unless it ``is_usable``; one process at a time, the others wait.
+
+    ``fill`` gets a folder beside it, which is renamed when it is complete: nobody sees a partial one.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _only_one_process(folder.with_name(folder.name + ".lock"), folder):
+        if is_usable(folder):
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        for leftover in folder.parent.glob(folder.name + ".partial-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(prefix=folder.name + ".partial-", dir=folder.parent))
+        try:
+            fill(partial)
+            partial.chmod(0o755)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _is_usable(folder: Path) -> bool:
@@ -197,10 +212,14 @@ def _is_usable(folder: Path) -> bool:
     return True
 
 
-def _install(interpreter: PythonInterpreter, folder: Path) -> None:
+def install(interpreter: PythonInterpreter, folder: Path, arguments: Sequence[str]) -> None:
+    """Makes a virtual environment in ``folder`` with the wheels that pip's ``arguments`` name, and no others.
+
+    Raises `ConfigurationError` with the last lines of what failed.
+    """
     _run([str(interpreter.executable), "-E", "-m", "venv", str(folder)])
     pip = [str(folder / "bin" / "python3"), "-E", "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    _run([*pip, "install", "--quiet", "--no-deps", "--only-binary=:all:", *REQUIREMENTS])
+    _run([*pip, "install", "--quiet", "--no-deps", "--only-binary=:all:", *arguments])
 
 
 def _run(command: list[str]) -> None:
@@ -210,7 +229,7 @@ def _run(command: list[str]) -> None:
     if ran.returncode != 0:
         tail = "\n".join(ran.stdout.strip().splitlines()[-15:])
         raise ConfigurationError(
-            f"the environment of the local Triton server could not be made: `{' '.join(command)}` failed. "
+            f"the environment of a local server could not be made: `{' '.join(command)}` failed. "
             f"Remove the cause, or {ADVICE}. Its last lines:\n{tail}"
         )
 

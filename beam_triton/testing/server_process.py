@@ -33,8 +33,9 @@ rm -rf "$3"
 class ServerProcess:
     """A running tritonserver and its stubs.
 
-    ``shared_memory_prefix`` begins the names of the Python backend's regions, and ``folder`` is the server's
-    temporary folder. If this process dies without `stop` or `kill`, a watcher removes both.
+    ``shared_memory_prefix`` begins the names of the Python backend's regions, ``folder`` is the server's
+    temporary folder, and ``working_folder`` where it runs, by default where this process does.
+    If this process dies without `stop` or `kill`, a watcher removes both.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class ServerProcess:
         log_path: Path,
         shared_memory_prefix: str,
         folder: Path,
+        working_folder: Path | None = None,
     ) -> None:
         self._shared_memory_prefix = shared_memory_prefix
         with log_path.open("ab") as log:
@@ -54,6 +56,7 @@ class ServerProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=dict(environment),
+                cwd=working_folder,
                 start_new_session=True,
             )
         arguments = [str(self._process.pid), str(_SHARED_MEMORY / shared_memory_prefix), str(folder)]

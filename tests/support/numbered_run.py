@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import apache_beam as beam
 import numpy as np
@@ -17,8 +17,6 @@ from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.ml.inference.base import PredictionResult
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
-
-from beam_triton.testing import LocalTriton
 
 MODEL = "echo_variable"
 _BLOCK = 500
@@ -195,7 +193,15 @@ def repeat_during_run(times: int, elements: int, action: Callable[[], None]) -> 
     return meanwhile
 
 
-def kill_and_restart(server: LocalTriton, down_seconds: float = 0.5) -> Callable[[], None]:
+class Restartable(Protocol):
+    """A server that can be killed and started again on the same port."""
+
+    def kill(self) -> None: ...
+
+    def start(self) -> object: ...
+
+
+def kill_and_restart(server: Restartable, down_seconds: float = 0.5) -> Callable[[], None]:
     """An action for `repeat_during_run`: the server is down for a while."""
 
     def action() -> None:
