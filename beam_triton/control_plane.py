@@ -17,6 +17,7 @@ from typing import Any
 
 import requests
 
+from beam_triton.auth.hook import authorized
 from beam_triton.errors import (
     ModelNotFoundError,
     ModelNotReadyError,
@@ -200,16 +201,24 @@ class ControlPlane:
             left_seconds = max(left_seconds - (time.monotonic() - started), _MIN_SHARE_SECONDS)
 
     def _send(self, method: str, url: EndpointUrl, path: str, timeout_seconds: float) -> requests.Response:
-        headers = url.authorize(self._options.header_values())
-        send = partial(
-            self._session.value.request,
-            method,
-            f"{url}{path}",
-            headers=headers,
-            timeout=timeout_seconds,
-            allow_redirects=False,
-        )
+        send = partial(self._send_once, method, url, path, timeout_seconds)
         try:
             return resend(send, random.random)
         except requests.RequestException as error:
             raise RemoteProtocolError(f"{url}: the answer cannot be read: {error}") from error
+
+    def _send_once(
+        self, method: str, url: EndpointUrl, path: str, timeout_seconds: float
+    ) -> requests.Response:
+        headers = url.authorize(self._options.header_values())
+        address = f"{url}{path}"
+        if self._options.auth is not None:
+            fields = {"Host": url.host_header, "Accept-Encoding": "identity", **headers}
+            if method != "GET":
+                fields["Content-Length"] = "0"
+            target = url.path_prefix + path
+            seen = authorized(self._options.auth, method, url.base_url, target, fields)
+            address, headers = url.base_url + seen.target, seen.headers
+        return self._session.value.request(
+            method, address, headers=headers, timeout=timeout_seconds, allow_redirects=False
+        )

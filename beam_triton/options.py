@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from beam_triton.auth.hook import Auth, check_auth, describe_auth
 from beam_triton.compression import ENCODINGS
 from beam_triton.credentials import (
     LIBRARY_HEADERS,
@@ -61,6 +62,12 @@ class InferenceOptions(Options):
         headers: sent with every request; a value may be a secret reference or callable.
         auth_token: sent as ``Authorization: Bearer``; preferably a reference (``env:NAME``, ``file:PATH``)
             or a callable, which is read on the worker, rather than the token itself.
+        auth: a ``requests.auth.AuthBase``, or a callable that takes method, URL, header fields and the body
+            as bytes and returns the header fields to add or to replace: signatures, tenants, tracing. It sees
+            every attempt of every request (inference, metadata, health) after ``headers`` and ``auth_token``
+            have been added, is called on several threads at once, and travels in the pickled pipeline. After
+            a 401 or 403 it is asked once more; one that keeps a token may have a method ``renew()``, which is
+            called before.
         compression: ``gzip`` or ``deflate`` for request bodies; ``None`` is faster in a data centre.
         response_compression: the same for answers; Triton takes ten times as long for a compressed one.
         priority: Triton's request priority: 1 is the highest, 0 or ``None`` the model's default.
@@ -89,6 +96,7 @@ class InferenceOptions(Options):
     circuit_breaker: CircuitBreakerPolicy | None = field(default_factory=CircuitBreakerPolicy)
     headers: Mapping[str, Secret] | None = field(default=None, repr=False)
     auth_token: Secret | None = field(default=None, repr=False)
+    auth: Auth | None = field(default=None, repr=False)
     compression: str | None = None
     response_compression: str | None = None
     priority: int | None = None
@@ -182,6 +190,8 @@ class InferenceOptions(Options):
                 shown["headers"] = ", ".join(f"{k}: {v}" for k, v in redact_headers(value).items())
             elif option.name == "auth_token":
                 shown["auth_token"] = describe(value)
+            elif option.name == "auth":
+                shown["auth"] = describe_auth(value)
             else:
                 shown[option.name] = str(value)
         return shown
@@ -189,6 +199,8 @@ class InferenceOptions(Options):
     def _check_credentials(self) -> None:
         if self.auth_token is not None:
             check_reference(self.auth_token, "auth_token")
+        if self.auth is not None:
+            check_auth(self.auth)
         if self.headers is None:
             return
         if not isinstance(self.headers, Mapping):

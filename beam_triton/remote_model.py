@@ -105,6 +105,7 @@ class RemoteModel:
                 health_paths=(SERVER_READY, model_ready_path(spec.name, options.model_version)),
             ),
             options.header_values,
+            options.auth,
         )
 
     @property

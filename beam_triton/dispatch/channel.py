@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from beam_triton.auth.hook import Auth
 from beam_triton.dispatch.endpoints import EndpointSet, EndpointSetKey
 from beam_triton.dispatch.request_head import HeadWriter
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
@@ -50,6 +51,7 @@ class Channel:
         pool, tls: users with equal ones share the session.
         options: of every call made here.
         headers: gives the user's own header fields, credentials resolved.
+        auth: sees each attempt before it is sent.
     """
 
     def __init__(
@@ -59,11 +61,12 @@ class Channel:
         tls: TlsConfig,
         options: CallOptions,
         headers: Callable[[], Mapping[str, str]],
+        auth: Auth | None = None,
     ) -> None:
         self._session_lease = acquire_session(pool, tls)
         self._endpoints_lease = ENDPOINT_SETS.acquire(key)
         self.options = options
-        self.head_writer = HeadWriter(headers, pool.reuse_enabled)
+        self.head_writer = HeadWriter(headers, pool.reuse_enabled, auth)
 
     @property
     def pool(self) -> ConnectionPool:

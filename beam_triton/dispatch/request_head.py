@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from beam_triton.auth.hook import Auth, authorized, renew
 from beam_triton.errors import ConfigurationError
 from beam_triton.transport.exchange import Buffer
 from beam_triton.transport.origin import EndpointUrl
@@ -53,11 +54,15 @@ class HeadWriter:
     Args:
         headers: gives the user's own headers, credentials resolved.
         keep_alive: ``False`` asks the server to close the connection after its answer.
+        auth: sees each attempt and may change its header fields, so nothing is cached where there is one.
     """
 
-    def __init__(self, headers: Callable[[], Mapping[str, str]], keep_alive: bool) -> None:
+    def __init__(
+        self, headers: Callable[[], Mapping[str, str]], keep_alive: bool, auth: Auth | None = None
+    ) -> None:
         self._headers = headers
         self._keep_alive = keep_alive
+        self._auth = auth
         self._heads: dict[tuple[EndpointUrl, str, str, tuple[tuple[str, str], ...]], bytes] = {}
         self._fresh_until = -math.inf
         # Replaced, never changed: the threads of a client share this object.
@@ -67,8 +72,10 @@ class HeadWriter:
         """The whole request for ``url``, head first.
 
         Raises:
-            ConfigurationError: the headers cannot be read, and the grace period is over.
+            ConfigurationError: the headers cannot be read, and the grace period is over; or ``auth`` failed.
         """
+        if self._auth is not None:
+            return self._authorized_parts(self._auth, url, request)
         now = time.monotonic()
         if now >= self._fresh_until or len(self._heads) >= _MAX_HEADS:
             self._heads = {}
@@ -82,8 +89,10 @@ class HeadWriter:
         return [head + b"Content-Length: %d\r\n\r\n" % request.content_length, *request.body]
 
     def forget(self) -> None:
-        """Drop the cached heads: the next request reads the headers again."""
+        """Drop the cached heads: the next request reads the headers again, and ``auth`` renews its token."""
         self._fresh_until = -math.inf
+        if self._auth is not None:
+            renew(self._auth)
 
     def is_outdated(self, url: EndpointUrl, request: HttpRequest, head: Buffer) -> bool:
         """Whether headers that are read now make another head than ``head``, the first of `parts`.
@@ -114,19 +123,29 @@ class HeadWriter:
         self._read = _Reading(values, time.monotonic())
         return values
 
+    def _authorized_parts(self, auth: Auth, url: EndpointUrl, request: HttpRequest) -> list[Buffer]:
+        fields = self._fields(url, request)
+        if request.method != "GET":
+            fields["Content-Length"] = str(request.content_length)
+        target = url.path_prefix + request.path
+        seen = authorized(auth, request.method, url.base_url, target, fields, request.body)
+        return [_encoded(request.method, seen.target, seen.headers) + b"\r\n", *request.body]
+
     def _head(self, url: EndpointUrl, request: HttpRequest) -> bytes:
         """All fields but the body's length."""
-        lines = [
-            f"{request.method} {url.path_prefix}{request.path} HTTP/1.1",
-            f"Host: {url.host_header}",
-            # Triton would compress every answer otherwise, which is ten times slower.
-            "Accept-Encoding: identity",
-        ]
+        return _encoded(request.method, url.path_prefix + request.path, self._fields(url, request))
+
+    def _fields(self, url: EndpointUrl, request: HttpRequest) -> dict[str, str]:
+        # Triton would compress every answer if it might, which is ten times slower.
+        fields = {"Host": url.host_header, "Accept-Encoding": "identity"}
         if not self._keep_alive:
-            lines.append("Connection: close")
+            fields["Connection"] = "close"
         for name, value in url.authorize(self._header_values()).items():
-            if name.lower() == "accept-encoding":
-                lines = [line for line in lines if not line.startswith("Accept-Encoding")]
-            lines.append(f"{name}: {value}")
-        lines += [f"{name}: {value}" for name, value in request.body_headers]
-        return ("\r\n".join(lines) + "\r\n").encode("latin-1")
+            fields["Accept-Encoding" if name.lower() == "accept-encoding" else name] = value
+        fields.update(request.body_headers)
+        return fields
+
+
+def _encoded(method: str, target: str, fields: Mapping[str, str]) -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    return ("\r\n".join(lines) + "\r\n").encode("latin-1")

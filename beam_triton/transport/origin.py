@@ -57,6 +57,11 @@ class EndpointUrl(NamedTuple):
             return host
         return f"{host}:{self.origin.port}"
 
+    @property
+    def base_url(self) -> str:
+        """Scheme, host and port as a URL begins with them, without a default port."""
+        return f"{self.origin.scheme}://{self.host_header}"
+
     def authorize(self, headers: Mapping[str, str]) -> dict[str, str]:
         """The same headers, with ``basic_authorization`` unless they hold an ``Authorization`` already."""
         authorized = dict(headers)

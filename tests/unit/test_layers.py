@@ -15,6 +15,7 @@ _PACKAGE = Path(__file__).parents[2] / "beam_triton"
 _LAYERS = (
     {"errors"},
     {"validation", "credentials", "compression"},
+    {"auth"},
     {"protocol", "policy", "transport"},
     {"dispatch", "options"},
     {"remote_model", "control_plane"},
@@ -28,6 +29,7 @@ _HEIGHT = {part: height for height, parts in enumerate(_LAYERS) for part in part
 
 # What a part may import from outside the standard library; other parts may import nothing.
 _THIRD_PARTIES = {
+    "auth": {"botocore", "google", "requests"},
     "protocol": {"numpy"},
     "transport": {"numpy", "requests", "urllib3"},
     "dispatch": {"requests", "urllib3"},
