@@ -210,15 +210,13 @@ class ControlPlane:
     def _send_once(
         self, method: str, url: EndpointUrl, path: str, timeout_seconds: float
     ) -> requests.Response:
-        headers = url.authorize(self._options.header_values())
-        address = f"{url}{path}"
+        method, target, own = url.translate(method, path)
+        headers = {**url.authorize(self._options.header_values()), **dict(own)}
         if self._options.auth is not None:
             fields = {"Host": url.host_header, "Accept-Encoding": "identity", **headers}
             if method != "GET":
                 fields["Content-Length"] = "0"
-            target = url.path_prefix + path
-            seen = authorized(self._options.auth, method, url.base_url, target, fields)
-            address, headers = url.base_url + seen.target, seen.headers
+            target, headers = authorized(self._options.auth, method, url.base_url, target, fields)
         return self._session.value.request(
-            method, address, headers=headers, timeout=timeout_seconds, allow_redirects=False
+            method, url.origin.url + target, headers=headers, timeout=timeout_seconds, allow_redirects=False
         )

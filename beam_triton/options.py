@@ -40,7 +40,9 @@ class InferenceOptions(Options):
 
     Attributes:
         endpoint: URL of the server (``http://host:8000``), or a list of them: requests are spread over
-            the healthy ones, and a request that fails at one is tried at another.
+            the healthy ones, and a request that fails at one is tried at another. URLs of Vertex AI
+            (``https://…/projects/…/locations/…/endpoints/…``) and SageMaker (``https://…/invocations``) are
+            recognised by their paths.
         discovery: ``dns`` makes an endpoint of each address that a name in ``endpoint`` has, such as the
             pods of a headless Kubernetes Service. New addresses are used, those that are gone get no more
             requests. The ``Host`` header and the check of certificates keep the name. ``None`` connects to
@@ -130,6 +132,7 @@ class InferenceOptions(Options):
         checked_parameters(self.parameters)
         self._check_credentials()
         self._check_limits()
+        self._check_doors()
         check_output_options(self.outputs, self.classification)
         if isinstance(self.model_spec, Mapping):
             object.__setattr__(self, "model_spec", ModelSpec.from_mapping(self.model_spec))
@@ -179,7 +182,7 @@ class InferenceOptions(Options):
         """The options that differ from their defaults, as text without secrets, for display data."""
         endpoints = [self.endpoint] if isinstance(self.endpoint, str) else self.endpoint
         shown = {"endpoint": ", ".join(redact_url(url) for url in endpoints)}
-        defaults = type(self)(endpoint=self.endpoint)
+        defaults = type(self)(endpoint="http://any")
         for option in fields(self):
             value, default = getattr(self, option.name), getattr(defaults, option.name)
             # Values without a default may be arrays, whose comparison has no single result.
@@ -213,6 +216,27 @@ class InferenceOptions(Options):
             if name.lower() == "authorization" and self.auth_token is not None:
                 raise ConfigurationError(
                     "auth_token and a header Authorization contradict: give only one of them"
+                )
+
+    def _check_doors(self) -> None:
+        for url in self.urls:
+            if url.door is None:
+                continue
+            if self.compression is not None:
+                raise ConfigurationError(
+                    f"{url} is {url.door.name}, which takes no compressed tensors: leave compression out"
+                )
+            if url.door.has_metadata:
+                continue
+            if self.model_spec is None:
+                raise ConfigurationError(
+                    f"{url} is {url.door.name}, which does not describe its model: give model_spec, "
+                    f"ModelSpec(name, inputs=…, outputs=…, max_batch_size=…)"
+                )
+            if self.model_version is not None:
+                raise ConfigurationError(
+                    f"{url} is {url.door.name}, which chooses the model's version itself: leave "
+                    f"model_version out"
                 )
 
     def _check_limits(self) -> None:

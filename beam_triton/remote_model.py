@@ -20,6 +20,7 @@ from beam_triton.dispatch.channel import ENDPOINT_SETS, CallOptions, Channel
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.dispatch.endpoints import EndpointSetKey
 from beam_triton.dispatch.request_head import HttpRequest
+from beam_triton.doors import error_of_sagemaker, json_length_of
 from beam_triton.errors import RemoteProtocolError
 from beam_triton.options import InferenceOptions
 from beam_triton.policy.batching import BatchingPolicy
@@ -192,9 +193,10 @@ class RemoteModel:
         head, body = exchange.head, exchange.body
         assert head is not None
         if head.status != 200:
+            status, refusal = error_of_sagemaker(head.status, head.get("x-amzn-errortype"), body)
             raise error_from_response(
-                head.status,
-                body,
+                status,
+                refusal,
                 model_name=self.spec.name,
                 retry_after=head.get("retry-after"),
                 location=head.get("location"),
@@ -209,9 +211,10 @@ class RemoteModel:
                 f"model {self.spec.name!r}: the answer's Inference-Header-Content-Length is {length[:60]!r}, "
                 f"a whole number is expected"
             )
+        json_length = json_length_of(head.get("content-type"), body) if length is None else int(length)
         return decode_infer_response(
             body,
-            None if length is None else int(length),
+            json_length,
             expected=self.encoder.expected_outputs if expected is None else expected,
         )
 

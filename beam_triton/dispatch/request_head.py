@@ -124,26 +124,30 @@ class HeadWriter:
         return values
 
     def _authorized_parts(self, auth: Auth, url: EndpointUrl, request: HttpRequest) -> list[Buffer]:
-        fields = self._fields(url, request)
-        if request.method != "GET":
+        method, target, fields = self._translated(url, request)
+        if method != "GET":
             fields["Content-Length"] = str(request.content_length)
-        target = url.path_prefix + request.path
-        seen = authorized(auth, request.method, url.base_url, target, fields, request.body)
-        return [_encoded(request.method, seen.target, seen.headers) + b"\r\n", *request.body]
+        seen = authorized(auth, method, url.base_url, target, fields, request.body)
+        return [_encoded(method, seen.target, seen.headers) + b"\r\n", *request.body]
 
     def _head(self, url: EndpointUrl, request: HttpRequest) -> bytes:
         """All fields but the body's length."""
-        return _encoded(request.method, url.path_prefix + request.path, self._fields(url, request))
+        method, target, fields = self._translated(url, request)
+        if request.method == "GET" and method != "GET":
+            fields["Content-Length"] = "0"
+        return _encoded(method, target, fields)
 
-    def _fields(self, url: EndpointUrl, request: HttpRequest) -> dict[str, str]:
+    def _translated(self, url: EndpointUrl, request: HttpRequest) -> tuple[str, str, dict[str, str]]:
+        """Method, target and header fields."""
+        method, target, own = url.translate(request.method, request.path, request.body_headers)
         # Triton would compress every answer if it might, which is ten times slower.
         fields = {"Host": url.host_header, "Accept-Encoding": "identity"}
         if not self._keep_alive:
             fields["Connection"] = "close"
         for name, value in url.authorize(self._header_values()).items():
             fields["Accept-Encoding" if name.lower() == "accept-encoding" else name] = value
-        fields.update(request.body_headers)
-        return fields
+        fields.update(own)
+        return method, target, fields
 
 
 def _encoded(method: str, target: str, fields: Mapping[str, str]) -> bytes:

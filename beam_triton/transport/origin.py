@@ -8,11 +8,12 @@ the origin.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from beam_triton.credentials import redact_url
+from beam_triton.doors import Door, Translated, door_at
 from beam_triton.errors import ConfigurationError
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -42,12 +43,14 @@ class EndpointUrl(NamedTuple):
     """One server of the Open Inference Protocol.
 
     ``path_prefix`` comes before ``/v2`` and has no slash at its end. ``basic_authorization`` is the
-    ``Authorization`` header made of the URL's user name and password; it is left out of ``repr``.
+    ``Authorization`` header made of the URL's user name and password; it is left out of ``repr``. Behind a
+    ``door`` the protocol's paths are not below the prefix, which is the door's whole path then.
     """
 
     origin: Origin
     path_prefix: str = ""
     basic_authorization: str | None = None
+    door: Door | None = None
 
     @property
     def host_header(self) -> str:
@@ -61,6 +64,16 @@ class EndpointUrl(NamedTuple):
     def base_url(self) -> str:
         """Scheme, host and port as a URL begins with them, without a default port."""
         return f"{self.origin.scheme}://{self.host_header}"
+
+    def translate(self, method: str, path: str, headers: Iterable[tuple[str, str]] = ()) -> Translated:
+        """A request to ``path`` of the protocol as it is sent to this endpoint.
+
+        Raises:
+            ConfigurationError: the endpoint's door has nothing like it.
+        """
+        if self.door is not None:
+            return self.door.translate(method, path, headers)
+        return Translated(method, self.path_prefix + path, tuple(headers))
 
     def authorize(self, headers: Mapping[str, str]) -> dict[str, str]:
         """The same headers, with ``basic_authorization`` unless they hold an ``Authorization`` already."""
@@ -84,7 +97,8 @@ class EndpointUrl(NamedTuple):
     def parse(cls, url: str) -> EndpointUrl:
         """Parse an ``http`` or ``https`` URL.
 
-        A path that ends in ``/v2`` or ``/v2/models`` is accepted and means the server above it.
+        A path that ends in ``/v2`` or ``/v2/models`` is accepted and means the server above it. The path of
+        an endpoint of Vertex AI or SageMaker makes it one of those (`beam_triton.doors`).
 
         Raises:
             ConfigurationError: the URL has no scheme, another scheme, no host, a port that is not a number, a
@@ -128,4 +142,5 @@ class EndpointUrl(NamedTuple):
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             authorization = "Basic " + base64.b64encode(pair.encode()).decode("ascii")
         origin = Origin(parts.scheme, host, _DEFAULT_PORTS[parts.scheme] if port is None else port)
-        return cls(origin, prefix, authorization)
+        door = door_at(prefix)
+        return cls(origin, prefix if door is None else door.path, authorization, door)

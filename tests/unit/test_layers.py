@@ -14,7 +14,7 @@ _PACKAGE = Path(__file__).parents[2] / "beam_triton"
 # From the bottom up. Parts of one layer never import each other.
 _LAYERS = (
     {"errors"},
-    {"validation", "credentials", "compression"},
+    {"validation", "credentials", "compression", "doors"},
     {"auth"},
     {"protocol", "policy", "transport"},
     {"dispatch", "options"},
