@@ -49,6 +49,8 @@ setup(
         "gcp": ["google-auth>=2.23", "requests"],
         # beam_triton.auth.AwsSignature, for SageMaker and whatever else takes AWS's signatures.
         "aws": ["botocore>=1.31"],
+        # A span a request; W3C trace context needs none of it with tracing=True.
+        "tracing": ["opentelemetry-api>=1.20"],
         # For the fixtures fake_triton and local_triton.
         "test": ["pytest>=7"],
         # This project's own tests, benchmarks and documentation.
@@ -65,6 +67,7 @@ setup(
             "ml_dtypes",
             "mypy",
             "myst-parser",
+            "opentelemetry-sdk",
             "pytest-timeout",
             "pytest-xdist",
             "ruff",

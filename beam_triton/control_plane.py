@@ -18,6 +18,7 @@ from typing import Any
 import requests
 
 from beam_triton.auth.hook import authorized
+from beam_triton.dispatch.tracing import trace_headers
 from beam_triton.errors import (
     ModelNotFoundError,
     ModelNotReadyError,
@@ -212,6 +213,7 @@ class ControlPlane:
     ) -> requests.Response:
         method, target, own = url.translate(method, path)
         headers = {**url.authorize(self._options.header_values()), **dict(own)}
+        headers.update(trace_headers(self._options.traces))
         if self._options.auth is not None:
             fields = {"Host": url.host_header, "Accept-Encoding": "identity", **headers}
             if method != "GET":

@@ -70,6 +70,9 @@ class InferenceOptions(Options):
             have been added, is called on several threads at once, and travels in the pickled pipeline. After
             a 401 or 403 it is asked once more; one that keeps a token may have a method ``renew()``, which is
             called before.
+        tracing: ``None`` sends W3C trace context, and makes an OpenTelemetry span a request, where a span of
+            the application's is current; ``True`` for every request, in new traces where there is none;
+            ``False`` never. Spans need ``pip install beam-triton[tracing]`` and an OpenTelemetry SDK.
         compression: ``gzip`` or ``deflate`` for request bodies; ``None`` is faster in a data centre.
         response_compression: the same for answers; Triton takes ten times as long for a compressed one.
         priority: Triton's request priority: 1 is the highest, 0 or ``None`` the model's default.
@@ -99,6 +102,7 @@ class InferenceOptions(Options):
     headers: Mapping[str, Secret] | None = field(default=None, repr=False)
     auth_token: Secret | None = field(default=None, repr=False)
     auth: Auth | None = field(default=None, repr=False)
+    tracing: bool | None = None
     compression: str | None = None
     response_compression: str | None = None
     priority: int | None = None
@@ -112,6 +116,7 @@ class InferenceOptions(Options):
     def __post_init__(self) -> None:
         check(self, positive, "timeout_seconds", "discovery_interval_seconds")
         check(self, one_of((None, "dns")), "discovery")
+        check(self, one_of((None, True, False)), "tracing")
         check(self, positive_integer, "max_concurrent_requests", "max_response_bytes")
         check(self, one_of((None, *ENCODINGS)), "compression", "response_compression")
         if self.pool is _FITTING_POOL:
@@ -163,6 +168,12 @@ class InferenceOptions(Options):
         if self.priority is not None:
             parameters.setdefault("priority", self.priority)
         return parameters
+
+    @property
+    def traces(self) -> bool | None:
+        """``tracing``, which a ``traceparent`` of the user's own replaces."""
+        has_own = any(name.lower() == "traceparent" for name in self.headers or ())
+        return False if has_own else self.tracing
 
     def header_values(self) -> dict[str, str]:
         """The user's header fields, with the current value of every secret.

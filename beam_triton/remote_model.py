@@ -104,6 +104,7 @@ class RemoteModel:
                 max_response_bytes=options.max_response_bytes,
                 slot_bytes=max(options.batching.max_batch_bytes, BatchingPolicy.max_batch_bytes),
                 health_paths=(SERVER_READY, model_ready_path(spec.name, options.model_version)),
+                tracing=options.traces,
             ),
             options.header_values,
             options.auth,
@@ -177,9 +178,9 @@ class RemoteModel:
         headers = _body_headers(encoded.content_type, encoded.json_length, self._compression)
         if self._compression is None:
             parts, length = encoded.parts, encoded.content_length
-            return HttpRequest("POST", self._path, headers, parts, length, encoded.request_id)
+            return HttpRequest("POST", self._path, headers, parts, length, encoded.request_id, encoded.rows)
         body = compress(encoded.parts, self._compression)
-        return HttpRequest("POST", self._path, headers, (body,), len(body), encoded.request_id)
+        return HttpRequest("POST", self._path, headers, (body,), len(body), encoded.request_id, encoded.rows)
 
     def read_response(
         self, exchange: Exchange, *, expected: Sequence[TensorSpec] | None = None

@@ -24,12 +24,14 @@ class CallOptions:
     """What all requests of one user have in common.
 
     A request takes a slot for each ``slot_bytes``, at least one: slots bound bytes as well as requests.
+    ``tracing`` is as in `beam_triton.dispatch.tracing`.
     """
 
     timeout_seconds: float
     max_response_bytes: int
     slot_bytes: int
     health_paths: tuple[str, ...] = ()
+    tracing: bool | None = None
 
 
 @dataclass(frozen=True)

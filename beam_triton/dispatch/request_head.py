@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from beam_triton.auth.hook import Auth, authorized, renew
@@ -27,7 +27,8 @@ _MAX_HEADS = 256
 class HttpRequest(NamedTuple):
     """Method, path below the endpoint's prefix, the body's own header fields, and the body.
 
-    ``request_id`` is what the body names as its ``id``.
+    ``request_id`` is what the body names as its ``id``, ``rows`` its batch size. ``trace_headers`` are this
+    one request's own fields.
     """
 
     method: str
@@ -36,6 +37,8 @@ class HttpRequest(NamedTuple):
     body: Sequence[Buffer] = ()
     content_length: int = 0
     request_id: str = ""
+    rows: int = 1
+    trace_headers: tuple[tuple[str, str], ...] = ()
 
 
 class _Reading(NamedTuple):
@@ -84,6 +87,8 @@ class HeadWriter:
         head = self._heads.get(key)
         if head is None:
             head = self._heads[key] = self._head(url, request)
+        if request.trace_headers:
+            head += _encoded_fields(request.trace_headers)
         if request.method == "GET":
             return [head + b"\r\n"]
         return [head + b"Content-Length: %d\r\n\r\n" % request.content_length, *request.body]
@@ -125,6 +130,7 @@ class HeadWriter:
 
     def _authorized_parts(self, auth: Auth, url: EndpointUrl, request: HttpRequest) -> list[Buffer]:
         method, target, fields = self._translated(url, request)
+        fields.update(request.trace_headers)
         if method != "GET":
             fields["Content-Length"] = str(request.content_length)
         seen = authorized(auth, method, url.base_url, target, fields, request.body)
@@ -151,5 +157,8 @@ class HeadWriter:
 
 
 def _encoded(method: str, target: str, fields: Mapping[str, str]) -> bytes:
-    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
-    return ("\r\n".join(lines) + "\r\n").encode("latin-1")
+    return f"{method} {target} HTTP/1.1\r\n".encode("latin-1") + _encoded_fields(fields.items())
+
+
+def _encoded_fields(fields: Iterable[tuple[str, str]]) -> bytes:
+    return "".join([f"{name}: {value}\r\n" for name, value in fields]).encode("latin-1")

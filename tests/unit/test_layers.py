@@ -32,7 +32,7 @@ _THIRD_PARTIES = {
     "auth": {"botocore", "google", "requests"},
     "protocol": {"numpy"},
     "transport": {"numpy", "requests", "urllib3"},
-    "dispatch": {"requests", "urllib3"},
+    "dispatch": {"opentelemetry", "requests", "urllib3"},
     "control_plane": {"requests"},
     "client": {"numpy"},
     "remote_model": {"numpy"},
