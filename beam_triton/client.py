@@ -22,6 +22,7 @@ from beam_triton.errors import (
     TritonError,
 )
 from beam_triton.options import InferenceOptions
+from beam_triton.policy.circuit_breaker import max_hold_seconds
 from beam_triton.policy.retry import Limits, repeat
 from beam_triton.protocol import InferRequestEncoder, InferResponse, ModelSpec
 from beam_triton.protocol.paths import (
@@ -249,49 +250,48 @@ class TritonClient:
 def _described_again(model_name: str, options: InferenceOptions) -> ModelSpec:
     """The model as its server describes it now; waits for it for as long as requests do."""
     with TritonClient.from_inference_options(options) as client:
-        return _patiently(lambda: client.model_spec(model_name), options, _hold_seconds(options))
-
-
-def _hold_seconds(options: InferenceOptions) -> float:
-    breaker = options.circuit_breaker
-    return breaker.max_wait_seconds if breaker and breaker.when_open == "wait" else 0.0
+        return _patiently(
+            lambda: client.model_spec(model_name), options, max_hold_seconds(options.circuit_breaker)
+        )
 
 
 def _patiently(operation: Callable[[], T], options: InferenceOptions, wait_seconds: float) -> T:
     """Call ``operation`` until it succeeds, for ``wait_seconds``; longer where a server is starting."""
     started = time.monotonic()
     give_up_at = started + wait_seconds
-    log_at = started
+    ended = threading.Event()
+    reason = "no answer yet"
 
     def attempt() -> T:
-        nonlocal give_up_at
+        nonlocal give_up_at, reason
         try:
             return operation()
         except TritonError as error:
+            reason = error.message
             if wait_seconds and _is_starting(error):
-                give_up_at = started + max(wait_seconds, _hold_seconds(options))
+                give_up_at = started + max(wait_seconds, max_hold_seconds(options.circuit_breaker))
             raise
 
-    def wait(seconds: float, error: TritonError) -> None:
-        nonlocal log_at
-        now = time.monotonic()
-        if now >= log_at:
-            log_at = now + _LOG_EVERY_SECONDS
-            _logger.warning(
-                "not ready after %.0f s, trying again for %.0f s: %s",
-                now - started,
-                give_up_at - now,
-                error.message,
-            )
-        time.sleep(min(seconds, _LONGEST_PAUSE_SECONDS))
+    def log() -> None:
+        # On a thread of its own: a server that is starting may hold a request for longer than this.
+        while not ended.wait(_LOG_EVERY_SECONDS):
+            waited_seconds = time.monotonic() - started
+            servers = ", ".join(map(str, options.urls))
+            _logger.warning("waiting for %s for %.0f s so far: %s", servers, waited_seconds, reason)
 
-    return repeat(
-        attempt,
-        options.retry,
-        lambda: Limits(give_up_at - time.monotonic(), max_retries=sys.maxsize),
-        wait,
-        random.random,
-    )
+    logger = threading.Thread(target=log, name="beam_triton-waiting", daemon=True)
+    logger.start()
+    try:
+        return repeat(
+            attempt,
+            options.retry,
+            lambda: Limits(give_up_at - time.monotonic(), max_retries=sys.maxsize),
+            lambda seconds, _: time.sleep(min(seconds, _LONGEST_PAUSE_SECONDS)),
+            random.random,
+        )
+    finally:
+        ended.set()
+        logger.join()
 
 
 def _is_starting(error: TritonError) -> bool:

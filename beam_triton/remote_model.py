@@ -34,7 +34,7 @@ from beam_triton.protocol import (
     error_from_response,
     join_responses,
 )
-from beam_triton.protocol.paths import SERVER_READY, infer_path, model_ready_path
+from beam_triton.protocol.paths import SERVER_READY, infer_path, model_ready_path, model_statistics_path
 from beam_triton.transport.exchange import Exchange
 
 _request_numbers = itertools.count(1)
@@ -95,6 +95,9 @@ class RemoteModel:
         self._compression = options.compression
         self._max_response_bytes = options.max_response_bytes
         self._path = infer_path(spec.name, options.model_version)
+        # A door without them is not asked.
+        has_statistics = all(url.door is None or url.door.has_metadata for url in options.urls)
+        statistics_path = model_statistics_path(spec.name, options.model_version) if has_statistics else ""
         self.channel = Channel(
             _endpoint_set_key(spec.name, options),
             options.pool,
@@ -105,6 +108,7 @@ class RemoteModel:
                 slot_bytes=max(options.batching.max_batch_bytes, BatchingPolicy.max_batch_bytes),
                 health_paths=(SERVER_READY, model_ready_path(spec.name, options.model_version)),
                 tracing=options.traces,
+                statistics_path=statistics_path,
             ),
             options.header_values,
             options.auth,

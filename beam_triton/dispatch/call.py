@@ -12,10 +12,10 @@
                           └─ Fail ────────────────────▶ DONE
 
 QUEUED is waiting for an admission. `beam_triton.policy.retry.next_step` chooses the step; this file carries
-it out. The deadline runs from the first attempt's start. Time in which a request is held, for an unhealthy or
-overloaded server or one that named a time to come back, is outside it and bounded by ``max_wait_seconds`` of
-the breaker's policy; where that policy does not wait, it is inside. Time in the queue of an endpoint at its
-limit is outside both, as long as it answers others.
+it out. The deadline runs from the first attempt's start. Where the breaker's policy waits, two kinds of time
+are outside it: a request is *held*, for an unhealthy or overloaded server, for one that named a time to come
+back or for the retry budget, at most for ``max_wait_seconds``; and it waits for its turn at an endpoint that
+is at its limit, however long that takes while the endpoint answers others.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from beam_triton.dispatch.channel import CallContext
 from beam_triton.dispatch.endpoints import Admission, Endpoint, Refusal
 from beam_triton.dispatch.health import start_health_checks
 from beam_triton.dispatch.request_head import HttpRequest
+from beam_triton.dispatch.server_statistics import ask_for_statistics
 from beam_triton.dispatch.slots import POLL_AGAIN_SECONDS, QueueEntry
 from beam_triton.errors import (
     ConnectionLostError,
@@ -46,7 +47,7 @@ from beam_triton.errors import (
     with_message,
     without_frames,
 )
-from beam_triton.policy.retry import CERTAIN, EndpointView, Fail, History, Limits, Resend, Retry, next_step
+from beam_triton.policy.retry import EndpointView, Fail, History, Limits, Resend, Retry, next_step
 from beam_triton.transport.attempt import Attempt
 from beam_triton.transport.exchange import Exchange
 from beam_triton.transport.origin import EndpointUrl
@@ -87,21 +88,25 @@ class _CallState:
     result: Any = None
     error: TritonError | None = None
     is_throttled = False
+    # The failures, the endpoints that come last now, and those whose breakers know that this request failed.
     _history = History()
     _tried: tuple[Endpoint, ...] = ()
     _reported: tuple[Endpoint, ...] = ()
+    _owes_budget = False
+    _may_be_too_large = False
+    _has_reread_credentials = False
+    # The last attempt: where and when it was sent, and how long its connection may be silent.
     _admission: Admission | None = None
     _attempt: Attempt | None = None
     _endpoint: Endpoint | None = None
     _sent_at = 0.0
-    _was_silent = False
+    _was_stalled = False
     _silence_seconds = math.inf
-    _queued_at: float | None = None
+    _gave_up_after_seconds = math.inf
+    # Infinite before the first attempt, and before the first time that it is held.
     _deadline = math.inf
     _hold_until = math.inf
-    _owes_budget = False
-    _has_reread_credentials = False
-    _is_size_suspect = False
+    _queued_at: float | None = None
     # Made when it is needed and dropped after: it refers back to this call.
     _queue_entry: QueueEntry | None = None
 
@@ -154,8 +159,7 @@ class Call(_CallState):
             self._leave_queue()
             endpoints.wake_another(admission.endpoint)
         if self._queued_at is not None:
-            self._hold_until += now - self._queued_at
-            self._queued_at = None
+            self._discount_turn(now - self._queued_at)
         if self._owes_budget and not self._spend_budget(admission, now):
             return
         self.is_throttled = False
@@ -168,33 +172,46 @@ class Call(_CallState):
 
     def _wait_for_admission(self, refusal: Refusal) -> None:
         now = time.monotonic()
+        if refusal.open_seconds is None:
+            self._wait_for_turn(now)
+        else:
+            self._wait_for_health(refusal.open_seconds, now)
+
+    def _wait_for_turn(self, now: float) -> None:
+        """Wait at endpoints that are at their limits: while they answer others, however long it takes."""
         endpoints = self.context.endpoints
-        open_seconds, max_hold_seconds = refusal.open_seconds, endpoints.max_hold_seconds
-        if open_seconds is None:
-            # Its turn comes while others are answered, however long that takes.
-            if self._queued_at is None:
-                self._queued_at = now
-            patience_seconds = max_hold_seconds or self.context.options.timeout_seconds
-            gives_up_at = max(self._queued_at, endpoints.answered_at) + patience_seconds
-            if now >= gives_up_at:
-                self._finish_with(endpoints.refusal_error(None, now - self._queued_at))
-                return
-            self._wait(
-                Phase.QUEUED,
-                min(now + POLL_AGAIN_SECONDS, gives_up_at, self._deadline),
-                throttled=endpoints.is_overloaded(now),
-            )
+        if self._queued_at is None:
+            self._queued_at = now
+        patience_seconds = endpoints.max_hold_seconds or self.context.options.timeout_seconds
+        gives_up_at = max(self._queued_at, endpoints.answered_at) + patience_seconds
+        if now >= gives_up_at:
+            self._finish_with(endpoints.busy_error(now - self._queued_at))
             return
+        wake_at = min(now + POLL_AGAIN_SECONDS, gives_up_at)
+        if not endpoints.max_hold_seconds:
+            wake_at = min(wake_at, self._deadline)
+        self._wait(Phase.QUEUED, wake_at, throttled=endpoints.is_overloaded(now))
+
+    def _discount_turn(self, waited_seconds: float) -> None:
+        """It was held by no server while others had their turn, nor late for one."""
         self._queued_at = None
+        self._hold_until += waited_seconds
+        if self.context.endpoints.max_hold_seconds:
+            self._deadline += waited_seconds
+
+    def _wait_for_health(self, open_seconds: float, now: float) -> None:
+        """Wait outside the deadline while no endpoint is healthy, as long as the policy allows."""
+        if self._queued_at is not None:
+            self._discount_turn(now - self._queued_at)
+        max_hold_seconds = self.context.endpoints.max_hold_seconds
         self._hold_until = min(self._hold_until, now + max_hold_seconds)
         if now >= self._hold_until:
-            self._finish_with(endpoints.refusal_error(open_seconds, max_hold_seconds))
+            self._finish_with(self.context.endpoints.unhealthy_error(open_seconds, max_hold_seconds))
             return
-        # Outside the deadline: nothing has been sent that could be late.
         self._start_over(for_overload=False)
         start_health_checks(self.context)
-        wait = min(max(open_seconds, 0.01), POLL_AGAIN_SECONDS)
-        self._wait(Phase.QUEUED, min(now + wait, self._hold_until), throttled=True)
+        seconds = min(max(open_seconds, 0.01), POLL_AGAIN_SECONDS)
+        self._wait(Phase.QUEUED, min(now + seconds, self._hold_until), throttled=True)
 
     def _join_queue(self) -> bool:
         if self._queue_entry is None:
@@ -230,20 +247,16 @@ class Call(_CallState):
     def _send(self, admission: Admission, now: float) -> None:
         self.phase = Phase.SENDING
         self.record.attempts += 1
-        endpoints, options = self.context.endpoints, self.context.options
-        self._endpoint = admission.endpoint
-        url = admission.endpoint.url
-        silences = 0
-        if self._history.errors:
-            silences = sum(isinstance(error, SilentConnectionError) for error in self._history.errors)
-        if self.is_sequence:
-            self._silence_seconds = math.inf
-        else:
-            self._silence_seconds = endpoints.silence_seconds(admission.endpoint, silences)
-            if 2 * self._silence_seconds > self._deadline - now:
-                # No time for another connection.
-                self._silence_seconds = math.inf
-        self._was_silent = admission.endpoint.is_silent
+        options = self.context.options
+        self._endpoint = endpoint = admission.endpoint
+        url = endpoint.url
+        if not self.is_sequence:
+            errors = self._history.errors
+            silences = sum(isinstance(error, SilentConnectionError) for error in errors) if errors else 0
+            self._silence_seconds = self.context.endpoints.silence_seconds(
+                endpoint, silences, self._deadline - now
+            )
+        self._was_stalled = endpoint.is_stalled
         try:
             parts = self.context.head_writer.parts(url, self.request)
         except TritonError as error:
@@ -274,6 +287,7 @@ class Call(_CallState):
             or self.context.endpoints.has_healthy_besides((*self._tried, endpoint))
             or endpoint.silence.try_trial(self._silence_seconds)
         ):
+            self._gave_up_after_seconds = self._silence_seconds
             attempt.give_up()
         else:
             attempt.wake_at = min(time.monotonic() + POLL_AGAIN_SECONDS, attempt.deadline)
@@ -305,13 +319,19 @@ class Call(_CallState):
         admission, self._admission = self._admission, None
         assert admission is not None
         endpoint, latency_seconds = admission.endpoint, self.record.latency_seconds
+        endpoint.answered_at = answered_at = self._sent_at + latency_seconds
+        if (
+            endpoint.in_flight > 1
+            and answered_at >= endpoint.statistics.ask_at
+            and endpoint.limit.was_reached
+        ):
+            ask_for_statistics(self.context, endpoint, answered_at)
         endpoint.limit.on_success(latency_seconds)
-        endpoint.answered_at = self._sent_at + latency_seconds
-        endpoint.is_silent = False
+        endpoint.is_stalled = False
         errors = self._history.errors
         if errors:
             if isinstance(errors[-1], SilentConnectionError):
-                endpoint.silence.answered_after(self._silence_seconds / 2, latency_seconds)
+                endpoint.silence.answered_after(self._gave_up_after_seconds, latency_seconds)
             _logger.info(
                 "%s answered after %d failed attempt(s), the last one: %s",
                 endpoint.url,
@@ -330,12 +350,14 @@ class Call(_CallState):
         if error.is_overload:
             endpoint.limit.on_overload(now - self._sent_at)
         elif isinstance(error, DeadlineExceededError):
-            endpoint.is_silent = not answered_meanwhile
-            if self._is_late(endpoint):
-                endpoint.limit.on_deadline(now - self._sent_at)
-        is_silent = isinstance(error, DeadlineExceededError | SilentConnectionError)
-        self._is_size_suspect = self.is_batch and self._suspects_size(endpoint, error, now)
-        if not (is_silent and answered_meanwhile) and not self._is_size_suspect:
+            endpoint.record_deadline(self._sent_at, now)
+        elif isinstance(error, ModelExecutionError):
+            # A model that raises has answered, if with no latency to learn from.
+            endpoint.answered_at = now
+            endpoint.is_stalled = False
+        is_late = isinstance(error, DeadlineExceededError | SilentConnectionError)
+        self._may_be_too_large = self.is_batch and self._suspects_size(endpoint, error, now)
+        if not (is_late and answered_meanwhile) and not self._may_be_too_large:
             # A server that answers is healthy, however slow.
             self._report_failure(endpoint, error)
         has_new_credentials = False
@@ -346,9 +368,7 @@ class Call(_CallState):
             writer = self.context.head_writer
             has_new_credentials = writer.is_outdated(endpoint.url, self.request, attempt.parts[0])
         tried = (*self._tried, endpoint)
-        view = self.context.endpoints.view(
-            tried, self._sent_at, has_new_credentials=has_new_credentials, was_silent=self._was_silent
-        )
+        view = self._view(tried, has_new_credentials=has_new_credentials)
         self._follow(self._history.after(error, view), tried, now, view)
 
     @property
@@ -363,30 +383,20 @@ class Call(_CallState):
             error.request_id = self.request.request_id or None
             error.attempt_count = self.record.attempts
 
-    def _is_late(self, endpoint: Endpoint) -> bool:
-        """Whether a deadline may have passed in the server's queue, rather than while the model ran."""
-        usual_seconds = endpoint.limit.usual_latency_seconds
-        is_slow = usual_seconds is not None and usual_seconds > self.context.options.timeout_seconds / 2
-        return is_slow or endpoint.is_silent
-
     def _suspects_size(self, endpoint: Endpoint, error: TritonError, now: float) -> bool:
         """Whether a proxy may have refused this batch for its size, by another answer than 413 or by none.
 
-        No batch as large has passed lately, and the server is well: it has answered others, or its health
-        check, since the batch was lost before.
+        Its server is well: it has answered others, or a health check, since the batch was lost before (since
+        it was sent, where the answer is that it is forbidden).
         """
         is_forbidden = isinstance(error, InferenceError) and error.status == 403
         is_lost = isinstance(error, ConnectionLostError | ServerUnavailableError) and not error.was_stale
         if not (is_forbidden or is_lost):
             return False
-        limit, nbytes = self.context.endpoints.learned.nbytes, self.request.content_length
         lost_at = self._sent_at if is_forbidden else self.lost_at
         self.lost_at = min(self.lost_at, now)
         is_well = max(endpoint.answered_at, endpoint.checked_at) > lost_at
-        if limit.passed_lately(nbytes) or not (is_well or limit.may_refuse(nbytes)):
-            return False
-        limit.suspect(nbytes)
-        return True
+        return self.context.endpoints.learned.nbytes.suspects(self.request.content_length, is_well=is_well)
 
     def _report_failure(self, endpoint: Endpoint, error: TritonError) -> None:
         """Report a failure to the breaker, once per endpoint at most, unless this is a probe.
@@ -416,7 +426,7 @@ class Call(_CallState):
                 hold_seconds=min(self._hold_until - now, endpoints.max_hold_seconds),
                 max_server_error_retries=0 if self.is_batch else None,
                 is_sequence=self.is_sequence,
-                is_too_large=self._is_size_suspect,
+                may_be_too_large=self._may_be_too_large,
             ),
             view,
             random.random,
@@ -430,9 +440,9 @@ class Call(_CallState):
         self._end_admission(None)
         if isinstance(step, Fail):
             if isinstance(error, DeadlineExceededError):
-                error = with_message(error, endpoints.late_message(tried[-1], error.message))
-                error.splits_batch = history.suspicion >= CERTAIN and view.has_answered
-            elif self._is_size_suspect:
+                error = with_message(error, tried[-1].late_message(error.message))
+                error.splits_batch = history.is_to_blame and view.has_answered
+            elif self._may_be_too_large:
                 error.splits_batch = True
             self._finish_with(error)
         elif isinstance(step, Retry):
@@ -452,6 +462,11 @@ class Call(_CallState):
             self._start_over(for_overload=False)
             self.start()
 
+    def _view(self, tried: tuple[Endpoint, ...], *, has_new_credentials: bool = False) -> EndpointView:
+        return self.context.endpoints.view(
+            tried, self._sent_at, has_new_credentials=has_new_credentials, was_stalled=self._was_stalled
+        )
+
     def _start_over(self, *, for_overload: bool) -> None:
         """The next attempt is a first one again, with a deadline of its own."""
         self._history = self._history.held(for_overload=for_overload)
@@ -467,16 +482,12 @@ class Call(_CallState):
 
     def on_time(self, now: float) -> None:
         self.wake_at = math.inf
-        if now < self._deadline:
+        is_outside = self._queued_at is not None and self.context.endpoints.max_hold_seconds > 0
+        if is_outside or now < self._deadline:
             self.start()
-        elif self._history.errors:
-            view = self.context.endpoints.view(
-                self._tried, self._sent_at, has_new_credentials=False, was_silent=self._was_silent
-            )
-            self._follow(self._history, self._tried, now, view)
         else:
-            timeout_seconds = self.context.options.timeout_seconds
-            self._finish_with(self.context.endpoints.refusal_error(None, timeout_seconds))
+            # The deadline began with an attempt, which has failed.
+            self._follow(self._history, self._tried, now, self._view(self._tried))
 
     def cancel(self) -> None:
         """Give up without calling ``on_done``: the bundle failed, and the answer is of no use."""

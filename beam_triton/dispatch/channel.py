@@ -32,6 +32,7 @@ class CallOptions:
     slot_bytes: int
     health_paths: tuple[str, ...] = ()
     tracing: bool | None = None
+    statistics_path: str = ""
 
 
 @dataclass(frozen=True)

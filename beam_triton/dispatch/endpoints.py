@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 from beam_triton.dispatch.discovery import Discovery
 from beam_triton.dispatch.slots import Slots, WaitQueue
 from beam_triton.errors import CircuitOpenError, PoolTimeoutError, TritonError
-from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State
+from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State, max_hold_seconds
 from beam_triton.policy.concurrency_limit import ConcurrencyLimit
 from beam_triton.policy.learned_size import LearnedSizes
 from beam_triton.policy.rare_question import RareQuestion
 from beam_triton.policy.retry import EndpointView, RetryBudget, RetryPolicy
+from beam_triton.policy.server_times import ServerStatistics
 from beam_triton.policy.silence import Silence
 from beam_triton.transport.origin import EndpointUrl
 
@@ -53,9 +54,9 @@ class Endpoint:
     """One server: its health, and how many requests it gets at a time.
 
     Attributes:
-        answered_at: when it last answered a request for the model.
+        answered_at: when it last answered a request for the model, be it that the model raised.
         checked_at: when it last passed a health check.
-        is_silent: a request has passed its deadline, and none has been answered since.
+        is_stalled: a request has passed its deadline, and none has been answered since.
     """
 
     def __init__(self, url: EndpointUrl, key: EndpointSetKey) -> None:
@@ -64,10 +65,12 @@ class Endpoint:
         self.limit = ConcurrencyLimit(
             key.max_concurrent_requests, key.timeout_seconds, time.monotonic, time.time
         )
+        self.statistics = ServerStatistics()
         self.silence = Silence(time.monotonic)
         self.answered_at = -math.inf
         self.checked_at = -math.inf
-        self.is_silent = False
+        self._timeout_seconds = key.timeout_seconds
+        self.is_stalled = False
         self.retry_budget = RetryBudget(key.retry, time.monotonic)
         self.breaker: CircuitBreaker | None = None
         policy = key.circuit_breaker
@@ -84,6 +87,31 @@ class Endpoint:
     def is_healthy(self) -> bool:
         """The breaker, where there is one, is closed."""
         return self.breaker is None or self.breaker.state is State.CLOSED
+
+    @property
+    def is_slow(self) -> bool:
+        """Its answers usually take more than half of the deadline."""
+        usual_seconds = self.limit.usual_latency_seconds
+        return usual_seconds is not None and usual_seconds > self._timeout_seconds / 2
+
+    def record_deadline(self, sent_at: float, now: float) -> None:
+        """A request that was sent at ``sent_at`` has passed its deadline."""
+        self.is_stalled = self.answered_at < sent_at
+        if self.is_slow or self.is_stalled:
+            # It may have passed in the server's queue, rather than while the model ran.
+            self.limit.on_deadline(now - sent_at)
+
+    def late_message(self, message: str) -> str:
+        """``message`` of a request that passed its deadline, and what its user can do about it."""
+        answers = "it has answered no request for this model so far"
+        if self.answered_at > -math.inf:
+            answers = "it has answered requests for this model with errors only so far"
+        if self.limit.fastest_seconds < math.inf:
+            answers = f"its fastest answer for this model took {self.limit.fastest_seconds:.3g} s"
+        return (
+            f"{message}; {answers}. If the model needs longer, raise timeout_seconds or lower "
+            f"batching.max_batch_size"
+        )
 
     def _log_change(self, old: State, new: State) -> None:
         level = logging.WARNING if new is State.OPEN else logging.INFO
@@ -122,8 +150,7 @@ class EndpointSet:
 
     Attributes:
         endpoints: those that get requests now. Discovery replaces the tuple, on another thread: read it once.
-        max_hold_seconds: how long a request may be held, outside its deadline, for an unhealthy or overloaded
-            server.
+        max_hold_seconds: how long a request may be held for an unhealthy or overloaded server.
         waiting_for_admission: is woken when a request to an endpoint has ended.
         learned: which sizes of requests pass.
         model_questions: whether the model is still as it was described, by its version.
@@ -140,8 +167,7 @@ class EndpointSet:
         )
         self.retry = key.retry
         self._timeout_seconds = key.timeout_seconds
-        breaker = key.circuit_breaker
-        self.max_hold_seconds = breaker.max_wait_seconds if breaker and breaker.when_open == "wait" else 0.0
+        self.max_hold_seconds = max_hold_seconds(key.circuit_breaker)
         self._lock = threading.Lock()
         self._discovery: Discovery | None = None
         if key.discovery_seconds is not None:
@@ -149,6 +175,9 @@ class EndpointSet:
                 key.urls, key.discovery_seconds, self.replace, lambda: self.any_breaker_open
             )
             self._discovery.start()
+
+    def __str__(self) -> str:
+        return ", ".join(str(endpoint.url) for endpoint in self.endpoints)
 
     def close(self) -> None:
         """End the discovery, where there is one."""
@@ -182,32 +211,31 @@ class EndpointSet:
         return max(endpoint.answered_at for endpoint in self.endpoints)
 
     def view(
-        self, tried: Sequence[Endpoint], sent_at: float, *, has_new_credentials: bool, was_silent: bool
+        self, tried: Sequence[Endpoint], sent_at: float, *, has_new_credentials: bool, was_stalled: bool
     ) -> EndpointView:
         """What `next_step` has to know after a request, sent at ``sent_at``, failed at the last endpoint of
         ``tried``."""
         endpoint = tried[-1]
-        usual_seconds = endpoint.limit.usual_latency_seconds
         return EndpointView(
             is_healthy=endpoint.is_healthy,
             has_alternative=self.has_healthy_besides(tried),
             any_tried_unhealthy=any(not endpoint.is_healthy for endpoint in tried),
             overload_streak=endpoint.limit.overloads_in_a_row,
             has_new_credentials=has_new_credentials,
-            has_answered=usual_seconds is not None,
+            has_answered=endpoint.answered_at > -math.inf,
             answered_meanwhile=endpoint.answered_at >= sent_at,
-            was_silent=was_silent,
+            was_stalled=was_stalled,
             is_ready=endpoint.checked_at >= sent_at - self._timeout_seconds,
-            is_slow=usual_seconds is not None and usual_seconds > self._timeout_seconds / 2,
+            is_slow=endpoint.is_slow,
         )
 
-    def silence_seconds(self, endpoint: Endpoint, silences: int) -> float:
+    def silence_seconds(self, endpoint: Endpoint, silences: int, left_seconds: float) -> float:
         """How long a request to ``endpoint`` may hear nothing, see `Silence.bound_seconds`."""
         usual_seconds = endpoint.limit.usual_latency_seconds
         if usual_seconds is None and len(self.endpoints) > 1:
             others = [each.limit.usual_latency_seconds for each in self.endpoints]
             usual_seconds = max((seconds for seconds in others if seconds is not None), default=None)
-        return endpoint.silence.bound_seconds(usual_seconds, silences)
+        return endpoint.silence.bound_seconds(usual_seconds, silences, left_seconds)
 
     def admit(self, avoid: Collection[Endpoint]) -> Admission | Refusal:
         """Permission to send to one endpoint, not one of ``avoid`` unless there is no other."""
@@ -236,34 +264,22 @@ class EndpointSet:
         if endpoint.in_flight < endpoint.limit.limit:
             self.waiting_for_admission.wake_next()
 
-    def late_message(self, endpoint: Endpoint, message: str) -> str:
-        """``message`` of a request that passed its deadline, and what its user can do about it."""
-        fastest_seconds = endpoint.limit.fastest_seconds
-        answers = "it has answered no request for this model so far"
-        if fastest_seconds < math.inf:
-            answers = f"its fastest answer for this model took {fastest_seconds:.3g} s"
-        return (
-            f"{message}; {answers}. If the model needs longer, raise timeout_seconds or lower "
-            f"batching.max_batch_size"
+    def unhealthy_error(self, open_seconds: float, waited_seconds: float) -> TritonError:
+        """The error of a request that is given up while all circuit breakers are open."""
+        waited = f" after {waited_seconds:g} s of waiting" if waited_seconds else ""
+        return CircuitOpenError(
+            f"the circuit breaker of {self} is open{waited}: the request was not sent; "
+            f"next probe in {open_seconds:.1f} s",
+            open_seconds_left=open_seconds,
         )
 
-    def refusal_error(self, open_seconds: float | None, waited_seconds: float) -> TritonError:
-        """The error of a request that was never sent: it was refused, as in `Refusal`, until it gave up."""
-        if open_seconds is not None:
-            waited = f" after {waited_seconds:g} s of waiting" if waited_seconds else ""
-            return CircuitOpenError(
-                f"the circuit breaker of {self} is open{waited}: the request was not sent; "
-                f"next probe in {open_seconds:.1f} s",
-                open_seconds_left=open_seconds,
-            )
+    def busy_error(self, waited_seconds: float) -> TritonError:
+        """The error of a request that is given up while endpoints are at their limits, and answer nothing."""
         limits = "+".join(str(endpoint.limit.limit) for endpoint in self.endpoints)
         return PoolTimeoutError(
             f"not sent within {waited_seconds:g} s: {self} is at its adaptive limit of {limits} requests "
             f"at a time, and others were queued first"
         )
-
-    def __str__(self) -> str:
-        return ", ".join(str(endpoint.url) for endpoint in self.endpoints)
 
     def has_healthy_besides(self, tried: Sequence[Endpoint]) -> bool:
         """Whether an endpoint that is not among ``tried`` is healthy."""

@@ -70,6 +70,11 @@ class CircuitBreakerPolicy(Options):
         check(self, positive, "health_check_interval_seconds", allow_none=True)
 
 
+def max_hold_seconds(policy: CircuitBreakerPolicy | None) -> float:
+    """How long a request is held at most, outside its deadline; 0 where the policy does not let it wait."""
+    return policy.max_wait_seconds if policy is not None and policy.when_open == "wait" else 0.0
+
+
 class State(Enum):
     """Closed lets all requests pass, open none, half-open a few."""
 

@@ -47,8 +47,9 @@ class LearnedLimit:
         self._lock = Lock()
         self.value = UNLIMITED
         self.suspected = UNLIMITED
+        # The largest batch that was cut: where one as large passes, there is no limit any more.
         self._wanted = 0
-        self._is_tried = False
+        self._is_trial_out = False
         self._trial_at = 0.0
         self._pause_seconds = _FIRST_PAUSE_SECONDS
         self._lifted_at = -_MAX_PAUSE_SECONDS
@@ -65,7 +66,7 @@ class LearnedLimit:
             now = self._clock()
             if self.value == UNLIMITED or now < self._trial_at:
                 return self.value
-            self._is_tried = True
+            self._is_trial_out = True
             self._trial_at = now + self._pause_seconds
             return 2 * self.value
 
@@ -80,7 +81,7 @@ class LearnedLimit:
             self._largest = size
         if size >= self.suspected:
             self.suspected = UNLIMITED
-        if self._is_tried and size > self.value:
+        if self._is_trial_out and size > self.value:
             self._raise_to(size, now)
 
     def passed_lately(self, size: int) -> bool:
@@ -94,9 +95,16 @@ class LearnedLimit:
         """``size`` was refused as too large, or lost by a server that is well."""
         self.suspected = min(self.suspected, size)
 
-    def may_refuse(self, size: int) -> bool:
-        """Whether ``size`` is above the limit, or was suspected before."""
-        return size > self.value or size >= self.suspected
+    def suspects(self, size: int, *, is_well: bool) -> bool:
+        """Whether a request that was lost may have been refused for its ``size``, which is suspected then.
+
+        Not where one as large has passed lately; otherwise if the server ``is_well``, or ``size`` is above
+        the limit or was suspected before.
+        """
+        if self.passed_lately(size) or not (is_well or size > self.value or size >= self.suspected):
+            return False
+        self.suspect(size)
+        return True
 
     def lower(self, refused: int, passed: int, wanted: int) -> bool:
         """``refused`` does not pass, its parts of ``passed`` do; ``wanted`` is what they were first part of.
@@ -115,18 +123,18 @@ class LearnedLimit:
                     self._lengthen_pause()
                 self.value = passed
                 self._trial_at = now + self._pause_seconds
-            elif self._is_tried:
+            elif self._is_trial_out:
                 self._lengthen_pause()
                 self._trial_at = now + self._pause_seconds
-            self._is_tried = False
+            self._is_trial_out = False
             self._wanted = max(self._wanted, wanted)
             return is_new
 
     def _raise_to(self, size: int, now: float) -> None:
         with self._lock:
-            if not self._is_tried or size <= self.value:
+            if not self._is_trial_out or size <= self.value:
                 return
-            self._is_tried = False
+            self._is_trial_out = False
             # What passes once is followed by a larger trial at once.
             self._trial_at = now
             if size < self._wanted:

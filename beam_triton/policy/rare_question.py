@@ -31,9 +31,14 @@ class RareQuestion(Generic[T]):
     def ask(self, known: T, question: Callable[[], T], is_same: Callable[[T, T], bool]) -> T:
         """What holds now instead of ``known``, which a caller has reason to doubt.
 
-        An answer of the last ten seconds is taken if it is another than ``known``. If it is the same, the
-        doubt was wrong then and is now; or there was a change at that time, and there is another one: then
-        this waits until the question may be asked again. Raises what ``question`` raises.
+        Within ten seconds of the last answer the question is not asked:
+
+        - where that answer is not ``known``, the caller has not heard of the change yet, and gets it;
+        - where it is, and brought no change, the doubt is as unfounded as it was then;
+        - where it is, and brought one, there may be another: this waits for the rest of the ten seconds, and
+          asks.
+
+        Raises what ``question`` raises.
         """
         with self._lock:
             left_seconds = self._asked_at + _INTERVAL_SECONDS - self._clock()

@@ -34,7 +34,8 @@ _MAX_EARLIER_ERRORS = 8
 
 # A request of this much suspicion is itself why its deadlines pass: a model can hang on an element.
 CERTAIN = 8
-# That of the halves of such a request: one of them is to blame.
+# That of the halves of such a request, one of which is to blame; and what a deadline adds that nothing else
+# explains.
 HALF_CERTAIN = CERTAIN // 2
 
 T = TypeVar("T")
@@ -86,6 +87,11 @@ class History(NamedTuple):
     holds: int = 0
     suspicion: int = 0
 
+    @property
+    def is_to_blame(self) -> bool:
+        """Whether the request itself is, for certain, why its deadlines pass."""
+        return self.suspicion >= CERTAIN
+
     def after(self, error: TritonError, endpoint: EndpointView | None = None) -> History:
         """The history with one more failure, at ``endpoint``."""
         suspicion = self.suspicion
@@ -109,8 +115,8 @@ class Limits(NamedTuple):
         max_server_error_retries: instead of the policy's.
         is_sequence: the request belongs to a sequence, whose model would see a repeated request twice:
             nothing that may have run is repeated.
-        is_too_large: the request is a batch that may have been refused for its size, and no other as large
-            has passed lately.
+        may_be_too_large: the request is a batch that may have been refused for its size, and no other as
+            large has passed lately.
     """
 
     remaining_seconds: float
@@ -118,7 +124,7 @@ class Limits(NamedTuple):
     max_retries: int | None = None
     max_server_error_retries: int | None = None
     is_sequence: bool = False
-    is_too_large: bool = False
+    may_be_too_large: bool = False
 
 
 class EndpointView(NamedTuple):
@@ -132,8 +138,8 @@ class EndpointView(NamedTuple):
         has_new_credentials: it refused credentials that have been replaced since.
         has_answered: it has answered a request for the model before.
         answered_meanwhile: it answered others while this request was in flight.
-        was_silent: when the request was sent, another one had passed its deadline, and none had been answered
-            since.
+        was_stalled: when the request was sent, another one had passed its deadline, and none had been
+            answered since.
         is_slow: its answers usually take more than half of the deadline.
         is_ready: it passed a health check shortly before the request was sent.
     """
@@ -145,7 +151,7 @@ class EndpointView(NamedTuple):
     has_new_credentials: bool = False
     has_answered: bool = False
     answered_meanwhile: bool = False
-    was_silent: bool = False
+    was_stalled: bool = False
     is_slow: bool = False
     is_ready: bool = False
 
@@ -157,8 +163,8 @@ class EndpointView(NamedTuple):
         instance of a model, may be another request's doing.
         """
         if self.answered_meanwhile:
-            return 0 if self.is_slow else CERTAIN // 2
-        return 1 if self.was_silent else CERTAIN // 2
+            return 0 if self.is_slow else HALF_CERTAIN
+        return 1 if self.was_stalled else HALF_CERTAIN
 
 
 class Resend(NamedTuple):
@@ -176,8 +182,8 @@ class Retry(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """Wait outside the deadline, then start over: for an overloaded server ``after_seconds``, for an
-    unhealthy one (``for_overload`` is false) until an endpoint admits requests again."""
+    """Wait outside the deadline, then start over: for a server that has too much to do ``after_seconds``, for
+    an unhealthy one (``for_overload`` is false) until an endpoint admits requests again."""
 
     after_seconds: float
     for_overload: bool
@@ -206,23 +212,23 @@ def next_step(
 
     1. A reused connection that the server had closed while it was idle, or credentials that have been
        replaced since: resend. No retry is counted.
-    2. A batch that is too large: fail, to be bisected.
+    2. A batch that may be too large: fail, to be bisected.
     3. An overloaded server, or a ``Retry-After`` that ends after the deadline: hold, if that is allowed.
     4. A retryable error, within the limits of the policy: retry. Another healthy endpoint, or another
        connection than a silent one, is tried at once. A TLS error is final for one endpoint, not for another
        that has a certificate of its own.
     5. An endpoint known to be unhealthy: hold until it is healthy again. Not for an error that bisects the
-       batch: a model that raises may go on raising for the same element. Nor for a request that is for
-       certain the reason why a ready server is silent.
-    6. A passed deadline at a server that has answered before: hold, until the request itself is the reason
-       for certain. A server that answers is healthy, however slow.
+       batch: a model that raises may go on raising for the same element. Nor for a request that is itself
+       to blame for the silence of a ready server.
+    6. A passed deadline, or a silent connection, at a server that has answered before: hold, until the
+       request itself is to blame. A server that answers is healthy, however slow.
     7. Fail.
 
     ``random`` gives numbers in [0, 1).
     """
     if endpoint.has_new_credentials or (error.was_stale and not limits.is_sequence):
         return Resend()
-    if limits.is_too_large:
+    if limits.may_be_too_large:
         return Fail(error)
     # Waiting for the circuit breaker is CircuitBreakerPolicy's decision, and it has been taken.
     is_repeatable = (
@@ -245,9 +251,8 @@ def next_step(
                 delay = 0.0
             is_usable = endpoint.is_healthy or not error.counts_as_failure or endpoint.has_alternative
             if delay is not None and is_usable:
-                if isinstance(error, SilentConnectionError):
-                    delay = 0.0
-                if endpoint.has_alternative and not error.is_overload:
+                elsewhere = isinstance(error, SilentConnectionError) or endpoint.has_alternative
+                if elsewhere and not error.is_overload:
                     delay = 0.0
                 # A refused connection costs the server nothing; the concurrency limit bounds what an
                 # overloaded one gets.
@@ -258,7 +263,7 @@ def next_step(
         and endpoint.any_tried_unhealthy
         and error.counts_as_failure
         and not error.splits_batch
-        and not (history.suspicion >= CERTAIN and endpoint.is_ready)
+        and not (history.is_to_blame and endpoint.is_ready)
     ):
         return Hold(0.0, for_overload=False)
     if (
@@ -266,7 +271,7 @@ def next_step(
         and max_retries
         and isinstance(error, DeadlineExceededError | SilentConnectionError)
         and endpoint.has_answered
-        and history.suspicion < CERTAIN
+        and not history.is_to_blame
     ):
         after_seconds = _pause_seconds(policy, error, 1, random)
         if after_seconds < limits.hold_seconds:

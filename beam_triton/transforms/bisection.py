@@ -113,7 +113,7 @@ class BisectingSender(Generic[Batch]):
         self._dispatcher.step()
 
     def take_ended(self) -> None:
-        """Report every batch that has ended, or send its halves."""
+        """Report every batch that has ended, or send its parts."""
         completed = self._dispatcher.completed
         if completed:
             self._count_throttling()
@@ -203,14 +203,15 @@ class BisectingSender(Generic[Batch]):
             self.fail(batch, error)
             return
         self.metrics.count("split_batches")
-        is_refused = isinstance(error, InferenceError | TransportError)
-        suggests_bytes = is_refused and _suggests_bytes(error)
+        # Otherwise it was never sent, or its answer does not fit.
+        may_be_too_large = isinstance(error, InferenceError | TransportError)
+        suggests_bytes = may_be_too_large and _suggests_bytes(error)
         if suggests_bytes:
             self._learned.nbytes.suspect(size.nbytes)
         part_rows = -(-len(batch) // self._learned.count_parts(size))
         starts = range(0, len(batch), part_rows)
         whole = None
-        if is_refused:
+        if may_be_too_large:
             wanted = size if sent.whole is None else sent.whole.wanted
             whole = FailedBatch(size, len(starts), wanted, suggests_bytes=suggests_bytes)
         # An element alone is given up, not bisected further: it has to be the reason by itself.

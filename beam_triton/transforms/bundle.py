@@ -173,6 +173,7 @@ class BundleScorer:
             self._add_any(windowed_value, inputs, index)
         if self._lingers:
             self._send_expired()
+            self._sender.step()
         if self._ended:
             self._sender.take_ended()
         # Not None: Beam's wrappers of a DoFn (dead letters, time limits) iterate what it gives.
@@ -220,7 +221,6 @@ class BundleScorer:
     def _send_expired(self) -> None:
         for items in self._batcher.expired() if self._batcher is not None else ():
             self._sender.send(_batch_of(items))
-        self._sender.step()
 
     def _new_batcher(self) -> Batcher[_Item]:
         limit = self._encoder.model.max_batch_size

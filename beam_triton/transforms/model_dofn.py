@@ -12,6 +12,7 @@ from beam_triton.client import TritonClient
 from beam_triton.dispatch.channel import Channel
 from beam_triton.errors import ConfigurationError
 from beam_triton.options import InferenceOptions
+from beam_triton.policy.circuit_breaker import max_hold_seconds
 from beam_triton.protocol import InferRequestEncoder, ModelSpec
 from beam_triton.protocol.paths import model_path
 from beam_triton.remote_model import RemoteModel, is_in_use
@@ -84,9 +85,8 @@ def open_model(options: InferenceOptions, model_name: str) -> RemoteModel:
         TritonError: there is no such model, or no server.
     """
     wait_seconds = options.timeout_seconds
-    breaker = options.circuit_breaker
-    if breaker is not None and breaker.when_open == "wait" and is_in_use(model_name, options):
-        wait_seconds = max(wait_seconds, breaker.max_wait_seconds)
+    if is_in_use(model_name, options):
+        wait_seconds = max(wait_seconds, max_hold_seconds(options.circuit_breaker))
     with TritonClient.from_inference_options(options) as client:
         model = client.open_model(model_name, wait_seconds=wait_seconds)
     try:

@@ -116,6 +116,19 @@ class Attempt(_AttemptState):
             self.reactor.unwatch(connection.sock.fileno())
             self.pool.abort(connection)
 
+    def give_up(self) -> None:
+        """End with a `SilentConnectionError`.
+
+        What lost this connection may have lost the idle ones as well: the next attempt gets a fresh one.
+        """
+        silent_seconds = time.monotonic() - self._sent_at
+        self.pool.discard_idle(self.origin)
+        self._fail(
+            SilentConnectionError(
+                f"{self.origin} said nothing for {silent_seconds:.1f} s, far longer than answers usually take"
+            )
+        )
+
     def on_time(self, now: float) -> None:
         acquisition = self._acquisition
         if acquisition is None:
@@ -204,17 +217,6 @@ class Attempt(_AttemptState):
         )
         self.on_io()
 
-    def give_up(self) -> None:
-        """End with a `SilentConnectionError`. Idle connections of that time may be lost as well: the next
-        attempt gets a fresh one."""
-        silent_seconds = time.monotonic() - self._sent_at
-        self.pool.discard_idle(self.origin)
-        self._fail(
-            SilentConnectionError(
-                f"{self.origin} said nothing for {silent_seconds:.1f} s, far longer than answers usually take"
-            )
-        )
-
     def _fail(self, error: TritonError) -> None:
         self.error = error
         self.cancel()
@@ -238,6 +240,7 @@ def exchange_within(
     """
 
     def on_silence(attempt: Attempt) -> None:
+        # A fresh connection that hears nothing shows a slow server: it has the whole time.
         if attempt.has_reused:
             attempt.give_up()
             assert attempt.error is not None

@@ -21,6 +21,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 
 from urllib3.connection import HTTPConnection
 
@@ -215,8 +216,7 @@ class ConnectionPool:
             if not self._waiting and len(self._idle) <= max_idle:
                 return
             decision = self._serve()
-            while len(self._idle) > max_idle:
-                self._close_oldest(decision.surplus)
+            decision.surplus += self._take_out_oldest(len(self._idle) - max_idle)
         self._carry_out(decision)
 
     def discard(self, connection: PooledConnection) -> None:
@@ -231,9 +231,7 @@ class ConnectionPool:
         """Close all idle connections to ``origin``."""
         with self._lock:
             idle = [connection for connection in self._idle if connection.origin == origin]
-            for connection in idle:
-                self._idle.remove(connection)
-                self._free_slot(origin)
+            self._take_out(idle)
             decision = self._serve()
         decision.surplus += idle
         self._carry_out(decision)
@@ -252,7 +250,7 @@ class ConnectionPool:
         """Close idle connections that are due; returns the seconds until the next one is."""
         with self._lock:
             decision = self._serve()
-            self._remove_expired(decision.surplus)
+            decision.surplus += self._take_out_expired()
             now = self._clock()
             due = [self._expires_at(connection) - now for connection in self._idle]
         self._carry_out(decision)
@@ -263,9 +261,8 @@ class ConnectionPool:
         """Close idle connections and fail queued requests; active connections are closed on return."""
         with self._lock:
             self._closed = True
-            idle: list[PooledConnection] = []
-            while self._idle:
-                self._close_oldest(idle)
+            idle = list(self._idle)
+            self._take_out(idle)
             waiting = list(self._waiting)
             self._waiting.clear()
             for acquisition in waiting:
@@ -332,7 +329,7 @@ class ConnectionPool:
         if not self._waiting:
             return decision
         # A connection that no request may use must not take up its host's share of the limits.
-        self._remove_expired(decision.surplus)
+        decision.surplus += self._take_out_expired()
         blocked: set[Origin] = set()
         limit = self.config.max_per_host or self.config.max_total
         for acquisition in list(self._waiting):
@@ -345,7 +342,9 @@ class ConnectionPool:
                 acquisition.connection = connection
                 acquisition.state = AcquisitionState.READY
                 decision.ready.append(acquisition)
-            elif self._open[origin] < limit and self._make_room(decision.surplus):
+            elif self._open[origin] < limit and (self._total < self.config.max_total or self._idle):
+                if self._total >= self.config.max_total:
+                    decision.surplus += self._take_out_oldest(1)
                 self._total += 1
                 self._open[origin] += 1
                 acquisition.state = AcquisitionState.CONNECTING
@@ -358,24 +357,21 @@ class ConnectionPool:
             self._waiting.remove(acquisition)
         return decision
 
-    def _close_oldest(self, removed: list[PooledConnection]) -> None:
-        """Take the longest idle connection out of the pool; the caller closes it outside the lock."""
-        connection = self._idle.popleft()
-        self._free_slot(connection.origin)
-        removed.append(connection)
-
-    def _remove_expired(self, removed: list[PooledConnection]) -> None:
+    def _take_out_expired(self) -> list[PooledConnection]:
         now = self._clock()
-        for connection in [each for each in self._idle if now >= self._expires_at(each)]:
+        expired = [connection for connection in self._idle if now >= self._expires_at(connection)]
+        self._expired += len(expired)
+        return self._take_out(expired)
+
+    def _take_out_oldest(self, count: int) -> list[PooledConnection]:
+        return self._take_out(list(islice(self._idle, max(count, 0))))
+
+    def _take_out(self, idle: list[PooledConnection]) -> list[PooledConnection]:
+        """Forget idle connections; the caller closes them outside the lock."""
+        for connection in idle:
             self._idle.remove(connection)
             self._free_slot(connection.origin)
-            removed.append(connection)
-            self._expired += 1
-
-    def _make_room(self, evicted: list[PooledConnection]) -> bool:
-        if self._total >= self.config.max_total and self._idle:
-            self._close_oldest(evicted)
-        return self._total < self.config.max_total
+        return idle
 
     def _carry_out(self, decision: _Decision, acquired_here: Acquisition | None = None) -> None:
         for connection in decision.surplus:

@@ -11,6 +11,7 @@ from benchmarks.cases import (
     one_request,
     pooling,
     score_files,
+    situations,
     sweeps,
 )
 from benchmarks.cases.throughput import ECHO_BATCHES_CASE, ECHO_CASE, REMOTE_LIKE_CASE
@@ -27,6 +28,8 @@ CASES = (
     many_instances.CASE,
     score_files.CASE,
     *sweeps.CASES,
+    situations.SITUATIONS_CASE,
+    situations.PROCESSES_CASE,
 )
 
 # The engines need Java, Maven and Go.

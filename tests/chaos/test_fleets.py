@@ -11,19 +11,12 @@ import pytest
 from beam_triton import TritonClient, TritonInference
 from beam_triton.testing import LocalTriton
 from tests.support.connection_proxy import ConnectionProxy
-from tests.support.models import Model, Tensor, throwaway_triton
+from tests.support.executions import Shares, port
+from tests.support.models import sleeping, throwaway_triton
 from tests.support.names import resolving
 from tests.support.numbered_run import Progress, run_numbered
 
-MODEL = Model(
-    "remote",
-    (Tensor("x", "FP32", (1,)),),
-    (Tensor("y", "FP32", (1,)),),
-    source="identity",
-    max_batch_size=20,
-    instances=4,
-    parameters={"sleep_seconds": "0.02"},
-)
+MODEL = sleeping("remote", 0.02, instances=4)
 ELEMENTS = 40_000
 
 
@@ -36,37 +29,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[LocalTriton
         yield [first, second]
 
 
-def port(server: LocalTriton) -> int:
-    return int(server.endpoint.rpartition(":")[2])
-
-
-def executed(server: LocalTriton) -> int:
-    """How many requests the server has executed so far."""
-    with TritonClient(server.endpoint) as client:
-        count: int = client.statistics(MODEL.name)["model_stats"][0]["execution_count"]
-        return count
-
-
-class Shares:
-    """The second server's share of all requests since `start`."""
-
-    def __init__(self, fleet: list[LocalTriton]) -> None:
-        self._fleet = fleet
-        self.start()
-
-    def start(self) -> None:
-        self._before = [executed(server) for server in self._fleet]
-
-    def second(self) -> float:
-        first, second = (
-            executed(server) - before for server, before in zip(self._fleet, self._before, strict=True)
-        )
-        return second / (first + second)
-
-
 def test_replica_that_joins_a_balancer_gets_its_share(fleet: list[LocalTriton]) -> None:
     """Connections are renewed at their age, so that a balancer of connections can use the new server."""
-    shares = Shares(fleet)
+    shares = Shares(fleet, MODEL.name)
     with ConnectionProxy(port(fleet[0])) as proxy:
 
         def meanwhile(progress: Progress) -> None:
@@ -89,7 +54,7 @@ def test_few_requests_reach_every_server_behind_a_balancer(fleet: list[LocalTrit
     with ConnectionProxy(*map(port, fleet)) as proxy, TritonClient(proxy.endpoint) as client:
         for _ in range(5):
             client.infer(MODEL.name, {"x": np.zeros((20 * 32, 1), np.float32)})
-        shares = Shares(fleet)
+        shares = Shares(fleet, MODEL.name)
         for _ in range(60):
             client.infer(MODEL.name, {"x": np.zeros((1, 1), np.float32)})
     assert 0.3 < shares.second() < 0.7
@@ -97,7 +62,7 @@ def test_few_requests_reach_every_server_behind_a_balancer(fleet: list[LocalTrit
 
 def test_addresses_of_a_name_come_and_go_in_mid_run(fleet: list[LocalTriton]) -> None:
     """One is killed with requests in flight and leaves the name later; another joins and has its share."""
-    shares = Shares(fleet)
+    shares = Shares(fleet, MODEL.name)
     late_shares: list[float] = []
     with ExitStack() as stack:
         first = stack.enter_context(ConnectionProxy(port(fleet[0]), host="127.0.0.2"))

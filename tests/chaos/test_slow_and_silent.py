@@ -15,34 +15,20 @@ from beam_triton.errors import DeadlineExceededError
 from beam_triton.testing import LocalTriton
 from tests.support.certificates import Certificates
 from tests.support.connection_proxy import ConnectionProxy
-from tests.support.models import Model, Tensor
+from tests.support.executions import executed, port
+from tests.support.models import Model, Tensor, sleeping
 from tests.support.nginx import Nginx
 from tests.support.numbered_run import repeat_during_run, run_numbered
 
-_X, _Y = Tensor("x", "FP32", (1,)), Tensor("y", "FP32", (1,))
-
-
-def sleeping(name: str, seconds: float, instances: int) -> Model:
-    return Model(
-        name,
-        (_X,),
-        (_Y,),
-        source="identity",
-        max_batch_size=20,
-        instances=instances,
-        parameters={"sleep_seconds": str(seconds)},
-    )
-
-
 MODELS = (
-    sleeping("slow", 0.3, 1),
-    sleeping("nearly_late", 0.6, 1),
-    sleeping("too_slow", 2.0, 1),
-    sleeping("remote", 0.02, 4),
+    sleeping("slow", 0.3),
+    sleeping("nearly_late", 0.6),
+    sleeping("too_slow", 2.0),
+    sleeping("remote", 0.02, instances=4),
     Model(
         "hanging",
-        (_X,),
-        (_Y,),
+        (Tensor("x", "FP32", (1,)),),
+        (Tensor("y", "FP32", (1,)),),
         source="on_negative",
         max_batch_size=16,
         instances=2,
@@ -59,13 +45,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
     with LocalTriton(folder) as triton:
         yield triton
         triton.kill()
-
-
-def executed(server: LocalTriton, model_name: str) -> int:
-    """How many requests the model has executed so far."""
-    with TritonClient(server.endpoint) as client:
-        count: int = client.statistics(model_name)["model_stats"][0]["execution_count"]
-        return count
 
 
 @pytest.mark.parametrize(("model_name", "seconds"), [("slow", 0.3), ("nearly_late", 0.6)])
@@ -116,14 +95,16 @@ def test_connections_that_go_silent_lose_nothing(
     server: LocalTriton, certificates: Certificates, through: str
 ) -> None:
     """Everything sent on the connections of that moment is swallowed, twice in a run; new ones work."""
-    port = int(server.endpoint.rpartition(":")[2])
     elements = 40_000
     if through == "tcp":
-        with ConnectionProxy(port) as proxy:
+        with ConnectionProxy(port(server)) as proxy:
             transform = TritonInference(proxy.endpoint, "remote")
             run = run_numbered(transform, elements, meanwhile=repeat_during_run(2, elements, proxy.hole))
     else:
-        with Nginx([port], certificate=certificates.good) as nginx, ConnectionProxy(nginx.port) as proxy:
+        with (
+            Nginx([port(server)], certificate=certificates.good) as nginx,
+            ConnectionProxy(nginx.port) as proxy,
+        ):
             transform = TritonInference(
                 f"https://127.0.0.1:{proxy.port}", "remote", tls={"ca_bundle": str(certificates.ca)}
             )
@@ -138,7 +119,7 @@ def test_request_on_a_connection_that_went_silent_takes_seconds(server: LocalTri
     """A client's single connection swallows what it is sent while it is idle."""
     inputs = {"x": np.zeros((1, 1), np.float32)}
     with (
-        ConnectionProxy(int(server.endpoint.rpartition(":")[2])) as proxy,
+        ConnectionProxy(port(server)) as proxy,
         TritonClient(proxy.endpoint) as client,
     ):
         client.infer("remote", inputs)

@@ -3,6 +3,8 @@
     write_models(folder)                        every model that loads
     write_models(folder, ["echo", "rejecting"]) these only
 
+`sleeping` makes further ones.
+
 The models' Python code is in ``tests/models`` and runs in the server's environment.
 """
 
@@ -139,6 +141,20 @@ def _identity(
             if value
         },
         settings=settings,
+    )
+
+
+def sleeping(
+    name: str, seconds: float, *, instances: int = 1, max_batch_size: int = 20, max_rows: int = 0
+) -> Model:
+    """Returns x, FP32 of shape [1], as y after a pause; with ``max_rows`` larger batches get a 500."""
+    return _identity(
+        name,
+        {"FP32": (1,)},
+        max_batch_size=max_batch_size,
+        instances=instances,
+        sleep_seconds=seconds,
+        max_rows=max_rows,
     )
 
 

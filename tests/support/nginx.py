@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +25,16 @@ def nginx_binary() -> str | None:
     return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 
 
+@dataclass(frozen=True)
+class LoggedAnswer:
+    """A line of the access log: when the answer was complete, how long the request took, its ``X-Sender``."""
+
+    status: int
+    at: float
+    seconds: float
+    sender: str
+
+
 class Nginx:
     """A context manager that runs nginx in a temporary folder of its own.
 
@@ -32,7 +43,7 @@ class Nginx:
     ``keep_alive_seconds`` is how long an idle client connection stays open; ``requests_per_connection`` is
     after how many requests nginx closes it. ``read_timeout_seconds`` is how long a server may take to answer
     before nginx answers 504. Failures of a dead server reach the client (``proxy_next_upstream off``) unless
-    ``fails_over``. ``access_log`` records the status of every answer for `statuses`.
+    ``fails_over``. ``access_log`` records every answer for `answers` and `statuses`.
     """
 
     def __init__(
@@ -94,10 +105,17 @@ class Nginx:
         """Process ids of the workers that accept new connections or still serve old ones."""
         return {pid for pid in _process_ids() if _parent(pid) == self._process.pid}
 
+    def answers(self) -> list[LoggedAnswer]:
+        """The answers to infer requests so far; needs ``access_log``."""
+        lines = [line.split() for line in self._access_log_file.read_text().splitlines() if "/infer" in line]
+        return [
+            LoggedAnswer(int(status), float(at), float(seconds), sender)
+            for status, at, seconds, sender, _ in lines
+        ]
+
     def statuses(self) -> Counter[int]:
         """The number of infer requests by the status of their answer."""
-        lines = self._access_log_file.read_text().splitlines()
-        return Counter(int(line.split()[0]) for line in lines if "/infer" in line)
+        return Counter(answer.status for answer in self.answers())
 
     def error_log(self) -> str:
         return self._error_log.read_text(errors="replace") if self._error_log.exists() else ""
@@ -176,8 +194,8 @@ worker_processes 1;
 pid {self._folder}/nginx.pid;
 events {{ worker_connections 1024; }}
 http {{
-  log_format statuses '$status $request_uri';
-  access_log {f"{self._access_log_file} statuses" if self._access_log else "off"};
+  log_format answers '$status $msec $request_time $http_x_sender $request_uri';
+  access_log {f"{self._access_log_file} answers" if self._access_log else "off"};
   {temporary}
   client_max_body_size {self._max_body};
   keepalive_timeout {int(self._keep_alive_seconds * 1000)}ms;

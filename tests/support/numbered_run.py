@@ -48,6 +48,12 @@ class Progress:
             self._condition.wait_for(lambda: self._over or self._count >= count)
             return not self._over
 
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """For runs that are fed long before they are scored. AssertionError if the run ends first."""
+        while not condition():
+            time.sleep(0.1)
+            assert not self._over, "the run ended too early, which would prove nothing"
+
 
 # FnApiRunner runs a pipeline in this process but pickles its functions, so they find their run by number.
 _runs: dict[int, Progress] = {}

@@ -112,3 +112,21 @@ def test_model_that_the_server_lists_as_unavailable_is_told_within_the_timeout()
         with pytest.raises(ModelNotReadyError, match="m \\(unavailable\\)"):
             open_model(server.endpoint)
         assert time.monotonic() - started < 1.5
+
+
+def test_wait_for_a_held_request_is_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scale from zero: nothing comes back for longer than the pause between two lines (10 s)."""
+    monkeypatch.setattr("beam_triton.client._LOG_EVERY_SECONDS", 0.2)
+    ready_at = time.monotonic() + 1.0
+
+    def held(exchange: Any) -> None:
+        time.sleep(max(0.0, ready_at - time.monotonic()))
+        exchange.send(exchange.answer().encode())
+
+    with FaultServer(origin, held) as server, TritonClient(server.endpoint) as client:
+        client.open_model("m", wait_seconds=30.0).close()
+    lines = [record.getMessage() for record in caplog.records if "waiting for" in record.getMessage()]
+    assert 2 <= len(lines) <= 5
+    assert lines[-1].endswith("so far: no answer yet")

@@ -12,6 +12,7 @@ import pytest
 from beam_triton.dispatch import request_head as request_module
 from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.dispatcher import Dispatcher
+from beam_triton.dispatch.endpoints import Admission
 from beam_triton.errors import CircuitOpenError, ConfigurationError, ServerUnavailableError
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy, State
 from tests.support import faults, sockets
@@ -49,6 +50,33 @@ def open_breaker(channel: Channel) -> None:
     while state_of(channel) is not State.OPEN:
         dispatcher.wait()
     dispatcher.cancel()
+
+
+def test_time_in_which_others_have_their_turn_is_not_spent_of_max_wait_seconds() -> None:
+    """A request is held for overload, waits long for its turn, and is held while its server is unhealthy."""
+    breaker = policy(minimum_requests=1, half_open_requests=1, max_wait_seconds=0.6)
+    busy = faults.answered(Answer(429, b'{"error":"busy"}'))
+    with FaultServer(OK, [busy]) as server:
+        channel = open_channel(
+            server.endpoint, retry=QUICK_RETRIES, circuit_breaker=breaker, max_concurrent_requests=1
+        )
+        with closing(channel):
+            (endpoint,) = channel.endpoints.endpoints
+            dispatcher: Dispatcher[None] = Dispatcher(channel)
+            dispatcher.submit(None, post(), read)
+            while endpoint.in_flight:
+                dispatcher.wait()
+            other = channel.endpoints.admit(())
+            assert isinstance(other, Admission)
+            ends_at = time.monotonic() + 1.0
+            while time.monotonic() < ends_at:
+                endpoint.answered_at = time.monotonic()
+                dispatcher.wait()
+            other.end(False, unreachable=True)
+            assert not endpoint.is_healthy
+            dispatcher.drain()
+            ((_, call),) = dispatcher.completed
+    assert (call.error, call.result) == (None, b"answer")
 
 
 def test_when_open_fail_rejects_requests_at_once() -> None:

@@ -29,7 +29,7 @@ from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
 from beam_triton.transport.exchange import Exchange
 from tests.support import faults, sockets
-from tests.support.answers import Answer, always
+from tests.support.answers import Answer, Request, always
 from tests.support.dispatching import NO_RETRIES, QUICK_RETRIES, ask, free_slots, open_channel, post, read
 from tests.support.fault_server import Fault, FaultServer, serve
 
@@ -215,6 +215,32 @@ def test_passed_deadline_is_final_for_a_silent_server() -> None:
         assert time.monotonic() - started < 0.4 + OVERRUN_SECONDS
 
 
+def test_passed_deadline_is_not_final_where_the_model_has_raised() -> None:
+    """A server that refuses a batch is there: what it says nothing to is sent again."""
+    patient = CircuitBreakerPolicy(max_wait_seconds=30.0)
+    with (
+        FaultServer(OK, [status(500), faults.silence]) as server,
+        closing(
+            open_channel(server.endpoint, retry=QUICK_RETRIES, circuit_breaker=patient, timeout_seconds=0.4)
+        ) as channel,
+    ):
+        assert isinstance(ask(channel, is_batch=True).error, ModelExecutionError)
+        assert ask(channel, is_batch=True, suspicion=0).result == b"answer"
+        assert len(server.requests) == 3
+
+
+def test_late_request_says_that_the_model_has_only_raised() -> None:
+    """Not that the server has answered nothing."""
+    with (
+        FaultServer(OK, [status(500), faults.silence]) as server,
+        closing(open_channel(server.endpoint, timeout_seconds=0.4)) as channel,
+    ):
+        ask(channel, is_batch=True)
+        error = ask(channel, is_batch=True).error
+    assert isinstance(error, DeadlineExceededError)
+    assert "answered requests for this model with errors only so far" in error.message
+
+
 @pytest.mark.parametrize("waits", [True, False])
 def test_wait_for_admission_is_bounded(waits: bool) -> None:
     """Behind others that a lowered limit admits one at a time, no request waits without a bound."""
@@ -239,6 +265,33 @@ def test_wait_for_admission_is_bounded(waits: bool) -> None:
             assert "1 requests at a time" in str(errors)
 
 
+def test_retry_that_waits_for_its_turn_is_not_late_for_it() -> None:
+    """A connection is lost, and the server is busy with others for longer than a deadline."""
+    one_at_a_time = threading.Lock()
+
+    def slowly(request: Request) -> Answer:
+        with one_at_a_time:
+            time.sleep(0.25)
+        return Answer(200, b"answer")
+
+    with FaultServer(slowly, [faults.reset_after_reading]) as server:
+        channel = open_channel(
+            server.endpoint,
+            retry=QUICK_RETRIES,
+            circuit_breaker=CircuitBreakerPolicy(),
+            timeout_seconds=1.0,
+            max_concurrent_requests=10,
+        )
+        with closing(channel):
+            dispatcher: Dispatcher[int] = Dispatcher(channel)
+            for number in range(10):
+                dispatcher.submit(number, post(), read, suspicion=0)
+            dispatcher.drain()
+            calls = [call for _, call in dispatcher.completed]
+    assert [call.error for call in calls] == [None] * 10
+    assert sum(call.record.retries for call in calls) == 1
+
+
 def test_retry_is_charged_to_the_endpoint_that_receives_it() -> None:
     """An unhealthy endpoint that gets no requests is not charged for retries elsewhere."""
     policy = RetryPolicy(
@@ -260,7 +313,7 @@ def test_retry_is_charged_to_the_endpoint_that_receives_it() -> None:
 
 
 def test_request_to_a_frozen_endpoint_fails_over() -> None:
-    """Where answers usually come soon, an endpoint that never answers costs half of the deadline."""
+    """Where answers usually come soon, an endpoint that never answers costs a second."""
     with FaultServer(OK) as frozen, FaultServer(OK) as healthy:
         channel = open_channel([frozen.endpoint, healthy.endpoint], retry=QUICK_RETRIES, timeout_seconds=2.0)
         with closing(channel):
@@ -279,6 +332,18 @@ def test_slow_model_keeps_the_whole_deadline() -> None:
         with closing(channel):
             calls = [ask(channel) for _ in range(3)]
             assert [call.record.attempts for call in calls] == [1, 1, 1]
+
+
+def test_slow_server_is_trusted_for_longer_though_no_time_was_left_for_a_third_connection() -> None:
+    """The second connection was as slow as the first one, which therefore was not silent."""
+    with FaultServer(OK) as server:
+        channel = open_channel(server.endpoint, retry=QUICK_RETRIES, timeout_seconds=2.6)
+        with closing(channel):
+            ask(channel)
+            server.play([faults.silence, faults.late(0.8)])
+            call = ask(channel)
+            assert (call.result, call.record.attempts) == (b"answer", 2)
+            assert channel.endpoints.endpoints[0].silence.bound_seconds(0.01) == 2.0
 
 
 def test_late_connection_loss_is_not_stale() -> None:

@@ -7,8 +7,10 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from beam_triton.policy.concurrency_limit import ConcurrencyLimit
+from beam_triton.policy.server_times import ServerCounts, ServerStatistics
 from tests.support.clock import FakeClock
 
 REJECTION_SECONDS = 0.001
@@ -47,40 +49,58 @@ class Server:
     completed: int = 0
     rejected: int = 0
     _busy: int = 0
-    _queue: deque[Callable[[], None]] = field(default_factory=deque)
+    _queue: deque[_Waiting] = field(default_factory=deque)
+    _queue_seconds: float = 0.0
+    _service_seconds: float = 0.0
+
+    @property
+    def counts(self) -> ServerCounts:
+        """Of all clients, as in a Triton's statistics."""
+        queue_ns, service_ns = round(1e9 * self._queue_seconds), round(1e9 * self._service_seconds)
+        return ServerCounts(self.completed, self.completed, queue_ns + service_ns, queue_ns, service_ns)
 
     def cancel(self, on_done: Callable[[], None]) -> None:
         """Forget a request that waits; one that is being executed goes on."""
-        if on_done in self._queue:
-            self._queue.remove(on_done)
+        self._queue = deque(each for each in self._queue if each.on_done is not on_done)
 
     def send(self, on_done: Callable[[], None], on_rejected: Callable[[], None]) -> None:
+        request = _Waiting(self.simulation.clock(), on_done)
         if self._busy < self.instances:
-            self._execute(on_done)
+            self._execute(request)
         elif self.max_queue_size is None or len(self._queue) < self.max_queue_size:
-            self._queue.append(on_done)
+            self._queue.append(request)
         else:
             self.rejected += 1
             self.simulation.plan(REJECTION_SECONDS, on_rejected)
 
-    def _execute(self, on_done: Callable[[], None]) -> None:
+    def _execute(self, request: _Waiting) -> None:
         self._busy += 1
+        queue_seconds = self.simulation.clock() - request.since
+        service_seconds = self.service_seconds()
 
         def finish() -> None:
             self._busy -= 1
             self.completed += 1
+            self._queue_seconds += queue_seconds
+            self._service_seconds += service_seconds
             while self._queue and self._busy < self.instances:
                 self._execute(self._queue.popleft())
-            on_done()
+            request.on_done()
 
-        self.simulation.plan(self.service_seconds(), finish)
+        self.simulation.plan(service_seconds, finish)
+
+
+class _Waiting(NamedTuple):
+    since: float
+    on_done: Callable[[], None]
 
 
 class Client:
     """Keeps as many requests in flight as its limit allows, or as it has work for.
 
     After a success it sends the next request once ``pause_seconds()`` have passed. A request that takes
-    longer than ``timeout_seconds`` is given up and sent again.
+    longer than ``timeout_seconds`` is given up and sent again. With ``asks`` the server says how long
+    requests wait in its queue.
     """
 
     def __init__(
@@ -92,6 +112,7 @@ class Client:
         elements: int = 1 << 60,
         pause_seconds: Callable[[], float] = lambda: 0.0,
         timeout_seconds: float = 30.0,
+        asks: bool = False,
     ) -> None:
         clock = server.simulation.clock
         self.limit = ConcurrencyLimit(maximum, timeout_seconds, clock, clock)
@@ -105,6 +126,9 @@ class Client:
         self._timeout_seconds = timeout_seconds
         self._pause_seconds = pause_seconds
         self._in_flight = 0
+        self._statistics = ServerStatistics()
+        if not asks:
+            self._statistics.cannot_be_asked()
 
     @property
     def has_finished(self) -> bool:
@@ -133,6 +157,7 @@ class Client:
                 return
             has_ended = True
             latency_seconds = clock() - sent_at
+            self._ask()
             self.limit.on_success(latency_seconds)
             self.latencies.append(latency_seconds)
             self.succeeded += 1
@@ -157,6 +182,14 @@ class Client:
 
         self._server.send(done, rejected)
         self._server.simulation.plan(self._timeout_seconds, timed_out)
+
+    def _ask(self) -> None:
+        now = self._server.simulation.clock()
+        if now >= self._statistics.ask_at and self.limit.was_reached:
+            self._statistics.ask(now, self.limit.usual_latency_seconds or 0.0)
+            times = self._statistics.add(self._server.counts)
+            if times is not None:
+                self.limit.on_server_times(times, self._statistics.valid_seconds)
 
     def _ended(self, pause_seconds: float) -> None:
         self._in_flight -= 1

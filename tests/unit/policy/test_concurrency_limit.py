@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -74,6 +77,33 @@ def test_clients_of_one_server_share_it_without_a_long_queue(
     assert 0.8 * even < shares[0] <= shares[-1] < 1.3 * even
 
 
+@pytest.mark.parametrize(("clients", "apart_seconds"), [(1, 0.0), (4, 0.0), (16, 0.0), (4, 2.0), (16, 0.6)])
+@pytest.mark.parametrize("service_seconds", [0.02, 0.2])
+def test_clients_of_a_server_that_tells_its_queue_share_it_at_once(
+    clients: int, apart_seconds: float, service_seconds: float
+) -> None:
+    """Who comes late knows what the server takes without a queue, and no dip costs throughput."""
+    generator = random.Random(1)
+    simulation = Simulation()
+    server = Server(simulation, 16, constantly(service_seconds))
+    users = [
+        Client(server, 32, pause_seconds=lambda: 0.002 * generator.random(), asks=True)
+        for _ in range(clients)
+    ]
+    for number, client in enumerate(users):
+        simulation.plan(number * apart_seconds, client.start)
+    simulation.run(20.0)
+    for client in users:
+        client.succeeded = 0
+        client.latencies.clear()
+    assert throughput(simulation, server, 30.0) > 0.99 * 16 / service_seconds
+    latencies = sorted(latency for client in users for latency in client.latencies)
+    assert latencies[int(0.99 * len(latencies))] < 2.05 * service_seconds
+    shares = sorted(client.succeeded for client in users)
+    even = sum(shares) / clients
+    assert 0.85 * even < shares[0] <= shares[-1] < 1.2 * even
+
+
 @pytest.mark.parametrize(
     ("instances", "service_seconds", "timeout_seconds"),
     [
@@ -90,8 +120,9 @@ def test_clients_of_one_server_share_it_without_a_long_queue(
         (1, 10.0, 30.0),
     ],
 )
+@pytest.mark.parametrize("asks", [False, True])
 def test_slow_model_gets_its_work_once_and_is_kept_busy(
-    instances: int, service_seconds: float, timeout_seconds: float
+    instances: int, service_seconds: float, timeout_seconds: float, asks: bool
 ) -> None:
     """At most 15 % more time than the work takes and 5 % more requests, however near the deadline.
 
@@ -101,7 +132,12 @@ def test_slow_model_gets_its_work_once_and_is_kept_busy(
     server = Server(simulation, instances, constantly(service_seconds))
     requests = (40 if instances == 1 else 60) * instances
     client = Client(
-        server, 32, elements=requests, timeout_seconds=timeout_seconds, pause_seconds=constantly(0.001)
+        server,
+        32,
+        elements=requests,
+        timeout_seconds=timeout_seconds,
+        pause_seconds=constantly(0.001),
+        asks=asks,
     )
     started = simulation.clock()
     client.start()
@@ -121,24 +157,26 @@ def test_slow_model_gets_its_work_once_and_is_kept_busy(
     ],
     ids=["exponential", "two kinds", "heavy tail"],
 )
+@pytest.mark.parametrize("asks", [False, True])
 def test_varying_latencies_are_not_taken_for_a_queue(
-    draw: Callable[[random.Random], float], mean_seconds: float
+    draw: Callable[[random.Random], float], mean_seconds: float, asks: bool
 ) -> None:
     """Latencies that differ from request to request cost hardly any throughput."""
     generator = random.Random(1)
     simulation = Simulation()
     server = Server(simulation, 16, lambda: draw(generator))
-    client = Client(server, 32)
+    client = Client(server, 32, asks=asks)
     client.start()
     simulation.run(60.0)
     assert throughput(simulation, server, 100.0) > 0.9 * 16 / mean_seconds
 
 
-def test_longer_inputs_are_not_taken_for_a_queue() -> None:
+@pytest.mark.parametrize("asks", [False, True])
+def test_longer_inputs_are_not_taken_for_a_queue(asks: bool) -> None:
     """When requests take twenty times as long, the limit tries fewer, sees no gain, and returns."""
     simulation = Simulation()
     server = Server(simulation, 64, constantly(0.02))
-    client = Client(server, 32)
+    client = Client(server, 32, asks=asks)
     client.start()
     simulation.run(20.0)
     server.service_seconds = constantly(0.4)
@@ -161,11 +199,12 @@ def test_dynamic_batching_does_not_lower_the_limit() -> None:
     assert throughput(simulation, server, 120.0) > 0.95 * 32 / 0.04
 
 
-def test_standing_queue_shrinks_without_losing_throughput() -> None:
+@pytest.mark.parametrize("asks", [False, True])
+def test_standing_queue_shrinks_without_losing_throughput(asks: bool) -> None:
     """When a server loses instances, fewer requests wait and as many succeed, until they are back."""
     simulation = Simulation()
     server = Server(simulation, 16, constantly(0.02))
-    client = Client(server, 32)
+    client = Client(server, 32, asks=asks)
     client.start()
     simulation.run(20.0)
     server.instances = 1
@@ -327,6 +366,35 @@ def test_limit_stays_within_its_bounds(maximum: int, events: list[tuple[str, flo
         assert 0 <= limit.limit <= maximum
     clock.advance(1000.0)
     assert limit.limit >= 1
+
+
+def test_threads_read_the_limit_while_abandoned_requests_end() -> None:
+    """Whoever looks whether there is room forgets those that the server must have ended by now."""
+    limit = ConcurrencyLimit(64, 30.0, time.monotonic, time.time)
+    limit.on_success(1e-5)
+    ends_at = time.monotonic() + 0.5
+    failures: list[Exception] = []
+
+    def read() -> None:
+        try:
+            while time.monotonic() < ends_at:
+                assert limit.limit >= 0
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    interval_seconds = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        while time.monotonic() < ends_at and not failures:
+            limit.on_deadline(30.0)
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval_seconds)
+    assert failures == []
 
 
 @pytest.mark.parametrize("maximum", [0, -1, 1.5, True, None])

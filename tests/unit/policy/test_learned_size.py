@@ -172,6 +172,17 @@ def test_parts_are_smaller_than_what_was_refused_before() -> None:
     assert sizes.count_parts(BatchSize(64, 6400)) == 2
 
 
+def test_lost_request_is_suspected_for_its_size_where_its_server_is_well() -> None:
+    """Or where that size was suspected before; not where it has passed lately."""
+    limit = LearnedLimit(FakeClock())
+    limit.passed(100)
+    assert not limit.suspects(100, is_well=True)
+    assert not limit.suspects(200, is_well=False)
+    assert limit.suspects(200, is_well=True)
+    assert not limit.suspects(199, is_well=False)
+    assert limit.suspects(200, is_well=False)
+
+
 @pytest.mark.parametrize(
     ("rows_limit", "bytes_limit", "next_batch"),
     [

@@ -22,6 +22,12 @@ def test_bound_doubles_with_each_silent_connection_and_ends_after_four() -> None
     assert [silence.bound_seconds(0.3, silences) for silences in range(5)] == [3.0, 6.0, 12.0, 24.0, math.inf]
 
 
+def test_no_connection_is_suspected_where_no_time_is_left_for_another() -> None:
+    """The next one needs as long."""
+    silence = Silence(FakeClock())
+    assert [silence.bound_seconds(0.3, 1, left_seconds) for left_seconds in (12.0, 11.9)] == [6.0, math.inf]
+
+
 def test_slow_answer_on_a_fresh_connection_doubles_the_bound_once_for_all() -> None:
     """The server was slow: 32 requests that were given up together show that once."""
     clock = FakeClock()

@@ -1,0 +1,94 @@
+"""How long requests wait in a server's queue, from what the server counts.
+
+A Triton counts requests and their times since it started, whoever sent them: what lies between two answers is
+what happened meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+# The second answer gives the first times: it comes soon, for processes that find a queue when they start.
+_SECOND_AFTER_LATENCIES, _SECOND_AFTER_SECONDS = 2, 0.1
+_NEXT_AFTER_LATENCIES, _NEXT_AFTER_SECONDS = 5, 1.0
+_VALID_INTERVALS = 5
+
+# Behind one address there may be several servers, each with counts of its own.
+_MOST_SERVERS = 8
+# The share of requests that are executed alone, below which they wait for each other.
+_EXECUTED_ALONE = 0.95
+# The share of the total that queue and computation make up, unless there are queues elsewhere.
+_ACCOUNTED_FOR = 0.8
+
+
+class ServerTimes(NamedTuple):
+    """What requests took in the server, on average: in its queue, and besides."""
+
+    queue_seconds: float
+    other_seconds: float
+
+
+class ServerCounts(NamedTuple):
+    """What a server has counted for a model since it started."""
+
+    requests: int
+    executions: int
+    total_ns: int
+    queue_ns: int
+    compute_ns: int
+
+
+class ServerStatistics:
+    """The counts that the servers of one address gave last, and when to ask again.
+
+    Attributes:
+        ask_at: the next question's time; infinite where the server does not answer it.
+    """
+
+    def __init__(self) -> None:
+        self.ask_at = -math.inf
+        self._interval_seconds = _NEXT_AFTER_SECONDS
+        self._known: list[ServerCounts] = []
+
+    @property
+    def valid_seconds(self) -> float:
+        """How long times are to be relied on: a few questions may fail."""
+        return _VALID_INTERVALS * self._interval_seconds
+
+    def ask(self, now: float, latency_seconds: float) -> None:
+        """A question is asked; ``latency_seconds`` is that of requests for the model."""
+        self._interval_seconds = max(_NEXT_AFTER_SECONDS, _NEXT_AFTER_LATENCIES * latency_seconds)
+        if self._known:
+            self.ask_at = now + self._interval_seconds
+        else:
+            self.ask_at = now + max(_SECOND_AFTER_SECONDS, _SECOND_AFTER_LATENCIES * latency_seconds)
+
+    def cannot_be_asked(self) -> None:
+        """The server has no such counts."""
+        self.ask_at = math.inf
+
+    def add(self, now: ServerCounts) -> ServerTimes | None:
+        """What requests took since the same server was asked last; None if that is not known.
+
+        Nor is it where requests share executions (dynamic batching): they wait for each other, not for a free
+        instance. The requests of an ensemble wait in the queues of its models, which only its total has.
+        """
+        before = max((each for each in self._known if _may_follow(each, now)), default=None)
+        if before is not None:
+            self._known.remove(before)
+        self._known = [*self._known, now][-_MOST_SERVERS:]
+        if before is None or now.requests == before.requests:
+            return None
+        requests = now.requests - before.requests
+        if now.executions - before.executions < _EXECUTED_ALONE * requests:
+            return None
+        total_ns = now.total_ns - before.total_ns
+        queue_ns = now.queue_ns - before.queue_ns
+        if queue_ns + now.compute_ns - before.compute_ns < _ACCOUNTED_FOR * total_ns:
+            return None
+        return ServerTimes(queue_ns / requests / 1e9, (total_ns - queue_ns) / requests / 1e9)
+
+
+def _may_follow(before: ServerCounts, now: ServerCounts) -> bool:
+    return all(old <= new for old, new in zip(before, now, strict=True))
