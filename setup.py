@@ -45,6 +45,12 @@ setup(
     extras_require={
         # `make demo`: the picture.
         "demo": ["matplotlib"],
+        # beam_triton.auth.GoogleCredentials, for Vertex AI and whatever else takes Google's tokens.
+        "gcp": ["google-auth>=2.23", "requests"],
+        # beam_triton.auth.AwsSignature, for SageMaker and whatever else takes AWS's signatures.
+        "aws": ["botocore>=1.31"],
+        # A span a request; W3C trace context needs none of it with tracing=True.
+        "tracing": ["opentelemetry-api>=1.20"],
         # For the fixtures fake_triton and local_triton.
         "test": ["pytest>=7"],
         # This project's own tests, benchmarks and documentation.
@@ -53,12 +59,15 @@ setup(
             # Where it has wheels; elsewhere it needs a clang with libFuzzer.
             "atheris; sys_platform == 'linux' and platform_machine == 'x86_64' and "
             "python_version >= '3.11' and python_version < '3.14'",
+            "botocore",
             "build",
+            "cryptography",
             "furo",
             "hypothesis",
             "ml_dtypes",
             "mypy",
             "myst-parser",
+            "opentelemetry-sdk",
             "pytest-timeout",
             "pytest-xdist",
             "ruff",

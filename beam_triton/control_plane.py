@@ -10,13 +10,15 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import requests
 
+from beam_triton.auth.hook import authorized
+from beam_triton.dispatch.tracing import trace_headers
 from beam_triton.errors import (
     InferenceError,
     ModelNotFoundError,
@@ -134,6 +136,9 @@ class ControlPlane:
         """
         if self._options.binary is not None:
             return self._options.binary
+        if any(url.door is not None for url in self._options.urls):
+            # Only a Triton is known to stand behind one.
+            return True
         if not is_described_by_user:
             return self._has_extension(_BINARY_EXTENSION)
         try:
@@ -284,15 +289,7 @@ class ControlPlane:
             headers = {"Content-Type": "application/json", **headers}
         redirects, left_seconds, first = 0, timeout_seconds, url
         while True:
-            send = partial(
-                self._session.value.request,
-                method,
-                f"{url}{path}",
-                headers=url.authorize(headers),
-                data=body,
-                timeout=left_seconds,
-                allow_redirects=False,
-            )
+            send = partial(self._send_once, method, url, path, headers, body, left_seconds)
             try:
                 response = resend(send, random.random)
             except requests.RequestException as error:
@@ -313,6 +310,35 @@ class ControlPlane:
             # requests itself would take the user's own headers along to any host.
             url, path = step
             left_seconds = max(deadline - time.monotonic(), _MIN_SHARE_SECONDS)
+
+    def _send_once(
+        self,
+        method: str,
+        url: EndpointUrl,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        timeout_seconds: float,
+    ) -> requests.Response:
+        method, target, own = url.translate(method, path)
+        fields = {**url.authorize(headers), **dict(own)}
+        fields.update(trace_headers(self._options.traces))
+        # A redirect to another server carries no credentials.
+        if self._options.auth is not None and url.only_headers is None:
+            seen = {"Host": url.host_header, "Accept-Encoding": "identity", **fields}
+            if method != "GET":
+                seen["Content-Length"] = str(len(body or b""))
+            target, fields = authorized(
+                self._options.auth, method, url.base_url, target, seen, () if body is None else (body,)
+            )
+        return self._session.value.request(
+            method,
+            url.origin.url + target,
+            headers=fields,
+            data=body,
+            timeout=timeout_seconds,
+            allow_redirects=False,
+        )
 
 
 def _naming_proxy(refusal: TritonError, url: EndpointUrl) -> TritonError:

@@ -44,6 +44,7 @@ LIBRARY_HEADERS = frozenset(
         "host",
         "inference-header-content-length",
         "transfer-encoding",
+        "x-vertex-ai-triton-redirect",
     }
 )
 # Headers that carry no secret of the user's; every other one may, whatever its name.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from beam_triton.auth.hook import Auth, check_auth, describe_auth
 from beam_triton.compression import ENCODINGS
 from beam_triton.credentials import (
     LIBRARY_HEADERS,
@@ -42,7 +43,9 @@ class InferenceOptions(Options):
     Attributes:
         endpoint: URL of the server (``http://host:8000``, ``http://[::1]:8000``, or for a unix socket
             ``http+unix://%2Fpath%2Fto.sock``), or a list of them: requests are spread over the healthy ones,
-            and a request that fails at one is tried at another.
+            and a request that fails at one is tried at another. URLs of Vertex AI
+            (``https://…/projects/…/locations/…/endpoints/…``) and SageMaker (``https://…/invocations``) are
+            recognised by their paths.
         discovery: ``dns`` makes an endpoint of each address that a name in ``endpoint`` has, such as the
             pods of a headless Kubernetes Service. New addresses are used, those that are gone get no more
             requests. The ``Host`` header and the check of certificates keep the name. ``None`` connects to
@@ -75,6 +78,15 @@ class InferenceOptions(Options):
             a certificate is ``tls.server_hostname``.
         auth_token: sent as ``Authorization: Bearer``; preferably a reference (``env:NAME``, ``file:PATH``)
             or a callable, which is read on the worker, rather than the token itself.
+        auth: a ``requests.auth.AuthBase``, or a callable that takes method, URL, header fields and the body
+            as bytes and returns the header fields to add or to replace: signatures, tenants, tracing. It sees
+            every attempt of every request (inference, metadata, health) after ``headers`` and ``auth_token``
+            have been added, is called on several threads at once, and travels in the pickled pipeline. After
+            a 401 or 403 it is asked once more; one that keeps a token may have a method ``renew()``, which is
+            called before.
+        tracing: ``None`` sends W3C trace context, and makes an OpenTelemetry span a request, where a span of
+            the application's is current; ``True`` for every request, in new traces where there is none;
+            ``False`` never. Spans need ``pip install beam-triton[tracing]`` and an OpenTelemetry SDK.
         compression: ``gzip`` or ``deflate`` for request bodies; ``None`` is faster in a data centre.
         response_compression: the same for answers; Triton takes ten times as long for a compressed one.
         priority: Triton's request priority: 1 is the highest, 0 or ``None`` the model's default.
@@ -110,6 +122,8 @@ class InferenceOptions(Options):
     circuit_breaker: CircuitBreakerPolicy | None = field(default_factory=CircuitBreakerPolicy)
     headers: Mapping[str, Secret] | None = field(default=None, repr=False)
     auth_token: Secret | None = field(default=None, repr=False)
+    auth: Auth | None = field(default=None, repr=False)
+    tracing: bool | None = None
     compression: str | None = None
     response_compression: str | None = None
     priority: int | None = None
@@ -126,6 +140,7 @@ class InferenceOptions(Options):
         check(self, positive, "timeout_seconds", "discovery_interval_seconds")
         check(self, one_of((None, "dns")), "discovery")
         check(self, boolean, "binary", allow_none=True)
+        check(self, one_of((None, True, False)), "tracing")
         check(self, positive_integer, "max_concurrent_requests", "max_response_bytes")
         check(self, one_of((None, *ENCODINGS)), "compression", "response_compression")
         if self.pool is _FITTING_POOL:
@@ -146,6 +161,7 @@ class InferenceOptions(Options):
         checked_parameters(self.parameters)
         self._check_credentials()
         self._check_limits()
+        self._check_doors()
         check_request_options(self.outputs, self.classification, self.input_parameters)
         if isinstance(self.model_spec, Mapping):
             object.__setattr__(self, "model_spec", ModelSpec.from_mapping(self.model_spec))
@@ -187,6 +203,12 @@ class InferenceOptions(Options):
             parameters.setdefault("priority", self.priority)
         return parameters
 
+    @property
+    def traces(self) -> bool | None:
+        """``tracing``, which a ``traceparent`` of the user's own replaces."""
+        has_own = any(name.lower() == "traceparent" for name in self.headers or ())
+        return False if has_own else self.tracing
+
     def header_values(self) -> dict[str, str]:
         """The user's header fields, with the current value of every secret.
 
@@ -205,7 +227,7 @@ class InferenceOptions(Options):
         """The options that differ from their defaults, as text without secrets, for display data."""
         endpoints = [self.endpoint] if isinstance(self.endpoint, str) else self.endpoint
         shown = {"endpoint": ", ".join(redact_url(url) for url in endpoints)}
-        defaults = type(self)(endpoint=self.endpoint)
+        defaults = type(self)(endpoint="http://any")
         for option in fields(self):
             value, default = getattr(self, option.name), getattr(defaults, option.name)
             # Values without a default may be arrays, whose comparison has no single result.
@@ -218,6 +240,8 @@ class InferenceOptions(Options):
                 shown["proxies"] = ", ".join(f"{k}: {_shown_proxy(v)}" for k, v in value.items())
             elif option.name == "auth_token":
                 shown["auth_token"] = describe(value)
+            elif option.name == "auth":
+                shown["auth"] = describe_auth(value)
             else:
                 shown[option.name] = str(value)
         return shown
@@ -225,6 +249,8 @@ class InferenceOptions(Options):
     def _check_credentials(self) -> None:
         if self.auth_token is not None:
             check_reference(self.auth_token, "auth_token")
+        if self.auth is not None:
+            check_auth(self.auth)
         if self.headers is None:
             return
         if not isinstance(self.headers, Mapping):
@@ -240,6 +266,27 @@ class InferenceOptions(Options):
             if name.lower() == "authorization" and self.auth_token is not None:
                 raise ConfigurationError(
                     "auth_token and a header Authorization contradict: give only one of them"
+                )
+
+    def _check_doors(self) -> None:
+        for url in self.urls:
+            if url.door is None:
+                continue
+            if self.compression is not None:
+                raise ConfigurationError(
+                    f"{url} is {url.door.name}, which takes no compressed tensors: leave compression out"
+                )
+            if url.door.has_metadata:
+                continue
+            if self.model_spec is None:
+                raise ConfigurationError(
+                    f"{url} is {url.door.name}, which does not describe its model: give model_spec, "
+                    f"ModelSpec(name, inputs=…, outputs=…, max_batch_size=…)"
+                )
+            if self.model_version is not None:
+                raise ConfigurationError(
+                    f"{url} is {url.door.name}, which chooses the model's version itself: leave "
+                    f"model_version out"
                 )
 
     def _check_limits(self) -> None:

@@ -21,6 +21,7 @@ from beam_triton.dispatch.channel import ENDPOINT_SETS, CallOptions, Channel
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.dispatch.endpoints import EndpointSetKey
 from beam_triton.dispatch.request_head import HttpRequest
+from beam_triton.doors import error_of_sagemaker, json_length_of
 from beam_triton.errors import RemoteProtocolError
 from beam_triton.options import InferenceOptions
 from beam_triton.policy.batching import BatchingPolicy
@@ -96,6 +97,9 @@ class RemoteModel:
         self._compression = options.compression
         self._max_response_bytes = options.max_response_bytes
         self._path = infer_path(spec.name, options.model_version)
+        # A door without them is not asked.
+        has_statistics = all(url.door is None or url.door.has_metadata for url in options.urls)
+        statistics_path = model_statistics_path(spec.name, options.model_version) if has_statistics else ""
         self.channel = Channel(
             _endpoint_set_key(spec.name, options),
             options.pool,
@@ -105,10 +109,12 @@ class RemoteModel:
                 max_response_bytes=options.max_response_bytes,
                 slot_bytes=max(options.batching.max_batch_bytes, BatchingPolicy.max_batch_bytes),
                 health_paths=(SERVER_READY, model_ready_path(spec.name, options.model_version)),
-                statistics_path=model_statistics_path(spec.name, options.model_version),
+                statistics_path=statistics_path,
                 network=options.network,
+                tracing=options.traces,
             ),
             options.header_values,
+            options.auth,
         )
 
     @property
@@ -179,9 +185,9 @@ class RemoteModel:
         headers = _body_headers(encoded.content_type, encoded.json_length, self._compression)
         if self._compression is None:
             parts, length = encoded.parts, encoded.content_length
-            return HttpRequest("POST", self._path, headers, parts, length, encoded.request_id)
+            return HttpRequest("POST", self._path, headers, parts, length, encoded.request_id, encoded.rows)
         body = compress(encoded.parts, self._compression)
-        return HttpRequest("POST", self._path, headers, (body,), len(body), encoded.request_id)
+        return HttpRequest("POST", self._path, headers, (body,), len(body), encoded.request_id, encoded.rows)
 
     def read_response(
         self, exchange: Exchange, *, expected: Sequence[TensorSpec] | None = None
@@ -195,9 +201,10 @@ class RemoteModel:
         head, body = exchange.head, exchange.body
         assert head is not None
         if head.status != 200:
+            status, refusal = error_of_sagemaker(head.status, head.get("x-amzn-errortype"), body)
             raise error_from_response(
-                head.status,
-                body,
+                status,
+                refusal,
                 model_name=self.spec.name,
                 retry_after=head.get("retry-after"),
                 location=head.get("location"),
@@ -212,9 +219,10 @@ class RemoteModel:
                 f"model {self.spec.name!r}: the answer's Inference-Header-Content-Length is {length[:60]!r}, "
                 f"a whole number is expected"
             )
+        json_length = json_length_of(head.get("content-type"), body) if length is None else int(length)
         response = decode_infer_response(
             body,
-            None if length is None else int(length),
+            json_length,
             expected=self.encoder.required_outputs if expected is None else expected,
         )
         # Results name the model that they are of, even where its server does not.

@@ -50,6 +50,7 @@ from beam_triton.errors import (
 from beam_triton.policy.retry import EndpointView, Fail, History, Limits, Resend, Retry, next_step
 from beam_triton.transport.attempt import Attempt
 from beam_triton.transport.exchange import Exchange
+from beam_triton.transport.origin import EndpointUrl
 from beam_triton.transport.redirects import MAX_REDIRECTS, Redirect, redirected
 
 _logger = logging.getLogger(__name__)
@@ -408,6 +409,11 @@ class Call(_CallState):
         tried = (*self._tried, endpoint)
         view = self._view(tried, has_new_credentials=has_new_credentials)
         self._follow(self._history.after(error, view), tried, now, view)
+
+    @property
+    def endpoint_url(self) -> EndpointUrl | None:
+        """The endpoint that it was sent to last."""
+        return None if self._endpoint is None else self._endpoint.url
 
     def describe(self, error: TritonError) -> None:
         """Say on an error which request failed, at which endpoint, if it was sent to one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from beam_triton.auth.hook import Auth
 from beam_triton.dispatch.endpoints import EndpointSet, EndpointSetKey
 from beam_triton.dispatch.request_head import HeadWriter
 from beam_triton.transport.config import ConnectionPoolConfig, NetworkConfig, TlsConfig
@@ -25,13 +26,14 @@ class CallOptions:
     """What all requests of one user have in common.
 
     A request takes a slot for each ``slot_bytes``, at least one: slots bound bytes as well as requests.
-    ``network`` chooses the proxies for redirects.
+    ``network`` chooses the proxies for redirects. ``tracing`` is as in `beam_triton.dispatch.tracing`.
     """
 
     timeout_seconds: float
     max_response_bytes: int
     slot_bytes: int
     health_paths: tuple[str, ...] = ()
+    tracing: bool | None = None
     statistics_path: str = ""
     network: NetworkConfig = _DEFAULT_NETWORK
 
@@ -55,6 +57,7 @@ class Channel:
         pool, tls: users with equal ones, and an equal network of ``options``, share the session.
         options: of every call made here.
         headers: gives the user's own header fields, credentials resolved.
+        auth: sees each attempt before it is sent.
     """
 
     def __init__(
@@ -64,11 +67,12 @@ class Channel:
         tls: TlsConfig,
         options: CallOptions,
         headers: Callable[[], Mapping[str, str]],
+        auth: Auth | None = None,
     ) -> None:
         self._session_lease = acquire_session(pool, tls, options.network)
         self._endpoints_lease = ENDPOINT_SETS.acquire(key)
         self.options = options
-        self.head_writer = HeadWriter(headers, pool.reuse_enabled)
+        self.head_writer = HeadWriter(headers, pool.reuse_enabled, auth)
 
     @property
     def pool(self) -> ConnectionPool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.health import start_health_checks
 from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.dispatch.slots import POLL_AGAIN_SECONDS
+from beam_triton.dispatch.tracing import RequestTracer
 from beam_triton.policy.retry import CERTAIN
 from beam_triton.transport.exchange import Exchange
 from beam_triton.transport.reactor import current_reactor
@@ -37,6 +39,10 @@ class Dispatcher(Generic[T]):
         self._context = channel.context(current_reactor())
         self._slots = self._context.endpoints.slots
         self._calls: set[Call] = set()
+        tracing = self._context.options.tracing
+        self._tracer = self._new_tracer() if tracing else None
+        # Imported by the application, or by Beam: no reason for a tracer until a span is current.
+        self._opentelemetry = sys.modules.get("opentelemetry.trace") if tracing is None else None
 
     @property
     def in_flight(self) -> int:
@@ -67,6 +73,12 @@ class Dispatcher(Generic[T]):
             self._slots.take(
                 slots, self._context.reactor, lambda: self._wait_until(time.monotonic() + POLL_AGAIN_SECONDS)
             )
+        span = None
+        opentelemetry = self._opentelemetry
+        if opentelemetry is not None and opentelemetry.get_current_span() is not opentelemetry.INVALID_SPAN:
+            self._tracer = self._tracer or self._new_tracer()
+        if self._tracer is not None:
+            request, span = self._tracer.traced(request)
         call = Call(
             self._context,
             token,
@@ -81,6 +93,8 @@ class Dispatcher(Generic[T]):
             lost_at=lost_at,
         )
         self._calls.add(call)
+        if span is not None and self._tracer is not None:
+            self._tracer.watch(call, span)
         call.start()
 
     def step(self) -> None:
@@ -104,10 +118,17 @@ class Dispatcher(Generic[T]):
             self._slots.release(call.slots)
         self._calls.clear()
         self.completed.clear()
+        if self._tracer is not None:
+            self._tracer.end_all()
+
+    def _new_tracer(self) -> RequestTracer:
+        return RequestTracer(self._context.options.tracing, self._context.endpoints.model_name)
 
     def _on_done(self, call: Call) -> None:
         self._calls.discard(call)
         self._slots.release(call.slots)
+        if self._tracer is not None:
+            self._tracer.end(call)
         self.completed.append((call.token, call))
 
     def _wait_until(self, latest: float) -> None:

@@ -198,6 +198,11 @@ class EndpointSet:
             self.wake_another(endpoint)
 
     @property
+    def model_name(self) -> str:
+        """The model that the requests are for."""
+        return self._key.model_name
+
+    @property
     def any_breaker_open(self) -> bool:
         """Whether some endpoint is unhealthy."""
         # Evaluated for each request: a generator would cost more than the question.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from beam_triton.auth.hook import Auth, authorized, renew
 from beam_triton.errors import ConfigurationError
 from beam_triton.transport.exchange import Buffer
 from beam_triton.transport.origin import EndpointUrl
@@ -26,7 +27,8 @@ _MAX_HEADS = 256
 class HttpRequest(NamedTuple):
     """Method, path below the endpoint's prefix, the body's own header fields, and the body.
 
-    ``request_id`` is what the body names as its ``id``.
+    ``request_id`` is what the body names as its ``id``, ``rows`` its batch size. ``trace_headers`` are this
+    one request's own fields.
     """
 
     method: str
@@ -35,12 +37,18 @@ class HttpRequest(NamedTuple):
     body: Sequence[Buffer] = ()
     content_length: int = 0
     request_id: str = ""
+    rows: int = 1
+    trace_headers: tuple[tuple[str, str], ...] = ()
 
 
 class _Reading(NamedTuple):
     values: Mapping[str, str]
     at: float
     has_failed_since: bool = False
+
+
+# The library's own fields that the user's may replace.
+_OWN_NAMES = {"accept-encoding": "Accept-Encoding", "host": "Host"}
 
 
 class HeadWriter:
@@ -53,11 +61,15 @@ class HeadWriter:
     Args:
         headers: gives the user's own headers, credentials resolved.
         keep_alive: ``False`` asks the server to close the connection after its answer.
+        auth: sees each attempt and may change its header fields, so nothing is cached where there is one.
     """
 
-    def __init__(self, headers: Callable[[], Mapping[str, str]], keep_alive: bool) -> None:
+    def __init__(
+        self, headers: Callable[[], Mapping[str, str]], keep_alive: bool, auth: Auth | None = None
+    ) -> None:
         self._headers = headers
         self._keep_alive = keep_alive
+        self._auth = auth
         self._heads: dict[tuple[EndpointUrl, str, str, tuple[tuple[str, str], ...]], bytes] = {}
         self._fresh_until = -math.inf
         self._has_warned = False
@@ -68,8 +80,11 @@ class HeadWriter:
         """The whole request for ``url``, head first.
 
         Raises:
-            ConfigurationError: the headers cannot be read, and the grace period is over.
+            ConfigurationError: the headers cannot be read, and the grace period is over; or ``auth`` failed.
         """
+        # A redirect to another server carries no credentials.
+        if self._auth is not None and url.only_headers is None:
+            return self._authorized_parts(self._auth, url, request)
         now = time.monotonic()
         if now >= self._fresh_until or len(self._heads) >= _MAX_HEADS:
             self._heads = {}
@@ -78,13 +93,17 @@ class HeadWriter:
         head = self._heads.get(key)
         if head is None:
             head = self._heads[key] = self._head(url, request)
+        if request.trace_headers:
+            head += _encoded_fields(request.trace_headers)
         if request.method == "GET":
             return [head + b"\r\n"]
         return [head + b"Content-Length: %d\r\n\r\n" % request.content_length, *request.body]
 
     def forget(self) -> None:
-        """Drop the cached heads: the next request reads the headers again."""
+        """Drop the cached heads: the next request reads the headers again, and ``auth`` renews its token."""
         self._fresh_until = -math.inf
+        if self._auth is not None:
+            renew(self._auth)
 
     def is_outdated(self, url: EndpointUrl, request: HttpRequest, head: Buffer) -> bool:
         """Whether headers that are read now make another head than ``head``, the first of `parts`.
@@ -119,18 +138,33 @@ class HeadWriter:
         self._read = _Reading(values, time.monotonic())
         return values
 
+    def _authorized_parts(self, auth: Auth, url: EndpointUrl, request: HttpRequest) -> list[Buffer]:
+        method, target, fields = self._translated(url, request)
+        fields.update(request.trace_headers)
+        if method != "GET":
+            fields["Content-Length"] = str(request.content_length)
+        seen = authorized(auth, method, url.base_url, target, fields, request.body)
+        sent = dict(seen.headers)
+        if url.proxy_authorization is not None:
+            sent["Proxy-Authorization"] = url.proxy_authorization
+        return [_encoded(method, url.request_target(seen.target), sent) + b"\r\n", *request.body]
+
     def _head(self, url: EndpointUrl, request: HttpRequest) -> bytes:
         """All fields but the body's length."""
-        lines = [
-            f"{request.method} {url.target(request.path)} HTTP/1.1",
-            f"Host: {url.host_header}",
-            # Triton would compress every answer otherwise, which is ten times slower.
-            "Accept-Encoding: identity",
-        ]
-        if not self._keep_alive:
-            lines.append("Connection: close")
+        method, target, fields = self._translated(url, request)
+        if request.method == "GET" and method != "GET":
+            fields["Content-Length"] = "0"
         if url.proxy_authorization is not None:
-            lines.append(f"Proxy-Authorization: {url.proxy_authorization}")
+            fields["Proxy-Authorization"] = url.proxy_authorization
+        return _encoded(method, url.request_target(target), fields)
+
+    def _translated(self, url: EndpointUrl, request: HttpRequest) -> tuple[str, str, dict[str, str]]:
+        """Method, target and header fields."""
+        method, target, own = url.translate(request.method, request.path, request.body_headers)
+        # Triton would compress every answer if it might, which is ten times slower.
+        fields = {"Host": url.host_header, "Accept-Encoding": "identity"}
+        if not self._keep_alive:
+            fields["Connection"] = "close"
         for name, value in url.authorize(self._header_values()).items():
             if name.lower() == "host" and url.origin.forwarding_proxy and not self._has_warned:
                 self._has_warned = True
@@ -139,8 +173,14 @@ class HeadWriter:
                     "in headers is lost; reach this server by https, or without the proxy (NO_PROXY)",
                     url,
                 )
-            if name.lower() in ("accept-encoding", "host"):
-                lines = [line for line in lines if not line.lower().startswith(f"{name.lower()}:")]
-            lines.append(f"{name}: {value}")
-        lines += [f"{name}: {value}" for name, value in request.body_headers]
-        return ("\r\n".join(lines) + "\r\n").encode("latin-1")
+            fields[_OWN_NAMES.get(name.lower(), name)] = value
+        fields.update(own)
+        return method, target, fields
+
+
+def _encoded(method: str, target: str, fields: Mapping[str, str]) -> bytes:
+    return f"{method} {target} HTTP/1.1\r\n".encode("latin-1") + _encoded_fields(fields.items())
+
+
+def _encoded_fields(fields: Iterable[tuple[str, str]]) -> bytes:
+    return "".join([f"{name}: {value}\r\n" for name, value in fields]).encode("latin-1")

@@ -48,7 +48,7 @@ class EncodedRequest(NamedTuple):
     ``json_length`` is the value of ``Inference-Header-Content-Length``; None if the body is all JSON and
     needs no such header. ``content_length`` is the total size of the parts in bytes. Large parts are views
     of the elements' own arrays, which must not change before they have been sent. ``request_id`` is the
-    request's ``id``, empty where it has none.
+    request's ``id``, empty where it has none; ``rows`` its batch size, 1 without a batch dimension.
     """
 
     parts: list[bytes | memoryview]
@@ -56,6 +56,7 @@ class EncodedRequest(NamedTuple):
     content_length: int
     content_type: str
     request_id: str
+    rows: int = 1
 
 
 class InferRequestEncoder:
@@ -243,7 +244,7 @@ class InferRequestEncoder:
             raise LocalProtocolError(
                 f"a request of {content_length} bytes: Triton takes less than 2 GiB; send fewer elements"
             )
-        return EncodedRequest(parts, json_length, content_length, content_type, request_id)
+        return EncodedRequest(parts, json_length, content_length, content_type, request_id, header.rows)
 
     def _begin(self, parameters: Mapping[str, Any], request_id: str) -> bytes:
         """The JSON of a request up to its inputs."""
@@ -295,6 +296,7 @@ class _RequestHeader(NamedTuple):
 
     texts: tuple[bytes, ...]
     sizes: tuple[int | None, ...]
+    rows: int
 
     def fill(self, sizes: list[int]) -> bytes:
         """The text of a binary request whose inputs have ``sizes`` bytes.
@@ -383,7 +385,7 @@ class _RequestHeaders:
             for named, size in zip(inputs, sizes, strict=True)
         ]
         text = b'"inputs":[' + b",".join(entries) + b"]" + _escaped(self._end, None in sizes)
-        return _RequestHeader((text,), sizes)
+        return _RequestHeader((text,), sizes, rows)
 
     def _json_header(self, inputs: list[tuple[str, str, Shape]], rows: int) -> _RequestHeader:
         befores = [b'"inputs":['] + [b"]},"] * (len(inputs) - 1)
@@ -391,7 +393,7 @@ class _RequestHeaders:
             before + self._entry(*named, rows) + self._json_parameters(named[0]) + b',"data":['
             for before, named in zip(befores, inputs, strict=True)
         ]
-        return _RequestHeader((*texts, b"]}]" + self._end), ())
+        return _RequestHeader((*texts, b"]}]" + self._end), (), rows)
 
     def _json_parameters(self, name: str) -> bytes:
         given = self._parameters_of(name)

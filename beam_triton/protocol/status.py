@@ -134,7 +134,7 @@ def _classify(status: int, message: str, what: str) -> tuple[type[InferenceError
     if status == 407:
         return InferenceError, "a proxy on the way asks for credentials: give them in its URL, see proxies"
     if status in (401, 403):
-        return InferenceError, "check auth_token and headers, and whether the server restricts this API"
+        return InferenceError, "check auth_token, headers and auth, and whether the server restricts this API"
     if message.startswith(_UNKNOWN_MODEL) and status in (400, 404, 503):
         # 404 since Triton 2.42, 400 before; 503 where the request names the version that is not loaded.
         return (ModelNotReadyError if _says(message, _NOT_READY) else ModelNotFoundError), ""
@@ -182,6 +182,15 @@ def _server_message(body: bytes | bytearray | memoryview) -> str:
     except (ValueError, RecursionError):
         return printable(text, _MESSAGE_CHARACTERS)
     if isinstance(document, dict):
+        error = document.get("error")
+        if isinstance(error, dict) and isinstance(error.get("message"), str):
+            # Google's fronts wrap what the server said.
+            message = str(error["message"])
+            return (
+                _server_message(message.encode())
+                if message.startswith("{")
+                else printable(message, _MESSAGE_CHARACTERS)
+            )
         # "detail" is FastAPI's, and so MLServer's and KServe's.
         for key in ("error", "detail", "message"):
             if isinstance(document.get(key), str):

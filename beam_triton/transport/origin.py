@@ -8,11 +8,12 @@ the origin.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from beam_triton.credentials import redact_url
+from beam_triton.doors import Door, Translated, door_at
 from beam_triton.errors import ConfigurationError
 from beam_triton.transport.proxies import Proxy
 
@@ -63,13 +64,15 @@ class EndpointUrl(NamedTuple):
 
     ``path_prefix`` comes before ``/v2`` and has no slash at its end. ``basic_authorization`` is the
     ``Authorization`` header made of the URL's user name and password; it is left out of ``repr``.
-    ``only_headers`` are those of the user's headers that it may get, in lower case; None for all.
+    ``only_headers`` are those of the user's headers that it may get, in lower case; None for all. Behind a
+    ``door`` the protocol's paths are not below the prefix, which is the door's whole path then.
     """
 
     origin: Origin
     path_prefix: str = ""
     basic_authorization: str | None = None
     only_headers: tuple[str, ...] | None = None
+    door: Door | None = None
 
     @property
     def host_header(self) -> str:
@@ -82,11 +85,24 @@ class EndpointUrl(NamedTuple):
             return host
         return f"{host}:{self.origin.port}"
 
-    def target(self, path: str) -> str:
-        """What a request line names: a path, or all of the URL for a proxy (RFC 9112 section 3.2)."""
-        if self.origin.forwarding_proxy is None:
-            return f"{self.path_prefix}{path}"
-        return f"{self.origin.scheme}://{self.host_header}{self.path_prefix}{path}"
+    @property
+    def base_url(self) -> str:
+        """Scheme, host and port as a URL begins with them, without a default port."""
+        return f"{self.origin.scheme}://{self.host_header}"
+
+    def translate(self, method: str, path: str, headers: Iterable[tuple[str, str]] = ()) -> Translated:
+        """A request to ``path`` of the protocol as it is sent to this endpoint.
+
+        Raises:
+            ConfigurationError: the endpoint's door has nothing like it.
+        """
+        if self.door is not None:
+            return self.door.translate(method, path, headers)
+        return Translated(method, self.path_prefix + path, tuple(headers))
+
+    def request_target(self, target: str) -> str:
+        """What a request line names: path and query, or all of the URL for a proxy (RFC 9112 section 3.2)."""
+        return target if self.origin.forwarding_proxy is None else self.base_url + target
 
     @property
     def proxy_authorization(self) -> str | None:
@@ -117,7 +133,8 @@ class EndpointUrl(NamedTuple):
     def parse(cls, url: str) -> EndpointUrl:
         """Parse an ``http``, ``https`` or ``http+unix`` URL.
 
-        A path that ends in ``/v2`` or ``/v2/models`` is accepted and means the server above it.
+        A path that ends in ``/v2`` or ``/v2/models`` is accepted and means the server above it. The path of
+        an endpoint of Vertex AI or SageMaker makes it one of those (`beam_triton.doors`).
 
         Raises:
             ConfigurationError: the URL has no scheme, another scheme, no host, a port that is not a number, a
@@ -171,4 +188,5 @@ class EndpointUrl(NamedTuple):
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             authorization = "Basic " + base64.b64encode(pair.encode()).decode("ascii")
         origin = Origin(parts.scheme, host, _DEFAULT_PORTS.get(parts.scheme, 0) if port is None else port)
-        return cls(origin, prefix, authorization)
+        door = door_at(prefix)
+        return cls(origin, prefix if door is None else door.path, authorization, door=door)

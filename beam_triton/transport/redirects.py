@@ -33,10 +33,12 @@ def redirected(
 ) -> Redirect | str:
     """What follows from an answer to ``method`` at ``path`` of ``url``: a redirect, or why there is none.
 
-    The reason is empty where the answer is no redirect that the method follows. ``given_host`` is the
-    ``Host`` header that the user gave: a redirect to that name stays at the same server, as the name may be
-    in no DNS.
+    The reason is empty where the answer is no redirect that the method follows, or comes from a door.
+    ``given_host`` is the ``Host`` header that the user gave: a redirect to that name stays at the same
+    server, as the name may be in no DNS.
     """
+    if url.door is not None:
+        return ""
     if status not in (_WITHOUT_BODY if method in ("GET", "HEAD") else _WITH_BODY) or not location:
         return ""
     origin = url.origin

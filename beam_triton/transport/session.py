@@ -140,7 +140,7 @@ def _request_parts(request: requests.PreparedRequest, endpoint: EndpointUrl) -> 
         raise ConfigurationError(f"a request body of type {type(body).__name__} cannot be sent")
     host = request.headers.get("Host", endpoint.host_header)
     lines = [
-        f"{request.method} {endpoint.target(request.path_url)} HTTP/1.1",
+        f"{request.method} {endpoint.request_target(request.path_url)} HTTP/1.1",
         f"Host: {host.decode('latin-1') if isinstance(host, bytes) else host}",
     ]
     if endpoint.proxy_authorization is not None:

@@ -14,7 +14,8 @@ _PACKAGE = Path(__file__).parents[2] / "beam_triton"
 # From the bottom up. Parts of one layer never import each other.
 _LAYERS = (
     {"errors"},
-    {"validation", "credentials", "compression"},
+    {"validation", "credentials", "compression", "doors"},
+    {"auth"},
     {"protocol", "policy", "transport"},
     {"dispatch", "options"},
     {"remote_model", "control_plane"},
@@ -28,9 +29,10 @@ _HEIGHT = {part: height for height, parts in enumerate(_LAYERS) for part in part
 
 # What a part may import from outside the standard library; other parts may import nothing.
 _THIRD_PARTIES = {
+    "auth": {"botocore", "google", "requests"},
     "protocol": {"numpy"},
     "transport": {"numpy", "requests", "urllib3"},
-    "dispatch": {"requests", "urllib3"},
+    "dispatch": {"opentelemetry", "requests", "urllib3"},
     "control_plane": {"requests"},
     "client": {"numpy"},
     "remote_model": {"numpy"},
