@@ -105,7 +105,7 @@ def test_job_that_comes_late_to_a_busy_server_gets_its_share(triton: LocalTriton
             triton.endpoint,
             "remote_like",
             128,
-            14.0 - 2 * number,
+            14.0 - number,
             timeout_seconds=30.0 + number,
             batching={"max_batch_size": 16},
         )
@@ -115,5 +115,5 @@ def test_job_that_comes_late_to_a_busy_server_gets_its_share(triton: LocalTriton
         thread.start()
     for thread in threads:
         thread.join()
-    rates = [count / (7.0 - number) for number, count in enumerate(answered)]
+    rates = [count / (7.0 - number / 2) for number, count in enumerate(answered)]
     assert max(rates) < 1.4 * min(rates)

@@ -63,8 +63,8 @@ def no_leaks(triton: LocalTriton) -> Iterator[None]:
     """Before and after each test: no session, no endpoint state, no connection at the server."""
     for when in ("before", "after"):
         gc.collect()
-        assert len(SESSIONS) == 0, when
-        assert len(ENDPOINT_SETS) == 0, when
+        assert len(SESSIONS) == 0, (when, vars(SESSIONS))
+        assert len(ENDPOINT_SETS) == 0, (when, vars(ENDPOINT_SETS))
         assert sockets.settles(lambda: sockets.established(port_of(triton)), 0) == 0, when
         if when == "before":
             yield
@@ -220,6 +220,6 @@ def test_without_reuse_every_request_opens_a_connection(triton: LocalTriton) -> 
     )
     outcome = score([X] * 50, transform)
     assert outcome.counters["requests"] == 10
-    # Metadata, extensions and configuration take three more.
-    assert outcome.counters["connections_opened"] == 10 + 3
+    # Metadata, extensions and configuration take three more, and a question for statistics may take one.
+    assert outcome.counters["connections_opened"] - 10 in (3, 4)
     assert "connections_reused" not in outcome.counters

@@ -326,7 +326,8 @@ def test_metrics_add_up_to_the_requests_sent(triton: LocalTriton) -> None:
     # Ten batches of ten, each bisected down to its bad element: 10, 5 5, 2 3, 1 1 or similar.
     assert counters["requests"] == distributions["batch_size"].count
     assert counters["split_batches"] * 2 + 10 == counters["requests"]
-    assert 1 <= counters["connections_opened"] <= 3
+    # A question for the server's statistics may have one of them.
+    assert 1 <= counters["connections_opened"] <= 4
     # One connection was opened for the model's metadata, and reused.
     assert counters["connections_opened"] + counters["connections_reused"] == counters["requests"] + 1
     assert distributions["batch_size"].max == 10
