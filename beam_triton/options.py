@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from beam_triton.auth import auth_from_text
 from beam_triton.auth.hook import Auth, check_auth, describe_auth
 from beam_triton.compression import ENCODINGS
 from beam_triton.credentials import (
@@ -306,8 +307,10 @@ class InferenceOptions(Options):
 def options_from_text(texts: Sequence[str]) -> dict[str, Any]:
     """The keyword arguments that ``--option NAME=JSON`` gives; text that is no JSON is a string.
 
+    ``auth`` is what `auth_from_text` takes.
+
     Raises:
-        ConfigurationError: one has no name, or names what has an argument of its own.
+        ConfigurationError: one has no name, or names what has an argument of its own; or ``auth`` is wrong.
     """
     options: dict[str, Any] = {}
     for text in texts:
@@ -317,6 +320,9 @@ def options_from_text(texts: Sequence[str]) -> dict[str, Any]:
             raise ConfigurationError(
                 f"--option takes NAME=JSON for options other than endpoint and auth_token, not {name!r}"
             )
+        if name == "auth":
+            options[name] = auth_from_text(value)
+            continue
         try:
             options[name] = json.loads(value)
         except ValueError:

@@ -81,8 +81,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=JSON",
-        help="any other keyword argument of TritonInference, such as binary=false or "
-        'input_parameters=\'{"text": {"content_type": "str"}}\'; may be repeated',
+        help="any other keyword argument of TritonInference, such as binary=false, "
+        'input_parameters=\'{"text": {"content_type": "str"}}\', auth=google or auth=aws:eu-west-1; may be '
+        "repeated",
     )
 
 
@@ -100,7 +101,6 @@ def options_of(given: argparse.Namespace) -> dict[str, Any]:
         "circuit_breaker": None,
         "headers": dict(_header(text) for text in given.header) or None,
         "auth_token": _reference(given.auth_token),
-        "tls": {"ca_bundle": given.ca_bundle},
     }
     if getattr(given, "model_version", None) is not None:
         options["model_version"] = given.model_version
@@ -109,6 +109,9 @@ def options_of(given: argparse.Namespace) -> dict[str, Any]:
     if getattr(given, "max_batch_size", None) is not None:
         options["batching"] = {"max_batch_size": given.max_batch_size}
     options.update(options_from_text(getattr(given, "option", ())))
+    tls = options.get("tls", {})
+    if given.ca_bundle is not None and isinstance(tls, dict):
+        options["tls"] = {"ca_bundle": given.ca_bundle, **tls}
     return options
 
 

@@ -55,7 +55,8 @@ class ScoreOptions(PipelineOptions):
             "--option",
             action="append",
             metavar="NAME=JSON",
-            help="any other keyword argument of TritonInference, such as binary=false; repeatable",
+            help="any other keyword argument of TritonInference, such as binary=false, auth=google or "
+            "auth=aws:eu-west-1; repeatable",
         )
         add = parser.add_argument_group("results").add_argument
         add("--output", metavar="PATH", help="results.jsonl or .parquet; results-*.jsonl for many files")

@@ -3,12 +3,14 @@ options."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from beam_triton.cli.arguments import add_options, add_server, options_of
 from beam_triton.cli.main import main
 from beam_triton.score import score_command
 from tests.support.fault_server import FaultServer
@@ -72,6 +74,38 @@ def test_commands_take_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert server.requests[0]["outputs"] == [{"name": "predict"}]
     text = printed(["check", "http://127.0.0.1:9", "--option", "auth_token=t0ken"], 2, capsys)
     assert "--option takes" in text and "t0ken" not in text
+
+
+def test_commands_sign_their_requests(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``auth`` is an object in Python, and has a name on a command line."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with FaultServer(ScriptedServer()) as listening:
+        arguments = ["check", listening.endpoint, "--model", "m", "--option"]
+        printed([*arguments, "auth=aws:eu-west-1"], 0, capsys)
+        for request in listening.requests:
+            assert "AKIDEXAMPLE" in request.header("Authorization")
+            assert "/eu-west-1/sagemaker/" in request.header("Authorization")
+        assert "aws:REGION" in printed([*arguments, "auth=azure"], 2, capsys)
+
+
+def test_option_adds_to_what_an_argument_says() -> None:
+    """``--ca-bundle`` and further options of ``tls``."""
+    parser = argparse.ArgumentParser()
+    add_server(parser)
+    add_options(parser)
+    given = parser.parse_args(
+        [
+            "https://10.0.0.7",
+            "--ca-bundle",
+            "ca.pem",
+            "--option",
+            'tls={"server_hostname": "triton.internal"}',
+        ]
+    )
+    assert options_of(given)["tls"] == {"ca_bundle": "ca.pem", "server_hostname": "triton.internal"}
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])
