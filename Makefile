@@ -14,6 +14,10 @@ PARALLEL := --numprocesses 2 --dist loadfile
 # An active virtual environment must not affect the one of this project.
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
+# The servers of demo, tests and benchmarks are on this machine: the proxy that pip may need cannot reach them.
+export no_proxy := localhost,127.0.0.1,::1,$(or $(no_proxy),$(NO_PROXY))
+export NO_PROXY := $(no_proxy)
+
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

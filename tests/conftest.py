@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 import pytest
@@ -25,6 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # The tests' servers are on this machine, which a proxy of the environment cannot reach.
+    if "localhost,127.0.0.1" not in os.environ.get("no_proxy", ""):
+        others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"localhost,127.0.0.1,::1,{others}"
     config.addinivalue_line("markers", "nginx: needs a real nginx; skipped where there is none")
     config.addinivalue_line("markers", "tinyproxy: needs a real forward proxy; skipped where there is none")
     config.addinivalue_line("markers", "long: takes minutes; runs only with --long")

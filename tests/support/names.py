@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,5 +25,7 @@ def resolving(names: Mapping[str, Sequence[str]]) -> Iterator[None]:
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         return [each for address in names[host] for each in ordinary(address, port, *arguments, **keywords)]
 
-    with mock.patch.object(socket, "getaddrinfo", look_up):
+    # No proxy knows these names.
+    no_proxies = mock.patch.dict(os.environ, {"no_proxy": "*", "NO_PROXY": "*"})
+    with mock.patch.object(socket, "getaddrinfo", look_up), no_proxies:
         yield
