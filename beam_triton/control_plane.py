@@ -191,8 +191,7 @@ class ControlPlane:
                 _warn_once(
                     self._options.urls[0],
                     f"the server does not announce binary tensors (no {_BINARY_EXTENSION} extension): they "
-                    "travel "
-                    f"as JSON, which is slower; binary=True sends them in binary all the same",
+                    f"travel as JSON, which is slower; binary=True sends them in binary all the same",
                 )
         return name in self._extensions
 
@@ -213,8 +212,7 @@ class ControlPlane:
             return ""
         return (
             f" (model_version={version!r}: Triton's versions are numbers, and it serves the newest where "
-            "none is "
-            f"named)"
+            f"none is named)"
         )
 
     def _ask(

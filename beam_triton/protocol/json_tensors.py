@@ -2,10 +2,8 @@
 
 Data may be nested or flat, row-major either way; we write it flat. JSON has neither NaN nor infinity:
 MLServer, KServe and their like write both as ``null`` and read ``null`` as NaN, and so do we, for
-floating-point datatypes.
-(An infinity that is sent arrives as NaN.) A server that writes them bare (``NaN``, ``Infinity``) is
-understood.
-FP16 travels as numbers; BF16 has no JSON form.
+floating-point datatypes. (An infinity that is sent arrives as NaN.) A server that writes them bare (``NaN``,
+``Infinity``) is understood. FP16 travels as numbers; BF16 has no JSON form.
 """
 
 from __future__ import annotations

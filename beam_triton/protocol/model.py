@@ -253,8 +253,7 @@ def _check_first_dimensions(tensors: Sequence[_Tensor], what: str) -> None:
         if not tensor.begins_with(-1):
             raise RemoteProtocolError(
                 f"{what}: shape {shorten(list(tensor.shape))} of {tensor.name!r} does not begin with the "
-                "batch "
-                f"dimension -1, though the model's configuration allows batches"
+                f"batch dimension -1, though the model's configuration allows batches"
             )
 
 
@@ -271,10 +270,8 @@ def _found_batch_size(
         shapes = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in inputs)
         raise ConfigurationError(
             f"model {model_name!r} takes one element a request: its shapes begin with a fixed 1 ({shapes}), "
-            "which "
-            f"excludes batching.max_batch_size={wanted}. Leave it out; or describe the model by model_spec "
-            "if "
-            f"its metadata leave the batch dimension out"
+            f"which excludes batching.max_batch_size={wanted}. Leave it out; or describe the model by "
+            f"model_spec if its metadata leave the batch dimension out"
         )
     # Triton's own metadata are to be believed: a model with other shapes has no batch dimension.
     return wanted if is_open or is_one or not has_config else 0

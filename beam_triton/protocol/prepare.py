@@ -211,13 +211,11 @@ def _batch_hint(value: Any, spec: TensorSpec, has_batch: bool) -> str:
     if wanted[0] == 1:
         return (
             'The first dimension is fixed at 1: give elements with it, or batching={"max_batch_size": 1} to '
-            "give "
-            "them without"
+            "give them without"
         )
     return (
         'If the first dimension is the batch, give batching={"max_batch_size": …}: elements then come '
-        "without "
-        "it, and share requests"
+        "without it, and share requests"
     )
 
 

@@ -65,21 +65,18 @@ class InferResponse:
             fits_whole = array.ndim == len(spec.shape) and all(
                 want in (-1, size) for size, want in zip(array.shape, spec.shape, strict=True)
             )
-            if spec.name in model.whole_outputs or (fits_whole and count > 1):
-                if count > 1:
-                    error = UnexpectedOutputError(
-                        f"output {shorten(spec.name)} of model {shorten(model.name)} has no batch "
-                        "dimension: its "
-                        f"shape {list(array.shape)} for {count} elements is that of one "
-                        f"({spec.describe()}), and its values cannot be told apart. Leave it out by "
-                        "outputs=[…], "
-                        f'or send elements alone by batching={{"max_batch_size": 1}}'
-                    )
-                    error.splits_batch = True
-                    raise error
-                outputs = {**outputs, spec.name: array[np.newaxis]}
-            elif fits_whole and (not spec.shape or any(want != 1 for want in spec.shape)):
-                # Where every size is 1, a server may have left the last dimension out instead.
+            is_whole = spec.name in model.whole_outputs
+            if count > 1 and (is_whole or fits_whole):
+                error = UnexpectedOutputError(
+                    f"output {shorten(spec.name)} of model {shorten(model.name)} has no batch dimension: its "
+                    f"shape {list(array.shape)} for {count} elements is that of one ({spec.describe()}), and "
+                    f"its values cannot be divided among them. Leave it out by outputs=[…], or send elements "
+                    f'alone by batching={{"max_batch_size": 1}}'
+                )
+                error.splits_batch = True
+                raise error
+            # Where every size is 1, a server may have left the last dimension out instead.
+            if is_whole or (fits_whole and (not spec.shape or any(want != 1 for want in spec.shape))):
                 outputs = {**outputs, spec.name: array[np.newaxis]}
         return self if outputs is self.outputs else replace(self, outputs=outputs)
 

@@ -139,8 +139,7 @@ def check_can_be_scored(spec: ModelSpec, outputs: Sequence[TensorSpec] = ()) -> 
         others = [output.name for output in spec.outputs if output.name not in spec.whole_outputs]
         raise ConfigurationError(
             f"model {spec.name!r}: output {', '.join(whole)} has no batch dimension, though the inputs have "
-            "one: "
-            f"its values cannot be divided among the elements of a request. Send elements alone by "
+            f"one: its values cannot be divided among the elements of a request. Send elements alone by "
             f'batching={{"max_batch_size": 1}}'
             + (f", or ask for the others by outputs={others!r}" if others else "")
             + "; if the metadata are wrong, describe the model by model_spec"
