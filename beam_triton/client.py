@@ -188,8 +188,9 @@ class TritonClient:
         Raises:
             ModelNotFoundError, ModelNotReadyError: with the models that there are, or the reason.
         """
-        if self._options.model_spec is not None and self._options.model_spec.name == model_name:
-            return self._options.model_spec
+        given = self._given_spec(model_name)
+        if given is not None:
+            return given
         return self._control.model_spec(model_name, self._version(model_version))
 
     def listed_models(self) -> list[dict[str, Any]]:
@@ -207,10 +208,9 @@ class TritonClient:
         Raises:
             ModelNotFoundError, ModelNotReadyError: as `model_spec`.
         """
-        if self._options.model_spec is not None and self._options.model_spec.name == model_name:
-            return ModelFindings(
-                self._options.model_spec, ("described by model_spec; the server is not asked",)
-            )
+        given = self._given_spec(model_name)
+        if given is not None:
+            return ModelFindings(given, ("described by model_spec; the server is not asked",))
         return self._control.findings(model_name, self._options.model_version)
 
     def wait_for_model_spec(self, model_name: str) -> ModelSpec:
@@ -236,6 +236,11 @@ class TritonClient:
         for model in models.values():
             model.close()
         self._session_lease.release()
+
+    def _given_spec(self, model_name: str) -> ModelSpec | None:
+        """``model_spec``, where it describes the model of that name."""
+        spec = self._options.model_spec
+        return spec if spec is not None and spec.name == model_name else None
 
     def _version(self, model_version: str | int | None) -> str | int | None:
         return self._options.model_version if model_version is None else model_version

@@ -39,7 +39,7 @@ from beam_triton.protocol.paths import (
     model_path,
 )
 from beam_triton.transport.origin import EndpointUrl
-from beam_triton.transport.redirects import MAX_REDIRECTS, redirected
+from beam_triton.transport.redirects import MAX_REDIRECTS, given_host_of, redirected
 from beam_triton.transport.reference_counts import Lease
 
 _logger = logging.getLogger(__name__)
@@ -282,7 +282,7 @@ class ControlPlane:
     ) -> requests.Response:
         deadline = time.monotonic() + timeout_seconds
         headers = self._options.header_values()
-        given_host = next((value for name, value in headers.items() if name.lower() == "host"), None)
+        given_host = given_host_of(headers)
         if body is not None:
             headers = {"Content-Type": "application/json", **headers}
         redirects, left_seconds, first = 0, timeout_seconds, url
@@ -321,8 +321,7 @@ class ControlPlane:
         method, target, own = url.translate(method, path)
         fields = {**url.authorize(headers), **dict(own)}
         fields.update(trace_headers(self._options.traces))
-        # A redirect to another server carries no credentials.
-        if self._options.auth is not None and url.only_headers is None:
+        if self._options.auth is not None and url.may_have_credentials:
             seen = {"Host": url.host_header, "Accept-Encoding": "identity", **fields}
             if method != "GET":
                 seen["Content-Length"] = str(len(body or b""))

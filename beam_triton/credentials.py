@@ -12,10 +12,12 @@ No error of this module shows a secret's value or keeps a reference to it.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
+from urllib.parse import SplitResult, unquote
 
 from beam_triton.errors import ConfigurationError
 
@@ -106,7 +108,7 @@ def describe(secret: Secret) -> str:
     """The source of the secret, for logs and display data: never its value."""
     if callable(secret):
         return f"callable {getattr(secret, '__name__', type(secret).__name__)}"
-    return secret if secret.startswith((_ENVIRONMENT, _FILE)) else REDACTED
+    return secret if is_reference(secret) else REDACTED
 
 
 def check_header_name(name: object) -> None:
@@ -128,6 +130,14 @@ def redact_url(url: str) -> str:
     _, at, rest = rest.rpartition("@")
     rest, question_mark, _ = rest.partition("?")
     return scheme + (REDACTED + at if at else "") + rest + (question_mark + REDACTED if question_mark else "")
+
+
+def basic_authorization(parts: SplitResult) -> str | None:
+    """The header that a URL's user name and password make; None where it has no user name."""
+    if parts.username is None:
+        return None
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return "Basic " + base64.b64encode(pair.encode()).decode("ascii")
 
 
 def redact_headers(headers: Mapping[str, object]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from beam_triton.auth.hook import Auth
 from beam_triton.dispatch.endpoints import EndpointSet, EndpointSetKey
 from beam_triton.dispatch.request_head import HeadWriter
-from beam_triton.transport.config import ConnectionPoolConfig, NetworkConfig, TlsConfig
+from beam_triton.transport.config import DEFAULT_NETWORK, ConnectionPoolConfig, NetworkConfig, TlsConfig
 from beam_triton.transport.pool import ConnectionPool
 from beam_triton.transport.reactor import Reactor
 from beam_triton.transport.reference_counts import SharedObjects
@@ -17,8 +17,6 @@ from beam_triton.transport.session import acquire_session, session_pool
 ENDPOINT_SETS: SharedObjects[EndpointSetKey, EndpointSet] = SharedObjects(
     "endpoint state", EndpointSet, EndpointSet.close
 )
-
-_DEFAULT_NETWORK = NetworkConfig()
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class CallOptions:
     health_paths: tuple[str, ...] = ()
     tracing: bool | None = None
     statistics_path: str = ""
-    network: NetworkConfig = _DEFAULT_NETWORK
+    network: NetworkConfig = DEFAULT_NETWORK
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ def start_health_checks(context: CallContext) -> None:
         # A secret that cannot be read, or no thread: the request that waits for the check reports it, or the
         # next check succeeds.
         with contextlib.suppress(TritonError, RuntimeError):
+            # Secrets are read on this thread, as for requests; the other one finds them fresh.
             for path in options.health_paths:
                 context.head_writer.parts(endpoint.url, HttpRequest("GET", path))
             threading.Thread(

@@ -12,6 +12,7 @@ from beam_triton.auth.hook import Auth, authorized, renew
 from beam_triton.errors import ConfigurationError
 from beam_triton.transport.exchange import Buffer
 from beam_triton.transport.origin import EndpointUrl
+from beam_triton.transport.redirects import given_host_of
 
 _logger = logging.getLogger(__name__)
 
@@ -82,8 +83,7 @@ class HeadWriter:
         Raises:
             ConfigurationError: the headers cannot be read, and the grace period is over; or ``auth`` failed.
         """
-        # A redirect to another server carries no credentials.
-        if self._auth is not None and url.only_headers is None:
+        if self._auth is not None and url.may_have_credentials:
             return self._authorized_parts(self._auth, url, request)
         now = time.monotonic()
         if now >= self._fresh_until or len(self._heads) >= _MAX_HEADS:
@@ -120,7 +120,7 @@ class HeadWriter:
 
     def given_host(self) -> str | None:
         """The ``Host`` header that the user gave."""
-        return next((value for name, value in self._header_values().items() if name.lower() == "host"), None)
+        return given_host_of(self._header_values())
 
     def _header_values(self) -> Mapping[str, str]:
         last = self._read

@@ -28,11 +28,11 @@ _MAX_ANSWER_BYTES = 1 << 20
 
 def ask_for_statistics(context: CallContext, endpoint: Endpoint, now: float) -> None:
     """Ask ``endpoint``, which has just answered a request."""
-    endpoint.statistics.ask(now, endpoint.limit.usual_latency_seconds or 0.0)
     path = context.options.statistics_path
     if not path:
         endpoint.statistics.cannot_be_asked()
         return
+    endpoint.statistics.ask(now, endpoint.limit.usual_latency_seconds or 0.0)
     # A secret that cannot be read, or no thread: the next request reports it, or the next question succeeds.
     with contextlib.suppress(TritonError, RuntimeError):
         parts = context.head_writer.parts(endpoint.url, HttpRequest("GET", path))

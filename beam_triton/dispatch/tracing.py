@@ -60,8 +60,7 @@ class RequestTracer:
 
     def watch(self, call: Call, span: Any) -> None:
         """End ``span`` with ``call``."""
-        if span is not None:
-            self._spans[call] = span
+        self._spans[call] = span
 
     def end(self, call: Call) -> None:
         """Write what became of a call on its span, and end it."""

@@ -173,3 +173,7 @@ class NetworkConfig(Options):
             return url
         proxy = choose_proxy(url.origin.url, dict(self.proxies), trust_env=self.trust_env)
         return url if proxy is None else url._replace(origin=url.origin._replace(proxy=proxy))
+
+
+DEFAULT_NETWORK = NetworkConfig()
+"""The way that the worker's environment names."""

@@ -7,12 +7,11 @@ the origin.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
-from beam_triton.credentials import redact_url
+from beam_triton.credentials import basic_authorization, redact_url
 from beam_triton.doors import Door, Translated, door_at
 from beam_triton.errors import ConfigurationError
 from beam_triton.transport.proxies import Proxy
@@ -84,6 +83,11 @@ class EndpointUrl(NamedTuple):
         if _DEFAULT_PORTS[self.origin.scheme] == self.origin.port:
             return host
         return f"{host}:{self.origin.port}"
+
+    @property
+    def may_have_credentials(self) -> bool:
+        """Whether it may get what identifies the user; a redirect to another server may not."""
+        return self.only_headers is None
 
     @property
     def base_url(self) -> str:
@@ -183,10 +187,6 @@ class EndpointUrl(NamedTuple):
             if prefix.endswith(known):
                 prefix = prefix[: -len(known)]
                 break
-        authorization = None
-        if parts.username is not None:
-            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            authorization = "Basic " + base64.b64encode(pair.encode()).decode("ascii")
         origin = Origin(parts.scheme, host, _DEFAULT_PORTS.get(parts.scheme, 0) if port is None else port)
         door = door_at(prefix)
-        return cls(origin, prefix if door is None else door.path, authorization, door=door)
+        return cls(origin, prefix if door is None else door.path, basic_authorization(parts), door=door)

@@ -1,12 +1,11 @@
-"""HTTP proxies: which one a URL goes through, by the rules of requests, and what it is told.
+"""HTTP proxies: which one a URL goes through, by the rules of requests, and its credentials.
 
-A proxy forwards plain requests, whose target it is given in full, and opens tunnels (CONNECT) for TLS. Its
-credentials are in no text that this module makes.
+A proxy forwards plain requests, whose request lines hold the whole URL, and opens tunnels (CONNECT) for TLS.
+Its credentials are in no text that this module makes.
 """
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import logging
 import os
@@ -14,11 +13,11 @@ import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from requests.utils import get_environ_proxies, select_proxy, should_bypass_proxies
 
-from beam_triton.credentials import Secret, redact_url, resolve
+from beam_triton.credentials import Secret, basic_authorization, redact_url, resolve
 from beam_triton.errors import ConfigurationError
 
 _logger = logging.getLogger(__name__)
@@ -69,11 +68,7 @@ class Proxy(NamedTuple):
             raise ConfigurationError(f"{shown}: {hint}")
         if not host or any(character.isspace() or ord(character) < 33 for character in text):
             raise ConfigurationError(f"{shown} is not a URL: give it as http://host:port")
-        authorization = None
-        if parts.username is not None:
-            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            authorization = "Basic " + base64.b64encode(pair.encode()).decode("ascii")
-        return cls(host, _DEFAULT_PORT if port is None else port, authorization)
+        return cls(host, _DEFAULT_PORT if port is None else port, basic_authorization(parts))
 
 
 def choose_proxy(url: str, given: Mapping[str, Secret | None], *, trust_env: bool) -> Proxy | None:

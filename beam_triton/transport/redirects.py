@@ -6,6 +6,7 @@ section 15.4). What users put into headers may be a secret, so no other host get
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -26,6 +27,11 @@ class Redirect(NamedTuple):
 
     url: EndpointUrl
     path: str
+
+
+def given_host_of(headers: Mapping[str, str]) -> str | None:
+    """The ``Host`` header that the user gave."""
+    return next((value for name, value in headers.items() if name.lower() == "host"), None)
 
 
 def redirected(

@@ -25,7 +25,7 @@ from beam_triton.compression import decompress
 from beam_triton.credentials import redact_url
 from beam_triton.errors import ConfigurationError
 from beam_triton.transport.attempt import exchange_within
-from beam_triton.transport.config import ConnectionPoolConfig, NetworkConfig, TlsConfig
+from beam_triton.transport.config import DEFAULT_NETWORK, ConnectionPoolConfig, NetworkConfig, TlsConfig
 from beam_triton.transport.connector import Connector
 from beam_triton.transport.idle_eviction import IdleConnectionEvictor
 from beam_triton.transport.origin import UNIX, EndpointUrl
@@ -34,7 +34,6 @@ from beam_triton.transport.reference_counts import Lease, SharedObjects
 
 _DEFAULT_TIMEOUT_SECONDS = 30.0
 _MAX_CONTROL_RESPONSE_BYTES = 64 * 1024 * 1024
-_DEFAULT_NETWORK = NetworkConfig()
 
 
 class SessionKey(NamedTuple):
@@ -42,7 +41,7 @@ class SessionKey(NamedTuple):
 
     pool: ConnectionPoolConfig
     tls: TlsConfig
-    network: NetworkConfig = _DEFAULT_NETWORK
+    network: NetworkConfig = DEFAULT_NETWORK
 
 
 class PooledAdapter(HTTPAdapter):
@@ -181,7 +180,7 @@ SESSIONS: SharedObjects[SessionKey, requests.Session] = SharedObjects(
 
 
 def acquire_session(
-    pool: ConnectionPoolConfig, tls: TlsConfig, network: NetworkConfig = _DEFAULT_NETWORK
+    pool: ConnectionPoolConfig, tls: TlsConfig, network: NetworkConfig = DEFAULT_NETWORK
 ) -> Lease[requests.Session]:
     """A reference to the session that equal configurations share; the last release closes its sockets."""
     return SESSIONS.acquire(SessionKey(pool, tls, network))
