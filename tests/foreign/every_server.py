@@ -287,3 +287,19 @@ class EveryServer:
         assert "max_batch_size" in text
         sizes = {int(size) for size in re.findall(r"^ *(\d+) +\d+ +[\d,]+ ", text, re.M)}
         assert max(sizes) > 1, text
+
+
+class ServerOfUnnamedInputs(EveryServer):
+    """Its model ``unnamed`` has no metadata."""
+
+    def test_check_of_a_model_without_metadata_takes_real_inputs(
+        self, server: ForeignServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Nothing can be made up for it: what helps is said, an element of the user's from a file."""
+        arguments = ["check", server.endpoint, "--model", "unnamed"]
+        text = printed_by(arguments, 2, capsys)
+        assert "does not name the inputs" in text and "--inputs" in text
+        path = tmp_path / "element.json"
+        path.write_text(json.dumps({"x": [1, 2, 3, 4]}))
+        text = printed_by([*arguments, "--inputs", str(path), "--max-batch-size", "8"], 0, capsys)
+        assert "received: y [1, 4]" in text

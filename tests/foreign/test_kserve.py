@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from beam_triton import ModelSpec, TensorSpec, TritonInference
-from tests.foreign.every_server import GOOD, EveryServer, printed_by, values_of
+from tests.foreign.every_server import GOOD, ServerOfUnnamedInputs, values_of
 from tests.foreign.servers import ForeignServer, kserve
 from tests.support.pipelines import score
 
 
-class TestKServe(EveryServer):
+class TestKServe(ServerOfUnnamedInputs):
     start = staticmethod(kserve)
     text_output = "y"
     # KServe takes FP16 in binary only, and does not announce that it takes binary.
@@ -51,18 +49,6 @@ class TestKServe(EveryServer):
         """KServe announces nothing, and reads binary tensors all the same."""
         run = score(GOOD, TritonInference(server.endpoint, "double", binary=True))
         assert values_of(run, "y") == [(2 * each).tolist() for each in GOOD]
-
-    def test_check_of_a_model_without_metadata_takes_real_inputs(
-        self, server: ForeignServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """Nothing can be made up for it: what helps is said, an element of the user's from a file."""
-        arguments = ["check", server.endpoint, "--model", "unnamed"]
-        text = printed_by(arguments, 2, capsys)
-        assert "does not name the inputs" in text and "--inputs" in text
-        path = tmp_path / "element.json"
-        path.write_text(json.dumps({"x": [1, 2, 3, 4]}))
-        text = printed_by([*arguments, "--inputs", str(path), "--max-batch-size", "8"], 0, capsys)
-        assert "received: y [1, 4]" in text
 
     def test_a_version_is_refused_with_the_servers_reason(self, server: ForeignServer) -> None:
         """KServe has no versions, and says so."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from beam_triton import ModelSpec, TensorSpec, TritonClient, TritonInference
-from tests.foreign.every_server import GOOD, EveryServer, printed_by, score_rows, values_of, write_csv
+from tests.foreign.every_server import (
+    GOOD,
+    ServerOfUnnamedInputs,
+    printed_by,
+    score_rows,
+    values_of,
+    write_csv,
+)
 from tests.foreign.servers import ForeignServer, mlserver
 from tests.support.pipelines import score
 
@@ -17,7 +23,7 @@ SETOSA, VERSICOLOR, VIRGINICA = [5.1, 3.5, 1.4, 0.2], [6.0, 2.7, 4.5, 1.5], [7.7
 FLOWERS = [np.array(flower) for flower in (SETOSA, VERSICOLOR, VIRGINICA)]
 
 
-class TestMLServer(EveryServer):
+class TestMLServer(ServerOfUnnamedInputs):
     start = staticmethod(mlserver)
 
     def model_id(self, model: str) -> str:
@@ -98,18 +104,6 @@ class TestMLServer(EveryServer):
         assert len(run.results) == len(GOOD)
         for result in run.results:
             assert result.inference["total"].ravel().tolist() == [result.example.sum()]
-
-    def test_check_of_a_model_without_metadata_takes_real_inputs(
-        self, server: ForeignServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """Nothing can be made up for it: what helps is said, an element of the user's from a file."""
-        arguments = ["check", server.endpoint, "--model", "unnamed"]
-        text = printed_by(arguments, 2, capsys)
-        assert "does not name the inputs" in text and "--inputs" in text
-        path = tmp_path / "element.json"
-        path.write_text(json.dumps({"x": [1, 2, 3, 4]}))
-        text = printed_by([*arguments, "--inputs", str(path), "--max-batch-size", "8"], 0, capsys)
-        assert "received: y [1, 4]" in text
 
     def test_content_types_are_parameters_of_an_input(self, server: ForeignServer) -> None:
         """MLServer decodes an input as its ``content_type`` says."""

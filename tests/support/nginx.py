@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
-import subprocess
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from tests.support.certificates import CertificateFiles
-
-_START_SECONDS = 10.0
+from tests.support.local_process import START_SECONDS, LocalProcess, find_binary
 
 
 def nginx_binary() -> str | None:
-    """The path of nginx: on ``PATH``, or in ``sbin``, which is not on an ordinary user's ``PATH``."""
-    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    return find_binary(Nginx.name)
 
 
 @dataclass(frozen=True)
@@ -35,8 +28,8 @@ class LoggedAnswer:
     sender: str
 
 
-class Nginx:
-    """A context manager that runs nginx in a temporary folder of its own.
+class Nginx(LocalProcess):
+    """A context manager that runs nginx.
 
     ``upstream_ports`` are the servers that nginx spreads requests over. ``certificate`` switches TLS on, and
     ``client_ca`` then requires a client certificate of that authority (without one nginx answers 400).
@@ -46,6 +39,9 @@ class Nginx:
     ``fails_over``. ``access_log`` records every answer for `answers` and `statuses`. ``listen`` is a further
     address to listen at. ``redirects_to`` answers every request with a 308 to the same path there.
     """
+
+    name = "nginx"
+    package = "nginx-light"
 
     def __init__(
         self,
@@ -75,30 +71,9 @@ class Nginx:
         self._redirects_to = redirects_to
         self._always_answers: int | None = None
 
-    def __enter__(self) -> Nginx:
-        binary = nginx_binary()
-        if binary is None:
-            raise FileNotFoundError("nginx is not installed (Debian: apt-get install nginx-light)")
-        self._folder = Path(tempfile.mkdtemp(prefix="nginx-"))
-        self.port = _free_port()
+    def _arguments(self) -> list[str]:
         self._write_configuration()
-        self._process = subprocess.Popen(
-            [binary, "-p", str(self._folder), "-c", str(self._configuration), "-e", str(self._error_log)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            self._await_start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+        return ["-p", str(self._folder), "-c", str(self._configuration), "-e", str(self._error_log)]
 
     @property
     def endpoint(self) -> str:
@@ -141,22 +116,11 @@ class Nginx:
     def _reload(self) -> None:
         before = self.workers
         self._process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while not self.workers - before or any(_accepts(pid) for pid in before):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"nginx did not reload:\n{self.error_log()}")
             time.sleep(0.02)
-
-    def stop(self) -> None:
-        """Stop nginx, close its connections and remove its folder."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(_START_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def _configuration(self) -> Path:
@@ -169,19 +133,6 @@ class Nginx:
     @property
     def _error_log(self) -> Path:
         return self._folder / "error.log"
-
-    def _await_start(self) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            if self._process.poll() is not None:
-                raise RuntimeError(f"nginx ended with {self._process.returncode}:\n{self.error_log()}")
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1.0).close()
-                return
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"nginx does not listen:\n{self.error_log()}") from None
-                time.sleep(0.02)
 
     def _write_configuration(self) -> None:
         servers = "\n".join(f"server 127.0.0.1:{port} max_fails=0;" for port in self.upstream_ports)
@@ -239,13 +190,6 @@ http {{
         if self._client_ca is not None:
             directives += [f"ssl_client_certificate {self._client_ca};", "ssl_verify_client on;"]
         return "\n".join(directives)
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _process_ids() -> list[int]:

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
-import tempfile
-import time
 from pathlib import Path
-from types import TracebackType
 
-_START_SECONDS = 10.0
+from tests.support.local_process import LocalProcess, find_binary
 
 
 def tinyproxy_binary() -> str | None:
-    """The path of tinyproxy: on ``PATH``, or in ``sbin``, which is not on an ordinary user's ``PATH``."""
-    return shutil.which("tinyproxy") or shutil.which("tinyproxy", path="/usr/sbin:/usr/local/sbin")
+    return find_binary(Tinyproxy.name)
 
 
-class Tinyproxy:
-    """A context manager that runs tinyproxy in a temporary folder of its own.
+class Tinyproxy(LocalProcess):
+    """A context manager that runs tinyproxy.
 
     ``credentials``, user name and password, are what it asks its clients for. Without ``allows_tunnels`` it
     refuses every CONNECT.
     """
 
+    name = package = "tinyproxy"
+
     def __init__(self, *, credentials: tuple[str, str] | None = None, allows_tunnels: bool = True) -> None:
         self._credentials = credentials
         self._allows_tunnels = allows_tunnels
 
-    def __enter__(self) -> Tinyproxy:
-        binary = tinyproxy_binary()
-        if binary is None:
-            raise FileNotFoundError("tinyproxy is not installed (Debian: apt-get install tinyproxy)")
-        self._folder = Path(tempfile.mkdtemp(prefix="tinyproxy-"))
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port: int = sock.getsockname()[1]
+    def _arguments(self) -> list[str]:
         lines = [
             f"Port {self.port}",
             "Listen 127.0.0.1",
@@ -53,23 +41,7 @@ class Tinyproxy:
             lines.append("ConnectPort 1")
         configuration = self._folder / "tinyproxy.conf"
         configuration.write_text("\n".join(lines) + "\n")
-        self._process = subprocess.Popen(
-            [binary, "-d", "-c", str(configuration)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            self._await_start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+        return ["-d", "-c", str(configuration)]
 
     @property
     def url(self) -> str:
@@ -86,30 +58,9 @@ class Tinyproxy:
         log = self._log.read_text(errors="replace")
         return [line.partition("): ")[2] for line in log.splitlines() if " Request (" in line]
 
-    def stop(self) -> None:
-        """Stop tinyproxy, close its connections and remove its folder."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(_START_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def error_log(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     @property
     def _log(self) -> Path:
         return self._folder / "tinyproxy.log"
-
-    def _await_start(self) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            if self._process.poll() is not None:
-                raise RuntimeError(f"tinyproxy ended with {self._process.returncode}")
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1.0).close()
-                return
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError("tinyproxy does not listen") from None
-                time.sleep(0.02)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,45 @@ from tests.unit.policy.simulation import Client, Server, Simulation
 
 def constantly(seconds: float) -> Callable[[], float]:
     return lambda: seconds
+
+
+class Shared(NamedTuple):
+    """Requests a second of all clients, and the least and the most of a fair share that one of them got."""
+
+    rate: float
+    latency_99_seconds: float
+    least: float
+    most: float
+
+
+def share(
+    clients: int,
+    service_seconds: float,
+    apart_seconds: float,
+    *,
+    settling_seconds: float,
+    seconds: float,
+    asks: bool = False,
+) -> Shared:
+    """Clients of sixteen instances, started ``apart_seconds`` after each other and measured once settled."""
+    generator = random.Random(1)
+    simulation = Simulation()
+    server = Server(simulation, 16, constantly(service_seconds))
+    users = [
+        Client(server, 32, pause_seconds=lambda: 0.002 * generator.random(), asks=asks)
+        for _ in range(clients)
+    ]
+    for number, client in enumerate(users):
+        simulation.plan(number * apart_seconds, client.start)
+    simulation.run(settling_seconds)
+    for client in users:
+        client.succeeded = 0
+        client.latencies.clear()
+    rate = throughput(simulation, server, seconds)
+    latencies = sorted(latency for client in users for latency in client.latencies)
+    shares = sorted(client.succeeded for client in users)
+    even = sum(shares) / clients
+    return Shared(rate, latencies[int(0.99 * len(latencies))], shares[0] / even, shares[-1] / even)
 
 
 def throughput(simulation: Simulation, server: Server, seconds: float) -> float:
@@ -59,49 +99,28 @@ def test_clients_of_one_server_share_it_without_a_long_queue(
     Those that start later find a queue, and do not know what the server takes without one, until the first
     common dips.
     """
-    generator = random.Random(1)
-    simulation = Simulation()
-    server = Server(simulation, 16, constantly(service_seconds))
-    users = [Client(server, 32, pause_seconds=lambda: 0.002 * generator.random()) for _ in range(clients)]
-    for number, client in enumerate(users):
-        simulation.plan(number * apart_seconds, client.start)
-    simulation.run(90.0 if apart_seconds else 30.0)
-    for client in users:
-        client.succeeded = 0
-        client.latencies.clear()
-    assert throughput(simulation, server, 60.0) > 0.95 * 16 / service_seconds
-    latencies = sorted(latency for client in users for latency in client.latencies)
-    assert latencies[int(0.99 * len(latencies))] < 3.05 * service_seconds
-    shares = sorted(client.succeeded for client in users)
-    even = sum(shares) / clients
-    assert 0.8 * even < shares[0] <= shares[-1] < 1.3 * even
+    shared = share(
+        clients,
+        service_seconds,
+        apart_seconds,
+        settling_seconds=90.0 if apart_seconds else 30.0,
+        seconds=60.0,
+    )
+    assert shared.rate > 0.95 * 16 / service_seconds
+    assert shared.latency_99_seconds < 3.05 * service_seconds
+    assert 0.8 < shared.least <= shared.most < 1.3
 
 
 @pytest.mark.parametrize(("clients", "apart_seconds"), [(1, 0.0), (4, 0.0), (16, 0.0), (4, 2.0), (16, 0.6)])
 @pytest.mark.parametrize("service_seconds", [0.02, 0.2])
-def test_clients_of_a_server_that_tells_its_queue_share_it_at_once(
+def test_clients_of_a_server_that_reports_its_queue_share_it_at_once(
     clients: int, apart_seconds: float, service_seconds: float
 ) -> None:
-    """Who comes late knows what the server takes without a queue, and no dip costs throughput."""
-    generator = random.Random(1)
-    simulation = Simulation()
-    server = Server(simulation, 16, constantly(service_seconds))
-    users = [
-        Client(server, 32, pause_seconds=lambda: 0.002 * generator.random(), asks=True)
-        for _ in range(clients)
-    ]
-    for number, client in enumerate(users):
-        simulation.plan(number * apart_seconds, client.start)
-    simulation.run(20.0)
-    for client in users:
-        client.succeeded = 0
-        client.latencies.clear()
-    assert throughput(simulation, server, 30.0) > 0.99 * 16 / service_seconds
-    latencies = sorted(latency for client in users for latency in client.latencies)
-    assert latencies[int(0.99 * len(latencies))] < 2.05 * service_seconds
-    shares = sorted(client.succeeded for client in users)
-    even = sum(shares) / clients
-    assert 0.85 * even < shares[0] <= shares[-1] < 1.2 * even
+    """A late one knows what the server takes without a queue, and no dip costs throughput."""
+    shared = share(clients, service_seconds, apart_seconds, settling_seconds=20.0, seconds=30.0, asks=True)
+    assert shared.rate > 0.99 * 16 / service_seconds
+    assert shared.latency_99_seconds < 2.05 * service_seconds
+    assert 0.85 < shared.least <= shared.most < 1.2
 
 
 @pytest.mark.parametrize(
