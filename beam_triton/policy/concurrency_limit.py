@@ -13,7 +13,7 @@ has settled:
 - **Server times.** A Triton says how long requests waited in its queue. What they took besides is what a
   lightly used server takes, which no client that comes late could know. Then a fixed number waits instead of
   the square root.
-- **Dip.** Where the server does not say, what it takes changes, and who comes late has never seen it. Now and
+- **Dip.** Where the server does not say, what it takes changes, and a late client has never seen it. Now and
   then the limit falls to a third for a moment. Where answers become faster, requests had been waiting. Where
   they do not, they take longer for another reason (longer inputs, dynamic batching), and that is the new
   measure. All clients dip at the same moments of the wall clock: one of sixteen that dips alone learns

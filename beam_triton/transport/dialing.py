@@ -182,7 +182,7 @@ def dial_unix(path: str, deadline: float) -> socket.socket:
                 sock.connect(path)
                 return sock
             except BlockingIOError:
-                # Its backlog is full, and poll does not tell when there is room.
+                # Its backlog is full, and poll does not report when there is room.
                 if time.monotonic() >= deadline:
                     raise TimeoutError("its backlog is full") from None
                 time.sleep(_UNIX_PAUSE_SECONDS)

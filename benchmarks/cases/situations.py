@@ -106,10 +106,10 @@ def _situations(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
             return measure
 
         def short_of_memory() -> dict[str, float]:
-            """The work is a run that is told which batches fit."""
+            """The work is a run with the batch size that fits."""
             elements = scale.count(12_800, least=1_000) // 500 * 500
-            told = TritonInference(server.endpoint, _SHORT_OF_MEMORY, batching={"max_batch_size": 32})
-            fitting = run_numbered(told, elements)
+            fits = TritonInference(server.endpoint, _SHORT_OF_MEMORY, batching={"max_batch_size": 32})
+            fitting = run_numbered(fits, elements)
             run = run_numbered(TritonInference(server.endpoint, _SHORT_OF_MEMORY), elements)
             return {
                 _LOST: float(run.counters.get("failures", 0)),

@@ -1,4 +1,4 @@
-"""Ways to a real Triton: forward proxies, and fronts that are told by name."""
+"""Ways to a real Triton: forward proxies, and fronts that route by the host's name."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_vertex_gets_every_request_at_one_path() -> None:
 
 
 def test_sagemaker_has_inference_and_in_a_container_readiness() -> None:
-    """Everything else is told, not sent."""
+    """Everything else is an error, and not sent."""
     hosted, container = SageMaker("/endpoints/digits/invocations"), SageMaker("/invocations")
     own = [("Content-Type", "application/octet-stream"), ("Inference-Header-Content-Length", "70")]
     media_type = "application/vnd.sagemaker-triton.binary+json;json-header-size=70"

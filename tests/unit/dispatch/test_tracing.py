@@ -64,7 +64,7 @@ def attributes_of(span: ReadableSpan) -> dict[str, Any]:
 
 
 def test_request_continues_the_current_trace(triton: FakeTriton, spans: InMemorySpanExporter) -> None:
-    """Its span is a child of the application's, and what the server is told is the request's own span."""
+    """Its span is a child of the application's, and the server gets the request's own span."""
     with trace.get_tracer("application").start_as_current_span("bundle") as parent:
         sent = infer(triton)
     span = own_span(spans)

@@ -122,7 +122,7 @@ def test_a_server_without_its_own_metadata_is_used() -> None:
 
 
 def test_versions_are_strings() -> None:
-    """MLServer's own example has v0.1.0; Triton's rule is told where a version is not found."""
+    """MLServer's own example has v0.1.0; the error for a version that is not found gives Triton's rule."""
     with serving(ScriptedServer(versions=["v0.1.0"])) as endpoint:
         results, _ = score(endpoint, ROWS, model_version="v0.1.0")
         assert {result.model_id for result in results} == {"m:v0.1.0"}
