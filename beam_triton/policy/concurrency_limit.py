@@ -11,7 +11,7 @@ has settled:
   answers slow down. Clients that share a server get equal limits by this rule, as each has the same number of
   requests waiting.
 - **Server times.** A Triton says how long requests waited in its queue. What they took besides is what a
-  lightly used server takes, which no client that comes late could know. Then a fixed number waits instead of
+  lightly used server takes, which a late client could not know. Then a fixed number waits instead of
   the square root.
 - **Dip.** Where the server does not say, what it takes changes, and a late client has never seen it. Now and
   then the limit falls to a third for a moment. Where answers become faster, requests had been waiting. Where
@@ -216,8 +216,8 @@ class ConcurrencyLimit:
                 latency = self._answer_seconds / self._answer_count
                 between = max(0.0, latency - times.queue_seconds - times.other_seconds)
                 # It may have a queue as well, in front of the server: the least is nearest to none.
-                drift = (between - self._between_seconds) * _BETWEEN_SMOOTHING
-                self._between_seconds = min(between, self._between_seconds + drift)
+                drifted = (1 - _BETWEEN_SMOOTHING) * self._between_seconds + _BETWEEN_SMOOTHING * between
+                self._between_seconds = min(between, drifted)
                 self._light_seconds = times.other_seconds + self._between_seconds
                 self._queue_known_until = self._clock() + valid_seconds
             self._answer_count, self._answer_seconds = 0, 0.0

@@ -54,8 +54,9 @@ _OTHER_MODEL = re.compile(
     r"|\bbatch-?\s?size\b",
     re.IGNORECASE,
 )
-# How the page of a proxy begins that answers 500 for a server that it cannot reach, as tinyproxy does.
-_PAGES = ("<!doctype", "<html", "<?xml")
+# tinyproxy answers 500 with a page of XHTML for a server that it cannot reach. Frameworks whose model raises
+# may answer it with HTML, which comes here as text.
+_XHTML = "<?xml"
 _OVERLOADED = ("Exceeds maximum queue size", "Request timeout expired")
 _UNKNOWN_MODEL = "Request for unknown model"
 _NOT_READY = ("has no available versions", "is not at ready state")
@@ -144,7 +145,7 @@ def _classify(status: int, message: str, what: str) -> tuple[type[InferenceError
         return ModelNotFoundError, "is this the address of a server of the Open Inference Protocol?"
     if status in (408, 429) or (status == 503 and _says(message, _OVERLOADED)):
         return ServerOverloadedError, ""
-    if status in (502, 503, 504) or (status == 500 and message.lower().startswith(_PAGES)):
+    if status in (502, 503, 504) or (status == 500 and message.lower().startswith(_XHTML)):
         return ServerUnavailableError, ""
     if status == 400 and what == "ready":
         return ModelNotReadyError, ""

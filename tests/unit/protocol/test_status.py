@@ -80,6 +80,21 @@ def test_status_and_message_give_the_error_class(
     assert str(status) in str(error) and message in str(error)
 
 
+@pytest.mark.parametrize(
+    ("page", "kind"),
+    [
+        (b'<?xml version="1.0" ?>\n<html><h1>Unable to connect</h1></html>', ServerUnavailableError),
+        (b"<!doctype html><h1>Internal Server Error</h1>", ModelExecutionError),
+        (b"<html><h1>Internal Server Error</h1></html>", ModelExecutionError),
+    ],
+)
+def test_500_with_the_page_of_tinyproxy_is_not_the_model_raising(
+    page: bytes, kind: type[InferenceError]
+) -> None:
+    """Web frameworks answer with HTML when a model raises."""
+    assert type(error_from_response(500, page, model_name="m")) is kind
+
+
 def test_400_of_a_readiness_request_is_model_not_ready() -> None:
     """On the ready endpoints 400 means not ready, which is transient."""
     assert type(error_from_response(400, body("Model version not ready"), what="ready")) is ModelNotReadyError
