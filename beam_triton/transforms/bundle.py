@@ -28,13 +28,10 @@ from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.results import (
     DefaultValue,
     Outputs,
-    model_inputs,
-    prediction_result,
-    rows_of,
+    PredictionResults,
     split_key,
 )
-
-_RESULTS_AT_A_TIME = 64
+from beam_triton.transforms.row_results import RowResults
 
 # A buffered element, its tensors, and its index within the bundle.
 _Item: TypeAlias = tuple[WindowedValue, PreparedElement, int]
@@ -114,6 +111,7 @@ class BundleScorer:
         model: the model to score on.
         batching: which elements share a request.
         metrics: gets everything that ends.
+        results: takes the inputs out of elements, and makes results of answers.
         dead_letters: failed elements leave as these; the first one that does not, raises.
         make_default: makes what an element that failed for good yields instead, if anything.
     """
@@ -122,6 +120,7 @@ class BundleScorer:
     batching: BatchingPolicy
     metrics: InferenceMetrics
     _: KW_ONLY
+    results: PredictionResults | RowResults
     dead_letters: DeadLetters | None
     make_default: Callable[[InferRequestEncoder], DefaultValue | None]
 
@@ -146,6 +145,7 @@ class BundleScorer:
         """Take elements for the model as ``encoder`` has it; nothing is buffered afterwards."""
         self._encoder = encoder
         self._prepare = encoder.prepare
+        self._inputs_of = self.results.reader(encoder)
         self._default = self.make_default(encoder)
         self._arrays = ArrayBatch(self.batching, encoder.model.max_batch_size, self._learned)
         # Created for the first element that is not one of many equal arrays.
@@ -181,7 +181,7 @@ class BundleScorer:
 
     def _add_any(self, windowed_value: WindowedValue, inputs: Any, index: int) -> None:
         try:
-            prepared = self._prepare(model_inputs(inputs))
+            prepared = self._prepare(self._inputs_of(inputs))
         except TritonError as error:
             self._sender.fail(ElementBatch([windowed_value], [None], [index]), error)
             return
@@ -243,7 +243,7 @@ class BundleScorer:
         for each in outdated:
             for windowed_value, index in zip(each.windowed_values, each.indices, strict=True):
                 try:
-                    prepared = self._prepare(model_inputs(split_key(windowed_value.value)[2]))
+                    prepared = self._prepare(self._inputs_of(split_key(windowed_value.value)[2]))
                 except TritonError as error:
                     self._sender.fail(ElementBatch([windowed_value], [None], [index]), error)
                     continue
@@ -253,20 +253,18 @@ class BundleScorer:
         return renewed + list(map(_batch_of, batcher.drain()))
 
     def _on_answer(self, batch: ElementBatch, response: InferResponse, is_batched: bool) -> None:
-        # Checks the answer; the rows themselves are made when the results are.
-        rows_of(response, is_batched, len(batch))
-        self._outputs.append(Outputs(_results, batch.windowed_values, response, is_batched))
+        self._outputs.append(self.results.of_answer(batch.windowed_values, response, is_batched))
 
     def _on_failure(self, batch: ElementBatch, error: TritonError) -> None:
         for windowed_value, index in zip(batch.windowed_values, batch.indices, strict=True):
-            is_keyed, key, example = split_key(windowed_value.value)
             if self._default is not None:
-                result = self._default.result(example)
-                self._outputs.append((windowed_value.with_value((key, result) if is_keyed else result),))
+                result = self.results.default(windowed_value.value, self._default)
+                self._outputs.append((windowed_value.with_value(result),))
                 continue
             letters = self.dead_letters
             failure = letters.of(windowed_value.value, error) if letters is not None else None
             if letters is None or failure is None:
+                is_keyed, key, _ = split_key(windowed_value.value)
                 about = f"element {index} of its bundle" + (f", key {key!r}" if is_keyed else "")
                 raise with_message(error, f"{about}: {error.message}") from error
             self._outputs.append((pvalue.TaggedOutput(letters.tag, windowed_value.with_value(failure)),))
@@ -275,42 +273,6 @@ class BundleScorer:
 def _batch_of(items: list[_Item]) -> ElementBatch:
     windowed_values, tensors, indices = map(list, zip(*items, strict=True))
     return ElementBatch(windowed_values, tensors, indices)
-
-
-def _results(
-    windowed_values: list[WindowedValue], response: InferResponse, has_batch_dimension: bool
-) -> Iterator[WindowedValue]:
-    """Results in the windows of their elements, made some at a time."""
-    rows = rows_of(response, has_batch_dimension, len(windowed_values))
-    return chain.from_iterable(_parts_of_results(windowed_values, rows, response.model_id))
-
-
-def _parts_of_results(
-    windowed_values: list[WindowedValue], rows: Iterator[dict[str, Any]], model_id: str
-) -> Iterator[list[WindowedValue]]:
-    """Results, some at a time.
-
-    The next ones are made when these have gone downstream: if a thousand waited, the garbage collector would
-    look at each of them over and over, which with batches of 1,024 was a third of all time.
-    """
-    for start in range(0, len(windowed_values), _RESULTS_AT_A_TIME):
-        part = windowed_values[start : start + _RESULTS_AT_A_TIME]
-        yield [
-            windowed_value.with_value(
-                prediction_result((element, row, model_id))
-                if type(element := windowed_value.value) is not tuple
-                else _result_of_tuple(element, row, model_id)
-            )
-            # Not strict: that would take a row of the next part.
-            for windowed_value, row in zip(part, rows, strict=False)
-        ]
-
-
-def _result_of_tuple(element: tuple[Any, ...], row: dict[str, Any], model_id: str) -> Any:
-    """A keyed element's result beside its key."""
-    if len(element) == 2:
-        return element[0], prediction_result((element[1], row, model_id))
-    return prediction_result((element, row, model_id))
 
 
 class _OwnWindows(tuple[BoundedWindow, ...]):

@@ -16,7 +16,7 @@ from apache_beam.typehints import Any as AnyType
 from apache_beam.typehints import List, Tuple
 
 from beam_triton.errors import ConfigurationError, TooManyFailuresError, TritonError
-from beam_triton.transforms.results import FAILURES_TAG, DefaultResult, Failure, failure_of, split_key
+from beam_triton.transforms.results import FAILURES_TAG, DefaultResult, failure_of, split_key
 
 _logger = logging.getLogger(__name__)
 
@@ -26,13 +26,15 @@ FailureCallback = Callable[[Exception, Any], None]
 
 @dataclass(frozen=True)
 class DeadLetters:
-    """Which failed elements leave as dead letters, under which tag; the others fail their bundle."""
+    """Which failed elements leave as dead letters, under which tag and made by what; the others fail their
+    bundle."""
 
     tag: str = FAILURES_TAG
     exc_class: ExceptionClasses = Exception
     on_failure_callback: FailureCallback | None = None
+    make: Callable[[Any, TritonError], Any] = failure_of
 
-    def of(self, element: Any, error: TritonError) -> Failure | None:
+    def of(self, element: Any, error: TritonError) -> Any | None:
         """The element's dead letter; None where its error is not of ``exc_class``."""
         if not isinstance(error, self.exc_class):
             return None
@@ -41,7 +43,7 @@ class DeadLetters:
                 self.on_failure_callback(error, element)
             except Exception:
                 _logger.warning("on_failure_callback failed", exc_info=True)
-        return failure_of(element, error)
+        return self.make(element, error)
 
 
 @dataclass(frozen=True, kw_only=True)

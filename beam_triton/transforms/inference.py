@@ -1,15 +1,14 @@
 """`TritonInference`, the transform that users compose, and the DoFn under it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.ml.inference.base import PredictionResult
 from apache_beam.pvalue import PCollection
 from apache_beam.typehints import Any as AnyType
 from apache_beam.typehints import Tuple
-from apache_beam.typehints.typehints import is_consistent_with
 
 from beam_triton.errors import ConfigurationError, TritonError
 from beam_triton.options import InferenceOptions
@@ -22,19 +21,23 @@ from beam_triton.transforms.exception_handling import (
     dead_letter_type,
 )
 from beam_triton.transforms.metrics import InferenceMetrics
-from beam_triton.transforms.model_dofn import ModelDoFn, default_of
+from beam_triton.transforms.model_dofn import ModelDoFn, default_of, open_model
+from beam_triton.transforms.results import PredictionResults, failure_of
+from beam_triton.transforms.row_inputs import Columns, checked_inputs
+from beam_triton.transforms.row_results import RowFailures, RowResults, row_type
+from beam_triton.transforms.row_schema import Keep, RowSchema
+
+_PREDICTION_RESULTS = PredictionResults()
 
 
 class TritonInferenceDoFn(ModelDoFn):
     """Scores elements in batches, many requests in flight, on connections that the process shares.
 
-    The arguments are those of `TritonInference`, and ``with_exception_handling``: elements that fail leave as
-    outputs tagged ``failures`` (see `beam_triton.transforms.results.Failure`); otherwise the first one fails
-    the bundle.
+    The arguments are those of `InferenceOptions`; ``results``, which says what elements and results are; and
+    ``with_exception_handling``: elements that fail leave as outputs tagged ``failures`` (see
+    `beam_triton.transforms.results.Failure`), otherwise the first one fails the bundle.
 
-    An element is an array-like (a model with one input), a mapping or row of input name to array-like, or
-    ``(key, element)``; shapes have no batch dimension. An output is a ``PredictionResult(example, inference,
-    model_id)``, keyed as the element was, with the element's own timestamp, windows and pane. ``inference``
+    Elements and results are those of `TritonInference`. ``inference`` of a PredictionResult
     maps output names to arrays that are views of the whole batch's answer: copy what you keep for long.
 
     ``setup`` asks the server for the model's inputs, outputs and batch limit, and takes a reference to the
@@ -52,12 +55,14 @@ class TritonInferenceDoFn(ModelDoFn):
         model_name: str,
         *,
         with_exception_handling: bool | DeadLetters = False,
+        results: PredictionResults | RowResults = _PREDICTION_RESULTS,
         **options: Any,
     ) -> None:
         super().__init__(InferenceOptions.from_options({"endpoint": endpoint, **options}), model_name)
         self._dead_letters = (
             DeadLetters() if with_exception_handling is True else with_exception_handling or None
         )
+        self._results = results
         self._scorer: BundleScorer | None = None
         self._failure = ""
 
@@ -69,6 +74,7 @@ class TritonInferenceDoFn(ModelDoFn):
             self._model,
             self._options.batching,
             InferenceMetrics(self._model.channel.pool),
+            results=self._results,
             dead_letters=self._dead_letters,
             make_default=partial(default_of, self._options),
         )
@@ -114,24 +120,78 @@ class TritonInference(beam.PTransform[Any, Any]):
 
         scored = images | TritonInference("http://triton:8000", "digits")
         results, failures = images | TritonInference(...).with_exception_handling()
+        scored = rows | TritonInference(..., inputs={"image": "pixels"}, output="row")
 
-    Elements, results and options are those of `TritonInferenceDoFn`. Nothing is sent to the server here:
-    options are checked, and the rest happens on the workers.
+    An element is an array-like (a model with one input), a mapping or row of column name to array-like, or
+    ``(key, element)``; shapes have no batch dimension. A row is a ``beam.Row``, a NamedTuple, an instance of
+    a dataclass or a pandas Series: its columns feed the inputs of the same name, and columns that feed none
+    are no error. A result is ``PredictionResult(example, inference, model_id)`` or, with ``output="row"``, a
+    ``beam.Row``; keyed as the element was, with its timestamp, windows and pane.
+
+    Nothing is sent to the server here: options are checked, and the rest happens on the workers. Only
+    ``output="row"`` asks the server for the model when the transform is applied, unless ``model_spec``
+    describes it, as its results have a schema: kept columns, then outputs. An output of shape [1] is one
+    value, any other a list, or lists in lists. Values are Python's: FP16, BF16 and FP32 as float32, unsigned
+    integers as the next larger signed ones (UINT64 as int64), BYTES as bytes. An output that
+    ``classification`` names has three columns: ``NAME_label``, ``NAME_score`` and ``NAME_index``. A character
+    that a column's name cannot have becomes ``_``. The columns of the input, where its type has a schema, are
+    compared with the model's inputs when the transform is applied.
 
     Args:
         endpoint: URL of the server, or a list of them for fail-over.
         model_name: the model.
-        options: the keyword arguments that `InferenceOptions` describes.
+        inputs: input name to the column that feeds it, where that has another name; or to a list of columns
+            of one value each, which make up the tensor.
+        output: ``"row"`` makes results rows; ``None`` makes them PredictionResults.
+        keep: columns of the element that its row keeps: a list, ``"all"``, or column name to type where the
+            elements' type has no schema. By default all that feed no input.
+        prefix: of the names of the outputs' columns.
+        text_outputs: outputs whose BYTES are UTF-8 text and become ``str``: ``True`` for all, or some names.
+        keep_example: ``False`` leaves ``example`` of a PredictionResult None, which lets go of large inputs.
+        options: the keyword arguments that `InferenceOptions` describes. With ``output="row"``, ``outputs``
+            may map names of outputs to those of their columns.
 
     Raises:
-        ConfigurationError: an option cannot work.
+        ConfigurationError: an option cannot work; or, when the transform is applied with ``output="row"``,
+            elements of the input's type cannot be scored on the model, or results have no schema.
+        TritonError: ``output="row"``, and the server cannot be asked.
     """
 
-    def __init__(self, endpoint: str | Sequence[str], model_name: str, **options: Any) -> None:
+    def __init__(
+        self,
+        endpoint: str | Sequence[str],
+        model_name: str,
+        *,
+        inputs: Mapping[str, Columns] | None = None,
+        output: str | None = None,
+        keep: Keep = None,
+        prefix: str = "",
+        text_outputs: bool | Sequence[str] = False,
+        keep_example: bool = True,
+        **options: Any,
+    ) -> None:
         super().__init__()
+        if output not in (None, "row"):
+            raise ConfigurationError(f'output must be "row" or None, not {output!r}')
+        inputs = checked_inputs(inputs)
+        self._row_schema: RowSchema | None = None
+        if output == "row":
+            names = options.get("outputs")
+            if isinstance(names, Mapping):
+                options["outputs"] = list(names)
+            self._row_schema = RowSchema(
+                inputs, keep, prefix, names if isinstance(names, Mapping) else None, text_outputs
+            )
+            if not keep_example:
+                raise ConfigurationError('keep_example is for results without output="row": give keep=[…]')
+        elif keep is not None or prefix or text_outputs or isinstance(options.get("outputs"), Mapping):
+            raise ConfigurationError(
+                'keep, prefix, text_outputs and names for outputs\' columns need output="row"'
+            )
         self._options = InferenceOptions.from_options({"endpoint": endpoint, **options})
         self._model_name = model_name
-        self._new_dofn = partial(TritonInferenceDoFn, endpoint, model_name, **options)
+        results = PredictionResults(inputs, keep_example)
+        self._new_dofn = partial(TritonInferenceDoFn, endpoint, model_name, **{"results": results} | options)
         self._new_dofn()
         self._handling: ExceptionHandling | None = None
         self._timeout: dict[str, Any] = {}
@@ -211,35 +271,83 @@ class TritonInference(beam.PTransform[Any, Any]):
         return self._new_dofn().display_data()
 
     def expand(self, pcoll: PCollection[Any]) -> Any:
-        """The results, or with exception handling ``(results, failures)``."""
-        handling, output_type = self._handling, _output_type(pcoll)
+        """The results, or with exception handling ``(results, failures)``.
+
+        Raises:
+            ConfigurationError: with ``output="row"``, the input's type does not fit the model.
+        """
+        key_type, element_type = _key_and_element(pcoll.element_type)
+        output_type, failure_type, make_failure = AnyType, dead_letter_type(pcoll.element_type), failure_of
+        arguments = dict(self._timeout)
+        if self._row_schema is not None:
+            results, make_failure = self._rows(self._row_schema, element_type)
+            output_type, failure_type = (
+                _keyed(key_type, row_type(made.fields)) for made in (results, make_failure)
+            )
+            arguments |= {"results": results, "outputs": [column.output.name for column in results.outputs]}
+        elif key_type is not None:
+            output_type = _keyed(key_type, AnyType)
+        handling = self._handling
         if handling is None:
-            return pcoll | "Score" >> beam.ParDo(self._new_dofn()).with_output_types(output_type)
-        dofn = self._new_dofn(with_exception_handling=handling.dead_letters, **self._timeout)
+            scored = pcoll | "Score" >> beam.ParDo(self._new_dofn(**arguments)).with_output_types(output_type)
+            return scored if self._row_schema is None else scored | "Rows" >> _pass_on(output_type)
+        letters = replace(handling.dead_letters, make=make_failure)
         # Any: Beam's runtime type checkers compare dead letters with the main output's type.
-        scoring = beam.ParDo(dofn).with_output_types(AnyType)
-        scoring = scoring.with_outputs(handling.dead_letter_tag, main=handling.main_tag)
-        outputs = pcoll | "Score" >> scoring.with_output_types(AnyType)
-        results, failures = outputs[handling.main_tag], outputs[handling.dead_letter_tag]
-        results.element_type = output_type
-        failures.element_type = dead_letter_type(pcoll.element_type)
+        scoring = beam.ParDo(self._new_dofn(with_exception_handling=letters, **arguments))
+        scoring = scoring.with_output_types(AnyType)
+        tagged = scoring.with_outputs(handling.dead_letter_tag, main=handling.main_tag)
+        outputs = pcoll | "Score" >> tagged.with_output_types(AnyType)
+        results_out, failures_out = outputs[handling.main_tag], outputs[handling.dead_letter_tag]
+        results_out.element_type, failures_out.element_type = output_type, failure_type
+        if self._row_schema is not None:
+            results_out |= "Rows" >> _pass_on(output_type)
+            failures_out |= "FailedRows" >> _pass_on(failure_type)
         if handling.threshold < 1:
             has_default = self._options.default_value is not None
             limit = FailureThreshold(
                 handling.threshold, handling.threshold_windowing, has_default=has_default
             )
-            _ = (pcoll, results, failures) | "Threshold" >> limit
+            _ = (pcoll, results_out, failures_out) | "Threshold" >> limit
         if handling.error_handler is not None:
-            handling.error_handler.add_error_pcollection(failures)
-            return results
-        return Scored(results, failures, handling)
+            handling.error_handler.add_error_pcollection(failures_out)
+            return results_out
+        return Scored(results_out, failures_out, handling)
+
+    def _rows(self, schema: RowSchema, element_type: Any) -> tuple[RowResults, RowFailures]:
+        """How results and failures are made, by the model as it is described or served now."""
+        handling = self._handling
+        if handling is not None and handling.threshold < 1 and self._options.default_value is not None:
+            raise ConfigurationError(
+                'threshold cannot count default values in rows, which look like results: give output="row" '
+                "without default_value, or without threshold"
+            )
+        model = open_model(self._options, self._model_name)
+        try:
+            return schema.of_elements(element_type, model.encoder, self._options.classification)
+        finally:
+            model.close()
 
 
-def _output_type(pcoll: PCollection[Any]) -> Any:
-    """Keyed results for keyed elements, as far as the input's type shows."""
-    element_type = pcoll.element_type
+def _pass_on(element_type: Any) -> Any:
+    """A step between rows and what takes them in batches, as DataFrames, WriteToJson and WriteToCsv do.
+
+    Beam (2.77, ``Operation.finish``) hands on what it has collected for such a step before it calls
+    ``finish_bundle`` of the one in front of it, and loses what comes from there.
+    """
+    return beam.Map(_same).with_input_types(element_type).with_output_types(element_type)
+
+
+def _same(element: Any) -> Any:
+    return element
+
+
+def _key_and_element(element_type: Any) -> tuple[Any, Any]:
+    """The types of key and element, as far as the input's type shows; None for no key."""
     arguments = getattr(element_type, "tuple_types", None)
     if arguments is not None and len(arguments) == 2:
-        return Tuple[arguments[0], PredictionResult]
-    may_be_keyed = element_type is None or is_consistent_with(Tuple[AnyType, AnyType], element_type)
-    return AnyType if may_be_keyed else PredictionResult
+        return arguments[0], arguments[1]
+    return None, element_type
+
+
+def _keyed(key_type: Any, result_type: Any) -> Any:
+    return result_type if key_type is None else Tuple[key_type, result_type]

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
-import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 from apache_beam.ml.inference.base import PredictionResult
+from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_triton.errors import ConfigurationError, LocalProtocolError, TritonError
-from beam_triton.protocol import InferResponse, ModelSpec, TensorSpec, to_array
+from beam_triton.protocol import InferRequestEncoder, InferResponse, ModelSpec, TensorSpec, to_array
+from beam_triton.transforms.row_inputs import Columns, InputReader
 
 Failure = tuple[Any, tuple[type[BaseException], str, list[str]]]
 """``(element, (exception type, message, traceback lines))``, as Beam's own dead letters are."""
 
 FAILURES_TAG = "failures"
+
+RESULTS_AT_A_TIME = 64
+"""So many results of an answer are made at once, the next ones when these have gone downstream: if a thousand
+waited, the garbage collector would look at each of them over and over, which with batches of 1,024 was a
+third of all time."""
 
 DEFAULT_MODEL_ID = "default"
 
@@ -53,15 +61,6 @@ def split_key(element: Any) -> tuple[bool, Any, Any]:
     if type(element) is tuple and len(element) == 2:
         return True, element[0], element[1]
     return False, None, element
-
-
-def model_inputs(element: Any) -> Any:
-    """The request encoder's input: a mapping for a row, any other element unchanged."""
-    if isinstance(element, beam.Row):
-        return element.as_dict()
-    if isinstance(element, tuple) and hasattr(element, "_asdict"):
-        return element._asdict()
-    return element
 
 
 def rows_of(response: InferResponse, has_batch_dimension: bool, count: int) -> Iterator[dict[str, Any]]:
@@ -122,6 +121,74 @@ class DefaultValue:
     def rows(self, output: str, count: int) -> npt.NDArray[Any]:
         """The default of one output for ``count`` rows, along a new first dimension."""
         return np.repeat(self._arrays[output][np.newaxis], count, axis=0)
+
+
+@dataclass(frozen=True)
+class PredictionResults:
+    """Makes a ``PredictionResult`` for each element: one of the two kinds of results, beside `RowResults`.
+
+    Attributes:
+        inputs: input name to the columns of rows that feed it.
+        keep_example: results hold their elements; otherwise None, which lets go of large inputs.
+    """
+
+    inputs: Mapping[str, Columns] | None = None
+    keep_example: bool = True
+
+    def reader(self, encoder: InferRequestEncoder) -> InputReader:
+        """Takes the inputs of ``encoder``'s model out of elements.
+
+        Raises:
+            ConfigurationError: ``inputs`` does not fit the model.
+        """
+        return InputReader(encoder.model, self.inputs)
+
+    def of_answer(
+        self, windowed_values: list[WindowedValue], response: InferResponse, has_batch_dimension: bool
+    ) -> Iterable[WindowedValue]:
+        """Results in the windows of their elements, made while they are iterated.
+
+        Raises:
+            RemoteProtocolError: the answer does not account for every element.
+        """
+        # Checks the answer; the rows themselves are made when the results are.
+        rows_of(response, has_batch_dimension, len(windowed_values))
+        return Outputs(self._results, windowed_values, response, has_batch_dimension)
+
+    def _results(
+        self, windowed_values: list[WindowedValue], response: InferResponse, has_batch_dimension: bool
+    ) -> Iterator[WindowedValue]:
+        rows = rows_of(response, has_batch_dimension, len(windowed_values))
+        results = self._parts_of_results(windowed_values, rows, response.model_id)
+        return chain.from_iterable(results)
+
+    def _parts_of_results(
+        self, windowed_values: list[WindowedValue], rows: Iterator[dict[str, Any]], model_id: str
+    ) -> Iterator[list[WindowedValue]]:
+        keep_example = self.keep_example
+        for start in range(0, len(windowed_values), RESULTS_AT_A_TIME):
+            part = windowed_values[start : start + RESULTS_AT_A_TIME]
+            yield [
+                windowed_value.with_value(
+                    prediction_result((element, row, model_id))
+                    if type(element := windowed_value.value) is not tuple and keep_example
+                    else self._result(element, row, model_id)
+                )
+                # Not strict: that would take a row of the next part.
+                for windowed_value, row in zip(part, rows, strict=False)
+            ]
+
+    def _result(self, element: Any, row: dict[str, Any], model_id: str) -> Any:
+        """A result beside its key, if there is one."""
+        is_keyed, key, example = split_key(element)
+        result = prediction_result((example if self.keep_example else None, row, model_id))
+        return (key, result) if is_keyed else result
+
+    def default(self, element: Any, default: DefaultValue) -> Any:
+        """The result of an element that failed and has a default value."""
+        is_keyed, key, example = split_key(element)
+        result = default.result(example if self.keep_example else None)
+        return (key, result) if is_keyed else result
 
 
 def failure_of(element: Any, error: TritonError) -> Failure:

@@ -26,7 +26,8 @@ from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.metrics import NAMESPACE, InferenceMetrics
 from beam_triton.transforms.model_dofn import close_with, default_of, open_model
-from beam_triton.transforms.results import model_inputs, prediction_result, rows_of
+from beam_triton.transforms.results import prediction_result, rows_of
+from beam_triton.transforms.row_inputs import InputReader, columns_of
 
 # An element's index within Beam's batch, and its tensors.
 _Item: TypeAlias = tuple[int, PreparedElement]
@@ -169,6 +170,7 @@ class _BatchScorer:
     def _use(self, encoder: InferRequestEncoder) -> None:
         """Take elements for the model as ``encoder`` has it; nothing is buffered afterwards."""
         self._encoder = encoder
+        self._inputs_of = InputReader(encoder.model, None)
         self._default = default_of(self.options, encoder)
         self._batcher: Batcher[_Item] = Batcher(
             self.options.batching,
@@ -191,7 +193,7 @@ class _BatchScorer:
     def _add(self, index: int) -> list[_Item] | None:
         """Buffer an element; the batch that is to be sent for it."""
         try:
-            prepared = self._encoder.prepare(model_inputs(self.batch[index]))
+            prepared = self._encoder.prepare(self._inputs_of(self.batch[index]))
         except TritonError as error:
             self.sender.fail([(index, _NOT_PREPARED)], error)
             return None
@@ -240,30 +242,30 @@ def _about_nbytes(value: Any) -> int:
     """As `_nbytes`, but lists and tuples, keyed elements among them, are not made arrays."""
     if isinstance(value, np.ndarray):
         return value.nbytes
-    inputs = model_inputs(value)
-    if isinstance(inputs, Mapping):
-        return sum(map(_about_nbytes, inputs.values()))
-    if type(inputs) is tuple and len(inputs) == 2:
-        return _about_nbytes(inputs[0]) + _about_nbytes(inputs[1])
-    if isinstance(inputs, (list, tuple)):
-        return len(inputs) * _about_nbytes(inputs[0]) if inputs else 0
-    if isinstance(inputs, (str, bytes)):
-        return len(inputs)
-    nbytes = getattr(inputs, "nbytes", 8)
+    columns = columns_of(value)
+    if columns is not None:
+        return sum(map(_about_nbytes, columns.values()))
+    if type(value) is tuple and len(value) == 2:
+        return _about_nbytes(value[0]) + _about_nbytes(value[1])
+    if isinstance(value, (list, tuple)):
+        return len(value) * _about_nbytes(value[0]) if value else 0
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    nbytes = getattr(value, "nbytes", 8)
     return nbytes if isinstance(nbytes, int) else 8
 
 
 def _nbytes(value: Any) -> int:
     if isinstance(value, (str, bytes)):
         return len(value)
-    inputs = model_inputs(value)
-    if isinstance(inputs, Mapping):
-        return sum(map(_nbytes, inputs.values()))
-    nbytes = getattr(inputs, "nbytes", None)
+    columns = columns_of(value)
+    if columns is not None:
+        return sum(map(_nbytes, columns.values()))
+    nbytes = getattr(value, "nbytes", None)
     if isinstance(nbytes, int):
         return nbytes
     try:
-        return np.asarray(inputs).nbytes
+        return np.asarray(value).nbytes
     except ValueError:
         # Such an element makes no array: it has failed, and nothing was sent for it.
         return 0

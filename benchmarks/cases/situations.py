@@ -91,7 +91,7 @@ def _situations(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
 
             def measure() -> dict[str, float]:
                 elements = batches * _REMOTE.max_batch_size
-                options = {"tls": {"ca_bundle": str(certificates.ca)}} if tls else {}
+                options: dict[str, Any] = {"tls": {"ca_bundle": str(certificates.ca)}} if tls else {}
                 with (
                     Nginx([port], certificate=certificates.good) as nginx,
                     ConnectionProxy(nginx.port if tls else port) as proxy,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from typing import Any, NamedTuple
 
-import apache_beam as beam
 import numpy as np
 import pytest
 from apache_beam.ml.inference.base import PredictionResult
@@ -22,7 +21,6 @@ from beam_triton import (
 from beam_triton.transforms.results import (
     DefaultValue,
     failure_of,
-    model_inputs,
     prediction_result,
     rows_of,
     split_key,
@@ -138,15 +136,3 @@ def test_plain_tuple_of_two_is_a_keyed_element(element: Any, key: Any, rest: Any
 def test_other_elements_are_not_keyed(element: Any) -> None:
     """Lists, NamedTuples and strings of length two are elements."""
     assert split_key(element) == (False, None, element)
-
-
-@pytest.mark.parametrize("row", [Pair(1, 2), beam.Row(a=1, b=2)])
-def test_rows_become_mappings(row: Any) -> None:
-    """A row becomes its names and values."""
-    assert model_inputs(row) == {"a": 1, "b": 2}
-
-
-@pytest.mark.parametrize("element", [X, [1], (1, 2), "text", {"a": 1}, None, 3.5])
-def test_elements_other_than_rows_are_not_converted(element: Any) -> None:
-    """They are passed on without a copy."""
-    assert model_inputs(element) is element

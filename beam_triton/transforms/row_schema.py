@@ -1,0 +1,167 @@
+"""How the columns of a row and the outputs of a model make the columns of a result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from keyword import iskeyword
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_type_hints
+
+from apache_beam.typehints.schemas import named_fields_from_element_type
+
+from beam_triton.errors import ConfigurationError
+from beam_triton.protocol import InferRequestEncoder, TensorSpec
+from beam_triton.transforms.column_check import check_columns
+from beam_triton.transforms.row_inputs import Columns
+from beam_triton.transforms.row_results import (
+    FAILURE_FIELDS,
+    Fields,
+    OutputColumn,
+    RowFailures,
+    RowResults,
+)
+
+Keep = Literal["all"] | Sequence[str] | Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class RowSchema:
+    """The options of ``output="row"``; see `TritonInference`.
+
+    Raises:
+        ConfigurationError: an option is of the wrong kind.
+    """
+
+    inputs: Mapping[str, Columns] | None = None
+    keep: Keep = None
+    prefix: str = ""
+    names: Mapping[str, str] | None = None
+    text_outputs: bool | Sequence[str] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, str) and self.keep != "all":
+            raise ConfigurationError(f'keep: "all", or a list of columns such as [{self.keep!r}]')
+        if self.keep is not None and not isinstance(self.keep, Sequence | Mapping):
+            raise ConfigurationError(f"keep must be a list of columns, not {self.keep!r}")
+        if not isinstance(self.prefix, str):
+            raise ConfigurationError(f"prefix must be the beginning of column names, not {self.prefix!r}")
+        if not isinstance(self.text_outputs, bool) and (
+            isinstance(self.text_outputs, str) or not isinstance(self.text_outputs, Sequence)
+        ):
+            raise ConfigurationError(
+                f"text_outputs must be True, or a list of outputs, not {self.text_outputs!r}"
+            )
+
+    def of_elements(
+        self, element_type: Any, encoder: InferRequestEncoder, classification: Mapping[str, int] | None
+    ) -> tuple[RowResults, RowFailures]:
+        """How results and failures of elements of that type are made; the type is compared with the model.
+
+        Raises:
+            ConfigurationError: elements do not fit the model, columns are not known, or two have one name.
+        """
+        columns = _columns_of_type(element_type)
+        if columns is not None:
+            check_columns(dict(columns), encoder.model, self.inputs)
+        outputs = self._outputs(encoder, classification or {})
+        results = RowResults(self.inputs, self._kept(columns, encoder, element_type), outputs)
+        failures = RowFailures(columns)
+        for fields, remedy in (
+            (results.fields, "name the outputs' columns by prefix=, or by outputs={output: column}"),
+            (failures.fields, f"{', '.join(name for name, _ in FAILURE_FIELDS)} say why a row failed"),
+        ):
+            twice = [name for name, count in Counter(name for name, _ in fields).items() if count > 1]
+            if twice:
+                raise ConfigurationError(f"two columns have the name {', '.join(map(repr, twice))}: {remedy}")
+        return results, failures
+
+    def _outputs(
+        self, encoder: InferRequestEncoder, classification: Mapping[str, int]
+    ) -> tuple[OutputColumn, ...]:
+        specs = encoder.expected_outputs
+        if not specs:
+            raise ConfigurationError(
+                f"the server does not name the outputs of model {encoder.model.name!r}, which "
+                f'output="row" needs for the columns: give model_spec'
+            )
+        text = self.text_outputs
+        if not isinstance(text, bool):
+            unknown = [name for name in text if name not in {spec.name for spec in specs}]
+            if unknown:
+                raise ConfigurationError(
+                    f"text_outputs: {', '.join(map(repr, unknown))} is not among the outputs: "
+                    f"{', '.join(spec.describe() for spec in specs)}"
+                )
+        return tuple(self._output(spec, spec.name in classification) for spec in specs)
+
+    def _output(self, spec: TensorSpec, is_classes: bool) -> OutputColumn:
+        name = (self.names or {}).get(spec.name)
+        if name is None:
+            name = _as_field_name(self.prefix + spec.name)
+        text = self.text_outputs
+        is_text = spec.datatype == "BYTES" and (text if isinstance(text, bool) else spec.name in text)
+        return OutputColumn(spec, name, text=is_text and not is_classes, classes=is_classes)
+
+    def _kept(self, columns: Fields | None, encoder: InferRequestEncoder, element_type: Any) -> Fields:
+        keep = self.keep
+        if isinstance(keep, Mapping):
+            return list(keep.items())
+        if columns is None:
+            if keep is not None and not keep:
+                return []
+            raise ConfigurationError(
+                f"the columns of the elements are not known, as their type {element_type} has no schema. "
+                f"Name those to keep with their types, keep={{'id': int}}, or keep none by keep=[]; or give "
+                f"the elements a schema: beam.Row, a NamedTuple, .with_output_types(…)"
+            )
+        if keep == "all":
+            return columns
+        if keep is None:
+            fed = self._feeding_columns(encoder)
+            return [(name, kind) for name, kind in columns if name not in fed]
+        types = dict(columns)
+        unknown = [name for name in keep if name not in types]
+        if unknown:
+            raise ConfigurationError(
+                f"keep: there is no column {', '.join(map(repr, unknown))}; the columns: {', '.join(types)}"
+            )
+        return [(name, types[name]) for name in keep]
+
+    def _feeding_columns(self, encoder: InferRequestEncoder) -> set[str]:
+        fed: set[str] = set()
+        inputs = {spec.name: spec.name for spec in encoder.model.inputs} | dict(self.inputs or {})
+        for columns in inputs.values():
+            fed.update([columns] if isinstance(columns, str) else columns)
+        return fed
+
+
+def _columns_of_type(element_type: Any) -> Fields | None:
+    """Names and types of the columns of a type that has a schema; None for one that has none."""
+    try:
+        fields = named_fields_from_element_type(element_type)
+    # KeyError: a NamedTuple without annotations.
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return None
+    # Beam does not evaluate annotations, which are strings after `from __future__ import annotations`.
+    try:
+        hints = get_type_hints(getattr(element_type, "user_type", element_type))
+    except (TypeError, NameError):
+        hints = {}
+    return [(name, _as_optional(hints.get(name, Any)) if kind is Any else kind) for name, kind in fields]
+
+
+def _as_optional(kind: Any) -> Any:
+    """``X | None`` in the only spelling that Beam's schemas (2.77) read."""
+    if isinstance(kind, UnionType):
+        return Union[get_args(kind)]  # noqa: UP007
+    return kind
+
+
+def _as_field_name(name: str) -> str:
+    """A column's name of an output's: Beam makes a NamedTuple of a schema, which has rules for names."""
+    name = "".join(each if each.isalnum() or each == "_" else "_" for each in name)
+    if not name[0].isalpha():
+        name = "output_" + name.lstrip("_")
+    return name + "_" if iskeyword(name) else name
