@@ -15,6 +15,7 @@ from benchmarks.tables import filled_text
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEST_NAME = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
+EXCERPT = re.compile(r"<!-- from: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -24,6 +25,15 @@ def test_named_tests_exist(page: Path) -> None:
     for file, test in TEST_NAME.findall(page.read_text(encoding="utf-8")):
         source = (ROOT / file).read_text(encoding="utf-8")
         assert not test or f"def {test}(" in source, f"{page.name} names {file}::{test}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_excerpts_are_lines_of_their_file(page: Path) -> None:
+    """An example that a page takes from a pipeline is there, word for word, where a test runs it."""
+    for file, excerpt in EXCERPT.findall(page.read_text(encoding="utf-8")):
+        lines = [line.strip() for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
+        for line in filter(None, map(str.strip, excerpt.splitlines())):
+            assert line in lines, f"{page.name} has {line!r}, which is not in {file}"
 
 
 @pytest.mark.parametrize("page", MEASURED_PAGES, ids=lambda page: page.name)
