@@ -203,12 +203,16 @@ class BundleScorer:
         Raises:
             AssertionError: an element was lost or came out twice.
         """
+        self.send_buffered()
+        self._sender.finish(self._taken)
+        return self._take_outputs()
+
+    def send_buffered(self) -> None:
+        """Send what is buffered; waits only for slots."""
         if self._arrays.indices:
             self._sender.send(self._arrays.take())
         for items in self._batcher.drain() if self._batcher is not None else ():
             self._sender.send(_batch_of(items))
-        self._sender.finish(self._taken)
-        return self._take_outputs()
 
     def cancel(self) -> None:
         """Abandon whatever is in flight. A second call does nothing."""
@@ -261,13 +265,23 @@ class BundleScorer:
                 result = self.results.default(windowed_value.value, self._default)
                 self._outputs.append((windowed_value.with_value(result),))
                 continue
-            letters = self.dead_letters
-            failure = letters.of(windowed_value.value, error) if letters is not None else None
-            if letters is None or failure is None:
-                is_keyed, key, _ = split_key(windowed_value.value)
-                about = f"element {index} of its bundle" + (f", key {key!r}" if is_keyed else "")
-                raise with_message(error, f"{about}: {error.message}") from error
-            self._outputs.append((pvalue.TaggedOutput(letters.tag, windowed_value.with_value(failure)),))
+            self._outputs.append((dead_letter(self.dead_letters, windowed_value, index, error),))
+
+
+def dead_letter(
+    dead_letters: DeadLetters | None, windowed_value: WindowedValue, index: int, error: TritonError
+) -> Any:
+    """The output of a failed element, the one of that index within its bundle.
+
+    Raises:
+        TritonError: such failures do not become dead letters.
+    """
+    failure = dead_letters.of(windowed_value.value, error) if dead_letters is not None else None
+    if dead_letters is None or failure is None:
+        is_keyed, key, _ = split_key(windowed_value.value)
+        about = f"element {index} of its bundle" + (f", key {key!r}" if is_keyed else "")
+        raise with_message(error, f"{about}: {error.message}") from error
+    return pvalue.TaggedOutput(dead_letters.tag, windowed_value.with_value(failure))
 
 
 def _batch_of(items: list[_Item]) -> ElementBatch:

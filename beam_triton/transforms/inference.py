@@ -12,6 +12,7 @@ from apache_beam.typehints import Tuple
 
 from beam_triton.errors import ConfigurationError, TritonError
 from beam_triton.options import InferenceOptions
+from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bundle import BundleScorer, with_own_windows
 from beam_triton.transforms.exception_handling import (
     DeadLetters,
@@ -19,6 +20,13 @@ from beam_triton.transforms.exception_handling import (
     FailureThreshold,
     Scored,
     dead_letter_type,
+)
+from beam_triton.transforms.many_models import (
+    ManyModelsScorer,
+    ModelName,
+    OpenModels,
+    model_of_element,
+    shown_model_name,
 )
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.model_dofn import ModelDoFn, default_of, open_model
@@ -52,28 +60,55 @@ class TritonInferenceDoFn(ModelDoFn):
     def __init__(
         self,
         endpoint: str | Sequence[str],
-        model_name: str,
+        model_name: ModelName,
         *,
         with_exception_handling: bool | DeadLetters = False,
         results: PredictionResults | RowResults = _PREDICTION_RESULTS,
         **options: Any,
     ) -> None:
-        super().__init__(InferenceOptions.from_options({"endpoint": endpoint, **options}), model_name)
+        self._model_of = model_of_element(model_name)
+        super().__init__(
+            InferenceOptions.from_options({"endpoint": endpoint, **options}),
+            shown_model_name(model_name),
+        )
+        self._models: OpenModels | None = None
         self._dead_letters = (
             DeadLetters() if with_exception_handling is True else with_exception_handling or None
         )
         self._results = results
-        self._scorer: BundleScorer | None = None
+        self._scorer: BundleScorer | ManyModelsScorer | None = None
         self._failure = ""
+
+    def setup(self) -> None:
+        """Open the model and take a reference to the shared session; elements' own models as they come."""
+        if self._model_of is None:
+            super().setup()
+        else:
+            self._models = OpenModels(self._options)
+
+    def teardown(self) -> None:
+        """Release the references to the shared session. Never raises; may be called twice."""
+        super().teardown()
+        if self._models is not None:
+            self._models.close()
 
     def start_bundle(self) -> None:
         """Start with nothing buffered and nothing in flight."""
-        assert self._model is not None, "setup has not been called"
         self._cancel()
-        self._scorer = BundleScorer(
-            self._model,
+        if self._model_of is None:
+            assert self._model is not None, "setup has not been called"
+            self._scorer = self._new_scorer(self._model)
+        else:
+            assert self._models is not None, "setup has not been called"
+            self._scorer = ManyModelsScorer(
+                self._model_of, self._models, self._new_scorer, self._dead_letters
+            )
+
+    def _new_scorer(self, model: RemoteModel) -> BundleScorer:
+        return BundleScorer(
+            model,
             self._options.batching,
-            InferenceMetrics(self._model.channel.pool),
+            InferenceMetrics(model.channel.pool),
             results=self._results,
             dead_letters=self._dead_letters,
             make_default=partial(default_of, self._options),
@@ -139,7 +174,10 @@ class TritonInference(beam.PTransform[Any, Any]):
 
     Args:
         endpoint: URL of the server, or a list of them for fail-over.
-        model_name: the model.
+        model_name: the model; or a callable that takes an element, with its key if it has one, and gives its
+            model; or ``{"column": name}`` of the column that names it. Requests are then made for each model,
+            ``max_concurrent_requests`` is for each, and an element whose model is not there is a failure,
+            whatever ``default_value`` is.
         inputs: input name to the column that feeds it, where that has another name; or to a list of columns
             of one value each, which make up the tensor.
         output: ``"row"`` makes results rows; ``None`` makes them PredictionResults.
@@ -160,7 +198,7 @@ class TritonInference(beam.PTransform[Any, Any]):
     def __init__(
         self,
         endpoint: str | Sequence[str],
-        model_name: str,
+        model_name: ModelName,
         *,
         inputs: Mapping[str, Columns] | None = None,
         output: str | None = None,
@@ -265,7 +303,7 @@ class TritonInference(beam.PTransform[Any, Any]):
 
     def default_label(self) -> str:
         """The step's name where the user does not give one."""
-        return f"TritonInference({self._model_name})"
+        return f"TritonInference({shown_model_name(self._model_name)})"
 
     def display_data(self) -> dict[str, Any]:
         return self._new_dofn().display_data()
@@ -321,7 +359,15 @@ class TritonInference(beam.PTransform[Any, Any]):
                 'threshold cannot count default values in rows, which look like results: give output="row" '
                 "without default_value, or without threshold"
             )
-        model = open_model(self._options, self._model_name)
+        model_name = self._model_name
+        if not isinstance(model_name, str):
+            if self._options.model_spec is None:
+                raise ConfigurationError(
+                    f'output="row" with the model of each element ({shown_model_name(model_name)}) needs '
+                    f"model_spec: one of the models, whose outputs all of them have"
+                )
+            model_name = self._options.model_spec.name
+        model = open_model(self._options, model_name)
         try:
             return schema.of_elements(element_type, model.encoder, self._options.classification)
         finally:
