@@ -94,7 +94,7 @@ class InputReader:
         ConfigurationError: ``inputs`` names an input that the model does not have.
     """
 
-    __slots__ = ("_columns", "_model", "_required")
+    __slots__ = ("_by_name", "_columns", "_model", "_required")
 
     def __init__(self, model: ModelSpec, inputs: Mapping[str, Columns] | None) -> None:
         self._model = model
@@ -106,6 +106,7 @@ class InputReader:
                 f"{model.describe()}"
             )
         self._columns: dict[str, Columns] = {name: name for name in known} | dict(inputs or {})
+        self._by_name = None if inputs else self._columns.keys()
         self._required = tuple(spec.name for spec in model.inputs if not spec.optional)
 
     def __call__(self, element: Any) -> Any:
@@ -115,8 +116,10 @@ class InputReader:
             LocalProtocolError: a column is missing.
         """
         columns = columns_of(element)
-        if columns is None or not self._columns:
-            return element if columns is None else columns
+        if columns is None:
+            return element
+        if not self._columns or columns.keys() == self._by_name:
+            return columns
         taken = {}
         for name, column in self._columns.items():
             if type(column) is str:
