@@ -183,12 +183,12 @@ class TritonClient:
         A server without Triton's configuration extension does not report its batch limit: it is
         ``batching.max_batch_size`` then. Where that is not given either, a first dimension of -1 that all
         inputs and outputs have is the batch, of 32 elements at most; otherwise each element is sent alone. A
-        line in the log says so.
+        line in the log says so. Where ``model_spec`` describes the model, the server is not asked here.
 
         Raises:
             ModelNotFoundError, ModelNotReadyError: with the models that there are, or the reason.
         """
-        given = self._given_spec(model_name)
+        given = self._options.spec_of(model_name)
         if given is not None:
             return given
         return self._control.model_spec(model_name, self._version(model_version))
@@ -208,9 +208,10 @@ class TritonClient:
         Raises:
             ModelNotFoundError, ModelNotReadyError: as `model_spec`.
         """
-        given = self._given_spec(model_name)
+        given = self._options.spec_of(model_name)
         if given is not None:
-            return ModelFindings(given, ("described by model_spec; the server is not asked",))
+            how = f"{given.lock_file}, which the served model has to fit" if given.lock_file else ""
+            return ModelFindings(given, (f"described by {how or 'model_spec; the server is not asked'}",))
         return self._control.findings(model_name, self._options.model_version)
 
     def wait_for_model_spec(self, model_name: str) -> ModelSpec:
@@ -236,11 +237,6 @@ class TritonClient:
         for model in models.values():
             model.close()
         self._session_lease.release()
-
-    def _given_spec(self, model_name: str) -> ModelSpec | None:
-        """``model_spec``, where it describes the model of that name."""
-        spec = self._options.model_spec
-        return spec if spec is not None and spec.name == model_name else None
 
     def _version(self, model_version: str | int | None) -> str | int | None:
         return self._options.model_version if model_version is None else model_version
@@ -268,11 +264,16 @@ class TritonClient:
             raise ConfigurationError(f"{self!r} is closed: create another one, or close it later")
 
     def _opened(self, model_name: str, options: InferenceOptions) -> RemoteModel:
-        spec = self.model_spec(model_name, options.model_version)
-        if spec is options.model_spec:
+        given = options.spec_of(model_name)
+        if given is not None and not (given.lock_file and options.has_metadata):
+            if given.lock_file:
+                self._control.warn_once(
+                    f"the server does not describe its model: {given.lock_file} is used without a comparison"
+                )
             return RemoteModel(
-                spec, options, binary=self._control.takes_binary_tensors(is_described_by_user=True)
+                given, options, binary=self._control.takes_binary_tensors(is_described_by_user=True)
             )
+        spec = self._control.model_spec(model_name, options.model_version)
         describe = partial(_described_again, model_name, options)
         return RemoteModel(spec, options, binary=self._control.takes_binary_tensors(), describe=describe)
 
@@ -281,7 +282,9 @@ def _described_again(model_name: str, options: InferenceOptions) -> ModelSpec:
     """The model as its server describes it now; waits for it for as long as requests do."""
     with TritonClient.from_inference_options(options) as client:
         return _patiently(
-            lambda: client.model_spec(model_name), options, max_hold_seconds(options.circuit_breaker)
+            lambda: client._control.model_spec(model_name, options.model_version),
+            options,
+            max_hold_seconds(options.circuit_breaker),
         )
 
 

@@ -21,6 +21,7 @@ from beam_triton.auth.hook import authorized
 from beam_triton.dispatch.tracing import trace_headers
 from beam_triton.errors import (
     InferenceError,
+    ModelMismatchError,
     ModelNotFoundError,
     ModelNotReadyError,
     RemoteProtocolError,
@@ -31,6 +32,7 @@ from beam_triton.errors import (
 from beam_triton.options import InferenceOptions
 from beam_triton.policy.retry import EndpointView, Limits, repeat, resend
 from beam_triton.protocol import ModelSpec, error_from_response
+from beam_triton.protocol.contract import agreed, differences
 from beam_triton.protocol.paths import (
     MODEL_NAMES,
     REPOSITORY_INDEX,
@@ -147,11 +149,40 @@ class ControlPlane:
             return True
 
     def model_spec(self, model_name: str, model_version: str | int | None) -> ModelSpec:
-        """The model's inputs, outputs and limits; see `TritonClient.model_spec`."""
+        """The model's inputs, outputs and limits; see `TritonClient.model_spec`.
+
+        Where ``model_spec`` comes from a lock file, the served model as the lock allows it to be used.
+
+        Raises:
+            ModelMismatchError: the served model differs harmfully from the locked one.
+        """
         found = self.findings(model_name, model_version)
         for note in found.notes:
-            _warn_once(self._options.urls[0], f"model {model_name!r}: {note}")
-        return found.spec
+            self.warn_once(f"model {model_name!r}: {note}")
+        locked = self._options.spec_of(model_name)
+        return found.spec if locked is None else self._held_to(locked, found.spec)
+
+    def warn_once(self, text: str) -> None:
+        """Log ``text`` about these servers, once in a process."""
+        _warn_once(self._options.urls[0], text)
+
+    def _held_to(self, locked: ModelSpec, served: ModelSpec) -> ModelSpec:
+        outputs = self._options.outputs
+        limit = self._options.batching.max_batch_size
+        found = differences(locked, served, outputs=outputs, max_batch_size=limit)
+        about = "; ".join(difference.text for difference in found)
+        anew = f"lock it anew by python -m beam_triton lock {self._options.urls[0]} {locked.name}"
+        if found and found[0].is_harmful:
+            raise ModelMismatchError(
+                f"model {locked.name!r} at {self._options.urls[0]} is not the one that {locked.lock_file} "
+                f"describes: {about}. If that is meant, {anew}, and start the job again"
+            )
+        if found:
+            self.warn_once(
+                f"model {locked.name!r} differs from that of {locked.lock_file}, without harm: "
+                f"{about}. To use what is new, {anew}"
+            )
+        return agreed(locked, served, outputs)
 
     def findings(self, model_name: str, model_version: str | int | None) -> ModelFindings:
         """The model's inputs, outputs and limits, and what was not said by the server itself."""
@@ -188,8 +219,7 @@ class ControlPlane:
             found = extensions if isinstance(extensions, list) else []
             self._extensions = frozenset(entry for entry in found if isinstance(entry, str))
             if _BINARY_EXTENSION not in self._extensions and self._options.binary is None:
-                _warn_once(
-                    self._options.urls[0],
+                self.warn_once(
                     f"the server does not announce binary tensors (no {_BINARY_EXTENSION} extension): they "
                     f"travel as JSON, which is slower; binary=True sends them in binary all the same",
                 )

@@ -2,6 +2,7 @@
 
     TritonError
     ├── ConfigurationError            wrong use, found before anything is sent; also a ValueError
+    │   └── ModelMismatchError        the served model is not the one of the lock file
     ├── TransportError                no complete answer came
     │   ├── PoolTimeoutError          no connection or admission became free in time
     │   ├── ConnectError              the request cannot have reached the server
@@ -92,6 +93,10 @@ class TritonError(Exception):
 
 class ConfigurationError(TritonError, ValueError):
     """An option, endpoint or model description that cannot work; nothing was sent."""
+
+
+class ModelMismatchError(ConfigurationError):
+    """The served model does not keep the contract of the lock file that ``model_spec`` names."""
 
 
 class TransportError(TritonError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -102,7 +103,10 @@ class InferenceOptions(Options):
         default_value: the result of an element that failed for good: output name to value, or the value
             itself if one output is requested.
         max_response_bytes: a larger answer, before or after decompression, is refused.
-        model_spec: the model's inputs, outputs and limits, if they should not be read from the server.
+        model_spec: the model's inputs, outputs and limits, if they should not be read from the server; or the
+            path of a lock file that has them (``python -m beam_triton lock``, docs/lock-file.md), which is
+            read here. A model by hand replaces what the server says. With a lock, workers compare the two:
+            they refuse a model that differs harmfully.
 
     Raises:
         ConfigurationError: a value is out of range or of the wrong kind, or two contradict each other.
@@ -166,9 +170,13 @@ class InferenceOptions(Options):
         check_request_options(self.outputs, self.classification, self.input_parameters)
         if isinstance(self.model_spec, Mapping):
             object.__setattr__(self, "model_spec", ModelSpec.from_mapping(self.model_spec))
+        elif isinstance(self.model_spec, str | os.PathLike):
+            object.__setattr__(self, "model_spec", ModelSpec.load(self.model_spec))
         if self.model_spec is not None and not isinstance(self.model_spec, ModelSpec):
             kind_name = type(self.model_spec).__name__
-            raise ConfigurationError(f"model_spec must be a ModelSpec, not a {kind_name}")
+            raise ConfigurationError(
+                f"model_spec must be a ModelSpec or the path of a lock file, not a {kind_name}"
+            )
 
     @property
     def urls(self) -> tuple[EndpointUrl, ...]:
@@ -185,6 +193,26 @@ class InferenceOptions(Options):
         if len(set(urls)) != len(urls):
             raise ConfigurationError("endpoint names the same server twice: " + ", ".join(map(str, urls)))
         return urls
+
+    @property
+    def has_metadata(self) -> bool:
+        """Whether all endpoints describe their models; some doors do not."""
+        return all(url.door is None or url.door.has_metadata for url in self.urls)
+
+    def spec_of(self, model_name: str) -> ModelSpec | None:
+        """``model_spec``, where it describes the model of that name.
+
+        Raises:
+            ConfigurationError: it comes from the lock file of another model.
+        """
+        spec = self.model_spec
+        if spec is None or spec.name == model_name:
+            return spec
+        if spec.lock_file:
+            raise ConfigurationError(
+                f"lock file {spec.lock_file!r} is that of model {spec.name!r}, not {model_name!r}"
+            )
+        return None
 
     @property
     def network(self) -> NetworkConfig:

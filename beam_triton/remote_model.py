@@ -92,14 +92,16 @@ class RemoteModel:
             new_id=new_request_id,
         )
         self._describe = describe
-        self._version = options.model_version
+        # Whoever holds the answer to the same lock, for the same outputs, may share it.
+        self._question = (options.model_version, options.model_spec, tuple(options.outputs or ()))
         self.encoder = self._new_encoder(spec)
         self._compression = options.compression
         self._max_response_bytes = options.max_response_bytes
         self._path = infer_path(spec.name, options.model_version)
         # A door without them is not asked.
-        has_statistics = all(url.door is None or url.door.has_metadata for url in options.urls)
-        statistics_path = model_statistics_path(spec.name, options.model_version) if has_statistics else ""
+        statistics_path = (
+            model_statistics_path(spec.name, options.model_version) if options.has_metadata else ""
+        )
         self.channel = Channel(
             _endpoint_set_key(spec.name, options),
             options.pool,
@@ -140,7 +142,7 @@ class RemoteModel:
         if self.spec.takes_and_gives_as(known):
             if self._describe is None:
                 return None
-            question = self.channel.endpoints.model_questions[self._version]
+            question = self.channel.endpoints.model_questions[self._question]
             spec = question.ask(known, self._describe, ModelSpec.takes_and_gives_as)
             if spec.takes_and_gives_as(known):
                 return None

@@ -6,13 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from beam_triton.cli import EXIT_PROBLEM, EXIT_WRONG_USE, check, tune
+from beam_triton.cli import EXIT_PROBLEM, EXIT_WRONG_USE, check, lock, tune
 from beam_triton.cli.arguments import explained
-from beam_triton.errors import ConfigurationError, TritonError
+from beam_triton.errors import ConfigurationError, ModelMismatchError, TritonError
 
 # Each command's module has ``add_arguments``, which adds its parser and sets ``run`` to a function that
 # takes the parsed arguments and returns an exit code.
-_COMMANDS = (check, tune)
+_COMMANDS = (check, tune, lock)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         exit_code: int = given.run(given)
     except ConfigurationError as error:
         print(f"{parser.prog}: {error.message}", file=sys.stderr)
-        return EXIT_WRONG_USE
+        return EXIT_PROBLEM if isinstance(error, ModelMismatchError) else EXIT_WRONG_USE
     except TritonError as error:
         print(explained(error), file=sys.stderr)
         return EXIT_PROBLEM

@@ -159,7 +159,7 @@ class EndpointSet:
         max_hold_seconds: how long a request may be held for an unhealthy or overloaded server.
         waiting_for_admission: is woken when a request to an endpoint has ended.
         learned: which sizes of requests pass.
-        model_questions: whether the model is still as it was described, by its version.
+        model_questions: whether the model is still as it was described, by what the asker goes by.
     """
 
     def __init__(self, key: EndpointSetKey) -> None:

@@ -10,12 +10,15 @@ first dimension of -1 that all inputs and outputs have is the batch, a first dim
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from beam_triton.errors import ConfigurationError, RemoteProtocolError
 from beam_triton.protocol.datatypes import DATATYPES
+from beam_triton.protocol.lock_file import contract_of, lock_text
 from beam_triton.protocol.text import shorten
 from beam_triton.validation import from_mapping
 
@@ -55,6 +58,11 @@ class TensorSpec:
             )
         object.__setattr__(self, "shape", shape)
 
+    def plain(self) -> dict[str, Any]:
+        """As a dict of JSON values, ``optional`` only where it is so."""
+        plain: dict[str, Any] = {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+        return {**plain, "optional": True} if self.optional else plain
+
     def describe(self) -> str:
         """For messages: ``image FP32 [64]``."""
         return f"{self.name} {self.datatype} {list(self.shape)}{' (optional)' if self.optional else ''}"
@@ -71,7 +79,8 @@ class ModelSpec:
     shows. ``decoupled`` models answer a request with any number of responses, which ``/infer`` refuses;
     ``sequence_batching`` models need ``sequence_id`` with every request, of one element each.
     ``whole_outputs`` names outputs without a batch dimension of a model that has one otherwise: such an
-    output belongs to the request as a whole, and cannot be divided among its elements.
+    output belongs to the request as a whole, and cannot be divided among its elements. ``lock_file`` is the
+    file that `load` read it from: workers compare the served model with it.
     """
 
     name: str
@@ -84,17 +93,18 @@ class ModelSpec:
     decoupled: bool = False
     sequence_batching: bool = False
     whole_outputs: tuple[str, ...] = ()
+    lock_file: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ConfigurationError(f"a model needs a name, not {self.name!r}")
         _check_max_batch_size(self.name, self.max_batch_size)
-        for field in ("inputs", "outputs"):
-            specs = tuple(getattr(self, field))
+        for side in ("inputs", "outputs"):
+            specs = tuple(getattr(self, side))
             names = [spec.name for spec in specs]
             if len(set(names)) != len(names):
-                raise ConfigurationError(f"model {self.name!r}: {field} {names} name a tensor twice")
-            object.__setattr__(self, field, specs)
+                raise ConfigurationError(f"model {self.name!r}: {side} {names} name a tensor twice")
+            object.__setattr__(self, side, specs)
         object.__setattr__(self, "versions", tuple(self.versions))
         object.__setattr__(self, "whole_outputs", tuple(self.whole_outputs))
 
@@ -124,6 +134,39 @@ class ModelSpec:
             else "no batch dimension: one element a request"
         )
         return f"inputs: {inputs}; outputs: {outputs}; {limit}"
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ModelSpec:
+        """The model of a lock file, which `save` or ``python -m beam_triton lock`` wrote.
+
+        Raises ConfigurationError, which names the file, where it cannot be read, is no lock file, or has been
+        edited.
+        """
+        name = os.fspath(path)
+        how = "python -m beam_triton lock ENDPOINT MODEL writes one"
+        try:
+            return replace(cls.from_mapping(contract_of(Path(name).read_text("utf-8"))), lock_file=name)
+        except FileNotFoundError:
+            raise ConfigurationError(f"there is no lock file {name!r}: {how}") from None
+        except OSError as error:
+            raise ConfigurationError(f"lock file {name!r} cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            # ConfigurationError, too: a later version may write fields that this one does not know.
+            raise ConfigurationError(f"lock file {name!r} {error}; {how}") from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a lock file: JSON for `load`, people and version control.
+
+        It holds no ``versions``, which change with every deployment; ``version`` where there is one.
+        """
+        contract: dict[str, Any] = {"name": self.name}
+        for key in ("version", "platform", "decoupled", "sequence_batching", "whole_outputs"):
+            if getattr(self, key):
+                contract[key] = getattr(self, key)
+        contract["max_batch_size"] = self.max_batch_size
+        for side in ("inputs", "outputs"):
+            contract[side] = [spec.plain() for spec in getattr(self, side)]
+        Path(path).write_text(lock_text(contract), "utf-8", newline="\n")
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> ModelSpec:

@@ -80,6 +80,8 @@ def run(options: PipelineOptions, job: ScoreJob) -> str:
                 if is_local or not isinstance(error, TransportError):
                     raise ConfigurationError(error.message) from error
                 _logger.warning("not checked from here, the workers will ask the server: %s", error.message)
+        if model.spec is None:
+            model = replace(model, spec=model.options.spec_of(model.name))
         check_job(job, model, [path for path, _ in files])
         build(pipeline, job, model)
         started_at, total_bytes = time.monotonic(), sum(size for _, size in files)

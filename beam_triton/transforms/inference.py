@@ -29,7 +29,7 @@ from beam_triton.transforms.many_models import (
     shown_model_name,
 )
 from beam_triton.transforms.metrics import InferenceMetrics
-from beam_triton.transforms.model_dofn import ModelDoFn, default_of, open_model
+from beam_triton.transforms.model_dofn import ModelDoFn, default_of, open_described
 from beam_triton.transforms.results import PredictionResults, failure_of
 from beam_triton.transforms.row_inputs import Columns, checked_inputs
 from beam_triton.transforms.row_results import RowFailures, RowResults, row_type
@@ -71,6 +71,8 @@ class TritonInferenceDoFn(ModelDoFn):
             InferenceOptions.from_options({"endpoint": endpoint, **options}),
             shown_model_name(model_name),
         )
+        if self._model_of is None:
+            self._options.spec_of(self._model_name)
         self._models: OpenModels | None = None
         self._dead_letters = (
             DeadLetters() if with_exception_handling is True else with_exception_handling or None
@@ -227,6 +229,9 @@ class TritonInference(beam.PTransform[Any, Any]):
                 'keep, prefix, text_outputs and names for outputs\' columns need output="row"'
             )
         self._options = InferenceOptions.from_options({"endpoint": endpoint, **options})
+        if options.get("model_spec") is not None:
+            # A lock file is read once.
+            options["model_spec"] = self._options.model_spec
         self._model_name = model_name
         results = PredictionResults(inputs, keep_example)
         self._new_dofn = partial(TritonInferenceDoFn, endpoint, model_name, **{"results": results} | options)
@@ -367,7 +372,7 @@ class TritonInference(beam.PTransform[Any, Any]):
                     f"model_spec: one of the models, whose outputs all of them have"
                 )
             model_name = self._options.model_spec.name
-        model = open_model(self._options, model_name)
+        model = open_described(self._options, model_name)
         try:
             return schema.of_elements(element_type, model.encoder, self._options.classification)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -90,7 +91,14 @@ class OpenModels:
         model = self._models.get(name)
         if model is None:
             model_path(name)  # Refuses what is not a name.
-            model = self._models[name] = open_model(self._options, name)
+            spec = self._options.model_spec
+            # A lock file of one of the models says nothing about the others.
+            options = (
+                self._options
+                if spec is None or spec.name == name
+                else replace(self._options, model_spec=None)
+            )
+            model = self._models[name] = open_model(options, name)
             self._closing.append(close_with(self, model))
         return model
 

@@ -4,6 +4,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import apache_beam as beam
@@ -82,7 +83,7 @@ def open_model(options: InferenceOptions, model_name: str) -> RemoteModel:
 
     Raises:
         ConfigurationError: the model cannot be sent batches of unrelated elements, or
-            ``default_value`` does not fit its outputs.
+            ``default_value`` does not fit its outputs; ModelMismatchError where it is not the locked one.
         TritonError: there is no such model, or no server.
     """
     wait_seconds = options.timeout_seconds
@@ -97,6 +98,16 @@ def open_model(options: InferenceOptions, model_name: str) -> RemoteModel:
     except BaseException:
         model.close()
         raise
+
+
+def open_described(options: InferenceOptions, model_name: str) -> RemoteModel:
+    """As `open_model`, for a pipeline that is being built: the server is not asked where ``model_spec``
+    describes the model, not even for a comparison with a lock file."""
+    spec = options.spec_of(model_name)
+    if spec is not None:
+        # How tensors travel makes no difference to elements and results.
+        options = replace(options, model_spec=replace(spec, lock_file=""), binary=True)
+    return open_model(options, model_name)
 
 
 def default_of(options: InferenceOptions, encoder: InferRequestEncoder) -> DefaultValue | None:

@@ -75,6 +75,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
         super().__init__()
         self._options = InferenceOptions.from_options({"endpoint": endpoint, **options})
         model_path(model_name)  # Refuses what is not a name.
+        self._options.spec_of(model_name)
         self._model_name = model_name
 
     def __repr__(self) -> str:

@@ -17,12 +17,14 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_triton import (
     ConfigurationError,
+    ModelMismatchError,
     ModelSpec,
     TensorSpec,
     TritonClient,
     TritonInferenceDoFn,
     TritonModelHandler,
 )
+from beam_triton.cli.main import main
 from beam_triton.options import InferenceOptions
 from beam_triton.testing import LocalTriton
 from beam_triton.transforms.numpy_batches import TritonBatchInferenceDoFn
@@ -170,6 +172,18 @@ def test_given_model_spec_is_not_asked_for_again(server: Server) -> None:
     _, message, _ = failures[ELEMENTS - 1]
     assert "output 'y' of model 'changing' is FP64, not FP32" in message
     assert "the given model_spec says inputs: x FP32 [4]" in message
+
+
+def test_lock_file_holds_in_mid_job(server: Server, tmp_path: Path) -> None:
+    """Smaller batches are followed; another datatype fails the bundle, though dead letters are taken."""
+    lock = tmp_path / "changing.lock.json"
+    assert main(["lock", server.endpoint, BEFORE.name, "--output", str(lock)]) == 0
+    locked = dofn_of(server, model_spec=lock)
+    results, failures = run(locked, lambda: server.replace_model(max_batch_size=16))
+    assert (len(results), failures) == (ELEMENTS, {})
+    message = r"the model has changed: .*changing\.lock\.json.*output 'y' is FP64, not FP32"
+    with pytest.raises(ModelMismatchError, match=message):
+        run(locked, lambda: server.replace_model(**FP64_OUTPUT))
 
 
 def test_run_inference_follows_the_change(server: Server) -> None:

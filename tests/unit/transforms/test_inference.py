@@ -92,7 +92,7 @@ def test_options_may_be_objects_or_dicts() -> None:
             {"max_concurrent_requests": 200, "pool": {"max_total": 100}},
             "max_total=100.*max_concurrent_requests=200",
         ),
-        (ENDPOINT, "m", {"model_spec": "m"}, "ModelSpec"),
+        (ENDPOINT, "m", {"model_spec": "m"}, "no lock file .m.*beam_triton lock ENDPOINT MODEL"),
         (ENDPOINT, "m", {"with_exception_handling": True}, "with_exception_handling"),
     ],
 )
