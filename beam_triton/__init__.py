@@ -34,6 +34,7 @@ from beam_triton.policy.retry import RetryPolicy
 from beam_triton.protocol import InferResponse, ModelSpec, TensorSpec
 from beam_triton.transforms.inference import TritonInference, TritonInferenceDoFn
 from beam_triton.transforms.numpy_batches import TritonBatchInference
+from beam_triton.transforms.pipeline_options import TritonOptions
 from beam_triton.transforms.results import DefaultResult
 from beam_triton.transforms.run_inference import TritonModelHandler
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
@@ -77,5 +78,6 @@ __all__ = [
     "TritonInference",
     "TritonInferenceDoFn",
     "TritonModelHandler",
+    "TritonOptions",
     "UnexpectedOutputError",
 ]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from beam_triton.auth import auth_from_text
 from beam_triton.auth.hook import Auth, check_auth, describe_auth
 from beam_triton.compression import ENCODINGS
 from beam_triton.credentials import (
@@ -330,32 +328,6 @@ class InferenceOptions(Options):
                 f"connect_timeout_seconds={self.pool.connect_timeout_seconds:g} is not below timeout_seconds="
                 f"{self.timeout_seconds:g}, which bounds the whole request; lower it or raise timeout_seconds"
             )
-
-
-def options_from_text(texts: Sequence[str]) -> dict[str, Any]:
-    """The keyword arguments that ``--option NAME=JSON`` gives; text that is no JSON is a string.
-
-    ``auth`` is what `auth_from_text` takes.
-
-    Raises:
-        ConfigurationError: one has no name, or names what has an argument of its own; or ``auth`` is wrong.
-    """
-    options: dict[str, Any] = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if not separator or name in ("endpoint", "auth_token"):
-            # The value is not repeated: it may be a secret.
-            raise ConfigurationError(
-                f"--option takes NAME=JSON for options other than endpoint and auth_token, not {name!r}"
-            )
-        if name == "auth":
-            options[name] = auth_from_text(value)
-            continue
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
 
 
 def _shown_proxy(proxy: Secret | None) -> str:

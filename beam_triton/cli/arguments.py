@@ -16,25 +16,30 @@ from beam_triton.errors import (
     TlsError,
     TritonError,
 )
-from beam_triton.options import options_from_text
+from beam_triton.flags import Spelling, with_texts, with_values
 from beam_triton.protocol import DATATYPES, EncodedRequest, ModelSpec, TensorSpec
 from beam_triton.remote_model import RemoteModel
 
 Shapes = Mapping[str, tuple[int, ...]]
 """One element's shape of each input whose shape the user gave."""
 
-_REFERENCES = ("env:", "file:")
-_DEFAULT_TIMEOUT_SECONDS = 10.0
+FLAGS = Spelling(
+    {
+        "auth_token": "--auth-token",
+        "tls_ca_bundle": "--ca-bundle",
+        "timeout_seconds": "--timeout-seconds",
+        "model_version": "--model-version",
+        "outputs": "--outputs",
+        "batching_max_batch_size": "--max-batch-size",
+    }
+)
+"""Options of `InferenceOptions`, as the commands spell them."""
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say where the server is and how to reach it."""
     parser.add_argument("endpoint", metavar="ENDPOINT", help="URL of the server, such as http://triton:8000")
-    parser.add_argument(
-        "--auth-token",
-        metavar="REFERENCE",
-        help="a bearer token as env:NAME or file:PATH (the token itself would show in the process list)",
-    )
+    FLAGS.add_to(parser, "auth_token")
     parser.add_argument(
         "--header",
         action="append",
@@ -42,20 +47,14 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a header field for every request; VALUE may be env:NAME or file:PATH; may be repeated",
     )
-    parser.add_argument("--ca-bundle", metavar="PATH", help="certificate authorities to trust, for https")
-    parser.add_argument(
-        "--timeout-seconds",
-        type=float,
-        default=_DEFAULT_TIMEOUT_SECONDS,
-        metavar="SECONDS",
-        help="deadline of a request (default: %(default)g)",
-    )
+    FLAGS.add_to(parser, "tls_ca_bundle")
+    FLAGS.add_to(parser, "timeout_seconds", default=10.0)
 
 
 def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Add the arguments that name the model and the shapes of what is sent to it."""
     parser.add_argument("--model", required=required, metavar="NAME", help="the model")
-    parser.add_argument("--model-version", metavar="N", help="its version (default: the server's choice)")
+    FLAGS.add_to(parser, "model_version")
     parser.add_argument(
         "--shape",
         action="append",
@@ -70,7 +69,7 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
         help="send these elements instead of zeros: .json or .jsonl (input name to value, a line each), "
         ".npz, .npy, or any other file as one BYTES value",
     )
-    parser.add_argument("--outputs", metavar="A,B", help="outputs to ask for (default: all)")
+    FLAGS.add_to(parser, "outputs")
     add_options(parser)
 
 
@@ -94,25 +93,13 @@ def options_of(given: argparse.Namespace) -> dict[str, Any]:
         ConfigurationError: an argument makes no sense.
     """
     timeout_seconds = given.timeout_seconds
-    options: dict[str, Any] = {
-        "timeout_seconds": timeout_seconds,
+    impatient: dict[str, Any] = {
         "pool": {"connect_timeout_seconds": min(5.0, timeout_seconds / 2)},
         "retry": {"max_retries": 0},
         "circuit_breaker": None,
         "headers": dict(_header(text) for text in given.header) or None,
-        "auth_token": _reference(given.auth_token),
     }
-    if getattr(given, "model_version", None) is not None:
-        options["model_version"] = given.model_version
-    if getattr(given, "outputs", None) is not None:
-        options["outputs"] = [name.strip() for name in given.outputs.split(",")]
-    if getattr(given, "max_batch_size", None) is not None:
-        options["batching"] = {"max_batch_size": given.max_batch_size}
-    options.update(options_from_text(getattr(given, "option", ())))
-    tls = options.get("tls", {})
-    if given.ca_bundle is not None and isinstance(tls, dict):
-        options["tls"] = {"ca_bundle": given.ca_bundle, **tls}
-    return options
+    return with_texts(with_values(impatient, FLAGS.values(given)), getattr(given, "option", ()))
 
 
 def shapes_of(given: argparse.Namespace) -> dict[str, tuple[int, ...]]:
@@ -198,16 +185,6 @@ def explained(error: TritonError) -> str:
     elif isinstance(error, InferenceError) and error.status in (401, 403):
         hint = "Give this server's credentials with --auth-token env:NAME or --header NAME=env:NAME."
     return f"{error}. {hint}" if hint else str(error)
-
-
-def _reference(token: str | None) -> str | None:
-    if token is not None and not token.startswith(_REFERENCES):
-        # The message does not repeat the argument: it may be the token.
-        raise ConfigurationError(
-            "--auth-token takes a reference, env:NAME or file:PATH, not the token itself: "
-            "everybody on this machine can read its command lines"
-        )
-    return token
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from beam_triton.cli import EXIT_OK, EXIT_PROBLEM
 from beam_triton.cli.arguments import (
+    FLAGS,
     add_model,
     add_server,
     explained,
@@ -33,9 +34,7 @@ def add_arguments(commands: Any) -> None:
     )
     add_server(parser)
     add_model(parser, required=False)
-    parser.add_argument(
-        "--max-batch-size", type=int, metavar="N", help="batching.max_batch_size: most elements a request"
-    )
+    FLAGS.add_to(parser, "batching_max_batch_size")
     parser.set_defaults(run=run)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from beam_triton.cli import EXIT_OK, EXIT_PROBLEM
-from beam_triton.cli.arguments import add_options, add_server, options_of
+from beam_triton.cli.arguments import FLAGS, add_options, add_server, options_of
 from beam_triton.client import TritonClient
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import ModelSpec
@@ -23,9 +23,7 @@ def add_arguments(commands: Any) -> None:
     )
     add_server(parser)
     parser.add_argument("model", metavar="MODEL", help="the model")
-    parser.add_argument(
-        "--model-version", metavar="N", help="pin this version (default: the server's choice)"
-    )
+    FLAGS.add_to(parser, "model_version", help="pin this version (default: the server's choice)")
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--output", metavar="FILE", help="where to write (default: MODEL.lock.json)")
     group.add_argument(

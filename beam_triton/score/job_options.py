@@ -12,15 +12,30 @@ from apache_beam.options import pipeline_options
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from beam_triton.errors import ConfigurationError
-from beam_triton.options import InferenceOptions, options_from_text
-from beam_triton.policy.batching import BatchingPolicy
+from beam_triton.flags import Spelling, names_of, with_texts, with_values
+from beam_triton.options import InferenceOptions
 from beam_triton.score.input_columns import InputColumns
 from beam_triton.score.pipeline_steps import RowSelection, ServedModel
 from beam_triton.score.result_writing import Target
 from beam_triton.score.row_reading import FileSource
+from beam_triton.transforms.pipeline_options import TritonOptions
 
 # Runners whose workers are this process or its children.
 _LOCAL_RUNNERS = ("direct", "fnapi", "bundlebaseddirect", "switchingdirect", "prism")
+
+
+# Short for those of TritonOptions, which are taken as well.
+_FLAGS = Spelling(
+    {
+        "endpoint": "--endpoint",
+        "model_version": "--model_version",
+        "auth_token": "--auth_token",
+        "batching_max_batch_size": "--batch_size",
+        "max_concurrent_requests": "--max_concurrent_requests",
+        "timeout_seconds": "--timeout_seconds",
+        "outputs": "--outputs",
+    }
+)
 
 
 class ScoreOptions(PipelineOptions):
@@ -40,17 +55,16 @@ class ScoreOptions(PipelineOptions):
             default=64 << 20,
             help="larger Parquet files are read in pieces; 0: never",
         )
-        add = parser.add_argument_group("model").add_argument
-        add("--endpoint", action="append", metavar="URL", help="of the server; repeat, or a,b, for fail-over")
+        group = parser.add_argument_group(
+            "model", "Every other option is a flag --triton_NAME, see docs/options.md"
+        )
+        add = group.add_argument
+        _FLAGS.add_to(group, "endpoint", metavar="URL", help="of the server; repeat, or a,b, for fail-over")
         add("--model", help="name of the model; optional for a repository of one model")
-        add("--model_version", help="default: the server's choice")
         add("--model_repository", help="without --endpoint: the models of a Triton started on this machine")
-        add("--auth_token", help="env:NAME or file:PATH of a bearer token, read on the workers")
         columns = "image=pixels, image=p0:p63 or image=a,b; repeatable; default: the input's name"
         add("--input", action="append", metavar="NAME=COLUMNS", help=columns)
-        add("--batch_size", type=int, help="rows per request, at most; default: the model's own limit")
-        add("--max_concurrent_requests", type=int, default=32, help="in flight per process; default: 32")
-        add("--timeout_seconds", type=float, default=30.0, help="for a request and its retries; default: 30")
+        _FLAGS.add_to(group, *(name for name in _FLAGS.flags if name not in ("endpoint", "outputs")))
         add(
             "--option",
             action="append",
@@ -58,9 +72,10 @@ class ScoreOptions(PipelineOptions):
             help="any other keyword argument of TritonInference, such as binary=false, auth=google or "
             "auth=aws:eu-west-1; repeatable",
         )
-        add = parser.add_argument_group("results").add_argument
+        group = parser.add_argument_group("results")
+        add = group.add_argument
         add("--output", metavar="PATH", help="results.jsonl or .parquet; results-*.jsonl for many files")
-        add("--outputs", help="a,b: the model's outputs to write; default: all")
+        _FLAGS.add_to(group, "outputs", help="the model's outputs to write; default: all")
         add("--keep", help="id,expected=label: columns to copy into the result")
         add("--with_origin", action="store_true", help="write the file and row of each result")
         add("--failures", metavar="PATH", help="default: beside the output, as NAME-failures.jsonl")
@@ -87,19 +102,18 @@ class ScoreJob:
             value = getattr(given, name)
             if value is not None and not value > 0:
                 raise ConfigurationError(f"--{name} must be positive, not {value}")
-        if given.auth_token is not None and not given.auth_token.startswith(("env:", "file:")):
-            raise ConfigurationError(
-                "--auth_token must be env:NAME or file:PATH: others can see a command line"
-            )
         self.keep: dict[str, str] = {}
         for text in _names("--keep", given.keep):
             name, _, column = text.partition("=")
             if name in self.keep:
                 raise ConfigurationError(f"--keep {given.keep!r} names {name!r} twice")
             self.keep[name] = column or name
-        self.endpoint = tuple(url for text in given.endpoint or () for url in _names("--endpoint", text))
-        self.further = options_from_text(given.option or ())
-        self.outputs = _names("--outputs", given.outputs) or None
+        named = options.view_as(TritonOptions).triton_arguments(endpoint=(), model_name="")
+        name = named.pop("model_name")
+        self.model: str = given.model or name
+        self._options = with_texts(with_values(named, _FLAGS.values(given)), given.option or ())
+        self.endpoint: tuple[str, ...] = self._options.pop("endpoint")
+        self.outputs: Sequence[str] | None = self._options.get("outputs")
         self.model_repository = Path(given.model_repository) if given.model_repository else model_repository
         columns = _names("--columns", given.columns) or None
         self.source = FileSource(
@@ -116,16 +130,7 @@ class ScoreJob:
 
     def served(self, endpoint: Sequence[str], name: str) -> ServedModel:
         """The model of that name on a server."""
-        same = ("model_version", "auth_token", "timeout_seconds", "max_concurrent_requests")
-        options = InferenceOptions.from_options(
-            {
-                "endpoint": tuple(endpoint),
-                "outputs": self.outputs,
-                "batching": BatchingPolicy(max_batch_size=self.given.batch_size),
-                **{option: getattr(self.given, option) for option in same},
-                **self.further,
-            }
-        )
+        options = InferenceOptions.from_options({"endpoint": tuple(endpoint), **self._options})
         return ServedModel(name=name, options=options)
 
 
@@ -171,10 +176,10 @@ def runs_here(options: PipelineOptions) -> bool:
 
 
 def _names(option: str, text: str | None) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",")) if text is not None else ()
-    if not all(names):
-        raise ConfigurationError(f"{option} {text!r} must be names with commas between them")
-    return names
+    try:
+        return names_of(text) if text is not None else ()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{option} {error.message}") from None
 
 
 def _where(text: str) -> tuple[str, str]:

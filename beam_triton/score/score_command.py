@@ -166,20 +166,20 @@ def _served(job: ScoreJob, is_local: bool) -> Iterator[pipeline_steps.ServedMode
                 f"give a token by reference, --auth_token env:NAME or file:PATH"
             )
     if job.endpoint:
-        if not job.given.model:
+        if not job.model:
             raise ConfigurationError("--model is needed: the name of the model on the server")
-        yield job.served(job.endpoint, job.given.model)
+        yield job.served(job.endpoint, job.model)
         return
     repository = job.model_repository
     if repository is None or not repository.is_dir():
         raise ConfigurationError(f"--endpoint is needed, or --model_repository: {repository} is no folder")
     models = [entry.name for entry in repository.iterdir() if (entry / "config.pbtxt").exists()]
-    if not job.given.model and len(models) != 1:
+    if not job.model and len(models) != 1:
         raise ConfigurationError(f"--model is needed: {repository} does not hold exactly one model")
     print(f"starting a Triton server on this machine, with the models of {repository}", file=sys.stderr)
     # No request is in flight in the end, so that the server need not wait for one.
     with LocalTriton(repository, stop_timeout_seconds=0.1) as triton:
-        yield job.served([triton.endpoint], job.given.model or models[0])
+        yield job.served([triton.endpoint], job.model or models[0])
 
 
 def main(

@@ -29,7 +29,7 @@ from beam_triton.transforms.many_models import (
     shown_model_name,
 )
 from beam_triton.transforms.metrics import InferenceMetrics
-from beam_triton.transforms.model_dofn import ModelDoFn, default_of, open_described
+from beam_triton.transforms.model_dofn import ModelDoFn, annotations_of, default_of, open_described
 from beam_triton.transforms.results import PredictionResults, failure_of
 from beam_triton.transforms.row_inputs import Columns, checked_inputs
 from beam_triton.transforms.row_results import RowFailures, RowResults, row_type
@@ -312,6 +312,11 @@ class TritonInference(beam.PTransform[Any, Any]):
 
     def display_data(self) -> dict[str, Any]:
         return self._new_dofn().display_data()
+
+    def annotations(self) -> dict[str, Any]:
+        """The model, as ``RunInference`` annotates its own."""
+        name = shown_model_name(self._model_name)
+        return {**annotations_of(self, self._options, name), **super().annotations()}
 
     def expand(self, pcoll: PCollection[Any]) -> Any:
         """The results, or with exception handling ``(results, failures)``.

@@ -44,11 +44,7 @@ class ModelDoFn(beam.DoFn):
 
     def display_data(self) -> dict[str, Any]:
         """What a runner's job page shows; endpoints and headers without secrets."""
-        shown = {"model_name": self._model_name, **self._options.shown()}
-        return {
-            name: DisplayDataItem(text, label=name.replace("_", " ").capitalize())
-            for name, text in shown.items()
-        }
+        return display_data_of(self._options, self._model_name)
 
     def setup(self) -> None:
         """Open the model and take a reference to the shared session."""
@@ -72,6 +68,26 @@ class ModelDoFn(beam.DoFn):
         scorer, self._scorer = self._scorer, None
         if scorer is not None:
             scorer.cancel()
+
+
+def display_data_of(options: InferenceOptions, model_name: str, **more: str) -> dict[str, Any]:
+    """Display data of the options that are not the defaults, without secrets."""
+    shown = {"model_name": model_name, **more, **options.shown()}
+    return {
+        name: DisplayDataItem(text, label=name.replace("_", " ").capitalize()) for name, text in shown.items()
+    }
+
+
+def annotations_of(
+    transform: beam.PTransform[Any, Any], options: InferenceOptions, model_name: str
+) -> dict[str, Any]:
+    """Annotations of a transform, in the words of ``RunInference``: runners find models by them."""
+    kind, version = type(transform), options.model_version
+    return {
+        "model_handler": f"{kind.__name__}({', '.join(map(str, options.urls))}, {model_name!r})",
+        "model_handler_type": f"{kind.__module__}.{kind.__qualname__}",
+        "model_identifier": model_name if version in (None, "") else f"{model_name}:{version}",
+    }
 
 
 def open_model(options: InferenceOptions, model_name: str) -> RemoteModel:

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from apache_beam.ml.inference.base import PredictionResult
 from apache_beam.options.pipeline_options import TypeOptions
-from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.typehints.batch import N, NumpyArray
 from apache_beam.utils.windowed_value import WindowedValue
@@ -41,7 +40,13 @@ from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.inference import TritonInference
 from beam_triton.transforms.metrics import InferenceMetrics
-from beam_triton.transforms.model_dofn import ModelDoFn, check_can_be_scored, default_of
+from beam_triton.transforms.model_dofn import (
+    ModelDoFn,
+    annotations_of,
+    check_can_be_scored,
+    default_of,
+    display_data_of,
+)
 from beam_triton.transforms.results import DEFAULT_MODEL_ID, DefaultValue, Outputs
 
 Array = npt.NDArray[Any]
@@ -271,8 +276,7 @@ class TritonBatchInferenceDoFn(ModelDoFn):
         self._scorer: RowScorer | None = None
 
     def display_data(self) -> dict[str, Any]:
-        shown = {"model_name": self._model_name, "output": self._output.name, **self._options.shown()}
-        return {name: DisplayDataItem(text, label=name.replace("_", " ")) for name, text in shown.items()}
+        return display_data_of(self._options, self._model_name, output=self._output.name)
 
     def get_input_batch_type(self, input_element_type: Any) -> Any:
         """Batches of the element type, along a new first dimension."""
@@ -405,6 +409,13 @@ class TritonBatchInference(beam.PTransform[Any, Any]):
     def default_label(self) -> str:
         """The step's name where the user gives none."""
         return f"TritonBatchInference({self._model_name})"
+
+    def display_data(self) -> dict[str, Any]:
+        return display_data_of(self._options, self._model_name, output=self._output.name)
+
+    def annotations(self) -> dict[str, Any]:
+        """The model, as ``RunInference`` annotates its own."""
+        return {**annotations_of(self, self._options, self._model_name), **super().annotations()}
 
     def expand(self, pcoll: Any) -> Any:
         """The output's batches."""

@@ -18,7 +18,7 @@ _LAYERS = (
     {"auth"},
     {"protocol", "policy", "transport"},
     {"dispatch", "options"},
-    {"remote_model", "control_plane"},
+    {"remote_model", "control_plane", "flags"},
     {"client"},
     {"transforms", "testing"},
     {"score"},

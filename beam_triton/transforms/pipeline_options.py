@@ -1,0 +1,58 @@
+"""`TritonOptions`: what `TritonInference` takes, among the options of a pipeline."""
+
+from typing import Any
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_triton.credentials import redact_url
+from beam_triton.errors import ConfigurationError
+from beam_triton.flags import FLAGS, Spelling, with_values
+
+_FLAGS = Spelling({name: f"--triton_{name}" for name in FLAGS})
+
+
+class TritonOptions(PipelineOptions):
+    """Beam's pipeline options ``--triton_endpoint``, ``--triton_model``, ``--triton_pool_max_total``, ….
+
+    ::
+
+        options = PipelineOptions()
+        with beam.Pipeline(options=options) as p:
+            scored = images | TritonInference(**options.view_as(TritonOptions).triton_arguments())
+
+    There is one for each option of `InferenceOptions`, and one for each field of its policies, named after
+    both: ``pool.max_total`` is ``--triton_pool_max_total``. One that is not given has its usual default.
+    Names are given with commas (``--triton_outputs=a,b``), mappings as JSON, secrets as ``env:NAME`` or
+    ``file:PATH``, and ``none`` stands for None.
+
+    They are read when the pipeline is built, that of a Dataflow template included.
+    """
+
+    @classmethod
+    def _add_argparse_args(cls, parser: Any) -> None:
+        group = parser.add_argument_group("Triton")
+        group.add_argument("--triton_model", metavar="NAME", help="the model")
+        _FLAGS.add_to(group)
+
+    def triton_arguments(self, **defaults: Any) -> dict[str, Any]:
+        """The keyword arguments of `TritonInference`, `TritonBatchInference` or `TritonModelHandler`.
+
+        Args:
+            defaults: keyword arguments for what the pipeline's options do not say.
+
+        Raises:
+            ConfigurationError: there is no endpoint or model, or a text makes no value.
+        """
+        arguments = with_values(defaults, _FLAGS.values(self))
+        if self.triton_model is not None:
+            arguments["model_name"] = self.triton_model
+        for name, option in (("endpoint", "--triton_endpoint"), ("model_name", "--triton_model")):
+            if name not in arguments:
+                raise ConfigurationError(f"{option} is needed")
+        for url in self.triton_endpoint or ():
+            if redact_url(url) != url:
+                raise ConfigurationError(
+                    f"--triton_endpoint {redact_url(url)} holds a password or a query, which the job's page "
+                    f"would show: give a secret by reference, such as --triton_auth_token=env:NAME"
+                )
+        return arguments
