@@ -31,6 +31,8 @@ from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
 from beam_triton.protocol import InferResponse, ModelSpec, TensorSpec
+from beam_triton.transforms.embeddings import TritonImageEmbeddings, TritonTextEmbeddings
+from beam_triton.transforms.enrichment import TritonEnrichmentHandler
 from beam_triton.transforms.inference import TritonInference, TritonInferenceDoFn
 from beam_triton.transforms.numpy_batches import TritonBatchInference
 from beam_triton.transforms.results import DefaultResult
@@ -71,9 +73,12 @@ __all__ = [
     "TransportError",
     "TritonBatchInference",
     "TritonClient",
+    "TritonEnrichmentHandler",
     "TritonError",
+    "TritonImageEmbeddings",
     "TritonInference",
     "TritonInferenceDoFn",
     "TritonModelHandler",
+    "TritonTextEmbeddings",
     "UnexpectedOutputError",
 ]
