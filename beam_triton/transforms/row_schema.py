@@ -62,10 +62,10 @@ class RowSchema:
         Raises:
             ConfigurationError: elements do not fit the model, columns are not known, or two have one name.
         """
-        columns = _columns_of_type(element_type)
+        columns = columns_of_type(element_type)
         if columns is not None:
             check_columns(dict(columns), encoder.model, self.inputs)
-        outputs = self._outputs(encoder, classification or {})
+        outputs = self.output_columns(encoder, classification or {})
         results = RowResults(self.inputs, self._kept(columns, encoder, element_type), outputs)
         failures = RowFailures(columns)
         for fields, remedy in (
@@ -77,9 +77,14 @@ class RowSchema:
                 raise ConfigurationError(f"two columns have the name {', '.join(map(repr, twice))}: {remedy}")
         return results, failures
 
-    def _outputs(
+    def output_columns(
         self, encoder: InferRequestEncoder, classification: Mapping[str, int]
     ) -> tuple[OutputColumn, ...]:
+        """The columns that the outputs make.
+
+        Raises:
+            ConfigurationError: the server does not name the outputs, or an option names one that is none.
+        """
         specs = encoder.expected_outputs
         if not specs:
             raise ConfigurationError(
@@ -137,7 +142,7 @@ class RowSchema:
         return fed
 
 
-def _columns_of_type(element_type: Any) -> Fields | None:
+def columns_of_type(element_type: Any) -> Fields | None:
     """Names and types of the columns of a type that has a schema; None for one that has none."""
     try:
         fields = named_fields_from_element_type(element_type)

@@ -104,11 +104,13 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
         Raises:
             TritonError: an element failed for good and there is no ``default_value``.
         """
-        scorer = _BatchScorer(batch, model, self._options, inference_args)
-        try:
-            return scorer.results()
-        finally:
-            scorer.close()
+        return self._score(batch, model, inference_args)
+
+    def _score(
+        self, batch: Sequence[Any], model: RemoteModel, inference_args: dict[str, Any] | None
+    ) -> list[Any]:
+        """The results of a batch; where a handler of other elements differs."""
+        return score_batch(batch, model, self._options, inference_args)
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         """Arguments for Beam's ``BatchElements``."""
@@ -145,6 +147,26 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
         return NAMESPACE
 
 
+def score_batch(
+    batch: Sequence[Any],
+    model: RemoteModel,
+    options: InferenceOptions,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    keeps_errors: bool = False,
+) -> list[Any]:
+    """The results of a batch, in its order.
+
+    With ``keeps_errors`` the error of an element that failed stands in its place, where there is no
+    ``default_value``; otherwise the first one raises.
+    """
+    scorer = _BatchScorer(batch, model, options, parameters, keeps_errors)
+    try:
+        return scorer.results()
+    finally:
+        scorer.close()
+
+
 @dataclass(eq=False, repr=False)
 class _BatchScorer:
     """Scores one of Beam's batches."""
@@ -153,6 +175,7 @@ class _BatchScorer:
     model: RemoteModel
     options: InferenceOptions
     parameters: Mapping[str, Any] | None
+    keeps_errors: bool
 
     def __post_init__(self) -> None:
         self._metrics = InferenceMetrics(self.model.channel.pool)
@@ -180,7 +203,7 @@ class _BatchScorer:
             self.model.channel.endpoints.learned,
         )
 
-    def results(self) -> list[PredictionResult]:
+    def results(self) -> list[Any]:
         for index in range(len(self.batch)):
             request = self._add(index)
             if request is not None:
@@ -228,10 +251,13 @@ class _BatchScorer:
 
     def _on_failure(self, items: list[_Item], error: TritonError) -> None:
         for index, _ in items:
-            if self._default is None:
+            if self._default is not None:
+                self._results[index] = self._default.result(self.batch[index])
+            elif self.keeps_errors:
+                self._results[index] = error
+            else:
                 self._metrics.flush()
                 raise with_message(error, f"element {index} of its batch: {error.message}") from error
-            self._results[index] = self._default.result(self.batch[index])
 
 
 def _weight(element: Any, *, share_bytes: int, most: int) -> int:

@@ -58,6 +58,18 @@ def double(x):
     return {"y": 2 * x}
 
 
+def color_histogram(image):
+    # The share of pixels in each of 4 x 4 x 4 colors.
+    colors = (image // 64).astype(np.int64) @ np.array([16, 4, 1])
+    counts = [np.bincount(each.ravel(), minlength=64) for each in colors]
+    return {"embedding": np.array(counts, np.float32) / colors[0].size}
+
+
+def byte_histogram(file):
+    counts = [np.bincount(np.frombuffer(each, np.uint8), minlength=256) for each in file[:, 0]]
+    return {"embedding": np.array(counts, np.float32)}
+
+
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])

@@ -5,6 +5,7 @@ The runner is named because DirectRunner may try to download Prism first.
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import apache_beam as beam
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.test_pipeline import TestPipeline
+from apache_beam.utils import shared
 
 RUNNER = "FnApiRunner"
 
@@ -94,6 +96,16 @@ def score(elements: Iterable[Any], transform: Any, *options: str) -> Run:
     """Run the transform on these elements, in one bundle."""
     given = list(elements)
     return run(lambda pipeline: pipeline | beam.Create(given, reshuffle=False) | transform, *options)
+
+
+class _Nothing:
+    pass
+
+
+def release_the_last_model() -> None:
+    """Beam keeps the last model of a process alive: loading another one in its place releases it."""
+    shared.Shared().acquire(_Nothing, tag="nothing")
+    gc.collect()
 
 
 @contextmanager
