@@ -30,7 +30,7 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["beam_triton", "beam_triton.*"]),
-    package_data={"beam_triton": ["py.typed"]},
+    package_data={"beam_triton": ["py.typed", "yaml/providers.yaml"]},
     # Outside the package, which imports Beam: pytest imports its plugins at each start.
     py_modules=["pytest_beam_triton"],
     entry_points={"pytest11": ["beam_triton = pytest_beam_triton"]},
@@ -49,6 +49,8 @@ setup(
         "gcp": ["google-auth>=2.23", "requests"],
         # beam_triton.auth.AwsSignature, for SageMaker and whatever else takes AWS's signatures.
         "aws": ["botocore>=1.31"],
+        # Pipelines of Beam YAML.
+        "yaml": ["apache-beam[yaml]"],
         # A span a request; W3C trace context needs none of it with tracing=True.
         "tracing": ["opentelemetry-api>=1.20"],
         # For the fixtures fake_triton and local_triton.

@@ -32,10 +32,10 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def modules() -> set[str]:
-    """The files of the package and its pytest plugin in the checkout."""
+    """The files of the package in the checkout, and its pytest plugin."""
     package = _ROOT / "beam_triton"
     files = {str(file.relative_to(_ROOT)) for file in package.rglob("*.py")}
-    return files | {"beam_triton/py.typed", "pytest_beam_triton.py"}
+    return files | {"beam_triton/py.typed", "beam_triton/yaml/providers.yaml", "pytest_beam_triton.py"}
 
 
 def test_wheel_contains_only_the_package(distributions: Path) -> None:

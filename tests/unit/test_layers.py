@@ -21,8 +21,8 @@ _LAYERS = (
     {"remote_model", "control_plane", "flags"},
     {"client"},
     {"transforms", "testing"},
-    {"score"},
-    {"cli"},
+    {"score", "rows"},
+    {"cli", "yaml"},
     {"__init__", "__main__"},
 )
 _HEIGHT = {part: height for height, parts in enumerate(_LAYERS) for part in parts}
@@ -40,6 +40,8 @@ _THIRD_PARTIES = {
     "testing": {"numpy"},
     "cli": {"numpy"},
     "score": {"apache_beam", "numpy", "pyarrow"},
+    "rows": {"apache_beam"},
+    "yaml": {"apache_beam", "numpy"},
 }
 
 
