@@ -110,7 +110,7 @@ class FlinkJobServer(Engine):
         scratch.mkdir(exist_ok=True)
         # The job server depends on slf4j but on no logging backend; Flink's own jars include one.
         logging_jars = sorted(install.flink().glob("log4j-*.jar"))
-        classpath = [f"{install.flink_job_server()}/*", *map(str, logging_jars)]
+        classpath = [f"{install.beam_java()}/*", *map(str, logging_jars)]
         process = self._scope.start(
             "job-server",
             [

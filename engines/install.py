@@ -37,11 +37,15 @@ pins: Beam does not promise that a runner and an SDK of different releases work 
 FLINK = "1.19.3"
 """``apache-flink-libraries`` of this version contains the whole Flink distribution."""
 
-FLINK_JOB_SERVER = "2.62.0"
-"""The newest Beam release whose job server for Flink 1.19 has all its parts on Maven Central. The job API
-is stable across releases; ``tests/engines`` proves that it works with the installed SDK."""
+BEAM_JAVA = "2.62.0"
+"""The newest Beam release whose job server for Flink 1.19 has all its parts on Maven Central, and of the Java
+pipeline, too. The job API is stable across releases; ``tests/engines`` proves that it works with the
+installed SDK."""
 
 _FLINK_MINOR = FLINK.rpartition(".")[0]
+
+_POM = HERE / "pom.xml"
+_GO_PIPELINE = REPOSITORY / "pipelines" / "score_rows.go"
 
 _WORKER_CONSTRAINTS = HERE / "worker_constraints.txt"
 _WORKER_REQUIREMENTS = (f"apache-beam=={BEAM}", "setuptools", "wheel", "pip")
@@ -108,17 +112,25 @@ def _go_commands(target: Path) -> Iterator[Command]:
     for package in ("go/cmd/prism", "python/container"):
         module = f"github.com/apache/beam/sdks/v2/{package}@v{BEAM}"
         yield Command([tools.go(), "install", module], environment)
+    source = target / "cache" / "pipeline"
+    source.mkdir(parents=True)
+    shutil.copy(_GO_PIPELINE, source)
+    (source / "go.mod").write_text(
+        f"module score_rows\n\ngo 1.25\n\nrequire github.com/apache/beam/sdks/v2 v{BEAM}\n"
+    )
+    output = target / "score_rows"
+    yield Command([tools.go(), "build", "-C", source, "-mod=mod", "-o", output, "."], environment)
 
 
 def _maven_commands(target: Path) -> Iterator[Command]:
     yield Command(
         [
-            *(tools.maven(), "--batch-mode", "--file", HERE / "pom.xml"),
+            *(tools.maven(), "--batch-mode", "--file", _POM),
             # Maven caches failed downloads and would not repeat them for a day.
             "--update-snapshots",
             # Give up on a silent server after a minute; Maven 3.8 reads the first name, 3.9 the second.
             *("-Dmaven.wagon.rto=60000", "-Daether.connector.requestTimeout=60000"),
-            *(f"-Dflink.minor={_FLINK_MINOR}", f"-Dbeam.version={FLINK_JOB_SERVER}"),
+            *(f"-Dflink.minor={_FLINK_MINOR}", f"-Dbeam.version={BEAM_JAVA}"),
             *("dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={target}"),
         ]
     )
@@ -137,14 +149,24 @@ def _worker_commands(target: Path) -> Iterator[Command]:
     yield _pip_command(target, "--constraint", str(_WORKER_CONSTRAINTS), *_WORKER_REQUIREMENTS)
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]
+
+
 def _worker_folder() -> str:
-    digest = hashlib.sha256(_WORKER_CONSTRAINTS.read_bytes() + " ".join(_WORKER_REQUIREMENTS).encode())
-    return f"worker-{BEAM}-py{sys.version_info.major}.{sys.version_info.minor}-{digest.hexdigest()[:8]}"
+    digest = _digest(_WORKER_CONSTRAINTS.read_bytes() + " ".join(_WORKER_REQUIREMENTS).encode())
+    return f"worker-{BEAM}-py{sys.version_info.major}.{sys.version_info.minor}-{digest}"
 
 
-_GO_PROGRAMS = Part("Prism and Beam's boot program (go install)", f"beam-go-{BEAM}", _go_commands)
-_JOB_SERVER = Part(
-    "Beam's Flink job server (Maven)", f"flink-job-server-{_FLINK_MINOR}-{FLINK_JOB_SERVER}", _maven_commands
+_GO_PROGRAMS = Part(
+    "Prism, Beam's boot program and a Go pipeline (go)",
+    f"beam-go-{BEAM}-{_digest(_GO_PIPELINE.read_bytes())}",
+    _go_commands,
+)
+_BEAM_JAVA = Part(
+    "Beam's Flink job server and Java SDK (Maven)",
+    f"beam-java-{BEAM_JAVA}-flink-{_FLINK_MINOR}-{_digest(_POM.read_bytes())}",
+    _maven_commands,
 )
 _FLINK = Part(f"Flink {FLINK} (pip)", f"flink-{FLINK}", _flink_commands)
 _WORKER_PACKAGES = Part(
@@ -158,21 +180,21 @@ def install_worker_packages() -> None:
 
 
 def install_all() -> None:
-    """Install every part that is not there: about 900 MB of downloads, five minutes.
+    """Install every part that is not there: about 900 MB of downloads, six minutes.
 
     Raises:
         MissingToolsError: Java, Maven or Go is missing; nothing was downloaded.
         InstallError: a part failed in every attempt.
     """
     tools.require_all()
-    for part in (_GO_PROGRAMS, _JOB_SERVER, _FLINK, _WORKER_PACKAGES):
+    for part in (_GO_PROGRAMS, _BEAM_JAVA, _FLINK, _WORKER_PACKAGES):
         install(part)
 
 
 def require_all() -> None:
     """Raise MissingToolsError or NotInstalledError unless every engine can be started."""
     tools.require_all()
-    for part in (_GO_PROGRAMS, _JOB_SERVER, _FLINK, _WORKER_PACKAGES):
+    for part in (_GO_PROGRAMS, _BEAM_JAVA, _FLINK, _WORKER_PACKAGES):
         part.path()
 
 
@@ -284,21 +306,25 @@ def _say(line: str) -> None:
 
 @dataclass(frozen=True)
 class GoPrograms:
-    """Programs built from Beam's own Go source."""
+    """Programs built from Go source, Beam's own and this project's."""
 
     prism: Path
     boot: Path
+    score_rows: Path
 
 
 def go_programs() -> GoPrograms:
-    """Prism, and the boot program of Beam's Python image. NotInstalledError if they are not there."""
+    """Prism, the boot program of Beam's Python image, and ``pipelines/score_rows.go``.
+
+    NotInstalledError if they are not there.
+    """
     folder = _GO_PROGRAMS.path()
-    return GoPrograms(prism=folder / "prism", boot=folder / "container")
+    return GoPrograms(prism=folder / "prism", boot=folder / "container", score_rows=folder / "score_rows")
 
 
-def flink_job_server() -> Path:
-    """The folder of the 160 jars of Beam's Flink job server. NotInstalledError if it is not there."""
-    return _JOB_SERVER.path()
+def beam_java() -> Path:
+    """The folder of the 160 jars of Beam's Flink job server and Java SDK. NotInstalledError if not there."""
+    return _BEAM_JAVA.path()
 
 
 def flink() -> Path:
