@@ -2,7 +2,7 @@
 
 import hashlib
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from beam_triton.protocol.paths import model_path
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.model_dofn import close_with, open_model
 from beam_triton.transforms.row_inputs import Columns, InputReader, checked_inputs
-from beam_triton.transforms.row_results import OutputColumn
+from beam_triton.transforms.row_results import row_of_outputs
 from beam_triton.transforms.row_schema import RowSchema
 from beam_triton.transforms.run_inference import score_batch
 from beam_triton.validation import positive, positive_integer
@@ -181,17 +181,7 @@ class TritonEnrichmentHandler(EnrichmentSourceHandler):  # type: ignore[type-arg
         columns = self._schema.output_columns(model.encoder, options.classification or {})
         read = InputReader(model.spec, self._schema.inputs)
         results = score_batch(list(map(read, rows)), model, options)
-        return [_row(columns, result.inference) for result in results]
-
-
-def _row(columns: Iterable[OutputColumn], outputs: Mapping[str, Any]) -> beam.Row:
-    values: dict[str, Any] = {}
-    for column in columns:
-        alone = outputs[column.output.name][np.newaxis]
-        column.check(alone)
-        names = [name for name, _ in column.fields()]
-        values |= {name: value for name, (value,) in zip(names, column.values(alone), strict=True)}
-    return beam.Row(**values)
+        return [row_of_outputs(columns, result.inference) for result in results]
 
 
 def _hashable(value: Any) -> tuple[str, bytes]:

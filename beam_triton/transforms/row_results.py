@@ -245,7 +245,13 @@ class RowFailures:
     @property
     def fields(self) -> Fields:
         """Names and types of a failure's columns."""
-        return [*([("element", Any)] if self.columns is None else self.columns), *FAILURE_FIELDS]
+        return [*([("element", Any)] if self.columns is None else self._own), *FAILURE_FIELDS]
+
+    @cached_property
+    def _own(self) -> Fields:
+        # Failures that are scored again bring columns of these names from the first time.
+        names = {name for name, _ in FAILURE_FIELDS}
+        return [field for field in self.columns or () if field[0] not in names]
 
     def __call__(self, element: Any, error: TritonError) -> Any:
         """The row of one failure, keyed if the element is."""
@@ -254,7 +260,7 @@ class RowFailures:
             told = {"element": row}
         else:
             columns = columns_of(row) or {}
-            told = {name: columns.get(name) for name, _ in self.columns}
+            told = {name: columns.get(name) for name, _ in self._own}
         told |= {
             "error_type": type(error).__name__,
             "error_message": error.message,
@@ -264,6 +270,21 @@ class RowFailures:
         }
         failure = beam.Row(**told)
         return (key, failure) if is_keyed else failure
+
+
+def row_of_outputs(columns: Iterable[OutputColumn], outputs: Mapping[str, Array]) -> beam.Row:
+    """One element's outputs, without their batch dimension, as a row.
+
+    Raises:
+        UnexpectedOutputError: values do not fit their columns.
+    """
+    values: dict[str, Any] = {}
+    for column in columns:
+        rows = outputs[column.output.name][np.newaxis]
+        column.check(rows)
+        for (name, _), (value,) in zip(column.fields(), column.values(rows), strict=True):
+            values[name] = value
+    return beam.Row(**values)
 
 
 def row_type(fields: Fields) -> Any:

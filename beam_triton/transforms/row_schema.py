@@ -16,7 +16,6 @@ from beam_triton.protocol import InferRequestEncoder, TensorSpec
 from beam_triton.transforms.column_check import check_columns
 from beam_triton.transforms.row_inputs import Columns
 from beam_triton.transforms.row_results import (
-    FAILURE_FIELDS,
     Fields,
     OutputColumn,
     RowFailures,
@@ -67,15 +66,14 @@ class RowSchema:
             check_columns(dict(columns), encoder.model, self.inputs)
         outputs = self.output_columns(encoder, classification or {})
         results = RowResults(self.inputs, self._kept(columns, encoder, element_type), outputs)
-        failures = RowFailures(columns)
-        for fields, remedy in (
-            (results.fields, "name the outputs' columns by prefix=, or by outputs={output: column}"),
-            (failures.fields, f"{', '.join(name for name, _ in FAILURE_FIELDS)} say why a row failed"),
-        ):
-            twice = [name for name, count in Counter(name for name, _ in fields).items() if count > 1]
-            if twice:
-                raise ConfigurationError(f"two columns have the name {', '.join(map(repr, twice))}: {remedy}")
-        return results, failures
+        counts = Counter(name for name, _ in results.fields)
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            raise ConfigurationError(
+                f"two columns have the name {', '.join(map(repr, twice))}: name the outputs' columns by "
+                f"prefix=, or by outputs={{output: column}}"
+            )
+        return results, RowFailures(columns)
 
     def output_columns(
         self, encoder: InferRequestEncoder, classification: Mapping[str, int]

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 from apache_beam.ml.inference.base import PredictionResult
 from apache_beam.typehints import Any as AnyType
 from apache_beam.yaml.yaml_ml import ModelHandlerProvider, run_inference
 
 from beam_triton.rows import plain, plain_options
 from beam_triton.transforms.model_dofn import open_model
-from beam_triton.transforms.row_results import RowResults, row_type
+from beam_triton.transforms.row_results import RowResults, row_of_outputs, row_type
 from beam_triton.transforms.row_schema import RowSchema
 from beam_triton.transforms.run_inference import TritonModelHandler
 
@@ -90,13 +89,7 @@ class _RowOfOutputs:
 
     def __call__(self, result: PredictionResult) -> beam.Row:
         inference: Any = result.inference
-        values: dict[str, Any] = {}
-        for column in self.results.outputs:
-            rows = inference[column.output.name][np.newaxis]
-            column.check(rows)
-            for (name, _), (value,) in zip(column.fields(), column.values(rows), strict=True):
-                values[name] = value
-        return beam.Row(**values)
+        return row_of_outputs(self.results.outputs, inference)
 
 
 def _same(row: Any) -> Any:
