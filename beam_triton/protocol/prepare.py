@@ -6,6 +6,7 @@ shape that needs no cast is passed on as it is. Everything else goes through ``t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,7 +15,7 @@ import numpy as np
 from beam_triton.errors import LocalProtocolError, with_message
 from beam_triton.protocol.byte_strings import encode_byte_strings
 from beam_triton.protocol.casting import byte_string_values, fit_shape, to_array
-from beam_triton.protocol.datatypes import BF16, DATATYPES, Array, datatype_of
+from beam_triton.protocol.datatypes import BF16, DATATYPES, FLOATS, Array, datatype_of
 from beam_triton.protocol.json_tensors import json_items
 from beam_triton.protocol.model import ModelSpec, TensorSpec
 from beam_triton.protocol.packing import packer_of
@@ -28,6 +29,11 @@ Signature: TypeAlias = tuple[Any, ...]
 
 If the server does not name the inputs: (name, datatype, shape) of each that the element has.
 """
+
+_logger = logging.getLogger(__name__)
+
+# Models and inputs of which `mention_integers` has spoken in this process.
+_mentioned: set[tuple[str, str]] = set()
 
 # Ragged elements would otherwise fill the caches of a long job without limit.
 _MAX_CACHED_SHAPES = 4096
@@ -133,6 +139,27 @@ def to_buffer(
     return array.shape, json_items(array, spec.datatype, spec.name)
 
 
+def mention_integers(value: Any, spec: TensorSpec, model: ModelSpec) -> None:
+    """Say, once per process and model, that integers go to a floating-point input as they are.
+
+    ``value`` is one that ``to_array`` takes. Pixels from 0 to 255 are a wrong answer without an error where a
+    model was trained on 0 to 1. Python's own numbers are taken to be meant.
+    """
+    if spec.datatype not in FLOATS or type(value) in (float, int, list, tuple):
+        return
+    key = model.name, spec.name
+    if key in _mentioned:
+        return
+    dtype = np.asarray(value).dtype
+    if dtype.kind in "iu":
+        _mentioned.add(key)
+        _logger.warning(
+            "model %r: input %r takes %s and is given %s: its numbers go as they are. Scale them if the "
+            "model was trained on others (pixels often from 0 to 1); if not, convert them",
+            *(*key, spec.datatype, dtype),
+        )
+
+
 class _Input:
     """One input of the model, with the shapes it has accepted and its fast paths."""
 
@@ -177,11 +204,13 @@ class _Input:
         try:
             if not (self._passes_arrays or self._as_array):
                 shape, buffer = to_buffer(value, self._spec, binary=self._binary)
+                mention_integers(value, self._spec, self._model)
                 return shape, buffer, len(buffer)
             array = to_array(value, self._spec)
         except LocalProtocolError as error:
             hint = _batch_hint(value, self._spec, self._model.has_batch_dimension)
             raise (with_message(error, f"{error.message}. {hint}") if hint else error) from error.__cause__
+        mention_integers(value, self._spec, self._model)
         if not self._passes_arrays:
             return array.shape, array, wire_size(array)
         if len(self.accepted) >= _MAX_CACHED_SHAPES:

@@ -26,6 +26,7 @@ from beam_triton.protocol.prepare import (
     Shape,
     Signature,
     match_inputs,
+    mention_integers,
     to_buffer,
 )
 from beam_triton.protocol.request_options import OutputRequest, checked_input_parameters, checked_parameters
@@ -215,6 +216,7 @@ class InferRequestEncoder:
         columns: list[list[bytes | memoryview]] = []
         for spec, value in matched:
             given[spec], buffer = to_buffer(value, spec, binary=self.binary, batched=batched)
+            mention_integers(value, spec, self.model)
             columns.append([buffer])
         rows = 1
         if batched:
