@@ -51,6 +51,8 @@ setup(
         "aws": ["botocore>=1.31"],
         # A span a request; W3C trace context needs none of it with tracing=True.
         "tracing": ["opentelemetry-api>=1.20"],
+        # `score` on files of images.
+        "image": ["pillow>=9.1"],
         # For the fixtures fake_triton and local_triton.
         "test": ["pytest>=7"],
         # This project's own tests, benchmarks and documentation.
@@ -68,6 +70,7 @@ setup(
             "mypy",
             "myst-parser",
             "opentelemetry-sdk",
+            "pillow",
             "pytest-timeout",
             "pytest-xdist",
             "ruff",

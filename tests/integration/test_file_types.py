@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from beam_triton.errors import ConfigurationError
+from beam_triton.score import score_command
 from beam_triton.testing import LocalTriton, find_or_make_server_environment
 from pipelines import file_types
 
@@ -56,6 +57,31 @@ def test_types_of_files_are_named_by_their_content(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert {Path(line["file"]).name: line["type"] for line in lines} == expected
     assert all(0.5 < line["score"] <= 1 for line in lines)
+
+
+def test_score_sends_whole_files(tmp_path: Path) -> None:
+    """The same model behind ``score``, which reads no more than bytes."""
+    output = tmp_path / "types.jsonl"
+    with LocalTriton(
+        file_types.MODEL_REPOSITORY, packages=file_types.PACKAGES, stop_timeout_seconds=0.1
+    ) as triton:
+        code = score_command.main(
+            [
+                *(
+                    "--files",
+                    f"{_ROOT}/pipelines/data/*.csv",
+                    f"{_ROOT}/docs/images/digits.png",
+                    "--input_format=bytes",
+                ),
+                *("--endpoint", triton.endpoint, "--model=magika", "--keep=file", f"--output={output}"),
+                "--progress_seconds=0",
+            ]
+        )
+    assert code == 0
+    found = {
+        Path(line["file"]).name: line["type"] for line in map(json.loads, output.read_text().splitlines())
+    }
+    assert found.pop("digits.png") == "png" and set(found.values()) == {"csv"}
 
 
 @pytest.mark.parametrize("packages", ["onnxruntime", [3]])

@@ -39,7 +39,7 @@ _THIRD_PARTIES = {
     "transforms": {"PIL", "apache_beam", "numpy"},
     "testing": {"numpy"},
     "cli": {"numpy"},
-    "score": {"apache_beam", "numpy", "pyarrow"},
+    "score": {"PIL", "apache_beam", "numpy", "pyarrow"},
 }
 
 
