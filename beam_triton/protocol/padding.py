@@ -8,8 +8,8 @@ of inputs.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -61,22 +61,6 @@ class _Bucket(NamedTuple):
     masks: tuple[tuple[int, Array], ...]
 
 
-@dataclass(frozen=True)
-class CutResponse(InferResponse):
-    """The answer to padded elements. ``cuts`` has, for each output and element, what of a row is its own."""
-
-    cuts: Mapping[str, Sequence[tuple[slice, ...]]]
-
-    def rows(self, n: int) -> Iterator[dict[str, Array]]:
-        return self._cut(super().rows(n))
-
-    def _cut(self, rows: Iterator[dict[str, Array]]) -> Iterator[dict[str, Array]]:
-        for row, own in zip(rows, zip(*self.cuts.values(), strict=True), strict=True):
-            for name, part in zip(self.cuts, own, strict=True):
-                row[name] = row[name][part]
-            yield row
-
-
 class PaddedLengths(NamedTuple):
     """The lengths of a request's elements for each group of inputs, and what they were padded to.
 
@@ -102,9 +86,7 @@ class PaddedLengths(NamedTuple):
             ]
             if found:
                 cuts[name] = self._parts(found)
-        if not cuts:
-            return response
-        return CutResponse(**vars(response), cuts=cuts)
+        return replace(response, cuts=cuts) if cuts else response
 
     def _parts(self, dimensions: Sequence[tuple[int, int, int]]) -> list[tuple[slice, ...]]:
         parts = []
@@ -134,11 +116,10 @@ class Padding:
         masks = [name for name, entry in self._inputs.items() if entry.is_mask]
         others = [spec.name for spec in model.inputs if spec.name not in masks]
         self._only = others[0] if masks and len(others) == 1 else None
-        # Its masks are made here: to the preparer, elements may do without them.
-        inputs = tuple(_optional(spec) if spec.name in masks else spec for spec in model.inputs)
-        self._exact = ElementPreparer(
-            ModelSpec(**{**vars(model), "inputs": inputs}), binary, as_arrays=self._inputs
-        )
+        # Masks are made here: elements may do without them.
+        inputs = [replace(spec, optional=spec.optional or spec.name in masks) for spec in model.inputs]
+        self.element_model = replace(model, inputs=tuple(inputs))
+        self._exact = ElementPreparer(self.element_model, binary, as_arrays=self._inputs)
         self._buckets: dict[Signature, _Bucket] = {}
 
     def prepare(self, inputs: Any) -> PreparedElement:
@@ -193,7 +174,8 @@ class Padding:
                 if exact is None:
                     exact = _with_lengths(spec.shape, entry.variable, lengths)
                     one = to_array(1, TensorSpec(spec.name, spec.datatype, ()))
-                    masks.append((given, np.full(exact, one)))
+                    # Of one value in memory, however long: buckets are kept.
+                    masks.append((given, np.broadcast_to(one, exact)))
                     padding_bytes += masks[-1][1].nbytes
                 shape = _with_lengths(exact, entry.variable, tuple(map(self._boundary, lengths)))
                 item_bytes = DATATYPES[spec.datatype].item_bytes or LENGTH_BYTES + len(entry.pad)
@@ -391,10 +373,6 @@ def _cut_outputs(
 
 def _misfit(model: ModelSpec, option: str, reason: str) -> ConfigurationError:
     return ConfigurationError(f"batching.{option} does not fit model {model.name!r}: {reason}")
-
-
-def _optional(spec: TensorSpec) -> TensorSpec:
-    return TensorSpec(spec.name, spec.datatype, spec.shape, optional=True)
 
 
 def _lengths_of(arrays: Sequence[Array], variable: tuple[int, ...]) -> list[Lengths]:

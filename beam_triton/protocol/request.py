@@ -71,7 +71,8 @@ class InferRequestEncoder:
     an output to k: its k best classes are returned instead of its values, as BYTES ``value:index[:label]``.
     ``binary=False`` writes pure JSON, for servers without the binary tensor extension. ``new_id`` makes the
     id of a request that is given none: plain ASCII that needs no escaping in JSON. With ``padding``, elements
-    of different lengths share requests. ``expected_outputs`` are the outputs that the answer should hold,
+    of different lengths share requests; ``element_model`` is the model as they see it, who need not bring the
+    masks that it makes. ``expected_outputs`` are the outputs that the answer should hold,
     ``required_outputs`` those that it must hold, for ``decode_infer_response``.
 
     Raises ConfigurationError for outputs that the model does not have, wrong parameters, and padding that
@@ -108,11 +109,13 @@ class InferRequestEncoder:
         self._headers = _RequestHeaders(model, asked.json_text, binary, of_inputs)
         # The bound method itself: a call in between would add a tenth to its cost for every element.
         self.prepare = self._prepare_exact = ElementPreparer(model, binary).prepare
+        self.element_model = model
         self.padding = None
         if padding is not None:
             outputs_with_values = [spec for spec in asked.expected if spec.name not in (classification or {})]
             self.padding = Padding(model, outputs_with_values, padding, binary)
             self.prepare = self.padding.prepare
+            self.element_model = self.padding.element_model
 
     def encode_batch(
         self, prepared: Sequence[PreparedElement], *, parameters: Mapping[str, Any] | None = None

@@ -129,6 +129,24 @@ def test_keyed_elements_and_rows_are_padded(triton: FakeTriton) -> None:
     ]
 
 
+@pytest.mark.parametrize("inputs", [None, {"ids": "tokens"}])
+def test_rows_come_out_without_padding(triton: FakeTriton, inputs: dict[str, Any] | None) -> None:
+    """The mask is no column, and kept columns stay beside their own answers."""
+    column = "tokens" if inputs else "ids"
+    elements = [{"number": n, column: ids.tolist()} for n, ids in enumerate(ELEMENTS)]
+    rows = score(
+        elements,
+        TritonInference(
+            triton.endpoint, "attend", batching=BATCHING, inputs=inputs, output="row", keep={"number": int}
+        ),
+    ).results
+    assert sorted(row.number for row in rows) == list(range(len(ELEMENTS)))
+    for row in rows:
+        ids = ELEMENTS[row.number]
+        np.testing.assert_allclose(row.centred, ids - ids.mean(), atol=1e-4)
+        np.testing.assert_allclose(row.mean, ids.mean(), rtol=1e-5)
+
+
 def test_run_inference_pads_as_well(triton: FakeTriton) -> None:
     """`TritonModelHandler` has the same options."""
     handler = TritonModelHandler(triton.endpoint, "attend", batching={**BATCHING, "max_batch_size": 16})
