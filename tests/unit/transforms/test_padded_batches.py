@@ -133,11 +133,11 @@ def test_keyed_elements_and_rows_are_padded(triton: FakeTriton) -> None:
 def test_rows_come_out_without_padding(triton: FakeTriton, inputs: dict[str, Any] | None) -> None:
     """The mask is no column, and kept columns stay beside their own answers."""
     column = "tokens" if inputs else "ids"
-    elements = [{"number": n, column: ids.tolist()} for n, ids in enumerate(ELEMENTS)]
+    elements = [beam.Row(number=n, **{column: ids.tolist()}) for n, ids in enumerate(ELEMENTS)]
     rows = score(
         elements,
         TritonInference(
-            triton.endpoint, "attend", batching=BATCHING, inputs=inputs, output="row", keep={"number": int}
+            triton.endpoint, "attend", batching=BATCHING, inputs=inputs, output="row", keep=["number"]
         ),
     ).results
     assert sorted(row.number for row in rows) == list(range(len(ELEMENTS)))
