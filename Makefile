@@ -49,6 +49,12 @@ $(VENV)/all.stamp: requirements.txt setup.py $(VENV)/demo.stamp
 server: $(VENV)/demo.stamp ## Install the local Triton server, unless it is there
 	@$(PYTHON) -m beam_triton.testing.serve >/dev/null
 
+# Outside the time limits of tests: onnxruntime brings 250 MB.
+.PHONY: model-packages
+model-packages: $(VENV)/demo.stamp
+	@$(PYTHON) -m beam_triton.testing.serve \
+	  $(addprefix --package=,$(shell cat pipelines/model_repository_file_types/magika/requirements.txt)) >/dev/null
+
 .PHONY: demo
 demo: $(VENV)/demo.stamp ## Score handwritten digits on a local Triton (ENDPOINT=http://… uses another one)
 	@$(PYTHON) -m pipelines.demo $(if $(ENDPOINT),--endpoint $(ENDPOINT))
@@ -74,7 +80,7 @@ unit: $(VENV)/all.stamp ## Run the unit tests, which need no server
 	$(PYTEST) tests/unit $(PARALLEL)
 
 .PHONY: integration
-integration: $(VENV)/all.stamp server worker-packages ## Run the tests against a real Triton
+integration: $(VENV)/all.stamp server model-packages worker-packages ## Run the tests against a real Triton
 	$(PYTEST) tests/integration $(PARALLEL)
 
 .PHONY: check

@@ -53,6 +53,8 @@ setup(
         "yaml": ["apache-beam[yaml]"],
         # A span a request; W3C trace context needs none of it with tracing=True.
         "tracing": ["opentelemetry-api>=1.20"],
+        # `score` on files of images.
+        "image": ["pillow>=9.1"],
         # For the fixtures fake_triton and local_triton.
         "test": ["pytest>=7"],
         # This project's own tests, benchmarks and documentation.
@@ -70,6 +72,7 @@ setup(
             "mypy",
             "myst-parser",
             "opentelemetry-sdk",
+            "pillow",
             "pytest-timeout",
             "pytest-xdist",
             "ruff",

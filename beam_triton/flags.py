@@ -208,6 +208,8 @@ _SPECIAL: dict[str, tuple[Callable[[Any], Any], Mapping[str, Any]]] = {
     "headers": (_headers, _JSON),
     "proxies": (_proxies, _JSON),
     "model_spec": (_json_or_text, {"metavar": "FILE"}),
+    "bucket_boundaries": (_json_or_text, _JSON),
+    "pad": (_json_or_text, _JSON),
 }
 
 

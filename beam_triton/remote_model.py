@@ -90,6 +90,7 @@ class RemoteModel:
             input_parameters=options.input_parameters,
             binary=binary,
             new_id=new_request_id,
+            padding=options.batching if options.batching.bucket_boundaries else None,
         )
         self._describe = describe
         # Whoever holds the answer to the same lock, for the same outputs, may share it.

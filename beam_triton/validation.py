@@ -72,18 +72,20 @@ def check(options: Options, rule: Rule, *names: str, allow_none: bool = False) -
             rule(f"{type(options).__name__}.{name}", value)
 
 
-def _rule(accepts: Callable[[object], bool], expected: str) -> Rule:
-    def rule(name: str, value: object) -> None:
+def rule(accepts: Callable[[object], bool], expected: str) -> Rule:
+    """The rule that accepts what ``accepts`` does; ``expected`` says it in words."""
+
+    def check_value(name: str, value: object) -> None:
         if not accepts(value):
             raise ConfigurationError(f"{name} must be {expected}, got {reprlib.repr(value)}")
 
-    return rule
+    return check_value
 
 
 def one_of(allowed: Iterable[object]) -> Rule:
     """The rule that accepts exactly the ``allowed`` values."""
     choices = tuple(allowed)
-    return _rule(
+    return rule(
         # By type as well: 1 == True, and 1.0 == 1.
         lambda value: any(type(value) is type(choice) and value == choice for choice in choices),
         "one of " + ", ".join(map(repr, choices)),
@@ -105,9 +107,9 @@ def _whole(value: object) -> float:
     return _number(value) if isinstance(value, numbers.Integral) else math.nan
 
 
-positive = _rule(lambda value: 0 < _number(value) < math.inf, "a number above 0")
-not_negative = _rule(lambda value: 0 <= _number(value) < math.inf, "a number of 0 or more")
-fraction = _rule(lambda value: 0 < _number(value) <= 1, "a number above 0 and at most 1")
-positive_integer = _rule(lambda value: _whole(value) >= 1, "a whole number of 1 or more")
-not_negative_integer = _rule(lambda value: _whole(value) >= 0, "a whole number of 0 or more")
-boolean = _rule(lambda value: isinstance(value, bool), "True or False")
+positive = rule(lambda value: 0 < _number(value) < math.inf, "a number above 0")
+not_negative = rule(lambda value: 0 <= _number(value) < math.inf, "a number of 0 or more")
+fraction = rule(lambda value: 0 < _number(value) <= 1, "a number above 0 and at most 1")
+positive_integer = rule(lambda value: _whole(value) >= 1, "a whole number of 1 or more")
+not_negative_integer = rule(lambda value: _whole(value) >= 0, "a whole number of 0 or more")
+boolean = rule(lambda value: isinstance(value, bool), "True or False")

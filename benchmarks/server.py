@@ -21,6 +21,8 @@ ECHO_VARIABLE = "echo_variable"
 """Returns FP32 of any length unchanged."""
 REMOTE_LIKE = "remote_like"
 """Returns [128] FP32 unchanged, at most 64 a batch, 20 ms a request, 16 at a time: a busy remote GPU."""
+ATTEND = "attend"
+"""Takes INT64 token ids of any length and their mask, at most 64 a batch, and does next to nothing."""
 SLOW = "slow"
 """Takes [1] FP32 and sleeps for the batch's largest value, in seconds; 16 requests at a time."""
 
@@ -30,9 +32,9 @@ _WARM_UP_REQUESTS = 200
 
 @contextmanager
 def benchmark_server() -> Iterator[LocalTriton]:
-    """A Triton with these four models, warmed up, over HTTP and gRPC."""
+    """A Triton with these models, warmed up, over HTTP and gRPC."""
     with tempfile.TemporaryDirectory(prefix="beam_triton_benchmarks_") as folder:
-        repository = write_models(Path(folder), [ECHO, ECHO_VARIABLE, REMOTE_LIKE])
+        repository = write_models(Path(folder), [ECHO, ECHO_VARIABLE, REMOTE_LIKE, ATTEND])
         write_models(repository, [SLOW], instances=16)
         with LocalTriton(repository, grpc=True) as server:
             _warm_up(server)

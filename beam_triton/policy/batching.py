@@ -1,23 +1,72 @@
 """Which elements share a request: buffers by tensor signature, and a batch whenever one is full.
 
 Elements of different signatures (tensor shapes, optional inputs) cannot share a request, so each signature
-fills a batch of its own.
+fills a batch of its own. With ``bucket_boundaries`` elements of several lengths have one signature, that of
+their bucket; `protocol/padding.py` pads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import numbers
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from itertools import pairwise
+from typing import Any, Generic, TypeAlias, TypeVar
 
+from beam_triton.errors import ConfigurationError
 from beam_triton.policy.learned_size import LearnedSizes, SizeLimits
-from beam_triton.validation import Options, check, not_negative, positive_integer
+from beam_triton.validation import Options, check, not_negative, positive_integer, rule
 
 # How many full batches' bytes, and how many signatures, may be buffered at a time.
 _MAX_PENDING_BATCHES = 4
 _MAX_OPEN_SIGNATURES = 1024
 
 Item = TypeVar("Item")
+PadValue: TypeAlias = bool | int | float | str | bytes
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_pad_value(value: Any) -> bool:
+    return isinstance(value, (numbers.Real, str, bytes))
+
+
+def _is_mapping(value: Any, of: Callable[[Any], bool]) -> bool:
+    return isinstance(value, Mapping) and all(_is_name(key) and of(value[key]) for key in value)
+
+
+def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
+    is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    return is_list and len(value) > 0 and all(map(of, value))
+
+
+def _are_boundaries(value: Any) -> bool:
+    if not _is_list(value, lambda each: type(each) is int):
+        return False
+    return all(below < above for below, above in pairwise([0, *value]))
+
+
+def _is_padding(value: Any) -> bool:
+    return _is_pad_value(value) or _is_mapping(value, _is_pad_value) or _is_list(value, _is_padding_of_inputs)
+
+
+def _is_padding_of_inputs(value: Any) -> bool:
+    return _is_mapping(value, _is_pad_value)
+
+
+_boundaries = rule(_are_boundaries, "a list of whole numbers in ascending order, such as [32, 64, 128]")
+_padding = rule(
+    _is_padding, "a value to pad with, a mapping of input names to values, or a list of such mappings"
+)
+_mask = rule(
+    lambda value: _is_name(value) or _is_list(value, _is_name), "the name of an input, or a list of them"
+)
+_lengths_of_outputs = rule(
+    lambda value: _is_mapping(value, lambda name: name is None or _is_name(name)),
+    "a mapping of output names to input names or None",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +81,52 @@ class BatchingPolicy(Options):
             raise it for a model that is much better at larger batches of large elements.
         linger_seconds: how long a batch that is not full waits for more elements of its bundle; 0
             keeps it until it is full or the bundle ends.
+        bucket_boundaries: lengths in ascending order, such as ``[32, 64, 128]``: elements of different
+            lengths share requests, each padded to the first boundary that is not below its length, and
+            outputs of the padded length are cut back. ``None`` pads nothing: elements of equal shapes share a
+            request. All variable dimensions (-1) of the model's inputs count as lengths, an image's height
+            and width each by itself. Padding goes to the boundary, not to the longest element, so that the
+            server meets few shapes: Triton's dynamic batching joins requests of equal shapes only, and
+            TensorRT, XLA and ``torch.compile`` prepare each shape anew. Beyond the last boundary each bucket
+            ends at twice the length of the one before, and its elements are padded to the longest of their
+            request, as the model may take no more. ``max_batch_bytes`` counts padding.
+        pad: the value to pad with: one for all inputs; or input name to value, and other inputs are not
+            padded. ``None`` is 0, and ``b""`` for BYTES. Inputs with as many variable dimensions must agree
+            in an element's lengths (token ids and their mask). Inputs of independent lengths, such as a query
+            and a document, come in a list: ``[{"query": 0, "query_mask": 0}, {"document": 0}]``.
+        mask: the input that is 1 where an element has values and 0 where it is padded, or a list of such
+            inputs; made where an element does not give it.
+        cut_outputs: output name to the input whose lengths it has, or to ``None`` if it is never to be cut,
+            for outputs that the rule gets wrong. The rule: an output has the lengths of the inputs with as
+            many variable dimensions, or else of the only inputs with one; and is cut in those variable
+            dimensions that are of the padded size in the answer.
 
     Raises:
-        ConfigurationError: a value is out of range.
+        ConfigurationError: a value is out of range; or, on the worker, does not fit the model.
     """
 
     max_batch_size: int | None = None
     max_batch_bytes: int = 4 * 1024 * 1024
     linger_seconds: float = 0.0
+    bucket_boundaries: Sequence[int] | None = None
+    pad: PadValue | Mapping[str, PadValue] | Sequence[Mapping[str, PadValue]] | None = None
+    mask: str | Sequence[str] | None = None
+    cut_outputs: Mapping[str, str | None] | None = None
 
     def __post_init__(self) -> None:
         check(self, positive_integer, "max_batch_size", allow_none=True)
         check(self, positive_integer, "max_batch_bytes")
         check(self, not_negative, "linger_seconds")
+        check(self, _boundaries, "bucket_boundaries", allow_none=True)
+        check(self, _padding, "pad", allow_none=True)
+        check(self, _mask, "mask", allow_none=True)
+        check(self, _lengths_of_outputs, "cut_outputs", allow_none=True)
+        if self.bucket_boundaries is None:
+            for name in ("pad", "mask", "cut_outputs"):
+                if getattr(self, name) is not None:
+                    raise ConfigurationError(
+                        f"BatchingPolicy.{name} needs bucket_boundaries, such as [32, 64, 128]"
+                    )
 
     def limits(self, model_limit: int, learned: LearnedSizes | None = None) -> SizeLimits:
         """How large batches may be for a model of this ``max_batch_size``, of which ``learned`` is known.

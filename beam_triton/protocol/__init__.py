@@ -5,6 +5,7 @@ from __future__ import annotations
 from beam_triton.protocol.casting import to_array
 from beam_triton.protocol.datatypes import DATATYPES
 from beam_triton.protocol.model import ModelSpec, TensorSpec
+from beam_triton.protocol.padding import PaddedLengths
 from beam_triton.protocol.prepare import PreparedElement
 from beam_triton.protocol.request import EncodedRequest, InferRequestEncoder
 from beam_triton.protocol.request_options import check_request_options, checked_parameters
@@ -17,6 +18,7 @@ __all__ = [
     "InferRequestEncoder",
     "InferResponse",
     "ModelSpec",
+    "PaddedLengths",
     "PreparedElement",
     "TensorSpec",
     "check_request_options",

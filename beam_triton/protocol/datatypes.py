@@ -74,6 +74,8 @@ DATATYPES: Mapping[str, Datatype] = MappingProxyType(
     }
 )
 
+FLOATS = frozenset({"FP16", "FP32", "FP64", "BF16"})
+
 _BY_DTYPE = {
     (datatype.wire_dtype.kind, datatype.item_bytes): datatype
     for datatype in DATATYPES.values()

@@ -6,7 +6,8 @@ shape that needs no cast is passed on as it is. Everything else goes through ``t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,11 +15,11 @@ import numpy as np
 from beam_triton.errors import LocalProtocolError, with_message
 from beam_triton.protocol.byte_strings import encode_byte_strings
 from beam_triton.protocol.casting import byte_string_values, fit_shape, to_array
-from beam_triton.protocol.datatypes import BF16, DATATYPES, Array, datatype_of
+from beam_triton.protocol.datatypes import BF16, DATATYPES, FLOATS, Array, datatype_of
 from beam_triton.protocol.json_tensors import json_items
 from beam_triton.protocol.model import ModelSpec, TensorSpec
 from beam_triton.protocol.packing import packer_of
-from beam_triton.protocol.tensors import wire_bytes
+from beam_triton.protocol.tensors import wire_bytes, wire_size
 from beam_triton.protocol.text import shorten
 
 Buffer: TypeAlias = bytes | memoryview | Array
@@ -28,6 +29,11 @@ Signature: TypeAlias = tuple[Any, ...]
 
 If the server does not name the inputs: (name, datatype, shape) of each that the element has.
 """
+
+_logger = logging.getLogger(__name__)
+
+# Models and inputs of which `mention_integers` has spoken in this process.
+_mentioned: set[tuple[str, str]] = set()
 
 # Ragged elements would otherwise fill the caches of a long job without limit.
 _MAX_CACHED_SHAPES = 4096
@@ -47,14 +53,17 @@ class PreparedElement(NamedTuple):
 
 
 class ElementPreparer:
-    """Prepares elements of one model; ``binary=False`` makes JSON values instead of raw tensors."""
+    """Prepares elements of one model; ``binary=False`` makes JSON values instead of raw tensors.
+
+    The buffers of inputs named in ``as_arrays`` are the arrays that ``to_array`` makes.
+    """
 
     __slots__ = ("_binary", "_inputs", "_model", "_only")
 
-    def __init__(self, model: ModelSpec, binary: bool) -> None:
+    def __init__(self, model: ModelSpec, binary: bool, as_arrays: Collection[str] = ()) -> None:
         self._model = model
         self._binary = binary
-        self._inputs = [_Input(spec, binary, model.has_batch_dimension) for spec in model.inputs]
+        self._inputs = [_Input(spec, model, binary, spec.name in as_arrays) for spec in model.inputs]
         self._only = self._inputs[0] if len(self._inputs) == 1 else None
 
     def prepare(self, inputs: Any) -> PreparedElement:
@@ -130,15 +139,36 @@ def to_buffer(
     return array.shape, json_items(array, spec.datatype, spec.name)
 
 
+def mention_integers(value: Any, spec: TensorSpec, model: ModelSpec) -> None:
+    """Say, once per process and model, that integers go to a floating-point input as they are.
+
+    ``value`` is one that ``to_array`` takes. Pixels from 0 to 255 are a wrong answer without an error where a
+    model was trained on 0 to 1. Python's own numbers are taken to be meant.
+    """
+    if spec.datatype not in FLOATS or type(value) in (float, int, list, tuple):
+        return
+    key = model.name, spec.name
+    if key in _mentioned:
+        return
+    dtype = np.asarray(value).dtype
+    if dtype.kind in "iu":
+        _mentioned.add(key)
+        _logger.warning(
+            "model %r: input %r takes %s and is given %s: its numbers go as they are. Scale them if the "
+            "model was trained on others (pixels often from 0 to 1); if not, convert them",
+            *(*key, spec.datatype, dtype),
+        )
+
+
 class _Input:
     """One input of the model, with the shapes it has accepted and its fast paths."""
 
     __slots__ = (
-        *("_binary", "_has_batch", "_pack_one", "_passes_arrays", "_single", "_spec"),
+        *("_as_array", "_binary", "_model", "_pack_one", "_passes_arrays", "_single", "_spec"),
         *("accepted", "dtype", "name"),
     )
 
-    def __init__(self, spec: TensorSpec, binary: bool, has_batch: bool) -> None:
+    def __init__(self, spec: TensorSpec, model: ModelSpec, binary: bool, as_array: bool) -> None:
         datatype = DATATYPES[spec.datatype]
         packer = packer_of(spec.datatype)
         self.name = spec.name
@@ -146,12 +176,13 @@ class _Input:
         # Shape → (signature of a one-input element, bytes), of arrays that need no cast.
         self.accepted: dict[Shape, tuple[Signature, int]] = {}
         self._spec = spec
+        self._model = model
         self._binary = binary
-        self._has_batch = has_batch
-        self._passes_arrays = binary and not datatype.is_bytes and datatype is not BF16
+        self._as_array = as_array
+        self._passes_arrays = (binary or as_array) and not datatype.is_bytes and datatype is not BF16
         # The shape of a single value, if the input takes one.
         self._single = (1,) * len(spec.shape) if all(dim in (1, -1) for dim in spec.shape) else None
-        if not binary or self._single is None:
+        if not binary or as_array or self._single is None:
             self._pack_one = None
         elif datatype.is_bytes:
             self._pack_one = self._pack_byte_string
@@ -171,13 +202,17 @@ class _Input:
                 assert self._single is not None
                 return self._single, packed, len(packed)
         try:
-            if not self._passes_arrays:
+            if not (self._passes_arrays or self._as_array):
                 shape, buffer = to_buffer(value, self._spec, binary=self._binary)
+                mention_integers(value, self._spec, self._model)
                 return shape, buffer, len(buffer)
             array = to_array(value, self._spec)
         except LocalProtocolError as error:
-            hint = _batch_hint(value, self._spec, self._has_batch)
+            hint = _batch_hint(value, self._spec, self._model.has_batch_dimension)
             raise (with_message(error, f"{error.message}. {hint}") if hint else error) from error.__cause__
+        mention_integers(value, self._spec, self._model)
+        if not self._passes_arrays:
+            return array.shape, array, wire_size(array)
         if len(self.accepted) >= _MAX_CACHED_SHAPES:
             self.accepted.clear()
         self.accepted[array.shape] = ((array.shape,), array.nbytes)

@@ -18,6 +18,7 @@ import numpy as np
 from beam_triton.errors import ConfigurationError, LocalProtocolError
 from beam_triton.protocol.datatypes import DATATYPES, Array
 from beam_triton.protocol.model import ModelSpec, TensorSpec
+from beam_triton.protocol.padding import PaddedLengths, Padding, PaddingRules
 from beam_triton.protocol.prepare import (
     Buffer,
     ElementPreparer,
@@ -25,6 +26,7 @@ from beam_triton.protocol.prepare import (
     Shape,
     Signature,
     match_inputs,
+    mention_integers,
     to_buffer,
 )
 from beam_triton.protocol.request_options import OutputRequest, checked_input_parameters, checked_parameters
@@ -48,7 +50,8 @@ class EncodedRequest(NamedTuple):
     ``json_length`` is the value of ``Inference-Header-Content-Length``; None if the body is all JSON and
     needs no such header. ``content_length`` is the total size of the parts in bytes. Large parts are views
     of the elements' own arrays, which must not change before they have been sent. ``request_id`` is the
-    request's ``id``, empty where it has none; ``rows`` its batch size, 1 without a batch dimension.
+    request's ``id``, empty where it has none; ``rows`` its batch size, 1 without a batch dimension;
+    ``lengths`` those of padded elements, to cut the answer by.
     """
 
     parts: list[bytes | memoryview]
@@ -57,6 +60,7 @@ class EncodedRequest(NamedTuple):
     content_type: str
     request_id: str
     rows: int = 1
+    lengths: PaddedLengths | None = None
 
 
 class InferRequestEncoder:
@@ -66,15 +70,18 @@ class InferRequestEncoder:
     (see ``checked_parameters``), ``input_parameters`` with every input of that name. ``classification`` maps
     an output to k: its k best classes are returned instead of its values, as BYTES ``value:index[:label]``.
     ``binary=False`` writes pure JSON, for servers without the binary tensor extension. ``new_id`` makes the
-    id of a request that is given none: plain ASCII that needs no escaping in JSON. ``expected_outputs`` are
-    the outputs that the answer should hold, ``required_outputs`` those that it must hold, for
-    ``decode_infer_response``.
+    id of a request that is given none: plain ASCII that needs no escaping in JSON. With ``padding``, elements
+    of different lengths share requests; ``element_model`` is the model as they see it, who need not bring the
+    masks that it makes. ``expected_outputs`` are the outputs that the answer should hold,
+    ``required_outputs`` those that it must hold, for ``decode_infer_response``.
 
-    Raises ConfigurationError for outputs that the model does not have and for wrong parameters.
+    Raises ConfigurationError for outputs that the model does not have, wrong parameters, and padding that
+    does not fit the model.
     """
 
     prepare: Callable[[Any], PreparedElement]
-    """``ElementPreparer.prepare``: checks one element, without the batch dimension, and makes its buffers."""
+    """``ElementPreparer.prepare``, or that of `Padding`: checks one element, without the batch dimension, and
+    makes its buffers."""
 
     def __init__(
         self,
@@ -86,6 +93,7 @@ class InferRequestEncoder:
         input_parameters: Mapping[str, Mapping[str, Any]] | None = None,
         binary: bool = True,
         new_id: Callable[[], str] | None = None,
+        padding: PaddingRules | None = None,
     ) -> None:
         self.model = model
         self.binary = binary
@@ -100,7 +108,14 @@ class InferRequestEncoder:
         of_inputs = checked_input_parameters(model, input_parameters)
         self._headers = _RequestHeaders(model, asked.json_text, binary, of_inputs)
         # The bound method itself: a call in between would add a tenth to its cost for every element.
-        self.prepare = ElementPreparer(model, binary).prepare
+        self.prepare = self._prepare_exact = ElementPreparer(model, binary).prepare
+        self.element_model = model
+        self.padding = None
+        if padding is not None:
+            outputs_with_values = [spec for spec in asked.expected if spec.name not in (classification or {})]
+            self.padding = Padding(model, outputs_with_values, padding, binary)
+            self.prepare = self.padding.prepare
+            self.element_model = self.padding.element_model
 
     def encode_batch(
         self, prepared: Sequence[PreparedElement], *, parameters: Mapping[str, Any] | None = None
@@ -113,6 +128,11 @@ class InferRequestEncoder:
         """
         if not prepared:
             raise LocalProtocolError("a request needs at least one element")
+        if self.padding is not None:
+            signature, joined, lengths = self.padding.join(prepared)
+            header = self._headers.get(signature, len(prepared))
+            encoded = self._request(header, [self._column(column) for column in joined], parameters, "")
+            return encoded._replace(lengths=lengths)
         by_element = [element[1] for element in prepared]
         by_input: Iterable[Sequence[Buffer]] = (
             [[buffer for (buffer,) in by_element]]
@@ -183,7 +203,7 @@ class InferRequestEncoder:
             return None
         row = inputs[0]
         try:
-            prepared = self.prepare(row)
+            prepared = self._prepare_exact(row)
         except LocalProtocolError:
             return None
         if len(prepared[1]) != 1 or prepared[1][0] is not row:
@@ -199,6 +219,7 @@ class InferRequestEncoder:
         columns: list[list[bytes | memoryview]] = []
         for spec, value in matched:
             given[spec], buffer = to_buffer(value, spec, binary=self.binary, batched=batched)
+            mention_integers(value, spec, self.model)
             columns.append([buffer])
         rows = 1
         if batched:

@@ -9,6 +9,7 @@ RemoteProtocolError, and takes no more memory than the body's size justifies.
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -35,7 +36,8 @@ class InferResponse:
     """What a model answered. ``outputs`` maps names to arrays that include the batch dimension, if any.
 
     Numbers are views of the response's bytes (read-only if these are): a reference to one row keeps them
-    all in memory. BYTES are object arrays of ``bytes``, BF16 is float32. ``id`` is the request's.
+    all in memory. BYTES are object arrays of ``bytes``, BF16 is float32. ``id`` is the request's. For outputs
+    that are padded, ``cuts`` has what of each row is the element's own.
     """
 
     model_name: str
@@ -43,6 +45,7 @@ class InferResponse:
     id: str
     parameters: dict[str, Any]
     outputs: dict[str, Array]
+    cuts: Mapping[str, Sequence[tuple[slice, ...]]] | None = None
 
     @property
     def model_id(self) -> str:
@@ -87,8 +90,8 @@ class InferResponse:
     def rows(self, n: int) -> Iterator[dict[str, Array]]:
         """One dict of output name → array for each of the ``n`` elements, without the batch dimension.
 
-        The dicts are made lazily. Raises RemoteProtocolError at once unless every output has exactly ``n``
-        rows: an answer must account for every element.
+        The dicts are made lazily, without padding. Raises RemoteProtocolError at once unless every output
+        has exactly ``n`` rows: an answer must account for every element.
         """
         for name, array in self.outputs.items():
             if array.ndim == 0 or array.shape[0] != n:
@@ -98,12 +101,22 @@ class InferResponse:
                 )
         if not self.outputs:
             raise RemoteProtocolError(f"model {shorten(self.model_name)} answered without outputs")
+        if self.cuts is not None:
+            return self._cut_rows()
         if len(self.outputs) == 1:
             ((only, array),) = self.outputs.items()
             return ({only: row} for row in _rows(array))
         names = tuple(self.outputs)
         columns = map(_rows, self.outputs.values())
         return (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
+
+    def _cut_rows(self) -> Iterator[dict[str, Array]]:
+        cuts = self.cuts or {}
+        columns = [
+            map(operator.getitem, array, cuts[name]) if name in cuts else _rows(array)
+            for name, array in self.outputs.items()
+        ]
+        return (dict(zip(self.outputs, values, strict=True)) for values in zip(*columns, strict=True))
 
 
 def join_responses(responses: Sequence[InferResponse]) -> InferResponse:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from beam_triton.errors import RemoteProtocolError
-from beam_triton.protocol.byte_strings import encode_byte_strings
+from beam_triton.protocol.byte_strings import LENGTH_BYTES, encode_byte_strings
 from beam_triton.protocol.datatypes import DATATYPES, Array
 from beam_triton.protocol.text import shorten
 
@@ -29,6 +29,13 @@ def wire_bytes(array: Array, datatype: str, name: str = "") -> memoryview:
     if DATATYPES[datatype].is_bytes:
         return memoryview(encode_byte_strings(array.ravel().tolist(), name))
     return flat_view(array)
+
+
+def wire_size(array: Array) -> int:
+    """How many bytes `wire_bytes` makes of ``array``."""
+    if array.dtype != object:
+        return array.nbytes
+    return LENGTH_BYTES * array.size + sum(map(len, array.ravel().tolist()))
 
 
 def element_count(shape: Sequence[int], name: str) -> int:

@@ -14,10 +14,10 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from beam_triton.errors import ConfigurationError
 from beam_triton.flags import Spelling, names_of, with_texts, with_values
 from beam_triton.options import InferenceOptions
+from beam_triton.score.file_reading import AnyFileSource, ImageDecoding
 from beam_triton.score.input_columns import InputColumns
 from beam_triton.score.pipeline_steps import RowSelection, ServedModel
 from beam_triton.score.result_writing import Target
-from beam_triton.score.row_reading import FileSource
 from beam_triton.transforms.pipeline_options import TritonOptions
 
 # Runners whose workers are this process or its children.
@@ -45,9 +45,11 @@ class ScoreOptions(PipelineOptions):
     def _add_argparse_args(cls, parser: Any) -> None:
         add = parser.add_argument_group("files").add_argument
         add("--files", nargs="+", action="extend", metavar="PATH", help="files and globs to read; repeatable")
-        add("--input_format", help="csv, jsonl or parquet; default: by the suffix")
+        add("--input_format", help="csv, jsonl, parquet, image or bytes; default: by the suffix")
         add("--delimiter", help="of CSV fields; default: a comma, or a tab for .tsv")
         add("--columns", help="a,b,c: names of the columns of CSV files without a header")
+        image = "of images: size=[224,224], layout=CHW, rescale_factor=0.00392, mean, std, mode=L; repeatable"
+        add("--image", action="append", metavar="NAME=JSON", help=image)
         add("--where", action="append", metavar="COLUMN=TEXT", help="read only these rows; repeatable")
         add(
             "--piece_bytes",
@@ -116,11 +118,12 @@ class ScoreJob:
         self.outputs: Sequence[str] | None = self._options.get("outputs")
         self.model_repository = Path(given.model_repository) if given.model_repository else model_repository
         columns = _names("--columns", given.columns) or None
-        self.source = FileSource(
+        self.source = AnyFileSource(
             format=given.input_format,
             delimiter=given.delimiter,
             columns=columns,
             piece_bytes=given.piece_bytes,
+            images=ImageDecoding.from_texts(given.image or ()),
         )
         inputs = tuple(InputColumns.parse(text) for text in given.input or ())
         where = tuple(_where(text) for text in given.where or ())
@@ -143,7 +146,8 @@ def parse_options(arguments: Sequence[str], program: str = "score_files") -> Pip
         prog=program,
         # That of all of Beam's options would fill screens at each error.
         usage=argparse.SUPPRESS,
-        description="Score the rows of CSV, JSON Lines or Parquet files on a model of a Triton server.",
+        description="Score rows of CSV, JSON Lines or Parquet files, images, or whole files on a model of a "
+        "Triton server.",
         epilog="All of Beam's options, such as --runner, work as well.",
         allow_abbrev=False,
     )

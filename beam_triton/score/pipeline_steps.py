@@ -118,8 +118,7 @@ class ReadRows(beam.PTransform[Any, Any]):
 
 
 def _find_pieces(patterns: Sequence[str], source: FileSource) -> Iterator[Piece]:
-    for path, size_bytes in match_files(patterns):
-        yield from source.pieces(path, size_bytes)
+    yield from source.all_pieces(match_files(patterns))
 
 
 class _ReadPieces(beam.DoFn):

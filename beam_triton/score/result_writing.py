@@ -56,7 +56,7 @@ def result_columns(scored: ScoredRows, *, keep: Mapping[str, str], with_origin: 
     check_fields(keep, with_origin=with_origin, outputs=list(scored.outputs))
     columns = {name: rows.column(column) for name, column in keep.items()}
     if with_origin:
-        columns |= {"file": pa.repeat(rows.file, len(rows)), "row": pa.array(rows.numbers)}
+        columns |= {"file": rows.origins, "row": pa.array(rows.numbers)}
     columns |= {name: _lists(array) for name, array in scored.outputs.items()}
     return {**columns, "model": pa.repeat(scored.model_id, len(rows))}
 

@@ -30,7 +30,8 @@ from beam_triton.score.job_report import PROGRESS
 
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet"}
 SUFFIXES |= dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl")
-FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
+SUFFIXES |= dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"), "image")
+FORMATS = (*dict.fromkeys(SUFFIXES.values()), "bytes")
 
 # A block fills a process's requests in flight, so that the server works while the next block is parsed.
 _BLOCK_BYTES = 4 << 20
@@ -111,6 +112,11 @@ class RowBlock:
         column = self.column(name)
         return column if isinstance(column, list) else list(column.to_pylist())
 
+    @property
+    def origins(self) -> Any:
+        """Each row's file."""
+        return pa.repeat(self.file, len(self))
+
     def row(self, index: int) -> dict[str, Any]:
         """A row's own data, column name to value."""
         if self.table is None:
@@ -132,12 +138,16 @@ class RowBlock:
 
 
 class Piece(NamedTuple):
-    """What one worker reads: a file of text, or its Parquet row groups from ``start`` to before ``stop``."""
+    """What one worker reads: a file of text, or its Parquet row groups from ``start`` to before ``stop``.
+
+    Files that are a row each come with ``others``.
+    """
 
     file: str
     start: int = 0
     stop: int | None = None
     first_row: int = 1
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,12 +182,17 @@ class FileSource:
         known = f"({', '.join(SUFFIXES)}); give the input format: {', '.join(FORMATS)}"
         raise ConfigurationError(f"{path}: the suffix does not tell the format {known}")
 
+    def all_pieces(self, files: Sequence[tuple[str, int]]) -> Iterator[Piece]:
+        """The pieces of files, given by path and size."""
+        for path, size_bytes in files:
+            yield from self.pieces(path, size_bytes)
+
     def pieces(self, path: str, size_bytes: int) -> list[Piece]:
         """Where the file is split; one too damaged to be is one piece, and reading it gives the failure."""
         pieces = [Piece(path)]
         if self.format_of(path) != "parquet" or not self.piece_bytes or size_bytes <= self.piece_bytes:
             return pieces
-        with contextlib.suppress(CorruptFileError), _open(path) as stored:
+        with contextlib.suppress(CorruptFileError), open_file(path) as stored:
             metadata = _parquet(path, stored).metadata
             size_bytes, row = 0, 1
             for index in range(metadata.num_row_groups):
@@ -195,7 +210,7 @@ class FileSource:
         file that turns out to be damaged ends with a failure that says so.
         """
         path, kind, row = piece.file, self.format_of(piece.file), piece.first_row - 1
-        with _open(path) as stored:
+        with open_file(path) as stored:
             content = _Content(path, stored)
             if kind == "parquet":
                 blocks: Iterator[RowBlock | Failure] = _parquet_blocks(piece, stored, wanted)
@@ -289,7 +304,8 @@ def match_files(patterns: Sequence[str]) -> list[tuple[str, int]]:
     return sorted(found.items())
 
 
-def _open(path: str) -> Any:
+def open_file(path: str) -> Any:
+    """A context with the file as it is stored."""
     return contextlib.closing(FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED))
 
 

@@ -25,7 +25,11 @@ from beam_triton.protocol.paths import (
     repository_unload_path,
 )
 from beam_triton.testing import ports
-from beam_triton.testing.server_environment import ServerEnvironment, find_or_make_server_environment
+from beam_triton.testing.server_environment import (
+    ServerEnvironment,
+    find_or_make_packages,
+    find_or_make_server_environment,
+)
 from beam_triton.testing.server_process import ServerProcess, lay_out_backends, server_variables
 
 ModelsControl = Literal["none", "explicit", "poll"]
@@ -56,6 +60,8 @@ class LocalTriton:
       server_environment: the folder of the server's own virtual environment. By default the one that
         ``BEAM_TRITON_SERVER_ENVIRONMENT`` names, or one in the user's cache folder; it is made if it
         does not exist (75 MB to download, once).
+      packages: Python packages that the models import, such as ``["onnxruntime==1.23.2"]``: requirements as
+        pip takes them, installed with their dependencies in the user's cache folder, once.
       environment_variables: added to the server's environment, for models that read them.
         ``PYTHONPATH`` is not inherited: it could put NumPy 2 before the server's own.
       startup_timeout_seconds: how long the server may take until all its models are ready.
@@ -78,6 +84,7 @@ class LocalTriton:
         load_models: Sequence[str] = (),
         extra_args: Sequence[str] = (),
         server_environment: str | os.PathLike[str] | None = None,
+        packages: Sequence[str] = (),
         environment_variables: Mapping[str, str] | None = None,
         startup_timeout_seconds: float = 120.0,
         stop_timeout_seconds: float = 30.0,
@@ -94,6 +101,8 @@ class LocalTriton:
             raise ConfigurationError(
                 f"load_models needs models_control='explicit'; with {models_control!r} every model is loaded"
             )
+        if isinstance(packages, str) or not all(isinstance(each, str) for each in packages):
+            raise ConfigurationError(f"packages must be a list of requirements, and is {packages!r}")
         if http_port is not None and not 0 < http_port < 65536:
             raise ConfigurationError(f"http_port is {http_port}, and must be between 1 and 65535")
         for name, value in (("startup", startup_timeout_seconds), ("stop", stop_timeout_seconds)):
@@ -108,6 +117,7 @@ class LocalTriton:
         self._load_models = tuple(load_models)
         self._extra_args = tuple(extra_args)
         self._server_environment = server_environment
+        self._packages = tuple(packages)
         self._environment_variables = dict(environment_variables or {})
         self._startup_timeout_seconds = startup_timeout_seconds
         self._stop_timeout_seconds = stop_timeout_seconds
@@ -173,9 +183,10 @@ class LocalTriton:
             if self.is_alive:
                 return self
             environment = find_or_make_server_environment(self._server_environment)
+            packages = find_or_make_packages(environment, self._packages) if self._packages else None
             for attempt in range(1, _ATTEMPTS_TO_BIND + 1):
                 try:
-                    self._start_once(environment)
+                    self._start_once(environment, packages)
                     break
                 except _PortTaken:
                     # Another process took the port after it was chosen. A port that clients know already is
@@ -185,7 +196,7 @@ class LocalTriton:
             _started[self] = os.getpid()
             return self
 
-    def _start_once(self, environment: ServerEnvironment) -> None:
+    def _start_once(self, environment: ServerEnvironment, packages: Path | None) -> None:
         self._end_process(kill=True)
         http_port = self._http_port or ports.free_port()
         if not ports.is_free(http_port):
@@ -198,7 +209,7 @@ class LocalTriton:
         try:
             if self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="beam_triton_"))
-                lay_out_backends(environment, self._folder / "backends")
+                lay_out_backends(environment, self._folder / "backends", packages)
             log_path = self._log_path()
             self._log_start_bytes = log_path.stat().st_size if log_path.exists() else 0
             self._process = ServerProcess(

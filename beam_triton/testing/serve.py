@@ -1,6 +1,7 @@
 """``python -m beam_triton.testing.serve [MODEL_REPOSITORY]``: serve a folder of models until interrupted.
 
-Without a folder it only makes the server's environment, and prints its path.
+Without a folder it only makes the server's environment, and the folder of the packages if there are any, and
+prints their paths.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from types import FrameType
 
 from beam_triton.errors import ConfigurationError
 from beam_triton.testing import LocalTriton, find_or_make_server_environment
+from beam_triton.testing.server_environment import find_or_make_packages
 
 
 def main() -> int:
@@ -20,14 +22,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m beam_triton.testing.serve", description=__doc__)
     parser.add_argument("model_repository", nargs="?", help="a Triton model repository")
     parser.add_argument("--http_port", type=int, help="the port; a free one by default")
+    parser.add_argument(
+        "--package",
+        dest="packages",
+        action="append",
+        default=[],
+        metavar="REQUIREMENT",
+        help="a Python package that the models import, such as onnxruntime==1.23.2; may be repeated",
+    )
     options = parser.parse_args()
     # SIGTERM would end this process without its exit handlers.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if options.model_repository is None:
-            print(find_or_make_server_environment().folder)
+            environment = find_or_make_server_environment()
+            print(environment.folder)
+            if options.packages:
+                print(find_or_make_packages(environment, options.packages))
             return 0
-        with LocalTriton(options.model_repository, http_port=options.http_port) as triton:
+        with LocalTriton(
+            options.model_repository, http_port=options.http_port, packages=options.packages
+        ) as triton:
             print(f"serving {options.model_repository} at {triton.endpoint}", flush=True)
             while triton.is_alive:
                 time.sleep(0.2)

@@ -7,6 +7,7 @@ empty.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -121,6 +122,30 @@ def find_or_make_server_environment(folder: str | os.PathLike[str] | None = None
     return _read(path)
 
 
+def find_or_make_packages(environment: ServerEnvironment, packages: Sequence[str]) -> Path:
+    """A folder of Python packages for models of the server, made in the user's cache folder if need be.
+
+    ``packages`` are requirements as pip takes them. Their dependencies are installed too, with NumPy 1: with
+    NumPy 2 the server's outputs would silently be empty.
+
+    Raises `ConfigurationError` where they cannot be installed, with pip's last lines.
+    """
+    version = environment.interpreter.version
+    digest = hashlib.sha256("\n".join(sorted(packages)).encode()).hexdigest()[:12]
+    folder = cache_folder() / f"packages-{version}-{digest}"
+
+    def fill(partial: Path) -> None:
+        _LOGGER.warning("Installing %s for the models of the local Triton server, once.", ", ".join(packages))
+        constraints = partial / "constraints.txt"
+        constraints.write_text("numpy<2\n")
+        python = environment.folder / "bin" / "python3"
+        _pip(python, "--target", str(partial), "--constraint", str(constraints), "--", *packages)
+
+    if not folder.exists():
+        make_folder(folder, fill, is_usable=Path.exists)
+    return folder
+
+
 def cache_folder() -> Path:
     """Where the environments of local servers are kept: in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -218,8 +243,12 @@ def install(interpreter: PythonInterpreter, folder: Path, arguments: Sequence[st
     Raises `ConfigurationError` with the last lines of what failed.
     """
     _run([str(interpreter.executable), "-E", "-m", "venv", str(folder)])
-    pip = [str(folder / "bin" / "python3"), "-E", "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    _run([*pip, "install", "--quiet", "--no-deps", "--only-binary=:all:", *arguments])
+    _pip(folder / "bin" / "python3", "--no-deps", *arguments)
+
+
+def _pip(python: Path, *arguments: str) -> None:
+    pip = [str(python), "-E", "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    _run([*pip, "install", "--quiet", "--only-binary=:all:", *arguments])
 
 
 def _run(command: list[str]) -> None:

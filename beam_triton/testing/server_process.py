@@ -142,11 +142,16 @@ def server_variables(environment: ServerEnvironment, added: Mapping[str, str]) -
     }
 
 
-def lay_out_backends(environment: ServerEnvironment, folder: Path) -> None:
-    """Links the Python backend and its stub into ``folder/python``: Triton looks for both in one place."""
+def lay_out_backends(environment: ServerEnvironment, folder: Path, packages: Path | None = None) -> None:
+    """Links the Python backend and its stub into ``folder/python``: Triton looks for both in one place.
+
+    The stub's Python ignores ``PYTHONPATH`` and finds ``packages`` there, after those of ``environment``.
+    """
     python = folder / "python"
     python.mkdir(parents=True)
     for file in environment.python_backend.iterdir():
         if file.is_file():
             (python / file.name).symlink_to(file)
     (python / environment.python_backend_stub.name).symlink_to(environment.python_backend_stub)
+    for package in packages.iterdir() if packages is not None else ():
+        (python / package.name).symlink_to(package)

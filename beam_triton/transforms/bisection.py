@@ -28,7 +28,7 @@ from beam_triton.errors import (
 )
 from beam_triton.policy.learned_size import BatchSize, FailedBatch
 from beam_triton.policy.retry import HALF_CERTAIN
-from beam_triton.protocol import EncodedRequest, InferRequestEncoder, InferResponse
+from beam_triton.protocol import EncodedRequest, InferRequestEncoder, InferResponse, PaddedLengths
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.model_dofn import check_can_be_scored
@@ -56,12 +56,14 @@ class _Sent(NamedTuple):
         encoder: made its request.
         whole: the failed batch that it is a part of.
         renewals: how often it has been encoded anew for another model.
+        lengths: those of its elements, where they were padded.
     """
 
     batch: Any
     encoder: InferRequestEncoder
     whole: FailedBatch | None
     renewals: int
+    lengths: PaddedLengths | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -131,6 +133,8 @@ class BisectingSender(Generic[Batch]):
                     answer = call.result
                     if model.max_batch_size > 0:
                         answer = answer.of_elements(model, len(batch))
+                    if sent.lengths is not None:
+                        answer = sent.lengths.cut(answer)
                     self.on_answer(batch, answer, model.max_batch_size > 0)
                 except TritonError as caught:
                     call.describe(caught)
@@ -189,10 +193,13 @@ class BisectingSender(Generic[Batch]):
 
     def _send(self, sent: _Sent, *, suspicion: int = 0, lost_at: float = math.inf) -> None:
         try:
-            request = self.model.http_request(self.encode(sent.batch))
+            encoded = self.encode(sent.batch)
+            request = self.model.http_request(encoded)
         except TritonError as error:
             self._bisect_or_fail(sent, error, BatchSize(len(sent.batch), 0), lost_at)
             return
+        if encoded.lengths is not None:
+            sent = sent._replace(lengths=encoded.lengths)
         self._dispatcher.submit(
             sent,
             request,

@@ -185,7 +185,7 @@ class BundleScorer:
         except TritonError as error:
             self._sender.fail(ElementBatch([windowed_value], [None], [index]), error)
             return
-        unchanged = prepared[1][0] if len(prepared[1]) == 1 else None
+        unchanged = prepared[1][0] if len(prepared[1]) == 1 and self._encoder.padding is None else None
         if unchanged is inputs and isinstance(inputs, np.ndarray) and self._arrays.begin(inputs):
             self._arrays.windowed_values.append(windowed_value)
             self._arrays.tensors.append(inputs)

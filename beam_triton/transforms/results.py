@@ -141,7 +141,7 @@ class PredictionResults:
         Raises:
             ConfigurationError: ``inputs`` does not fit the model.
         """
-        return InputReader(encoder.model, self.inputs)
+        return InputReader(encoder.element_model, self.inputs)
 
     def of_answer(
         self, windowed_values: list[WindowedValue], response: InferResponse, has_batch_dimension: bool

@@ -28,6 +28,7 @@ from beam_triton.transforms.results import (
 )
 from beam_triton.transforms.row_inputs import Columns, InputReader, columns_of
 
+Cuts: TypeAlias = Mapping[str, Sequence[tuple[slice, ...]]]
 Fields: TypeAlias = Sequence[tuple[str, Any]]
 """Names and types of a row's columns."""
 
@@ -183,7 +184,7 @@ class RowResults:
                     f"model {encoder.model.name!r} has {now} now. The pipeline was built for output "
                     f"{column.output.describe()}, and its schema cannot change: build and start it anew"
                 )
-        return InputReader(encoder.model, self.inputs)
+        return InputReader(encoder.element_model, self.inputs)
 
     def of_answer(
         self, windowed_values: list[WindowedValue], response: InferResponse, has_batch_dimension: bool
@@ -200,21 +201,27 @@ class RowResults:
             outputs = {name: array[np.newaxis] for name, array in outputs.items()}
         for column in self.outputs:
             column.check(outputs[column.output.name])
-        return Outputs(self._rows, windowed_values, outputs)
+        return Outputs(self._rows, windowed_values, outputs, response.cuts or {})
 
     def _rows(
-        self, windowed_values: list[WindowedValue], outputs: Mapping[str, Array]
+        self, windowed_values: list[WindowedValue], outputs: Mapping[str, Array], cuts: Cuts
     ) -> Iterator[WindowedValue]:
         for start in range(0, len(windowed_values), RESULTS_AT_A_TIME):
             part = slice(start, start + RESULTS_AT_A_TIME)
             for windowed_value, *values in zip(
-                windowed_values[part], *self._values(outputs, part), strict=True
+                windowed_values[part], *self._values(outputs, cuts, part), strict=True
             ):
                 yield windowed_value.with_value(self._result(windowed_value.value, values))
 
-    def _values(self, outputs: Mapping[str, Array], part: slice) -> Iterator[list[Any]]:
+    def _values(self, outputs: Mapping[str, Array], cuts: Cuts, part: slice) -> Iterator[list[Any]]:
         for column in self.outputs:
-            yield from column.values(outputs[column.output.name][part])
+            rows, own = outputs[column.output.name][part], cuts.get(column.output.name)
+            if own is None:
+                yield from column.values(rows)
+                continue
+            # Padded rows end at different places: each is taken by itself.
+            values = [column.values(row[cut][np.newaxis]) for row, cut in zip(rows, own[part], strict=True)]
+            yield from ([value for (value,) in of_column] for of_column in zip(*values, strict=True))
 
     def _result(self, element: Any, values: list[Any]) -> Any:
         is_keyed, key, row = split_key(element)
@@ -227,7 +234,7 @@ class RowResults:
     def default(self, element: Any, default: DefaultValue) -> Any:
         """The row of an element that failed and has a default value."""
         outputs = {column.output.name: default.rows(column.output.name, 1) for column in self.outputs}
-        values = [each for (each,) in self._values(outputs, slice(None))]
+        values = [each for (each,) in self._values(outputs, {}, slice(None))]
         return self._result(element, values)
 
 

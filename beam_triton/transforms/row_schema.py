@@ -63,7 +63,7 @@ class RowSchema:
         """
         columns = columns_of_type(element_type)
         if columns is not None:
-            check_columns(dict(columns), encoder.model, self.inputs)
+            check_columns(dict(columns), encoder.element_model, self.inputs)
         outputs = self.output_columns(encoder, classification or {})
         results = RowResults(self.inputs, self._kept(columns, encoder, element_type), outputs)
         counts = Counter(name for name, _ in results.fields)

@@ -194,7 +194,7 @@ class _BatchScorer:
     def _use(self, encoder: InferRequestEncoder) -> None:
         """Take elements for the model as ``encoder`` has it; nothing is buffered afterwards."""
         self._encoder = encoder
-        self._inputs_of = InputReader(encoder.model, None)
+        self._inputs_of = InputReader(encoder.element_model, None)
         self._default = default_of(self.options, encoder)
         self._batcher: Batcher[_Item] = Batcher(
             self.options.batching,

@@ -125,6 +125,16 @@ def test_variable_shapes_are_accepted(client: Any) -> None:
     assert zeros.as_numpy("y").shape == (1, 1000)
 
 
+def test_attend_sees_only_what_is_under_the_mask(client: Any) -> None:
+    """Padding with a mask of 0 changes no value; the width tells what came."""
+    mask = np.array([[1, 1, 0], [1, 1, 1]])
+    ids = np.array([[1, 3, 99], [1, 2, 3]])
+    answer = infer(client, "attend", {"input_ids": ("INT64", ids), "attention_mask": ("INT64", mask)})
+    assert answer.as_numpy("mean").tolist() == [[2], [2]]
+    assert answer.as_numpy("centred").tolist() == [[-1, 1, 0], [-1, 0, 1]]
+    assert answer.as_numpy("width").tolist() == [[3], [3]]
+
+
 def test_unbatched_model_takes_the_shape_as_is(client: Any) -> None:
     """A model without a batch dimension takes the shape as it is."""
     answer = infer(client, "unbatched", floats([1, 2, 3, 4], [5, 6, 7, 8]))

@@ -19,6 +19,17 @@ def ragged(values):
     return {"total": values.sum(axis=1, keepdims=True), "doubled": 2 * values}
 
 
+def attend(input_ids, attention_mask):
+    # What is under the mask decides every value of its element, as in a transformer.
+    total = (input_ids * attention_mask).sum(axis=1, keepdims=True)
+    mean = total / np.maximum(attention_mask.sum(axis=1, keepdims=True), 1)
+    return {
+        "mean": mean.astype(np.float32),
+        "centred": ((input_ids - mean) * attention_mask).astype(np.float32),
+        "width": np.full((len(input_ids), 1), input_ids.shape[1], np.int64),
+    }
+
+
 def transpose(x):
     return {"y": np.ascontiguousarray(np.swapaxes(x, -1, -2))}
 

@@ -231,6 +231,14 @@ _MODELS = (
         [Tensor("values", "FP32", (-1,))],
         [Tensor("total", "FP32", (1,)), Tensor("doubled", "FP32", (-1,))],
     ),
+    _function(
+        "attend",
+        "attend",
+        [Tensor("input_ids", "INT64", (-1,)), Tensor("attention_mask", "INT64", (-1,))],
+        [Tensor("mean", "FP32", (1,)), Tensor("centred", "FP32", (-1,)), Tensor("width", "INT64", (1,))],
+        max_batch_size=64,
+        instances=2,
+    ),
     _function("transpose", "transpose", [Tensor("x", "FP32", (-1, -1))], [Tensor("y", "FP32", (-1, -1))]),
     _function(
         "unbatched",

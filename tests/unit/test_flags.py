@@ -59,6 +59,10 @@ def test_help_is_the_docstrings_first_sentence_and_the_default() -> None:
         (["--circuit_breaker=none"], {"circuit_breaker": None}),
         (["--circuit_breaker_when_open=fail"], {"circuit_breaker": {"when_open": "fail"}}),
         (["--tls_verify=false", "--binary"], {"tls": {"verify": False}, "binary": True}),
+        (
+            ["--batching_bucket_boundaries=[32,64]", "--batching_pad=0", "--batching_mask=m"],
+            {"batching": {"bucket_boundaries": [32, 64], "pad": 0, "mask": ("m",)}},
+        ),
         (["--outputs=a, b"], {"outputs": ("a", "b")}),
         (["--model_version=3", "--compression=gzip"], {"model_version": "3", "compression": "gzip"}),
         (

@@ -39,9 +39,9 @@ _THIRD_PARTIES = {
     "transforms": {"PIL", "apache_beam", "numpy"},
     "testing": {"numpy"},
     "cli": {"numpy"},
-    "score": {"apache_beam", "numpy", "pyarrow"},
+    "score": {"PIL", "apache_beam", "numpy", "pyarrow"},
     "rows": {"apache_beam"},
-    "yaml": {"apache_beam", "numpy"},
+    "yaml": {"apache_beam"},
 }
 
 

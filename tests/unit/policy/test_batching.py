@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 
@@ -201,9 +202,37 @@ def test_pending_bytes_stay_bounded_with_many_signatures() -> None:
         {"max_batch_bytes": None},
         {"linger_seconds": -1},
         {"linger_seconds": math.inf},
+        {"bucket_boundaries": []},
+        {"bucket_boundaries": 32},
+        {"bucket_boundaries": [64, 32]},
+        {"bucket_boundaries": [32, 32]},
+        {"bucket_boundaries": [0, 32]},
+        {"bucket_boundaries": [32.0]},
+        {"pad": 0},
+        {"mask": "m"},
+        {"cut_outputs": {}},
+        {"pad": [], "bucket_boundaries": [32]},
+        {"pad": {"x": [0]}, "bucket_boundaries": [32]},
+        {"pad": [{"x": 0}, 0], "bucket_boundaries": [32]},
+        {"pad": {1: 0}, "bucket_boundaries": [32]},
+        {"mask": "", "bucket_boundaries": [32]},
+        {"mask": [3], "bucket_boundaries": [32]},
+        {"cut_outputs": "y", "bucket_boundaries": [32]},
+        {"cut_outputs": {"y": 1}, "bucket_boundaries": [32]},
     ],
 )
 def test_policy_out_of_range_is_rejected(options: dict[str, object]) -> None:
     """Each field is checked, and the error names it."""
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         BatchingPolicy.from_options(options)
+
+
+def test_padding_is_read_from_a_dict_as_json_has_it() -> None:
+    """Every form that the options have."""
+    given = {
+        "bucket_boundaries": [32, 64],
+        "pad": [{"query": 0, "mask": 0}, {"text": ""}],
+        "mask": ["mask"],
+        "cut_outputs": {"scores": None, "hidden": "text"},
+    }
+    assert BatchingPolicy.from_options(json.loads(json.dumps(given))) == BatchingPolicy(**given)  # type: ignore[arg-type]

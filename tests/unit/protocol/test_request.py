@@ -436,3 +436,23 @@ def test_batch_dimensions_that_differ_are_refused() -> None:
     encoder = InferRequestEncoder(model(IMAGE, TEXT))
     with pytest.raises(LocalProtocolError, match=r"differ: \{'image': 9, 'text': 8\}"):
         encoder.encode_in_parts({"image": np.zeros((9, 3), np.float32), "text": [["a"]] * 8})
+
+
+def test_integers_for_a_floating_input_are_mentioned_once_a_process_and_model(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever brings them; not Python's own numbers, and not arrays of floats."""
+    pixels = np.arange(4, dtype=np.uint8)
+    for name in ("first", "first", "second"):
+        encoder = InferRequestEncoder(ModelSpec(f"{name} of integers", inputs=(IMAGE,), max_batch_size=8))
+        encoder.prepare([1, 2, 3])
+        encoder.prepare(np.zeros(4))
+        encoder.prepare(pixels)
+        encoder.encode(pixels[np.newaxis])
+    encoder = InferRequestEncoder(ModelSpec("third of integers", inputs=(IMAGE,), max_batch_size=8))
+    encoder.encode(pixels[np.newaxis])
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.split(":")[0] for text in said] == [
+        f"model '{name} of integers'" for name in ("first", "second", "third")
+    ]
+    assert "input 'image' takes FP32 and is given uint8" in said[0]
