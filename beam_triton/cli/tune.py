@@ -256,7 +256,7 @@ class Measurement:
 
     @property
     def requests_per_second(self) -> float:
-        return len(self.latencies_seconds) / self.seconds
+        return len(self.latencies_seconds) / self.seconds if self.latencies_seconds else 0.0
 
     @property
     def elements_per_second(self) -> float:
@@ -286,47 +286,57 @@ class Load:
         self._sample = sample
 
     def measure(self, batch_size: int, in_flight: int, seconds: float) -> Measurement:
-        """Keep ``in_flight`` requests in flight for ``seconds``.
+        """Keep ``in_flight`` requests in flight for ``seconds``, after a start of at most as long.
 
-        Requests that end later are waited for and not counted, unless none ended in time. The first
-        failure ends the measurement: after it, the dispatcher would be measured holding requests.
+        Nothing counts before as many answers have come as may be in flight: the adaptive limit doubles from
+        one meanwhile. Requests that end later are waited for and not counted, unless none ended in time. The
+        first failure ends the measurement: after it, the dispatcher would be measured holding requests.
         """
         options = replace(self._options, max_concurrent_requests=in_flight)
         model = RemoteModel(self._spec, options, binary=self._binary)
         dispatcher: Dispatcher[None] = Dispatcher(model.channel)
         latencies: list[float] = []
         errors: list[TritonError] = []
+        answered_at = time.monotonic()
 
         def take_completed() -> None:
+            nonlocal answered_at
             while dispatcher.completed:
                 _, call = dispatcher.completed.popleft()
                 if call.error is None:
                     latencies.append(call.record.latency_seconds)
+                    answered_at = time.monotonic()
                 else:
                     errors.append(call.error)
 
-        try:
-            request = model.http_request(self._sample.request(model, batch_size))
-            started = time.monotonic()
-            while (now := time.monotonic()) < started + seconds and not errors:
+        def keep_busy(answers: float) -> None:
+            ends = time.monotonic() + seconds
+            while time.monotonic() < ends and len(latencies) < answers and not errors:
                 while dispatcher.in_flight < in_flight:
                     dispatcher.submit(None, request, model.read_response)
                 dispatcher.wait()
                 take_completed()
-            counted, elapsed = len(latencies), now - started
+
+        try:
+            request = model.http_request(self._sample.request(model, batch_size))
+            keep_busy(in_flight)
+            # From answer to answer: what is on its way at the end is not half counted.
+            first, started = len(latencies), answered_at
+            keep_busy(math.inf)
+            counted, ended = len(latencies), answered_at
             # Not cancelled: the server would still work on some of them during the next measurement.
             dispatcher.drain()
             take_completed()
-            if not counted:
-                counted, elapsed = len(latencies), time.monotonic() - started
+            if counted == first:
+                counted, ended = len(latencies), answered_at
         finally:
             dispatcher.cancel()
             model.close()
         return Measurement(
             batch_size,
             in_flight,
-            elapsed,
-            tuple(sorted(latencies[:counted])),
+            ended - started,
+            tuple(sorted(latencies[first:counted])),
             len(errors),
             errors[0] if errors else None,
         )

@@ -154,15 +154,18 @@ def test_retry_after_delays_the_retry() -> None:
 
 def test_deadline_caps_retry_after() -> None:
     """Without holds a retry comes within the deadline, though the server names a later time."""
+    # One retry, after half of the deadline: later ones would be sent so late that a busy machine may take
+    # longer for them than is left.
+    policy = RetryPolicy(initial_backoff_seconds=2.0)
     with (
         FaultServer(OK, [status(503, ("Retry-After", "60"))]) as server,
-        closing(open_channel(server.endpoint, retry=QUICK_RETRIES, timeout_seconds=1.0)) as channel,
+        closing(open_channel(server.endpoint, retry=policy, timeout_seconds=2.0)) as channel,
     ):
         assert ask(channel).result == b"answer"
         server.play(status(503, ("Retry-After", "60")))
         started = time.monotonic()
         assert isinstance(ask(channel).error, ServerUnavailableError)
-        assert time.monotonic() - started < 1.0 + OVERRUN_SECONDS
+        assert time.monotonic() - started < 2.0
 
 
 @pytest.mark.parametrize("code", [429, 503])
