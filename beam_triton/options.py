@@ -64,9 +64,9 @@ class InferenceOptions(Options):
             these options is refused.
         tls: certificates of ``https`` endpoints.
         trust_env: the environment of the worker is asked for what these options leave open, as requests and
-            curl do: proxies (``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``, or in lower case),
-            and the authorities to trust (``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, ``SSL_CERT_FILE``,
-            ``SSL_CERT_DIR``).
+            curl do: proxies of all but loopback addresses (``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY``,
+            ``NO_PROXY``, or in lower case), and the authorities to trust (``REQUESTS_CA_BUNDLE``,
+            ``CURL_CA_BUNDLE``, ``SSL_CERT_FILE``, ``SSL_CERT_DIR``).
         proxies: URLs of HTTP proxies by scheme of the endpoint (``http``, ``https``, ``all``, or
             ``https://host`` for one host), as requests takes them; ``None`` for a scheme connects directly.
             They come before those of the environment. A value may be a secret reference or callable;

@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # The tests' servers are on this machine, which a proxy of the environment cannot reach.
+    # Other clients (requests, gRPC, urllib) ask a proxy of the environment for servers of this machine, too.
     if "localhost,127.0.0.1" not in os.environ.get("no_proxy", ""):
         others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"localhost,127.0.0.1,::1,{others}"

@@ -1,4 +1,5 @@
-"""HTTP proxies: which one a URL goes through, by the rules of requests, and its credentials.
+"""HTTP proxies: which one a URL goes through, by the rules of requests but for loopback addresses, and its
+credentials.
 
 A proxy forwards plain requests, whose request lines hold the whole URL, and opens tunnels (CONNECT) for TLS.
 Its credentials are in no text that this module makes.
@@ -76,7 +77,8 @@ def choose_proxy(url: str, given: Mapping[str, Secret | None], *, trust_env: boo
 
     ``given`` maps as ``proxies`` of requests does: ``http``, ``https``, ``all``, each with ``://host`` after
     it for one host; None or an empty text means none, and a value may be a secret reference. ``no_proxy``
-    lists what no proxy is for. What ``given`` leaves open the environment says, with ``trust_env``.
+    lists what no proxy is for. What ``given`` leaves open the environment says, with ``trust_env``, unless
+    the URL's host is a loopback address: a proxy on another machine would look for it there.
 
     Raises:
         ConfigurationError: the proxy that is named is not one, or the secret cannot be read.
@@ -90,9 +92,10 @@ def choose_proxy(url: str, given: Mapping[str, Secret | None], *, trust_env: boo
     if chosen:
         chosen = resolve(chosen, said_by)
     elif chosen is None and trust_env and _environment_may_name_one():
-        scheme = urlsplit(url).scheme
-        chosen = select_proxy(url, get_environ_proxies(url))
-        said_by = f"{scheme.upper()}_PROXY or ALL_PROXY"
+        parts = urlsplit(url)
+        if not _is_loopback(parts.hostname or ""):
+            chosen = select_proxy(url, get_environ_proxies(url))
+            said_by = f"{parts.scheme.upper()}_PROXY or ALL_PROXY"
     if not chosen:
         return None
     proxy = Proxy.parse(chosen, said_by)
@@ -108,16 +111,7 @@ def _environment_may_name_one() -> bool:
 
 @lru_cache(maxsize=256)
 def _log_once(url: str, proxy: Proxy, said_by: str) -> None:
-    if _is_loopback(urlsplit(url).hostname or "") and said_by != _OPTION:
-        _logger.warning(
-            "%s goes through the proxy %s (%s), which will look for it on its own machine: "
-            "NO_PROXY=localhost,127.0.0.1,::1 or trust_env=False keeps the proxy out",
-            url,
-            proxy,
-            said_by,
-        )
-    else:
-        _logger.info("%s goes through the proxy %s (%s)", url, proxy, said_by)
+    _logger.info("%s goes through the proxy %s (%s)", url, proxy, said_by)
 
 
 def _is_loopback(host: str) -> bool:

@@ -25,18 +25,20 @@ def test_tls_goes_through_a_tunnel(
     triton: LocalTriton, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One CONNECT a connection, whatever the number of requests; the proxy sees none of them."""
-    ca = {"ca_bundle": str(certificates.ca)}
+    tls = {"ca_bundle": str(certificates.ca), "server_hostname": "127.0.0.1"}
     with Nginx([port_of(triton)], certificate=certificates.good) as nginx, Tinyproxy() as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
-        with TritonClient(nginx.endpoint, tls=ca) as client:
+        # The environment's proxies are not for loopback addresses.
+        endpoint = nginx.endpoint.replace("127.0.0.1", "0.0.0.0")
+        with TritonClient(endpoint, tls=tls) as client:
             for _ in range(20):
                 assert np.array_equal(client.infer(MODEL, {"x": X}).outputs["y"], X)
         (line,) = proxy.requests()
-        assert line == f"CONNECT 127.0.0.1:{nginx.port} HTTP/1.1"
+        assert line == f"CONNECT 0.0.0.0:{nginx.port} HTTP/1.1"
         with (
-            TritonClient(nginx.endpoint) as client,
+            TritonClient(endpoint) as client,
             pytest.raises(TlsError, match=r"through the proxy .* refused"),
         ):
             client.infer(MODEL, {"x": X})

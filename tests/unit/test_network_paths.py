@@ -55,6 +55,11 @@ def port_of(triton: FakeTriton) -> int:
     return int(triton.endpoint.rpartition(":")[2])
 
 
+def not_loopback(endpoint: str) -> str:
+    """The same server by an address that the environment's proxies are for."""
+    return endpoint.replace("127.0.0.1", "0.0.0.0")
+
+
 def scores(client: TritonClient) -> bool:
     return bool(np.array_equal(client.infer("m", {"x": X}).outputs["y"], 2 * X))
 
@@ -102,10 +107,12 @@ def test_plain_requests_give_a_proxy_the_whole_url(front: FaultServer) -> None:
 def test_plain_requests_go_through_the_proxy_of_the_environment(
     front: FaultServer, no_proxies: pytest.MonkeyPatch
 ) -> None:
-    """All of them; none with ``trust_env=False``, or where NO_PROXY or ``proxies`` says so."""
+    """All of them; none with ``trust_env=False``, or where NO_PROXY or ``proxies`` says so, or for
+    a loopback address."""
+    endpoint = not_loopback(front.endpoint)
     with Tinyproxy() as proxy:
         no_proxies.setenv("HTTP_PROXY", proxy.url)
-        with TritonClient(front.endpoint) as client:
+        with TritonClient(endpoint) as client:
             assert client.is_model_ready("m") and scores(client)
         through = len(proxy.requests())
         assert through == len(front.requests) >= 5
@@ -113,12 +120,14 @@ def test_plain_requests_go_through_the_proxy_of_the_environment(
         for options in (
             {"trust_env": False},
             {"proxies": {"http": None}},
-            {"proxies": {"no_proxy": "127.0.0.1"}},
+            {"proxies": {"no_proxy": "0.0.0.0"}},
         ):
-            with TritonClient(front.endpoint, **options) as client:
+            with TritonClient(endpoint, **options) as client:
                 assert scores(client)
-        no_proxies.setenv("NO_PROXY", "127.0.0.1,localhost")
         with TritonClient(front.endpoint) as client:
+            assert scores(client)
+        no_proxies.setenv("NO_PROXY", "0.0.0.0")
+        with TritonClient(endpoint) as client:
             assert scores(client)
         assert len(proxy.requests()) == through < len(front.requests)
 
@@ -129,14 +138,15 @@ def test_direct_and_forwarded_connections_are_never_mixed_up(
     front: FaultServer, no_proxies: pytest.MonkeyPatch
 ) -> None:
     """Two clients share a pool, and the environment changes between them."""
-    with Tinyproxy() as proxy, TritonClient(front.endpoint) as direct:
+    endpoint = not_loopback(front.endpoint)
+    with Tinyproxy() as proxy, TritonClient(endpoint) as direct:
         assert scores(direct) and not front.requests[-1].header("Via")
         no_proxies.setenv("http_proxy", proxy.url)
-        with TritonClient(front.endpoint) as forwarded:
+        with TritonClient(endpoint) as forwarded:
             assert scores(forwarded) and front.requests[-1].header("Via")
             assert scores(direct) and not front.requests[-1].header("Via")
         no_proxies.delenv("http_proxy")
-        with TritonClient(front.endpoint) as direct_again:
+        with TritonClient(endpoint) as direct_again:
             assert scores(direct_again) and not front.requests[-1].header("Via")
 
 

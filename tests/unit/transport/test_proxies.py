@@ -19,10 +19,11 @@ NAMES = [f"{scheme}_proxy" for scheme in ("http", "https", "all", "no")]
 URLS = [
     "http://triton:8000",
     "https://triton",
-    "http://127.0.0.1:8000",
-    "http://[::1]:8000",
+    "http://10.0.0.7:8000",
+    "http://[2001:db8::7]:8000",
     "https://a.b.example",
 ]
+LOOPBACK = ["http://localhost:8000", "https://LOCALHOST", "http://127.8.0.1:8000", "http://[::1]:8000"]
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +52,8 @@ def proxy_of_requests(url: str) -> str | None:
         {"HTTP_PROXY": "http://p:1", "REQUEST_METHOD": "GET"},
         {"http_proxy": "http://p:1", "REQUEST_METHOD": "GET"},
         {"ALL_PROXY": "http://p:1", "NO_PROXY": "triton"},
-        {"ALL_PROXY": "http://p:1", "NO_PROXY": "127.0.0.1,::1,.example"},
-        {"ALL_PROXY": "http://p:1", "NO_PROXY": "127.0.0.0/8, triton:8000"},
+        {"ALL_PROXY": "http://p:1", "NO_PROXY": "10.0.0.7,2001:db8::7,.example"},
+        {"ALL_PROXY": "http://p:1", "NO_PROXY": "10.0.0.0/8, triton:8000"},
         {"ALL_PROXY": "http://p:1", "no_proxy": "b.example", "NO_PROXY": "*"},
         {"ALL_PROXY": "http://p:1", "NO_PROXY": "*"},
     ],
@@ -61,13 +62,23 @@ def proxy_of_requests(url: str) -> str | None:
 def test_the_environment_means_what_requests_takes_it_for(
     environment: pytest.MonkeyPatch, url: str, variables: dict[str, str]
 ) -> None:
-    """Schemes, cases, CGI scripts, names, networks and ports; loopback addresses are no exception."""
+    """Schemes, cases, CGI scripts, names, networks and ports."""
     for name, value in variables.items():
         environment.setenv(name, value)
     expected = proxy_of_requests(url)
     proxy = choose_proxy(url, {}, trust_env=True)
     assert (None if proxy is None else str(proxy)) == expected
     assert choose_proxy(url, {}, trust_env=False) is None
+
+
+@pytest.mark.parametrize("url", LOOPBACK)
+def test_a_proxy_for_this_machines_own_addresses_has_to_be_given(
+    environment: pytest.MonkeyPatch, url: str
+) -> None:
+    """One of the environment is on another machine, as a rule, and would look for the server there."""
+    environment.setenv("ALL_PROXY", "http://p:1")
+    assert choose_proxy(url, {}, trust_env=True) is None
+    assert str(choose_proxy(url, {"all": "http://q:2"}, trust_env=True)) == "http://q:2"
 
 
 @pytest.mark.parametrize(
@@ -151,13 +162,11 @@ def test_secret_references_are_read_where_requests_are_made(environment: pytest.
 def test_the_log_says_once_which_proxy_is_used(
     environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And warns of one between a worker and itself, which nobody means."""
+    """Without its credentials."""
     environment.setenv("HTTP_PROXY", "http://user:s3cret@p:1")
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             choose_proxy("http://triton:8000", {}, trust_env=True)
-            choose_proxy("http://localhost:8000", {}, trust_env=True)
-    told, warned = caplog.records
-    assert (told.levelno, warned.levelno) == (logging.INFO, logging.WARNING)
-    assert "http://p:1 (HTTP_PROXY or ALL_PROXY)" in told.getMessage()
-    assert "NO_PROXY=localhost" in warned.getMessage() and "s3cret" not in caplog.text
+    (told,) = caplog.records
+    assert "http://triton:8000 goes through the proxy http://p:1 (HTTP_PROXY" in told.getMessage()
+    assert "s3cret" not in caplog.text
