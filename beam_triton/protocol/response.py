@@ -232,7 +232,7 @@ def _check_expected(header: _Header, expected: Sequence[TensorSpec]) -> None:
         if kind != spec.datatype:
             raise UnexpectedOutputError(
                 f"output {shorten(spec.name)} of model {shorten(header.model_name)} is {kind}, "
-                f"not {spec.datatype}"
+                f"not {spec.datatype} as described"
             )
 
 

@@ -99,8 +99,9 @@ class EveryServer:
         return model
 
     @pytest.fixture(scope="class")
-    def server(self, tmp_path_factory: pytest.TempPathFactory) -> Iterable[ForeignServer]:
-        with type(self).start(tmp_path_factory.mktemp("server")) as server:
+    @classmethod
+    def server(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterable[ForeignServer]:
+        with cls.start(tmp_path_factory.mktemp("server")) as server:
             yield server
 
     def test_client_reads_metadata_and_gets_results(self, server: ForeignServer) -> None:
@@ -292,14 +293,24 @@ class EveryServer:
 class ServerOfUnnamedInputs(EveryServer):
     """Its model ``unnamed`` has no metadata."""
 
-    def test_check_of_a_model_without_metadata_takes_real_inputs(
-        self, server: ForeignServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    @pytest.mark.parametrize(
+        ("command", "expected"),
+        [(["check"], "received: y [1, 4]"), (["tune", "--seconds", "1"], "Recommended, for ")],
+        ids=["check", "tune"],
+    )
+    def test_commands_take_real_inputs_for_a_model_without_metadata(
+        self,
+        server: ForeignServer,
+        tmp_path: Path,
+        command: list[str],
+        expected: str,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         """Nothing can be made up for it: what helps is said, an element of the user's from a file."""
-        arguments = ["check", server.endpoint, "--model", "unnamed"]
+        arguments = [command[0], server.endpoint, "--model", "unnamed", *command[1:]]
         text = printed_by(arguments, 2, capsys)
         assert "does not name the inputs" in text and "--inputs" in text
         path = tmp_path / "element.json"
         path.write_text(json.dumps({"x": [1, 2, 3, 4]}))
         text = printed_by([*arguments, "--inputs", str(path), "--max-batch-size", "8"], 0, capsys)
-        assert "received: y [1, 4]" in text
+        assert expected in text

@@ -136,41 +136,48 @@ def _vector(name: str, datatype: str, *shape: int) -> dict[str, Any]:
 
 
 def mlserver(folder: Path) -> ForeignServer:
-    """MLServer: ``iris`` and ``iris_named`` by its runtime for scikit-learn, the others by a custom one.
+    """MLServer: classifiers by its runtimes for scikit-learn and XGBoost, the other models by a custom one.
 
-    The metadata of ``iris`` and ``unnamed`` name nothing. Those of ``iris_named`` name ``predict`` and
-    ``predict_proba``, of which it gives the second one only where it is asked for. ``total`` sums up all its
-    rows. ``double`` is version "v0.1.0".
+    The metadata of ``iris`` and ``unnamed`` name nothing. Those of ``iris_named`` and ``iris_boosted`` name
+    ``predict`` and ``predict_proba``, of which they give the second one only where it is asked for. ``total``
+    sums up all its rows. ``double`` is version "v0.1.0".
     """
-    classifier = folder / "iris.joblib"
-    _run_in("mlserver", "iris.py", classifier)
-    four = [_vector("x", "FP32", 4)], [_vector("y", "FP32", 4)]
-    settings: dict[str, dict[str, Any]] = {
-        "iris": {},
-        "iris_named": {
-            "inputs": [_vector("x", "FP64", 4)],
-            "outputs": [_vector("predict", "INT64", 1), _vector("predict_proba", "FP64", 3)],
-        },
-        "double": {"inputs": four[0], "outputs": four[1], "versions": ["v0.1.0"]},
-        "unnamed": {},
-        "root": {"inputs": four[0], "outputs": four[1]},
-        "half": {"inputs": [_vector("x", "FP16", 4)], "outputs": [_vector("y", "FP16", 4)]},
-        "echo": {"inputs": [_vector("x", "FP32", 1)], "outputs": [_vector("y", "FP32", 1)]},
-        "shout": {"inputs": [_vector("text", "BYTES", 1)], "outputs": [_vector("loud", "BYTES", 1)]},
-        "total": {
-            "inputs": four[0],
-            "outputs": [{"name": "total", "datatype": "FP32", "shape": [1]}],
-        },
+    _run_in("mlserver", "iris.py", folder)
+    custom = {"implementation": "mlserver_runtime.Runtime"}
+    fitted = {
+        "implementation": "mlserver_sklearn.SKLearnModel",
+        "parameters": {"uri": str(folder / "iris.joblib")},
     }
-    for name, facts in settings.items():
-        is_iris = name.startswith("iris")
-        runtime = "mlserver_sklearn.SKLearnModel" if is_iris else "mlserver_runtime.Runtime"
-        parameters: dict[str, Any] = {"uri": str(classifier)} if is_iris else {}
-        if "versions" in facts:
-            parameters["version"] = facts["versions"][0]
-        document = {"name": name, "implementation": runtime, "parameters": parameters, **facts}
+    boosted = {
+        "implementation": "mlserver_xgboost.XGBoostModel",
+        "parameters": {"uri": str(folder / "iris.ubj")},
+    }
+
+    def classes(datatype: str) -> dict[str, Any]:
+        outputs = [_vector("predict", "INT64", 1), _vector("predict_proba", datatype, 3)]
+        return {"inputs": [_vector("x", "FP64", 4)], "outputs": outputs}
+
+    four = {"inputs": [_vector("x", "FP32", 4)], "outputs": [_vector("y", "FP32", 4)]}
+    first = {"parameters": {"version": "v0.1.0"}, "versions": ["v0.1.0"]}
+    models: dict[str, dict[str, Any]] = {
+        "iris": fitted,
+        "iris_named": {**fitted, **classes("FP64")},
+        "iris_boosted": {**boosted, **classes("FP32")},
+        "double": {**custom, **four, **first},
+        "unnamed": custom,
+        "root": {**custom, **four},
+        "half": {**custom, "inputs": [_vector("x", "FP16", 4)], "outputs": [_vector("y", "FP16", 4)]},
+        "echo": {**custom, "inputs": [_vector("x", "FP32", 1)], "outputs": [_vector("y", "FP32", 1)]},
+        "shout": {
+            **custom,
+            "inputs": [_vector("text", "BYTES", 1)],
+            "outputs": [_vector("loud", "BYTES", 1)],
+        },
+        "total": {**custom, **four, "outputs": [{"name": "total", "datatype": "FP32", "shape": [1]}]},
+    }
+    for name, settings in models.items():
         (folder / name).mkdir()
-        (folder / name / "model-settings.json").write_text(json.dumps(document))
+        (folder / name / "model-settings.json").write_text(json.dumps({"name": name, **settings}))
 
     def command(port: int, grpc_port: int) -> list[str]:
         (folder / "settings.json").write_text(
@@ -189,7 +196,7 @@ def mlserver(folder: Path) -> ForeignServer:
         start = f"import sys; sys.path.insert(0, {str(_MODELS)!r}); from mlserver.cli import main; main()"
         return ["-c", start, "start", str(folder)]
 
-    return ForeignServer("mlserver", folder, command, list(settings))
+    return ForeignServer("mlserver", folder, command, list(models))
 
 
 def kserve(folder: Path) -> ForeignServer:

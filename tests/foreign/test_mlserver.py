@@ -1,7 +1,8 @@
-"""MLServer: its runtime for scikit-learn, and custom ones."""
+"""MLServer: its runtimes for scikit-learn and XGBoost, and custom ones."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from tests.support.pipelines import score
 SETOSA, VERSICOLOR, VIRGINICA = [5.1, 3.5, 1.4, 0.2], [6.0, 2.7, 4.5, 1.5], [7.7, 2.6, 6.9, 2.3]
 FLOWERS = [np.array(flower) for flower in (SETOSA, VERSICOLOR, VIRGINICA)]
 
+CLASSIFIERS = pytest.mark.parametrize("classifier", ["iris_named", "iris_boosted"])
+
 
 class TestMLServer(ServerOfUnnamedInputs):
     start = staticmethod(mlserver)
@@ -29,19 +32,24 @@ class TestMLServer(ServerOfUnnamedInputs):
     def model_id(self, model: str) -> str:
         return "double:v0.1.0" if model == "double" else model
 
-    def test_outputs_that_come_only_when_asked_for(self, server: ForeignServer) -> None:
+    @CLASSIFIERS
+    def test_outputs_that_come_only_when_asked_for(self, server: ForeignServer, classifier: str) -> None:
         """The metadata name ``predict_proba``, which the server leaves out unless it is requested."""
         with TritonClient(server.endpoint) as client:
-            outputs = client.infer("iris_named", {"x": np.stack(FLOWERS)}).outputs
+            outputs = client.infer(classifier, {"x": np.stack(FLOWERS)}).outputs
         assert outputs["predict"].ravel().tolist() == [0, 1, 2]
-        run = score(FLOWERS, TritonInference(server.endpoint, "iris_named"))
+        run = score(FLOWERS, TritonInference(server.endpoint, classifier))
         kinds = {tuple(result.example): int(result.inference["predict"].item()) for result in run.results}
         assert kinds == {tuple(SETOSA): 0, tuple(VERSICOLOR): 1, tuple(VIRGINICA): 2}
 
-    def test_such_outputs_are_given_where_they_are_requested(self, server: ForeignServer) -> None:
+    @CLASSIFIERS
+    def test_such_outputs_are_given_where_they_are_requested(
+        self, server: ForeignServer, classifier: str
+    ) -> None:
+        """Each element has its own row of both."""
         run = score(
             FLOWERS,
-            TritonInference(server.endpoint, "iris_named", outputs=["predict", "predict_proba"]),
+            TritonInference(server.endpoint, classifier, outputs=["predict", "predict_proba"]),
         )
         for result in run.results:
             likely = result.inference["predict_proba"]
@@ -50,22 +58,49 @@ class TestMLServer(ServerOfUnnamedInputs):
             assert int(likely.argmax()) == int(result.inference["predict"].item())
 
     @pytest.mark.parametrize("command", [["check"], ["tune", "--seconds", "1"]])
+    @CLASSIFIERS
     def test_commands_take_such_a_model(
-        self, server: ForeignServer, command: list[str], capsys: pytest.CaptureFixture[str]
+        self,
+        server: ForeignServer,
+        classifier: str,
+        command: list[str],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
-        text = printed_by([command[0], server.endpoint, "--model", "iris_named", *command[1:]], 0, capsys)
-        assert "8001" not in text
+        """With zeros, and with elements of a file."""
+        arguments = [command[0], server.endpoint, "--model", classifier, *command[1:]]
+        assert "zeros: x FP64 [4]" in printed_by(arguments, 0, capsys)
+        path = tmp_path / "flowers.jsonl"
+        path.write_text("".join(json.dumps({"x": list(flower)}) + "\n" for flower in FLOWERS))
+        text = printed_by([*arguments, "--inputs", str(path)], 0, capsys)
+        assert f"elements of {path}" in text
+        assert ("max_batch_size" if command[0] == "tune" else "received: predict [1, 1]") in text
 
-    def test_files_are_scored_on_such_a_model(self, server: ForeignServer, tmp_path: Path) -> None:
+    @CLASSIFIERS
+    def test_files_are_scored_on_such_a_model(
+        self, server: ForeignServer, classifier: str, tmp_path: Path
+    ) -> None:
+        """Each row has its class."""
         path = write_csv(tmp_path / "flowers.csv", FLOWERS)
         arguments = ("--input", "x=x0:x3", "--keep", "id", "--batch_size", 8)
-        code, results, failures = score_rows(server, "iris_named", path, *arguments)
+        code, results, failures = score_rows(server, classifier, path, *arguments)
         assert (code, failures) == (0, [])
         assert {int(each["id"]): np.ravel(each["predict"]).tolist() for each in results} == {
             0: [0],
             1: [1],
             2: [2],
         }
+
+    def test_a_gap_is_a_value_for_xgboost_and_none_for_scikit_learn(self, server: ForeignServer) -> None:
+        """A tree has a branch for it; a regression refuses the batch, and its neighbours are scored."""
+        elements = [*FLOWERS, np.array([np.nan, *SETOSA[1:]])]
+        boosted = score(elements, TritonInference(server.endpoint, "iris_boosted").with_exception_handling())
+        assert boosted.failures == []
+        assert sorted(int(result.inference["predict"].item()) for result in boosted.results) == [0, 0, 1, 2]
+        fitted = score(elements, TritonInference(server.endpoint, "iris_named").with_exception_handling())
+        assert len(fitted.results) == 3
+        ((element, _),) = fitted.failures
+        assert np.isnan(element[0])
 
     def test_unnamed_inputs_are_described_by_the_elements(self, server: ForeignServer) -> None:
         """A batch of one, as nothing says that there is a batch dimension."""
