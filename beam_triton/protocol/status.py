@@ -30,7 +30,7 @@ _PAGE_CHARACTERS = 200
 _BODY_BYTES = 64 * 1024
 
 # The page of a proxy or a web framework; what people do not see of it, and the marks around what they do.
-_HTML = re.compile(r"\s*<(!doctype html|html|head|body)\b", re.IGNORECASE)
+_HTML = re.compile(r"\s*(<\?xml[^>]*>\s*)?<(!doctype html|html|head|body)\b", re.IGNORECASE)
 _TITLE = re.compile(r"<title[^>]*>([^<]*)</title>", re.IGNORECASE)
 _UNSEEN = re.compile(r"<(head|script|style)\b.*?(</\1>|$)|<!--.*?-->", re.IGNORECASE | re.DOTALL)
 _MARKUP = re.compile(r"<[^>]*>")
@@ -55,8 +55,8 @@ _OTHER_MODEL = re.compile(
     re.IGNORECASE,
 )
 # tinyproxy answers 500 with a page of XHTML for a server that it cannot reach. Frameworks whose model raises
-# may answer it with HTML, which comes here as text.
-_XHTML = "<?xml"
+# may answer it with HTML.
+_XHTML = re.compile(rb"\s*<\?xml", re.IGNORECASE)
 _OVERLOADED = ("Exceeds maximum queue size", "Request timeout expired")
 _UNKNOWN_MODEL = "Request for unknown model"
 _NOT_READY = ("has no available versions", "is not at ready state")
@@ -85,6 +85,8 @@ def error_from_response(
     """
     server_message = _server_message(body)
     kind, hint = _classify(status, server_message, what)
+    if status == 500 and _XHTML.match(body):
+        kind = ServerUnavailableError
     if model_name and model_name in server_message:
         # A server that knows what a model is.
         hint = hint if status in (401, 403, 407) else ""
@@ -145,7 +147,7 @@ def _classify(status: int, message: str, what: str) -> tuple[type[InferenceError
         return ModelNotFoundError, "is this the address of a server of the Open Inference Protocol?"
     if status in (408, 429) or (status == 503 and _says(message, _OVERLOADED)):
         return ServerOverloadedError, ""
-    if status in (502, 503, 504) or (status == 500 and message.lower().startswith(_XHTML)):
+    if status in (502, 503, 504):
         return ServerUnavailableError, ""
     if status == 400 and what == "ready":
         return ModelNotReadyError, ""

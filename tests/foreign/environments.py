@@ -2,7 +2,8 @@
 
 ``python -m tests.foreign.environments`` makes those that are missing. It takes minutes, which are no test's:
 nothing is installed while tests run. A file of ``requirements`` pins everything that a server needs, as pip
-resolved it for Python 3.10; where it changes, a new environment is made.
+resolved it for Python 3.10 (but ``xgboost-cpu`` for ``xgboost``, which adds a hundred megabytes for GPUs);
+where it changes, a new environment is made.
 """
 
 from __future__ import annotations
