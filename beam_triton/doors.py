@@ -83,7 +83,7 @@ def door_at(path: str) -> Door | None:
 
 
 def json_length_of(content_type: str | None, body: memoryview) -> int | None:
-    """The bytes of JSON at the begin of an answer that has no ``Inference-Header-Content-Length``.
+    """The bytes of JSON at the beginning of an answer that has no ``Inference-Header-Content-Length``.
 
     None where all of it is JSON. Media types of the doors say it; a front that passes neither them nor
     Triton's header on leaves a body whose JSON is its first value.

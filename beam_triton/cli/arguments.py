@@ -1,12 +1,9 @@
-"""The arguments that commands share, the zeros that they send, and how they explain errors on a terminal."""
+"""The arguments that commands share, and how they explain errors on a terminal."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from beam_triton.errors import (
     ConfigurationError,
@@ -17,11 +14,6 @@ from beam_triton.errors import (
     TritonError,
 )
 from beam_triton.flags import Spelling, with_texts, with_values
-from beam_triton.protocol import DATATYPES, EncodedRequest, ModelSpec, TensorSpec
-from beam_triton.remote_model import RemoteModel
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""One element's shape of each input whose shape the user gave."""
 
 FLAGS = Spelling(
     {
@@ -99,11 +91,11 @@ def options_of(given: argparse.Namespace) -> dict[str, Any]:
         "circuit_breaker": None,
         "headers": dict(_header(text) for text in given.header) or None,
     }
-    return with_texts(with_values(impatient, FLAGS.values(given)), getattr(given, "option", ()))
+    return with_texts(with_values(impatient, FLAGS.values(given)), given.option)
 
 
 def shapes_of(given: argparse.Namespace) -> dict[str, tuple[int, ...]]:
-    """The shapes that the user gave, by input name.
+    """One element's shape of each input whose shape the user gave.
 
     Raises:
         ConfigurationError: one is not ``INPUT=SIZE,SIZE,…``.
@@ -119,55 +111,6 @@ def shapes_of(given: argparse.Namespace) -> dict[str, tuple[int, ...]]:
             raise ConfigurationError(f"--shape {text!r}: give it as INPUT=3,224,224")
         shapes[name] = shape
     return shapes
-
-
-def zeros_request(model: RemoteModel, shapes: Shapes, rows: int) -> EncodedRequest:
-    """A request of ``rows`` elements of zeros and empty strings.
-
-    Sizes that the model leaves open are 1 unless ``shapes`` gives them; optional inputs are left out unless
-    ``shapes`` names them.
-
-    Raises:
-        ConfigurationError: the server names no inputs, or a shape does not fit the model.
-    """
-    spec = model.spec
-    if not spec.inputs:
-        raise ConfigurationError(
-            f"the server does not name the inputs of model {spec.name!r}: no request can be made up for it; "
-            f"give an element by --inputs FILE"
-        )
-    unknown = sorted(shapes.keys() - {tensor.name for tensor in spec.inputs})
-    if unknown:
-        raise ConfigurationError(f"--shape: model {spec.name!r} has no input {unknown}; {spec.describe()}")
-    inputs = {}
-    for tensor in _sent(spec, shapes):
-        shape = _shape_of(tensor, shapes)
-        datatype = DATATYPES[tensor.datatype]
-        zero = np.full((), b"", object) if datatype.is_bytes else np.zeros((), datatype.array_dtype)
-        inputs[tensor.name] = np.broadcast_to(zero, (rows, *shape) if spec.has_batch_dimension else shape)
-    return model.encoder.encode(inputs)
-
-
-def describe_zeros(spec: ModelSpec, shapes: Shapes) -> str:
-    """One element of such a request, for people: ``image FP32 [3, 224, 224]``."""
-    return ", ".join(
-        f"{tensor.name} {tensor.datatype} {list(_shape_of(tensor, shapes))}" for tensor in _sent(spec, shapes)
-    )
-
-
-def _sent(spec: ModelSpec, shapes: Shapes) -> list[TensorSpec]:
-    return [tensor for tensor in spec.inputs if not tensor.optional or tensor.name in shapes]
-
-
-def _shape_of(tensor: TensorSpec, shapes: Shapes) -> tuple[int, ...]:
-    given = shapes.get(tensor.name)
-    if given is None:
-        return tuple(1 if size == -1 else size for size in tensor.shape)
-    if len(given) != len(tensor.shape) or any(
-        size not in (-1, one) for size, one in zip(tensor.shape, given, strict=True)
-    ):
-        raise ConfigurationError(f"--shape {tensor.name}: {list(given)} does not fit {tensor.describe()}")
-    return given
 
 
 def explained(error: TritonError) -> str:

@@ -8,18 +8,10 @@ import time
 from typing import Any
 
 from beam_triton.cli import EXIT_OK, EXIT_PROBLEM
-from beam_triton.cli.arguments import (
-    FLAGS,
-    add_model,
-    add_server,
-    explained,
-    options_of,
-    shapes_of,
-)
+from beam_triton.cli.arguments import FLAGS, add_model, add_server, explained, options_of, shapes_of
 from beam_triton.cli.sample import Sample, read_sample
 from beam_triton.client import TritonClient
-from beam_triton.errors import ConfigurationError, ModelNotFoundError, TritonError
-from beam_triton.protocol import ModelSpec
+from beam_triton.errors import ConfigurationError, ModelNotFoundError, RemoteProtocolError, TritonError
 from beam_triton.remote_model import RemoteModel
 
 _ROUND_TRIPS = 5
@@ -71,7 +63,7 @@ class _Check:
         except ConfigurationError:
             raise
         except ModelNotFoundError:
-            _say("server", "does not describe itself (GET /v2 is not there): what models say has to do")
+            _say("server", "does not describe itself (GET /v2 is not there); its models do")
             self._models()
             return True
         except TritonError as error:
@@ -87,11 +79,12 @@ class _Check:
         elif not ready:
             self.problems.append("The server is live but not ready: a model is loading, or failed to load.")
         extensions = metadata.get("extensions") or []
-        _say("extensions", ", ".join(map(str, extensions)) or "none")
+        lines = [", ".join(map(str, extensions)) or "none"]
         if "binary_tensor_data" not in extensions:
-            _say("", "no binary_tensor_data: tensors travel as JSON, which is slower, unless binary=True")
+            lines.append("no binary_tensor_data: tensors travel as JSON, which is slower, unless binary=True")
         if "model_configuration" not in extensions:
-            _say("", "no model_configuration: batch limits are not reported, see the model's notes")
+            lines.append("no model_configuration: batch limits are not reported, see the model's notes")
+        _say("extensions", *lines)
         self._models()
         return True
 
@@ -106,8 +99,7 @@ class _Check:
             words = [entry.get("name"), entry.get("version"), entry.get("state") or "UNAVAILABLE"]
             reason = f": {entry['reason']}" if entry.get("reason") else ""
             lines.append(" ".join(str(word) for word in words if word) + reason)
-        for number, line in enumerate(lines or ["none"]):
-            _say("" if number else "models", line)
+        _say("models", *(lines or ["none"]))
 
     def model(self, model_name: str, sample: Sample) -> None:
         """Check a model, and send it the sample."""
@@ -121,14 +113,11 @@ class _Check:
             return
         try:
             spec = model.spec
-            _say("model", f"{spec.model_id}, {_limit(spec)}")
+            _say("model", f"{spec.model_id}, {spec.describe_limit()}")
             for label, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
-                lines = [tensor.describe() for tensor in tensors] or ["not named by the server"]
-                for number, line in enumerate(lines):
-                    _say("" if number else label, line)
+                _say(label, *([tensor.describe() for tensor in tensors] or ["not named by the server"]))
             _say("tensors", "binary" if model.encoder.binary else "JSON (binary=True sends them in binary)")
-            for number, note in enumerate(notes):
-                _say("" if number else "notes", note)
+            _say("notes", *notes)
             if spec.decoupled or spec.sequence_batching:
                 kind = "is decoupled" if spec.decoupled else "batches sequences"
                 self.problems.append(
@@ -159,15 +148,18 @@ class _Check:
             _say("outputs", f"{', '.join(missing)}: not given unless outputs=[…] asks for them")
         came_back = ", ".join(f"{name} {list(array.shape)}" for name, array in response.outputs.items())
         milliseconds = statistics.median(times) * 1000
-        _say("round trip", f"{milliseconds:.1f} ms (median of {_ROUND_TRIPS} on an open connection)")
-        _say("", f"sent one element, {sample.describe(model.spec)}; received: {came_back}")
+        _say(
+            "round trip",
+            f"{milliseconds:.1f} ms (median of {_ROUND_TRIPS} on an open connection)",
+            f"sent one element, {sample.describe(model.spec)}; received: {came_back}",
+        )
+        if model.spec.has_batch_dimension:
+            try:
+                response.of_elements(model.spec, 1).rows(1)
+            except RemoteProtocolError as error:
+                self.problems.append(f"An element has no result of its own: {error.message}.")
 
 
-def _limit(spec: ModelSpec) -> str:
-    if not spec.has_batch_dimension:
-        return "no batch dimension: one element a request"
-    return f"at most {spec.max_batch_size} elements a request"
-
-
-def _say(label: str, text: str) -> None:
-    print(f"{label:<12}{text}", flush=True)
+def _say(label: str, *lines: str) -> None:
+    for number, line in enumerate(lines):
+        print(f"{'' if number else label:<12}{line}", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -11,38 +11,83 @@ from typing import Any
 
 import numpy as np
 
-from beam_triton.cli.arguments import Shapes, describe_zeros, zeros_request
 from beam_triton.errors import ConfigurationError
-from beam_triton.protocol import EncodedRequest, ModelSpec
+from beam_triton.protocol import DATATYPES, EncodedRequest, ModelSpec, TensorSpec
 from beam_triton.remote_model import RemoteModel
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""One element's shape of each input whose shape the user gave."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Requests of zeros of ``shapes``, or of ``elements`` in turn where there are any; ``source`` is their
-    file."""
+    """Requests of zeros, or of ``elements`` in turn where there are any; ``source`` is their file.
+
+    Zeros have size 1 where the model leaves a size open and ``shapes`` does not give it. Optional inputs are
+    left out unless ``shapes`` names them.
+    """
 
     shapes: Shapes
     elements: Sequence[Any] = ()
     source: str = ""
 
     def request(self, model: RemoteModel, rows: int) -> EncodedRequest:
-        """A request of ``rows`` elements.
+        """A request of ``rows`` elements; of a file, those of the first one's shapes, as only they share it.
 
         Raises:
-            ConfigurationError: nothing can be made up for the model, or a shape does not fit it.
+            ConfigurationError: the server names no inputs, or a shape does not fit the model.
             LocalProtocolError: an element of the file does not fit it.
         """
-        if not self.elements:
-            return zeros_request(model, self.shapes, rows)
         encoder = model.encoder
-        return encoder.encode_batch(list(map(encoder.prepare, islice(cycle(self.elements), rows))))
+        if not self.elements:
+            return encoder.encode(self._zeros(model.spec, rows))
+        first = encoder.prepare(self.elements[0])
+        alike = (each for each in map(encoder.prepare, self.elements) if each.signature == first.signature)
+        return encoder.encode_batch(list(islice(cycle(alike), rows)))
 
     def describe(self, spec: ModelSpec) -> str:
         """For people: ``zeros: image FP32 [64]``, or the file."""
-        return (
-            f"elements of {self.source}" if self.elements else f"zeros: {describe_zeros(spec, self.shapes)}"
-        )
+        if self.elements:
+            return f"elements of {self.source}"
+        zeros = [
+            f"{tensor.name} {tensor.datatype} {list(shape)}" for tensor, shape in self._zero_shapes(spec)
+        ]
+        return f"zeros: {', '.join(zeros)}"
+
+    def _zeros(self, spec: ModelSpec, rows: int) -> dict[str, Any]:
+        if not spec.inputs:
+            raise ConfigurationError(
+                f"the server does not name the inputs of model {spec.name!r}: no request can be made up for "
+                f"it; give an element by --inputs FILE"
+            )
+        unknown = sorted(self.shapes.keys() - {tensor.name for tensor in spec.inputs})
+        if unknown:
+            raise ConfigurationError(
+                f"--shape: model {spec.name!r} has no input {unknown}; {spec.describe()}"
+            )
+        inputs = {}
+        for tensor, shape in self._zero_shapes(spec):
+            datatype = DATATYPES[tensor.datatype]
+            zero = np.full((), b"", object) if datatype.is_bytes else np.zeros((), datatype.array_dtype)
+            inputs[tensor.name] = np.broadcast_to(zero, (rows, *shape) if spec.has_batch_dimension else shape)
+        return inputs
+
+    def _zero_shapes(self, spec: ModelSpec) -> list[tuple[TensorSpec, tuple[int, ...]]]:
+        return [
+            (tensor, _zero_shape(tensor, self.shapes.get(tensor.name)))
+            for tensor in spec.inputs
+            if not tensor.optional or tensor.name in self.shapes
+        ]
+
+
+def _zero_shape(tensor: TensorSpec, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    if given is None:
+        return tuple(1 if size == -1 else size for size in tensor.shape)
+    if len(given) != len(tensor.shape) or any(
+        size not in (-1, one) for size, one in zip(tensor.shape, given, strict=True)
+    ):
+        raise ConfigurationError(f"--shape {tensor.name}: {list(given)} does not fit {tensor.describe()}")
+    return given
 
 
 def read_sample(path: str | None, shapes: Shapes) -> Sample:

@@ -14,13 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from beam_triton.cli import EXIT_OK, EXIT_PROBLEM
-from beam_triton.cli.arguments import (
-    add_model,
-    add_server,
-    explained,
-    options_of,
-    shapes_of,
-)
+from beam_triton.cli.arguments import add_model, add_server, explained, options_of, shapes_of
 from beam_triton.cli.sample import Sample, read_sample
 from beam_triton.client import TritonClient
 from beam_triton.dispatch.dispatcher import Dispatcher
@@ -49,8 +43,9 @@ def add_arguments(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "tune",
         help="measure a model with many settings, and recommend one",
-        description="Put a model under load with requests of zeros, for a limited time, with different batch "
-        "sizes and numbers of requests in flight. Do not run it against a server that others are using.",
+        description="Put a model under load with requests of zeros or of elements of yours, for a limited "
+        "time, with different batch sizes and numbers of requests in flight. Do not run it against a server "
+        "that others are using.",
     )
     add_server(parser)
     add_model(parser, required=True)

@@ -128,12 +128,13 @@ class ModelSpec:
         """One line for messages: inputs, outputs and the number of elements that a request may hold."""
         inputs = ", ".join(spec.describe() for spec in self.inputs) or "not named by the server"
         outputs = ", ".join(spec.describe() for spec in self.outputs) or "not named by the server"
-        limit = (
-            f"at most {self.max_batch_size} element{'s' if self.max_batch_size > 1 else ''} a request"
-            if self.max_batch_size
-            else "no batch dimension: one element a request"
-        )
-        return f"inputs: {inputs}; outputs: {outputs}; {limit}"
+        return f"inputs: {inputs}; outputs: {outputs}; {self.describe_limit()}"
+
+    def describe_limit(self) -> str:
+        """The number of elements that a request may hold, for messages."""
+        if not self.has_batch_dimension:
+            return "no batch dimension: one element a request"
+        return f"at most {self.max_batch_size} element{'s' if self.max_batch_size > 1 else ''} a request"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ModelSpec:
@@ -304,7 +305,7 @@ def _found_batch_size(
     model_name: str, inputs: list[_Tensor], outputs: list[_Tensor], wanted: int | None, has_config: bool
 ) -> int:
     """The batch limit of a model for which no configuration names one above 0; 0 for no batch dimension."""
-    is_open = bool(inputs) and all(tensor.begins_with(-1) for tensor in inputs)
+    is_open = _are_open(inputs)
     if wanted is None:
         is_shown = not has_config and is_open and all(tensor.begins_with(-1) for tensor in outputs)
         return DEFAULT_MAX_BATCH_SIZE if is_shown else 0
@@ -322,9 +323,13 @@ def _found_batch_size(
 
 def _whole_outputs(inputs: list[_Tensor], outputs: list[_Tensor]) -> tuple[str, ...]:
     """The outputs without a batch dimension, if the metadata show one for all inputs."""
-    if not inputs or not all(tensor.begins_with(-1) for tensor in inputs):
+    if not _are_open(inputs):
         return ()
     return tuple(tensor.name for tensor in outputs if not tensor.begins_with(-1))
+
+
+def _are_open(inputs: list[_Tensor]) -> bool:
+    return bool(inputs) and all(tensor.begins_with(-1) for tensor in inputs)
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:
