@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
-from beam_triton.errors import TritonError, with_message
+from beam_triton.errors import ConfigurationError, ServerOverloadedError, TritonError, with_message
 from beam_triton.options import InferenceOptions
 from beam_triton.policy.batching import Batcher
 from beam_triton.protocol import (
@@ -21,21 +25,38 @@ from beam_triton.protocol import (
     PreparedElement,
     checked_parameters,
 )
-from beam_triton.protocol.paths import model_path
+from beam_triton.protocol.paths import checked_version, model_path
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.metrics import NAMESPACE, InferenceMetrics
 from beam_triton.transforms.model_dofn import close_with, default_of, open_model
 from beam_triton.transforms.results import prediction_result, rows_of
 from beam_triton.transforms.row_inputs import InputReader, columns_of
+from beam_triton.validation import positive_integer
 
 # An element's index within Beam's batch, and its tensors.
 _Item: TypeAlias = tuple[int, PreparedElement]
 
+Shared = TypeVar("Shared")
+
 _NOT_PREPARED = PreparedElement((), (), 0)
 
+# The size of a request while nothing says it: Beam's batch is made before a server has been asked.
+_ELEMENTS_PER_REQUEST = 64
 
-class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
+# Arguments of Beam's own handlers that this one does not take, and what to do instead.
+_BATCH_SIZE = 'Beam\'s batches are made of requests: give batching={"max_batch_size": …} for their size'
+_ON_THE_SERVER = "The model is on the server, and a worker holds connections to it only: leave it out"
+_BEAM_ARGUMENTS = {
+    "min_batch_size": _BATCH_SIZE,
+    "max_batch_size": _BATCH_SIZE,
+    "max_batch_duration_secs": 'Give batching={"linger_seconds": …}',
+    "large_model": _ON_THE_SERVER,
+    "model_copies": _ON_THE_SERVER,
+}
+
+
+class TritonModelHandler(ModelHandler[Any, PredictionResult, "HeldModel"]):
     """Scores the elements of Beam's ``RunInference`` on a model of a Triton Inference Server.
 
     ::
@@ -51,12 +72,28 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
     a dead letter (the message names the element). ``default_value`` avoids that: only the failed elements
     yield it.
 
-    Batches are Beam's, and larger than a request: ``max_concurrent_requests`` requests of
-    ``batching.max_batch_size`` elements, so that they are in flight together, and about as many times
-    ``batching.max_batch_bytes`` at most. If neither that nor
-    ``model_spec`` determines the size of a request, Beam finds the size of its batches itself, between 1 and
-    10,000. With ``batching.linger_seconds`` Beam collects batches across bundles for that long, in its state
-    (``max_batch_duration_secs``).
+    **Batches** are Beam's, and larger than a request: the elements of ``max_concurrent_requests`` requests,
+    so that they are in flight together. A request holds ``batching.max_batch_size`` elements; where neither
+    that nor ``model_spec`` says it, 64 are reckoned with. ``max_batch_weight`` bounds a batch by bytes. With
+    ``batching.linger_seconds`` Beam collects batches across bundles for that long
+    (``max_batch_duration_secs``): in its state, behind a shuffle, one batch of a process at a time, and
+    bounded by the number of elements alone.
+
+    **Model updates** (``model_metadata_pcoll``, ``watch_model_pattern``, `KeyModelPathMapping`) switch to
+    another model of the same server. The path of a model is one of
+
+    - ``digits``: the version that the server chooses,
+    - ``digits/versions/3``,
+    - a file in a version's folder of a model repository, such as ``gs://models/digits/3/model.onnx``.
+
+    An empty one changes nothing. The server has to have the model by then: one that cannot be opened fails
+    every batch, each of which tries to open it anew, and the earlier model answers none of them. Without
+    ``with_exception_handling()`` the runner repeats the bundle; with it the batch is a dead letter.
+
+    **Many models** (``KeyedModelHandler([KeyModelMapping(keys, handler), …])``) are cheap: a process that
+    uses one holds its description and a share of the connections. ``max_models_per_worker_hint`` is not
+    needed; a model that it evicts is closed, and asked for again. Every process opens its own, also where
+    Beam shares a model across processes, which only makes sense for one that is in a worker's memory.
 
     ``RunInference(handler, inference_args={…})`` sends request parameters, over those of
     ``request_parameters``. The metrics of `TritonInference` and those of ``RunInference`` are both of
@@ -65,36 +102,83 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
     Args:
         endpoint: URL of the server, or a list of them for fail-over.
         model_name: the model.
+        max_batch_weight: the weight of one of Beam's batches at most; by default the bytes that
+            ``max_concurrent_requests`` requests of ``batching.max_batch_bytes`` hold (128 MiB). A heavier
+            element is a batch alone.
+        element_size_fn: an element's weight, a whole number; by default its bytes, about.
+        rate_limiter: one of Beam's (``EnvoyRateLimiter``), or whatever has its method
+            ``allow(hits_added=n) -> bool``. It is asked before each of Beam's batches, with the number of its
+            elements, and may wait; copies of this handler in a process share it.
         options: the keyword arguments that `InferenceOptions` describes.
 
     Raises:
         ConfigurationError: an option cannot work. Nothing is sent here.
     """
 
-    def __init__(self, endpoint: str | Sequence[str], model_name: str, **options: Any) -> None:
+    def __init__(
+        self,
+        endpoint: str | Sequence[str],
+        model_name: str,
+        *,
+        max_batch_weight: int | None = None,
+        element_size_fn: Callable[[Any], int] | None = None,
+        rate_limiter: Any = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
+        for name in options:
+            if name in _BEAM_ARGUMENTS:
+                raise ConfigurationError(f"TritonModelHandler takes no {name}. {_BEAM_ARGUMENTS[name]}")
         self._options = InferenceOptions.from_options({"endpoint": endpoint, **options})
         model_path(model_name)  # Refuses what is not a name.
         self._options.spec_of(model_name)
         self._model_name = model_name
+        if max_batch_weight is not None:
+            positive_integer("max_batch_weight", max_batch_weight)
+        if element_size_fn is not None and not callable(element_size_fn):
+            raise ConfigurationError(
+                f"element_size_fn must be a function that takes an element, not {element_size_fn!r}"
+            )
+        if rate_limiter is not None and not callable(getattr(rate_limiter, "allow", None)):
+            raise ConfigurationError(
+                f"rate_limiter must have a method allow(hits_added=n), as Beam's RateLimiter has; "
+                f"{type(rate_limiter).__name__} has none"
+            )
+        max_bytes = self._options.max_concurrent_requests * self._options.batching.max_batch_bytes
+        self._max_weight = max_batch_weight or max_bytes
+        self._element_size_fn = element_size_fn or _about_nbytes
+        self._rate_limiter = rate_limiter
+        # Copies of a handler, which Beam makes for each thread, have the same.
+        self._id = uuid.uuid4().hex
+        self._path = ""
+        self._is_updated = False
+        self._held: HeldModel | None = None
 
     def __repr__(self) -> str:
         return f"TritonModelHandler({', '.join(map(str, self._options.urls))}, {self._model_name!r})"
 
-    def load_model(self) -> RemoteModel:
-        """Open the model and take a reference to the shared session.
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": None}
+
+    def load_model(self) -> HeldModel:
+        """The model, opened; it has a reference to the shared session.
 
         Beam does not say when it has finished with a model: the reference is released when the model is
         garbage. Beam keeps the last model of a process alive; idle eviction closes its connections.
+
+        Raises:
+            TritonError: there is no such model, or no server. Not after an update: `run_inference` raises it
+                then, because Beam would go on with the earlier model.
         """
-        model = open_model(self._options, self._model_name)
-        close_with(model, model)
+        model = self._shared_model()
+        if not self._is_updated:
+            model.opened()
         return model
 
     def run_inference(
         self,
         batch: Sequence[Any],
-        model: RemoteModel,
+        model: HeldModel,
         inference_args: dict[str, Any] | None = None,
     ) -> Iterable[PredictionResult]:
         """The results of a batch, in its order.
@@ -102,9 +186,17 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
         Elements of one tensor signature share requests, as large as the model allows.
 
         Raises:
-            TritonError: an element failed for good and there is no ``default_value``.
+            ConfigurationError: an update has given what is not the path of a model.
+            ServerOverloadedError: the rate limiter refused.
+            TritonError: an element failed for good and there is no ``default_value``, or the model of an
+                update cannot be opened.
         """
-        return self._score(batch, model, inference_args)
+        # Beam's argument may be the model of another process, or an earlier one that an update has failed to
+        # replace: that of this process is found by its path.
+        opened = self._model_here().opened()
+        if self._rate_limiter is not None and batch:
+            self._wait_for_rate(len(batch))
+        return self._score(batch, opened, inference_args)
 
     def _score(
         self, batch: Sequence[Any], model: RemoteModel, inference_args: dict[str, Any] | None
@@ -112,21 +204,30 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
         """The results of a batch; where a handler of other elements differs."""
         return score_batch(batch, model, self._options, inference_args)
 
+    def update_model_path(self, model_path: str | None = None) -> None:
+        """Use the model of this path from the next batch on; an empty path changes nothing."""
+        self._is_updated = True
+        if model_path and model_path != self._path:
+            # Read where the model is opened: an error here would leave Beam with the earlier model.
+            self._path = model_path
+            self._held = None
+
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         """Arguments for Beam's ``BatchElements``."""
-        arguments: dict[str, Any] = {}
         batching, model = self._options.batching, self._options.model_spec
         size = batching.max_batch_size or 0
         if model is not None:
             limit = max(1, model.max_batch_size)
             size = min(size or limit, limit)
-        if size:
-            # An element of more than its share of a request's bytes counts for several.
-            share_bytes = max(1, batching.max_batch_bytes // size)
-            size *= self._options.max_concurrent_requests
+        size = (size or _ELEMENTS_PER_REQUEST) * self._options.max_concurrent_requests
+        arguments: dict[str, Any] = {
             # Beam's estimator would otherwise try other sizes, although their time says nothing here.
-            arguments |= {"min_batch_size": size, "max_batch_size": size}
-            arguments["element_size_fn"] = partial(_weight, share_bytes=share_bytes, most=size)
+            "min_batch_size": size,
+            "max_batch_size": size,
+            "element_size_fn": partial(
+                _share, weight_of=self._element_size_fn, max_weight=self._max_weight, size=size
+            ),
+        }
         if batching.linger_seconds:
             arguments["max_batch_duration_secs"] = batching.linger_seconds
         return arguments
@@ -145,6 +246,97 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, RemoteModel]):
 
     def get_metrics_namespace(self) -> str:
         return NAMESPACE
+
+    def _shared_model(self) -> HeldModel:
+        path = self._path
+        return _of_process((self._id, path), partial(HeldModel, self._options, self._model_name, path))
+
+    def _model_here(self) -> HeldModel:
+        """This process's model; Beam holds it, or else this handler does."""
+        if (self._id, self._path) not in _IN_PROCESS:
+            self._held = self._shared_model()
+        return self._shared_model()
+
+    def _wait_for_rate(self, elements: int) -> None:
+        self._rate_limiter = _of_process((self._id, "//rate_limiter"), lambda: self._rate_limiter)
+        if not self._rate_limiter.allow(hits_added=elements):
+            raise ServerOverloadedError(
+                f"the rate limiter does not allow {elements} elements now: let it wait "
+                f"(EnvoyRateLimiter(block_until_allowed=True)), or raise its limit"
+            )
+
+
+class HeldModel:
+    """A model of a process, as ``RunInference`` holds it: opened by whoever needs it first.
+
+    One that cannot be opened is tried again by the next.
+    """
+
+    def __init__(self, options: InferenceOptions, model_name: str, path: str) -> None:
+        self._options = options
+        self._model_name = model_name
+        self._path = path
+        self._lock = threading.Lock()
+        self._model: RemoteModel | None = None
+
+    def opened(self) -> RemoteModel:
+        """The model, ready for requests.
+
+        Raises:
+            ConfigurationError: the path is not that of a model.
+            TritonError: it cannot be opened.
+        """
+        with self._lock:
+            if self._model is None:
+                name, options = self._model_name, self._options
+                if self._path:
+                    name, version = _name_and_version(self._path)
+                    options = dataclasses.replace(options, model_version=version)
+                self._model = open_model(options, name)
+                close_with(self._model, self._model)
+            return self._model
+
+    def close(self) -> None:
+        """Release the reference to the shared session; the next use opens the model again."""
+        with self._lock:
+            if self._model is not None:
+                self._model.close()
+            self._model = None
+
+
+# What copies of a handler share in a process, while one of them or Beam holds it.
+_IN_PROCESS: weakref.WeakValueDictionary[tuple[str, str], Any] = weakref.WeakValueDictionary()
+_in_process_lock = threading.Lock()
+
+
+def _of_process(key: tuple[str, str], make: Callable[[], Shared]) -> Shared:
+    with _in_process_lock:
+        found = _IN_PROCESS.get(key)
+        if found is None:
+            found = _IN_PROCESS[key] = make()
+        return cast(Shared, found)
+
+
+def _name_and_version(path: str) -> tuple[str, str | None]:
+    """The model and version that an update's path names; None leaves the version to the server.
+
+    Raises:
+        ConfigurationError: it names none.
+    """
+    parts = path.split("/")
+    is_file = "://" in path or path.startswith("/")
+    if len(parts) > 2 and parts[-2].isdecimal() and parts[-3]:
+        return parts[-3], parts[-2]
+    name, separator, version = path.rpartition("/versions/")
+    if not separator:
+        name, version = path, ""
+    if is_file or not name or "/" in version:
+        raise ConfigurationError(
+            f"RunInference was given the model path {path!r}: give a model's name, name/versions/3, or a "
+            f"file in a version's folder of a model repository, such as gs://models/name/3/model.onnx. "
+            f"Another server needs another RunInference"
+        )
+    return name, checked_version(version)
 
 
 def score_batch(
@@ -219,6 +411,9 @@ class _BatchScorer:
         try:
             prepared = self._encoder.prepare(self._inputs_of(self.batch[index]))
         except TritonError as error:
+            if type(self.batch[index]) is tuple and len(self.batch[index]) == 2:
+                hint = "for (key, element) use RunInference(KeyedModelHandler(handler))"
+                error = with_message(error, f"{error.message}; {hint}")
             self.sender.fail([(index, _NOT_PREPARED)], error)
             return None
         return self._batcher.add(prepared.signature, (index, prepared), prepared.nbytes)
@@ -260,9 +455,12 @@ class _BatchScorer:
                 raise with_message(error, f"element {index} of its batch: {error.message}") from error
 
 
-def _weight(element: Any, *, share_bytes: int, most: int) -> int:
-    """How much of one of Beam's batches an element takes up, which is at least 1."""
-    return min(max(1, _about_nbytes(element) // share_bytes), most)
+def _share(element: Any, *, weight_of: Callable[[Any], int], max_weight: int, size: int) -> int:
+    """How many of a batch's ``size`` places an element takes up.
+
+    Beam would send an empty batch before an element of more than all.
+    """
+    return min(max(1, weight_of(element) * size // max_weight), size)
 
 
 def _about_nbytes(value: Any) -> int:
