@@ -33,6 +33,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "nginx: needs a real nginx; skipped where there is none")
     config.addinivalue_line("markers", "tinyproxy: needs a real forward proxy; skipped where there is none")
     config.addinivalue_line("markers", "long: takes minutes; runs only with --long")
+    for name in ("it_postcommit", "it_validatesrunner", "sickbay_direct"):
+        config.addinivalue_line(
+            "markers", f"{name}: of Beam's own tests, which test_beam_base_test.py imports"
+        )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -109,6 +109,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, "HeldModel"]):
         rate_limiter: one of Beam's (``EnvoyRateLimiter``), or whatever has its method
             ``allow(hits_added=n) -> bool``. It is asked before each of Beam's batches, with the number of its
             elements, and may wait; copies of this handler in a process share it.
+        env_vars: environment variables that workers set before they open the model.
         options: the keyword arguments that `InferenceOptions` describes.
 
     Raises:
@@ -123,6 +124,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, "HeldModel"]):
         max_batch_weight: int | None = None,
         element_size_fn: Callable[[Any], int] | None = None,
         rate_limiter: Any = None,
+        env_vars: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -148,6 +150,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, "HeldModel"]):
         self._max_weight = max_batch_weight or max_bytes
         self._element_size_fn = element_size_fn or _about_nbytes
         self._rate_limiter = rate_limiter
+        self._env_vars = dict(env_vars or {})
         # Copies of a handler, which Beam makes for each thread, have the same.
         self._id = uuid.uuid4().hex
         self._path = ""
@@ -290,7 +293,7 @@ class HeldModel:
             if self._model is None:
                 name, options = self._model_name, self._options
                 if self._path:
-                    name, version = _name_and_version(self._path)
+                    name, version = name_and_version(self._path)
                     options = dataclasses.replace(options, model_version=version)
                 self._model = open_model(options, name)
                 close_with(self._model, self._model)
@@ -317,7 +320,7 @@ def _of_process(key: tuple[str, str], make: Callable[[], Shared]) -> Shared:
         return cast(Shared, found)
 
 
-def _name_and_version(path: str) -> tuple[str, str | None]:
+def name_and_version(path: str) -> tuple[str, str | None]:
     """The model and version that an update's path names; None leaves the version to the server.
 
     Raises:
@@ -325,7 +328,7 @@ def _name_and_version(path: str) -> tuple[str, str | None]:
     """
     parts = path.split("/")
     is_file = "://" in path or path.startswith("/")
-    if len(parts) > 2 and parts[-2].isdecimal() and parts[-3]:
+    if len(parts) > 2 and parts[-2].isdecimal() and parts[-3] not in ("", "versions"):
         return parts[-3], parts[-2]
     name, separator, version = path.rpartition("/versions/")
     if not separator:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
+import pickle
+import socket
 import weakref
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import apache_beam as beam
@@ -18,12 +22,19 @@ from beam_triton import (
     ConfigurationError,
     DefaultResult,
     InvalidRequestError,
+    LocalProtocolError,
     ModelNotFoundError,
+    ServerOverloadedError,
     TritonModelHandler,
 )
 from beam_triton.testing import LocalTriton
 from beam_triton.transport.session import SESSIONS
 from tests.support.pipelines import Run, run, score
+from tests.support.sockets import settles
+
+EnvoyRateLimiter: Any = None
+with contextlib.suppress(ImportError):
+    EnvoyRateLimiter = import_module("apache_beam.io.components.rate_limiter").EnvoyRateLimiter
 
 
 class _Nothing:
@@ -38,7 +49,7 @@ def release_the_last_model(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.get_records("call").clear()
     shared.Shared().acquire(_Nothing, tag="nothing")
     gc.collect()
-    assert len(SESSIONS) == 0
+    assert settles(lambda: len(SESSIONS), 0) == 0
 
 
 def fp32(*values: float) -> Any:
@@ -134,12 +145,12 @@ def test_invalid_inference_args_are_rejected(triton: LocalTriton) -> None:
         score([fp32(1)], transform)
 
 
-def with_dead_letters(elements: list[Any], handler: Any) -> Run:
+def with_dead_letters(elements: list[Any], handler: Any, **handling: Any) -> Run:
     def build(pipeline: beam.Pipeline) -> dict[str, Any]:
         results, others = (
             pipeline
             | beam.Create(elements, reshuffle=False)
-            | RunInference(handler).with_exception_handling()
+            | RunInference(handler).with_exception_handling(**handling)
         )
         return {"results": results, "failures": others.failed_inferences}
 
@@ -189,15 +200,31 @@ def test_metrics_share_the_namespace_of_run_inference(triton: LocalTriton) -> No
     assert outcome.distributions["inference_request_batch_byte_size"].sum == 64 * 4
 
 
-def test_beam_chooses_the_batch_size_by_default(triton: LocalTriton) -> None:
-    """Without a configured size Beam chooses the batches, and they are split to the model's limit."""
+def test_batches_are_split_to_the_limit_of_the_model(triton: LocalTriton) -> None:
+    """Beam's batches are made before the model's limit is known."""
     handler = handler_of(triton, "request_facts")
-    assert handler.batch_elements_kwargs() == {}
     model = handler.load_model()
     results = list(handler.run_inference([fp32(n) for n in range(70)], model))
     rows = [json.loads(inference["facts"][0])["rows"] for inference in map(inference_of, results)]
     assert rows == [32] * 64 + [6] * 6
     assert list(handler.run_inference([], model)) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"max_batch_weight": 100_000}, 25),
+        ({"max_batch_weight": 10, "element_size_fn": len}, 1),
+        ({"max_batch_weight": 5 * 1000, "element_size_fn": len}, 5),
+        ({}, 100),
+    ],
+)
+def test_batches_are_bounded_by_weight(triton: LocalTriton, options: dict[str, Any], size: int) -> None:
+    """By bytes, or by what a function makes of an element: 100 of 1,000 numbers."""
+    handler = TritonModelHandler(triton.endpoint, "echo_variable", **options)
+    outcome = score([np.zeros(1000, np.float32)] * 100, RunInference(handler))
+    batches = outcome.distributions["inference_request_batch_size"]
+    assert (batches.max, batches.count, batches.sum) == (size, 100 // size, 100)
 
 
 def test_linger_seconds_batches_across_bundles(triton: LocalTriton) -> None:
@@ -241,6 +268,118 @@ def test_run_inference_timeout_does_not_change_results(triton: LocalTriton) -> N
     outcome = run(build)
     assert sorted(ys(outcome.results)) == [2.0 * n for n in range(20)]
     assert outcome.counters["elements"] == 20
+
+
+def test_batch_that_takes_too_long_is_a_dead_letter(triton: LocalTriton) -> None:
+    """Beam's timeout ends the batch, not those before it."""
+    handler: Any = handler_of(triton, "slow").with_no_batching()
+    outcome = with_dead_letters([[fp32(0)], [fp32(2)]], handler, timeout=1)
+    assert ys(outcome.results) == [0.0]
+    ((batch, (kind, _, _)),) = outcome.failures
+    assert (float(batch[0][0]), kind) == (2.0, TimeoutError)
+
+
+def test_server_that_does_not_answer_makes_dead_letters_in_time() -> None:
+    """The timeout includes opening the model."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        handler = TritonModelHandler(endpoint, "m", timeout_seconds=1.5, circuit_breaker=None)
+        outcome = with_dead_letters([fp32(0)], handler, timeout=1)
+    assert [error[0] for _, error in outcome.failures] == [TimeoutError]
+
+
+def test_failing_functions_make_dead_letters_of_their_own(triton: LocalTriton) -> None:
+    """What fails before, in and after the model comes out apart."""
+    handler: Any = (
+        handler_of(triton, "rejecting", batching={"max_batch_size": 1}, max_concurrent_requests=1)
+        .with_preprocess_fn(lambda text: fp32(float(text)))
+        .with_postprocess_fn(lambda result: 1 / result.inference["y"].item())
+    )
+
+    def build(pipeline: beam.Pipeline) -> dict[str, Any]:
+        elements = pipeline | beam.Create(["1", "one", "-1", "0"], reshuffle=False)
+        results, others = elements | RunInference(handler).with_exception_handling()
+        return {
+            "results": results,
+            "before": others.failed_preprocessing[0],
+            "failures": others.failed_inferences,
+            "after": others.failed_postprocessing[0],
+        }
+
+    outcome = run(build)
+    assert outcome.results == [0.5]
+    assert [output.value[0] for output in outcome.outputs["before"]] == ["one"]
+    assert [float(batch[0][0]) for batch, _ in outcome.failures] == [-1]
+    assert [float(output.value[0].example[0]) for output in outcome.outputs["after"]] == [0]
+
+
+@pytest.mark.skipif(not hasattr(RunInference, "with_monitoring_transform"), reason="came with Beam 2.77")
+def test_monitoring_transform_sees_every_result(triton: LocalTriton) -> None:
+    """Before the postprocessing function."""
+    handler: Any = handler_of(triton, "rejecting").with_postprocess_fn(lambda result: "done")
+    seen = beam.Map(lambda result: beam.metrics.Metrics.counter("beam_triton", result.model_id).inc())
+    transform: Any = RunInference(handler).with_monitoring_transform(seen)
+    outcome = score([fp32(1), fp32(2)], transform)
+    assert outcome.results == ["done"] * 2
+    assert outcome.counters["rejecting:1"] == 2
+
+
+class Limiter:
+    """Counts in itself, as all copies of a handler in a process share it; allows ``limit`` elements."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    def allow(self, *, hits_added: int) -> bool:
+        beam.metrics.Metrics.counter("beam_triton", "asked_for").inc(hits_added)
+        self._left -= hits_added
+        return self._left >= 0
+
+
+def test_rate_limiter_is_asked_before_each_batch(triton: LocalTriton) -> None:
+    """With the number of its elements, on the bundle's thread, where metrics count."""
+    handler = handler_of(triton, "rejecting", batching={"max_batch_size": 8}, rate_limiter=Limiter(1000))
+    outcome = score([fp32(n) for n in range(600)], RunInference(handler))
+    assert ys(outcome.results) == [2.0 * n for n in range(600)]
+    assert outcome.counters["asked_for"] == 600
+
+
+def test_batch_that_the_rate_limiter_refuses_is_not_sent(triton: LocalTriton) -> None:
+    """It fails with what to do, and copies of the handler share the limit."""
+    handler = handler_of(triton, "rejecting", rate_limiter=Limiter(3))
+    first, second = (pickle.loads(pickle.dumps(handler)) for _ in range(2))
+    model = first.load_model()
+    assert len(list(first.run_inference([fp32(1)] * 3, model))) == 3
+    with pytest.raises(ServerOverloadedError, match="does not allow 1 elements now"):
+        second.run_inference([fp32(1)], model)
+
+
+@pytest.mark.skipif(EnvoyRateLimiter is None, reason="came after Beam 2.70")
+def test_rate_limiter_of_beam_is_taken(triton: LocalTriton) -> None:
+    """EnvoyRateLimiter asks its service; one that allows everything stands in for it."""
+    limiter = EnvoyRateLimiter("localhost:1", "domain", [{"key": "value"}], namespace="beam_triton")
+    limiter.allow = lambda hits_added: hits_added == 2
+    handler = handler_of(triton, "rejecting", rate_limiter=limiter)
+    assert ys(score([fp32(1), fp32(2)], RunInference(handler)).results) == [2.0, 4.0]
+
+
+@pytest.mark.parametrize("element", [("a", fp32(1)), (1, 2)])
+def test_keyed_element_without_keyed_model_handler_gets_a_hint(triton: LocalTriton, element: Any) -> None:
+    """The error says which handler takes keys."""
+    with pytest.raises(LocalProtocolError, match=r"RunInference\(KeyedModelHandler\(handler\)\)"):
+        score([element], RunInference(handler_of(triton, "rejecting")))
+
+
+def test_env_vars_are_set_before_the_model_is_opened(
+    triton: LocalTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that options may refer to them."""
+    monkeypatch.setenv("RUN_INFERENCE_TOKEN", "removed afterwards")
+    monkeypatch.delenv("RUN_INFERENCE_TOKEN")
+    handler = handler_of(
+        triton, "rejecting", auth_token="env:RUN_INFERENCE_TOKEN", env_vars={"RUN_INFERENCE_TOKEN": "t"}
+    )
+    assert ys(score([fp32(1)], RunInference(handler)).results) == [2.0]
 
 
 def test_unknown_model_error_lists_available_models(triton: LocalTriton) -> None:

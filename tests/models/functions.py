@@ -65,6 +65,10 @@ def add_one(x):
     return {"y": x + 1}
 
 
+def two_hundred(x):
+    return {"y": np.full_like(x, 200)}
+
+
 def double(x):
     return {"y": 2 * x}
 

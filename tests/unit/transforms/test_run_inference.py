@@ -13,6 +13,7 @@ import pytest
 
 from beam_triton import ConfigurationError, ModelSpec, TensorSpec, TritonModelHandler
 from beam_triton.testing import FakeModel, FakeTriton
+from beam_triton.transforms.run_inference import name_and_version
 
 ENDPOINT = "http://user:secret@triton:8000"
 SPEC = ModelSpec("m", "1", (TensorSpec("x", "FP32", (4,)),), (TensorSpec("y", "FP32", (4,)),), 16)
@@ -21,7 +22,7 @@ SPEC = ModelSpec("m", "1", (TensorSpec("x", "FP32", (4,)),), (TensorSpec("y", "F
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, {}),
+        ({}, {"min_batch_size": 2_048, "max_batch_size": 2_048}),
         ({"batching": {"max_batch_size": 8}}, {"min_batch_size": 256, "max_batch_size": 256}),
         (
             {"batching": {"max_batch_size": 8}, "max_concurrent_requests": 3},
@@ -36,7 +37,10 @@ SPEC = ModelSpec("m", "1", (TensorSpec("x", "FP32", (4,)),), (TensorSpec("y", "F
             {"model_spec": ModelSpec("m"), "max_concurrent_requests": 5},
             {"min_batch_size": 5, "max_batch_size": 5},
         ),
-        ({"batching": {"linger_seconds": 2}}, {"max_batch_duration_secs": 2}),
+        (
+            {"batching": {"linger_seconds": 2}},
+            {"min_batch_size": 2_048, "max_batch_size": 2_048, "max_batch_duration_secs": 2},
+        ),
     ],
 )
 def test_batch_size_for_beam_fills_all_requests_in_flight(
@@ -45,8 +49,7 @@ def test_batch_size_for_beam_fills_all_requests_in_flight(
     """Beam's batches hold the elements of as many requests as may be in flight."""
     handler = TritonModelHandler(ENDPOINT, "m", **options)
     arguments = dict(handler.batch_elements_kwargs())
-    assert ("element_size_fn" in arguments) == ("max_batch_size" in arguments)
-    arguments.pop("element_size_fn", None)
+    del arguments["element_size_fn"]
     assert arguments == expected
     assert beam.BatchElements(**handler.batch_elements_kwargs()) is not None
 
@@ -104,7 +107,11 @@ def test_text_and_metrics_namespace_show_no_secret() -> None:
         ("triton:8000", "m", {}, "http://triton:8000"),
         (ENDPOINT, "", {}, "model_name"),
         (ENDPOINT, 3, {}, "model_name"),
-        (ENDPOINT, "m", {"max_batch_size": 3}, "max_batch_size"),
+        (ENDPOINT, "m", {"max_batch_size": 3}, r'no max_batch_size.*batching=\{"max_batch_size"'),
+        (ENDPOINT, "m", {"model_copies": 3}, "no model_copies. The model is on the server"),
+        (ENDPOINT, "m", {"max_batch_weight": 0}, "max_batch_weight"),
+        (ENDPOINT, "m", {"element_size_fn": 3}, "element_size_fn"),
+        (ENDPOINT, "m", {"rate_limiter": 3}, "rate_limiter"),
         (ENDPOINT, "m", {"batching": {"max_batch_size": 0}}, "max_batch_size"),
     ],
 )
@@ -127,6 +134,39 @@ def test_model_is_not_shared_across_processes() -> None:
     handler = TritonModelHandler(ENDPOINT, "m")
     assert not handler.share_model_across_processes()
     assert not handler.should_garbage_collect_on_timeout()
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("b", ("b", None)),
+        ("b/versions/3", ("b", "3")),
+        ("a/b/versions/v0.1", ("a/b", "v0.1")),
+        ("gs://bucket/models/b/3/model.onnx", ("b", "3")),
+        ("/models/b/12/model.pt", ("b", "12")),
+        ("b/3/model.plan", ("b", "3")),
+    ],
+)
+def test_path_of_an_update_names_model_and_version(path: str, expected: tuple[str, str | None]) -> None:
+    """As the protocol has it, or as a model repository does."""
+    assert name_and_version(path) == expected
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "http://triton:8000",
+        "gs://bucket/b/versions/3",
+        "/models/b",
+        "b/versions/3/infer",
+        "b/versions/ 3",
+        "/",
+    ],
+)
+def test_path_that_names_no_model_is_refused(path: str) -> None:
+    """The error has the path, and what it may be."""
+    with pytest.raises(ConfigurationError, match="version"):
+        name_and_version(path)
 
 
 class Weakly(np.ndarray):
