@@ -293,7 +293,7 @@ def test_failing_functions_make_dead_letters_of_their_own(triton: LocalTriton) -
     handler: Any = (
         handler_of(triton, "rejecting", batching={"max_batch_size": 1}, max_concurrent_requests=1)
         .with_preprocess_fn(lambda text: fp32(float(text)))
-        .with_postprocess_fn(lambda result: 1 / result.inference["y"].item())
+        .with_postprocess_fn(lambda result: 1 / inference_of(result)["y"].item())
     )
 
     def build(pipeline: beam.Pipeline) -> dict[str, Any]:
