@@ -8,6 +8,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check --no-input
 PYTEST := $(PYTHON) -m pytest
+OLDEST_VENV := .venv-beam-oldest
 # Two processes whatever the machine has: the tests of one file stay together and share its server.
 PARALLEL := --numprocesses 2 --dist loadfile
 
@@ -20,7 +21,7 @@ export NO_PROXY := $(no_proxy)
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Any Python >= 3.10 that runs and can make environments; a version manager's shim may do neither.
 $(VENV)/bin/python:
@@ -114,6 +115,21 @@ test-foreign: $(VENV)/all.stamp foreign-servers ## Run the tests on MLServer, KS
 foreign-servers: $(VENV)/all.stamp
 	@$(PYTHON) -m tests.foreign.environments
 
+# What users meet of Beam, on the oldest release that setup.py takes.
+OLDEST_TESTS := tests/unit/transforms $(addprefix tests/integration/test_,$(addsuffix .py, \
+	run_inference model_updates keyed_models beam_base_test transform rows windows numpy_batches \
+	embeddings enrichment))
+
+$(OLDEST_VENV)/stamp: tests/requirements-beam-oldest.txt | $(VENV)/bin/python
+	@echo "Installing the oldest Beam into $(OLDEST_VENV)"
+	@$(PYTHON) -m venv --clear $(OLDEST_VENV)
+	@$(OLDEST_VENV)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --requirement $<
+	@touch $@
+
+.PHONY: test-beam-oldest
+test-beam-oldest: $(OLDEST_VENV)/stamp server ## Run the tests of the Beam transforms on Beam 2.70, the oldest
+	$(OLDEST_VENV)/bin/python -m pytest $(OLDEST_TESTS) $(PARALLEL)
+
 .PHONY: engines
 engines: $(VENV)/all.stamp ## Install Prism and Flink in .engines; needs Java 17, Maven and Go
 	@$(PYTHON) -m engines install
@@ -133,5 +149,5 @@ dist: $(VENV)/all.stamp ## Build the wheel and the sdist in dist
 
 .PHONY: clean
 clean: ## Remove everything that make made here, but not the server in the user's cache
-	rm -rf $(VENV) .cache .engines build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST_VENV) .cache .engines build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
