@@ -79,21 +79,19 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, "HeldModel"]):
     (``max_batch_duration_secs``): in its state, behind a shuffle, one batch of a process at a time, and
     bounded by the number of elements alone.
 
-    **Model updates** (``model_metadata_pcoll``, ``watch_model_pattern``, `KeyModelPathMapping`) switch to
+    **Model updates** (``model_metadata_pcoll``, ``watch_model_pattern``, ``KeyModelPathMapping``) switch to
     another model of the same server. The path of a model is one of
 
     - ``digits``: the version that the server chooses,
     - ``digits/versions/3``,
     - a file in a version's folder of a model repository, such as ``gs://models/digits/3/model.onnx``.
 
-    An empty one changes nothing. The server has to have the model by then: one that cannot be opened fails
-    every batch, each of which tries to open it anew, and the earlier model answers none of them. Without
-    ``with_exception_handling()`` the runner repeats the bundle; with it the batch is a dead letter.
+    An empty one changes nothing. A model that cannot be opened fails every batch, each of which tries to open
+    it anew; the earlier model answers none of them.
 
-    **Many models** (``KeyedModelHandler([KeyModelMapping(keys, handler), …])``) are cheap: a process that
-    uses one holds its description and a share of the connections. ``max_models_per_worker_hint`` is not
-    needed; a model that it evicts is closed, and asked for again. Every process opens its own, also where
-    Beam shares a model across processes, which only makes sense for one that is in a worker's memory.
+    **Many models** (``KeyedModelHandler([KeyModelMapping(keys, handler), …])``) are cheap, and need no
+    ``max_models_per_worker_hint``. Every process opens its own, also where Beam shares a model across
+    processes.
 
     ``RunInference(handler, inference_args={…})`` sends request parameters, over those of
     ``request_parameters``. The metrics of `TritonInference` and those of ``RunInference`` are both of

@@ -1,4 +1,4 @@
-"""RunInference changes its model while a pipeline runs, on a real Triton."""
+"""RunInference changes its model while a pipeline runs, on a real Triton; and the examples of its page."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
 from beam_triton import ConfigurationError, ModelNotFoundError, TritonError, TritonModelHandler
 from beam_triton.testing import LocalTriton
+from beam_triton.transforms.run_inference import _IN_PROCESS
 from tests.support.pipelines import Run, run
 
 
@@ -104,7 +105,8 @@ def test_new_file_of_a_model_repository_switches_the_version(triton: LocalTriton
         transform: Any = RunInference(
             TritonModelHandler(triton.endpoint, "request_facts"),
             watch_model_pattern=str(tmp_path / "request_facts" / "*" / "model.py"),
-            interval=1,
+            # Once: Beam counts intervals from its import on.
+            interval=1_000_000,
             stop_timestamp=time.time() + 1,
         )
         return pipeline | beam.Create([fp32(0)], reshuffle=False) | transform
@@ -149,3 +151,18 @@ def test_first_model_that_cannot_be_opened_is_named_for_every_batch(triton: Loca
     updates = [ModelMetadata("", "")] * 2
     outcome = scored_with_updates(handler, [fp32(0), fp32(1)], updates, keep_failures=True)
     assert [error[0] for _, error in outcome.failures] == [ModelNotFoundError] * 2
+
+
+def test_the_page_of_run_inference_runs(triton: LocalTriton) -> None:
+    """Every example of docs/run-inference.md runs, in order."""
+    pytest.importorskip("apache_beam.io.components.rate_limiter", reason="came after Beam 2.70")
+    page = Path(__file__).parents[2] / "docs" / "run-inference.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        code = block.replace("http://triton:8000", triton.endpoint)
+        exec(code.replace("beam.Pipeline()", "beam.Pipeline('FnApiRunner')"), names)
+    assert len(blocks) == 5
+    # Beam keeps the models of a KeyedModelHandler for as long as the process lives.
+    for model in list(_IN_PROCESS.values()):
+        model.close()

@@ -265,7 +265,7 @@ def test_text_that_is_none_is_that_elements_failure(endpoint: str) -> None:
     elements = [beam.Row(id=number, x=[50.0 * number, 0.0]) for number in range(4)]
     outcome = score(elements, transform.with_exception_handling())
     assert outcome.results == [beam.Row(id=0, label="café"), beam.Row(id=1, label="café")]
-    assert [(failure.id, failure.error_type) for failure in outcome.failures] == [
+    assert sorted((failure.id, failure.error_type) for failure in outcome.failures) == [
         (2, "UnexpectedOutputError"),
         (3, "UnexpectedOutputError"),
     ]
