@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from beam_triton.auth.hook import Auth, check_auth, describe_auth
@@ -211,6 +211,11 @@ class InferenceOptions(Options):
                 f"lock file {spec.lock_file!r} is that of model {spec.name!r}, not {model_name!r}"
             )
         return None
+
+    def of_model(self, model_name: str) -> InferenceOptions:
+        """These options for one of several models: ``model_spec`` says nothing about the others."""
+        spec = self.model_spec
+        return self if spec is None or spec.name == model_name else replace(self, model_spec=None)
 
     @property
     def network(self) -> NetworkConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -91,14 +90,7 @@ class OpenModels:
         model = self._models.get(name)
         if model is None:
             model_path(name)  # Refuses what is not a name.
-            spec = self._options.model_spec
-            # A lock file of one of the models says nothing about the others.
-            options = (
-                self._options
-                if spec is None or spec.name == name
-                else replace(self._options, model_spec=None)
-            )
-            model = self._models[name] = open_model(options, name)
+            model = self._models[name] = open_model(self._options.of_model(name), name)
             self._closing.append(close_with(self, model))
         return model
 
