@@ -103,7 +103,8 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, "HeldModel"]):
         max_batch_weight: the weight of one of Beam's batches at most; by default the bytes that
             ``max_concurrent_requests`` requests of ``batching.max_batch_bytes`` hold (128 MiB). A heavier
             element is a batch alone.
-        element_size_fn: an element's weight, a whole number; by default its bytes, about.
+        element_size_fn: an element's weight, a whole number; by default its bytes, about. Under a
+            ``KeyedModelHandler`` an element is ``(key, element)``.
         rate_limiter: one of Beam's (``EnvoyRateLimiter``), or whatever has its method
             ``allow(hits_added=n) -> bool``. It is asked before each of Beam's batches, with the number of its
             elements, and may wait; copies of this handler in a process share it.
