@@ -11,8 +11,8 @@
               └───────────│─────────────────────────┘
                           └─ Fail ────────────────────▶ DONE
 
-QUEUED is waiting for an admission. `beam_triton.policy.retry.next_step` chooses the step; this file carries
-it out. The deadline runs from the first attempt's start. Where the breaker's policy waits, two kinds of time
+QUEUED is waiting for an admission, or for another call that has taken this one's batch into its request
+(`joint_requests.py`). `beam_triton.policy.retry.next_step` chooses the step; this file carries it out. The deadline runs from the first attempt's start. Where the breaker's policy waits, two kinds of time
 are outside it: a request is *held*, for an unhealthy or overloaded server, for one that named a time to come
 back or for the retry budget, at most for ``max_wait_seconds``; and it waits for its turn at an endpoint that
 is at its limit, however long that takes while the endpoint answers others.
@@ -32,6 +32,7 @@ from typing import Any
 from beam_triton.dispatch.channel import CallContext
 from beam_triton.dispatch.endpoints import Admission, Endpoint, Refusal
 from beam_triton.dispatch.health import start_health_checks
+from beam_triton.dispatch.joint_requests import Joinable, JointRequest
 from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.dispatch.server_statistics import ask_for_statistics
 from beam_triton.dispatch.slots import POLL_AGAIN_SECONDS, QueueEntry
@@ -69,7 +70,10 @@ class Phase(Enum):
 
 @dataclass
 class CallRecord:
-    """What happened to a call, for metrics: plain counts, written on the reactor's thread."""
+    """What happened to a call, for metrics: plain counts, written on the reactor's thread.
+
+    Its request held ``joined_rows`` of other calls as well; or it ``has_joined`` another's, which counts it.
+    """
 
     request_bytes: int = 0
     attempts: int = 0
@@ -77,6 +81,8 @@ class CallRecord:
     connections_opened: int = 0
     connections_reused: int = 0
     connection_waits: int = 0
+    joined_rows: int = 0
+    has_joined: bool = False
     response_bytes: int = 0
     latency_seconds: float = 0.0
 
@@ -110,6 +116,14 @@ class _CallState:
     _deadline = math.inf
     _hold_until = math.inf
     _queued_at: float | None = None
+    # The call whose request holds this one's batch, set by that call's thread; and what that has handed over.
+    joined_to: Call | None = None
+    _handed_over: Any = None
+    _wake_after_hand_over: Callable[[], None] | None = None
+    # The joint request that this call sends, and what it has sent without the others.
+    _joint: JointRequest | None = None
+    _own_request: HttpRequest
+    _own_is_batch: bool
     # Made when it is needed and dropped after: it refers back to this call.
     _queue_entry: QueueEntry | None = None
 
@@ -129,6 +143,7 @@ class Call(_CallState):
         is_sequence: the model would see a repeated request twice: nothing that may have run is repeated.
         suspicion: that this request hangs the model, as in `History`.
         lost_at: when this request, or the batch that it is a part of, was first lost without a reason.
+        joinable: by which it may share a request with others that wait for an admission; None: it may not.
     """
 
     context: CallContext
@@ -143,6 +158,7 @@ class Call(_CallState):
     is_sequence: bool
     suspicion: int
     lost_at: float
+    joinable: Joinable | None = None
 
     def __post_init__(self) -> None:
         if self.suspicion:
@@ -151,6 +167,9 @@ class Call(_CallState):
     def start(self) -> None:
         """Ask for an admission, and send; called again whenever there may be one."""
         endpoints = self.context.endpoints
+        if self.joined_to is not None:
+            self._stay_joined()
+            return
         admission = endpoints.admit(self._tried)
         if isinstance(admission, Refusal) and self._join_queue():
             admission = endpoints.admit(self._tried)
@@ -158,6 +177,10 @@ class Call(_CallState):
             self._wait_for_admission(admission)
             return
         now = time.monotonic()
+        if not self._leave_joinable():
+            admission.end(None)
+            self._stay_joined()
+            return
         if self._queue_entry is not None:
             self._leave_queue()
             endpoints.wake_another(admission.endpoint)
@@ -171,7 +194,79 @@ class Call(_CallState):
             self._deadline = now + self.context.options.timeout_seconds
         if not self.record.attempts:
             admission.endpoint.retry_budget.record_request()
+            if self.joinable is not None:
+                self._take_others(self.joinable)
         self._send(admission, now)
+
+    def _take_others(self, joinable: Joinable) -> None:
+        """Take those along that wait for an admission with batches that fit beside this one's."""
+        joint = self.context.endpoints.joinable_calls.take(self, joinable)
+        if joint is None:
+            return
+        for call in joint.others:
+            call.withdraw()
+        try:
+            request = joint.request()
+        except TritonError:
+            joint.dissolve()
+            return
+        self._joint = joint
+        self._own_request, self._own_is_batch = self.request, self.is_batch
+        self.request = request._replace(trace_headers=self.request.trace_headers)
+        self.is_batch = True
+        self.record.request_bytes = request.content_length
+        self.record.joined_rows = joint.joined_rows
+
+    def _dissolve(self) -> None:
+        """Let each call of a joint request go on by itself, with its own batch."""
+        joint, self._joint = self._joint, None
+        if joint is not None:
+            joint.dissolve()
+            self.request, self.is_batch, self.joinable = self._own_request, self._own_is_batch, None
+            self.record.request_bytes = self.request.content_length
+            self.record.joined_rows = 0
+
+    def withdraw(self) -> None:
+        """Take a call that has joined out of the queue for admissions; on the other call's thread."""
+        entry = self._queue_entry
+        if entry is not None:
+            entry.withdraw()
+
+    def hand_over(self, result: Any) -> None:
+        """Give a joined call its result, None for none; on the other call's thread."""
+        wake = self._wake_after_hand_over
+        assert wake is not None
+        self._handed_over = result
+        wake()
+
+    def _on_hand_over(self) -> None:
+        if self.phase is Phase.DONE:
+            return
+        # The other call has taken it out of the queue.
+        self._queue_entry = None
+        self._wake_after_hand_over = self.joined_to = self.joinable = None
+        result, self._handed_over = self._handed_over, None
+        if result is None:
+            self.start()
+            return
+        self.record.has_joined = True
+        self.result = result
+        self._finish()
+
+    def _leave_joinable(self) -> bool:
+        """False if another call, on its own thread, was faster to take this one's batch."""
+        if self._wake_after_hand_over is None:
+            return True
+        assert self.joinable is not None
+        if not self.context.endpoints.joinable_calls.leave(self, self.joinable):
+            return False
+        self._wake_after_hand_over = None
+        return True
+
+    def _stay_joined(self) -> None:
+        """Wait for what the other call hands over; an admission that became free is another's."""
+        self.context.endpoints.waiting_for_admission.wake_next()
+        self._wait(Phase.QUEUED, time.monotonic() + POLL_AGAIN_SECONDS, throttled=False)
 
     def _wait_for_admission(self, refusal: Refusal) -> None:
         now = time.monotonic()
@@ -221,6 +316,9 @@ class Call(_CallState):
             self._queue_entry = QueueEntry(
                 self.context.endpoints.waiting_for_admission, self.context.reactor, self._on_admission_free
             )
+            if self.joinable is not None and not self.record.attempts:
+                self._wake_after_hand_over = self.context.reactor.waker(self._on_hand_over)
+                self.context.endpoints.joinable_calls.enter(self, self.joinable)
         return self._queue_entry.join()
 
     def _on_admission_free(self) -> None:
@@ -313,7 +411,9 @@ class Call(_CallState):
             record.latency_seconds = now - self._sent_at
             record.response_bytes = len(attempt.exchange.body)
             try:
-                self.result = self.read(attempt.exchange)
+                result = self.read(attempt.exchange)
+                self.result = result if self._joint is None else self._joint.divide(result)
+                self._joint = None
             except TritonError as caught:
                 error = self._after_redirect(attempt, caught, now)
                 if error is None:
@@ -406,6 +506,13 @@ class Call(_CallState):
             has_new_credentials = self._redirect is None and writer.is_outdated(
                 endpoint.url, self.request, attempt.parts[0]
             )
+        if self._joint is not None and not (error.is_overload or error.was_stale or has_new_credentials):
+            # It may be the doing of one call's element: each is sent by itself, as if it had not been before.
+            self._end_admission(None)
+            self._dissolve()
+            self._deadline = math.inf
+            self.start()
+            return
         tried = (*self._tried, endpoint)
         view = self._view(tried, has_new_credentials=has_new_credentials)
         self._follow(self._history.after(error, view), tried, now, view)
@@ -535,6 +642,8 @@ class Call(_CallState):
         self.context.reactor.remove(self)
         if self._attempt is not None:
             self._attempt.cancel()
+        self._dissolve()
+        self._leave_joinable()
         self._leave_queue()
         self._end_admission(None)
 
@@ -544,6 +653,9 @@ class Call(_CallState):
             admission.end(healthy, unreachable=unreachable)
 
     def _finish_with(self, error: TritonError) -> None:
+        if not self._leave_joinable():
+            self._stay_joined()
+            return
         history = self._history
         error.attempts = tuple(each for each in history.earlier + history.errors if each is not error)
         if error.endpoint is None:
@@ -557,6 +669,7 @@ class Call(_CallState):
         assert self.phase is not Phase.DONE, "a call ends once"
         self.phase = Phase.DONE
         self.context.reactor.remove(self)
+        self._dissolve()
         # The owner holds this call, and would be held by it: a cycle with the answer's bytes in it.
         on_done = self.on_done
         del self.on_done

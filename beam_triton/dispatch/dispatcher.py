@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from beam_triton.dispatch.call import Call, CallRecord
 from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.health import start_health_checks
+from beam_triton.dispatch.joint_requests import Joinable
 from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.dispatch.slots import POLL_AGAIN_SECONDS
 from beam_triton.dispatch.tracing import RequestTracer
@@ -58,6 +59,7 @@ class Dispatcher(Generic[T]):
         is_sequence: bool = False,
         suspicion: int = CERTAIN,
         lost_at: float = math.inf,
+        joinable: Joinable | None = None,
     ) -> None:
         """Send a request; waits while the process has ``max_concurrent_requests`` in flight.
 
@@ -91,6 +93,7 @@ class Dispatcher(Generic[T]):
             is_sequence=is_sequence,
             suspicion=suspicion,
             lost_at=lost_at,
+            joinable=joinable,
         )
         self._calls.add(call)
         if span is not None and self._tracer is not None:

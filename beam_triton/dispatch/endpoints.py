@@ -15,6 +15,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from beam_triton.dispatch.discovery import Discovery
+from beam_triton.dispatch.joint_requests import JoinableCalls
 from beam_triton.dispatch.slots import Slots, WaitQueue
 from beam_triton.errors import CircuitOpenError, PoolTimeoutError, TritonError
 from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State, max_hold_seconds
@@ -158,6 +159,7 @@ class EndpointSet:
         endpoints: those that get requests now. Discovery replaces the tuple, on another thread: read it once.
         max_hold_seconds: how long a request may be held for an unhealthy or overloaded server.
         waiting_for_admission: is woken when a request to an endpoint has ended.
+        joinable_calls: of those that wait, the ones that may share a request.
         learned: which sizes of requests pass.
         model_questions: whether the model is still as it was described, by what the asker goes by.
     """
@@ -167,6 +169,7 @@ class EndpointSet:
         self.endpoints = tuple(Endpoint(url, key) for url in key.urls)
         self.slots = Slots(key.max_concurrent_requests)
         self.waiting_for_admission = WaitQueue()
+        self.joinable_calls = JoinableCalls()
         self.learned = LearnedSizes(time.monotonic)
         self.model_questions: defaultdict[Any, RareQuestion[Any]] = defaultdict(
             lambda: RareQuestion(time.monotonic, time.sleep)

@@ -77,6 +77,12 @@ class QueueEntry:
         if wake is not None and not self._queue.leave(wake):
             self._queue.wake_next()
 
+    def withdraw(self) -> None:
+        """Leave the queue, on any thread; a wake-up that has come in between is the entry's own to pass on."""
+        wake = self._wake
+        if wake is not None:
+            self._queue.leave(wake)
+
     def _on_woken(self, round_number: int) -> None:
         if self._wake is not None and round_number == self._round:
             self._wake = None

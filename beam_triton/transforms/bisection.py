@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from beam_triton.dispatch.dispatcher import Dispatcher
+from beam_triton.dispatch.joint_requests import Joinable
 from beam_triton.errors import (
     ConfigurationError,
     DeadlineExceededError,
@@ -106,9 +107,12 @@ class BisectingSender(Generic[Batch]):
         self._finished_elements = 0
         self.ended: Sequence[Any] = self._dispatcher.completed
 
-    def send(self, batch: Batch) -> None:
-        """Send a batch; waits while the process has ``max_concurrent_requests`` in flight."""
-        self._send(_Sent(batch, self.encoder, None, 0))
+    def send(self, batch: Batch, joinable: Joinable | None = None) -> None:
+        """Send a batch; waits while the process has ``max_concurrent_requests`` in flight.
+
+        While the server is busy, a ``joinable`` batch may share a request with those of other bundles.
+        """
+        self._send(_Sent(batch, self.encoder, None, 0), joinable=joinable)
         self._dispatcher.step()
 
     def step(self) -> None:
@@ -191,7 +195,14 @@ class BisectingSender(Generic[Batch]):
         """Abandon everything: connections are closed, slots released. A second call does nothing."""
         self._dispatcher.cancel()
 
-    def _send(self, sent: _Sent, *, suspicion: int = 0, lost_at: float = math.inf) -> None:
+    def _send(
+        self,
+        sent: _Sent,
+        *,
+        suspicion: int = 0,
+        lost_at: float = math.inf,
+        joinable: Joinable | None = None,
+    ) -> None:
         try:
             encoded = self.encode(sent.batch)
             request = self.model.http_request(encoded)
@@ -207,6 +218,7 @@ class BisectingSender(Generic[Batch]):
             is_batch=len(sent.batch) > 1,
             suspicion=suspicion,
             lost_at=lost_at,
+            joinable=joinable,
         )
 
     def _bisect_or_fail(self, sent: _Sent, error: TritonError, size: BatchSize, lost_at: float) -> None:

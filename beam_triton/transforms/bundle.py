@@ -6,9 +6,9 @@ Each output keeps the timestamp, windows and pane of its own element.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import KW_ONLY, dataclass
-from itertools import chain
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from itertools import accumulate, chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +17,8 @@ from apache_beam import pvalue
 from apache_beam.transforms.window import BoundedWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam_triton.errors import TritonError, with_message
+from beam_triton.dispatch.request_head import HttpRequest
+from beam_triton.errors import TritonError, UnexpectedOutputError, with_message
 from beam_triton.policy.batching import Batcher, BatchingPolicy
 from beam_triton.policy.learned_size import LearnedSizes
 from beam_triton.protocol import EncodedRequest, InferRequestEncoder, InferResponse, PreparedElement
@@ -103,6 +104,43 @@ class ArrayBatch(ElementBatch):
         self.size = min(rows, nbytes // self._nbytes)
 
 
+@dataclass(frozen=True, eq=False)
+class JoinableBatch:
+    """The last batch of a bundle, as `beam_triton.dispatch.joint_requests.Joinable`."""
+
+    key: Hashable
+    rows: int
+    nbytes: int
+    max_rows: int
+    max_bytes: int
+    tensors: list[Any]
+    new_request: Callable[[list[Any]], HttpRequest]
+
+    def join(self, others: Sequence[JoinableBatch]) -> HttpRequest:
+        """The request of this batch and of ``others``."""
+        return self.new_request([*self.tensors, *chain.from_iterable(each.tensors for each in others)])
+
+    def divide(self, result: InferResponse, rows: Sequence[int]) -> list[InferResponse]:
+        """The answer's rows for each batch.
+
+        Raises:
+            UnexpectedOutputError: an output has not one row for each element.
+        """
+        for name, array in result.outputs.items():
+            if array.ndim == 0 or len(array) != sum(rows):
+                raise UnexpectedOutputError(
+                    f"output {name!r} has shape {list(array.shape)}, not one row for each of {sum(rows)} elements"
+                )
+        stops = list(accumulate(rows))
+        return [
+            replace(
+                result,
+                outputs={name: array[stop - count : stop] for name, array in result.outputs.items()},
+            )
+            for stop, count in zip(stops, rows, strict=True)
+        ]
+
+
 @dataclass(eq=False, repr=False)
 class BundleScorer:
     """Scores the elements of one bundle.
@@ -114,6 +152,7 @@ class BundleScorer:
         results: takes the inputs out of elements, and makes results of answers.
         dead_letters: failed elements leave as these; the first one that does not, raises.
         make_default: makes what an element that failed for good yields instead, if anything.
+        shared_by: equal for scorers whose last batches may share requests while the server is busy.
     """
 
     model: RemoteModel
@@ -123,6 +162,7 @@ class BundleScorer:
     results: PredictionResults | RowResults
     dead_letters: DeadLetters | None
     make_default: Callable[[InferRequestEncoder], DefaultValue | None]
+    shared_by: Hashable = None
 
     def __post_init__(self) -> None:
         self._lingers = self.batching.linger_seconds > 0
@@ -209,10 +249,10 @@ class BundleScorer:
 
     def send_buffered(self) -> None:
         """Send what is buffered; waits only for slots."""
-        if self._arrays.indices:
-            self._sender.send(self._arrays.take())
-        for items in self._batcher.drain() if self._batcher is not None else ():
-            self._sender.send(_batch_of(items))
+        rests = [self._arrays.take()] if self._arrays.indices else []
+        rests += map(_batch_of, self._batcher.drain() if self._batcher is not None else ())
+        for batch in rests:
+            self._sender.send(batch, self._joinable(batch))
 
     def cancel(self) -> None:
         """Abandon whatever is in flight. A second call does nothing."""
@@ -230,8 +270,28 @@ class BundleScorer:
         limit = self._encoder.model.max_batch_size
         return Batcher(self.batching, limit, time.monotonic, self._learned)
 
+    def _joinable(self, batch: ElementBatch) -> JoinableBatch | None:
+        """By which a bundle's last batch may share a request with those of other bundles."""
+        if self.shared_by is None:
+            return None
+        model, tensors = self._encoder.model, batch.tensors
+        max_rows, max_bytes = self.batching.limits(model.max_batch_size, self._learned).next_batch()
+        first = tensors[0]
+        is_array = type(first) is np.ndarray
+        nbytes = sum(each.nbytes for each in tensors)
+        if len(tensors) >= max_rows or nbytes >= max_bytes:
+            return None
+        signature = (first.dtype, first.shape) if is_array else first.signature
+        key = (self.shared_by, model, signature)
+        return JoinableBatch(key, len(tensors), nbytes, max_rows, max_bytes, tensors, self._new_request)
+
+    def _new_request(self, tensors: list[Any]) -> HttpRequest:
+        return self.model.http_request(self._encoded(tensors))
+
     def _encode(self, batch: ElementBatch) -> EncodedRequest:
-        tensors = batch.tensors
+        return self._encoded(batch.tensors)
+
+    def _encoded(self, tensors: list[Any]) -> EncodedRequest:
         if type(tensors[0]) is np.ndarray:
             return self._encoder.encode_arrays(tensors)
         return self._encoder.encode_batch(tensors)

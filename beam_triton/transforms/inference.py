@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
@@ -78,6 +79,8 @@ class TritonInferenceDoFn(ModelDoFn):
             DeadLetters() if with_exception_handling is True else with_exception_handling or None
         )
         self._results = results
+        # Pickled with it: the copies of one DoFn in a process share requests, and they alone have equal options.
+        self._name = uuid4().hex
         self._scorer: BundleScorer | ManyModelsScorer | None = None
         self._failure = ""
 
@@ -114,6 +117,7 @@ class TritonInferenceDoFn(ModelDoFn):
             results=self._results,
             dead_letters=self._dead_letters,
             make_default=partial(default_of, self._options),
+            shared_by=self._name,
         )
 
     def process(self, element: Any, windowed_value: Any = beam.DoFn.WindowedValueParam) -> Iterable[Any]:

@@ -80,7 +80,9 @@ class InferenceMetrics:
         counts["connections_opened"] += record.connections_opened
         counts["connections_reused"] += record.connections_reused
         counts["connection_waits"] += record.connection_waits
-        self._batch_size.update(batch_size)
+        if record.has_joined:
+            return
+        self._batch_size.update(batch_size + record.joined_rows)
         self._request_bytes.update(record.request_bytes)
         if record.response_bytes:
             self._response_bytes.update(record.response_bytes)
