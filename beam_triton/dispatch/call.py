@@ -12,10 +12,11 @@
                           └─ Fail ────────────────────▶ DONE
 
 QUEUED is waiting for an admission, or for another call that has taken this one's batch into its request
-(`joint_requests.py`). `beam_triton.policy.retry.next_step` chooses the step; this file carries it out. The deadline runs from the first attempt's start. Where the breaker's policy waits, two kinds of time
-are outside it: a request is *held*, for an unhealthy or overloaded server, for one that named a time to come
-back or for the retry budget, at most for ``max_wait_seconds``; and it waits for its turn at an endpoint that
-is at its limit, however long that takes while the endpoint answers others.
+(`joint_requests.py`). `beam_triton.policy.retry.next_step` chooses the step; this file carries it out. The
+deadline runs from the first attempt's start. Where the breaker's policy waits, two kinds of time are outside
+it: a request is *held*, for an unhealthy or overloaded server, for one that named a time to come back or for
+the retry budget, at most for ``max_wait_seconds``; and it waits for its turn at an endpoint that is at its
+limit, however long that takes while the endpoint answers others.
 """
 
 from __future__ import annotations

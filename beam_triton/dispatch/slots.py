@@ -78,7 +78,7 @@ class QueueEntry:
             self._queue.wake_next()
 
     def withdraw(self) -> None:
-        """Leave the queue, on any thread; a wake-up that has come in between is the entry's own to pass on."""
+        """Leave the queue, on any thread; the entry itself passes on a wake-up that came in between."""
         wake = self._wake
         if wake is not None:
             self._queue.leave(wake)

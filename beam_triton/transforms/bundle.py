@@ -129,7 +129,8 @@ class JoinableBatch:
         for name, array in result.outputs.items():
             if array.ndim == 0 or len(array) != sum(rows):
                 raise UnexpectedOutputError(
-                    f"output {name!r} has shape {list(array.shape)}, not one row for each of {sum(rows)} elements"
+                    f"output {name!r} has shape {list(array.shape)}, not a row for each of the {sum(rows)} "
+                    f"elements"
                 )
         stops = list(accumulate(rows))
         return [

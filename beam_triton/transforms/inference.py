@@ -79,7 +79,7 @@ class TritonInferenceDoFn(ModelDoFn):
             DeadLetters() if with_exception_handling is True else with_exception_handling or None
         )
         self._results = results
-        # Pickled with it: the copies of one DoFn in a process share requests, and they alone have equal options.
+        # Pickled with it: a process's copies of one DoFn, which have equal options, may share requests.
         self._name = uuid4().hex
         self._scorer: BundleScorer | ManyModelsScorer | None = None
         self._failure = ""
