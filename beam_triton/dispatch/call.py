@@ -171,9 +171,13 @@ class Call(_CallState):
         if self.joined_to is not None:
             self._stay_joined()
             return
-        admission = endpoints.admit(self._tried)
+        # What may be joined by others gains by waiting for them, up to the time of an answer.
+        waited_seconds = math.inf
+        if self.joinable is not None and not self.record.attempts:
+            waited_seconds = 0.0 if self._queued_at is None else time.monotonic() - self._queued_at
+        admission = endpoints.admit(self._tried, waited_seconds)
         if isinstance(admission, Refusal) and self._join_queue():
-            admission = endpoints.admit(self._tried)
+            admission = endpoints.admit(self._tried, waited_seconds)
         if isinstance(admission, Refusal):
             self._wait_for_admission(admission)
             return

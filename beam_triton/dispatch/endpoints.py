@@ -246,15 +246,18 @@ class EndpointSet:
             usual_seconds = max((seconds for seconds in others if seconds is not None), default=None)
         return endpoint.silence.bound_seconds(usual_seconds, silences, left_seconds)
 
-    def admit(self, avoid: Collection[Endpoint]) -> Admission | Refusal:
-        """Permission to send to one endpoint, not one of ``avoid`` unless there is no other."""
+    def admit(self, avoid: Collection[Endpoint], waited_seconds: float = math.inf) -> Admission | Refusal:
+        """Permission to send to one endpoint, not one of ``avoid`` unless there is no other.
+
+        With less ``waited_seconds`` than an answer usually takes, only where no request waits in its queue.
+        """
         endpoints = self.endpoints
         if len(endpoints) == 1:
-            return self._try_enter(endpoints[0]) or Refusal(self._open_seconds())
+            return self._try_enter(endpoints[0], waited_seconds) or Refusal(self._open_seconds())
         preferred = [endpoint for endpoint in endpoints if endpoint not in avoid]
         for candidates in (preferred, endpoints if avoid else ()):
             for endpoint in sorted(candidates, key=_preference):
-                admission = self._try_enter(endpoint)
+                admission = self._try_enter(endpoint, waited_seconds)
                 if admission is not None:
                     return admission
         return Refusal(self._open_seconds())
@@ -294,10 +297,12 @@ class EndpointSet:
         """Whether an endpoint that is not among ``tried`` is healthy."""
         return any(endpoint.is_healthy and endpoint not in tried for endpoint in self.endpoints)
 
-    def _try_enter(self, endpoint: Endpoint) -> Admission | None:
+    def _try_enter(self, endpoint: Endpoint, waited_seconds: float) -> Admission | None:
+        limit = most = endpoint.limit.limit
+        if waited_seconds < (endpoint.limit.usual_latency_seconds or 0.0):
+            most = endpoint.limit.without_queue
         with self._lock:
-            limit = endpoint.limit.limit
-            if endpoint.in_flight >= limit:
+            if endpoint.in_flight >= most:
                 return None
             endpoint.in_flight += 1
             if endpoint.in_flight == limit:

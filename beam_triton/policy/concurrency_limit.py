@@ -64,6 +64,9 @@ _WAITING = 1.25
 # A dip whose answers are faster than before by this ratio has emptied a queue.
 _DIP_RATIO = 1.25
 
+# Of so many rounds, one looks whether the server executes more requests at a time than it did.
+_EXECUTING_KNOWN_ROUNDS = 8
+
 # How many answers, and how many times the limit, a round has at least once the limit has settled.
 _SETTLED_ROUND = 16
 _SETTLED_ROUND_TRIPS = 2
@@ -118,6 +121,9 @@ class ConcurrencyLimit:
         # The limit doubles until answers slow down; there are no dips so far.
         self._is_starting = True
         self._has_answered = False
+        # How many requests the server executes at a time, and for how many rounds that is not looked at again.
+        self._executing = 1.0
+        self._executing_known_rounds = 0
         # What a lightly used server takes, what answers take lately, and what they took in the last round.
         self._light_seconds = math.inf
         self._round_trip_seconds = _FIRST_ROUND_TRIP_SECONDS
@@ -154,6 +160,16 @@ class ConcurrencyLimit:
         if self._abandoned_until:
             limit -= self._count_abandoned()
         return max(0, limit)
+
+    @property
+    def without_queue(self) -> int:
+        """How many requests may be in flight so that none waits in the server's queue, as far as is known.
+
+        A server is idle between two of them; who waits for more elements to send finds them meanwhile.
+        """
+        if self._is_starting or self._executing_known_rounds <= 0:
+            return self.limit
+        return min(self.limit, max(1, _whole(self._executing)))
 
     def on_success(self, latency_seconds: float) -> None:
         """A request succeeded, ``latency_seconds`` after it was sent."""
@@ -237,6 +253,8 @@ class ConcurrencyLimit:
             limit = _whole(self._limit)
             is_flat = latency <= self._light_seconds + max(_SLOW_SECONDS, noise)
             unqueued = limit if is_flat else limit * self._light_seconds / latency
+            self._executing = unqueued
+            self._executing_known_rounds = 0 if is_flat else _EXECUTING_KNOWN_ROUNDS
             waiting = _WAITING if is_queue_known else math.sqrt(limit)
             target = min(unqueued + waiting, self._maximum)
             if self._is_starting and not self._shows_queue(latency):
@@ -248,6 +266,8 @@ class ConcurrencyLimit:
                 self._grow(target, latency, now)
             else:
                 self._limit = max(1.0, target if is_queue_known else (self._limit + target) / 2)
+        else:
+            self._executing_known_rounds -= 1
         self._begin_round(now)
 
     def _shows_queue(self, latency: float) -> bool:
