@@ -121,7 +121,7 @@ class ConcurrencyLimit:
         # The limit doubles until answers slow down; there are no dips so far.
         self._is_starting = True
         self._has_answered = False
-        # How many requests the server executes at a time, and for how many rounds that is not looked at again.
+        # How many requests the server executes at a time; not looked at again for so many rounds.
         self._executing = 1.0
         self._executing_known_rounds = 0
         # What a lightly used server takes, what answers take lately, and what they took in the last round.

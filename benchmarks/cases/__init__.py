@@ -14,6 +14,7 @@ from benchmarks.cases import (
     score_files,
     situations,
     sweeps,
+    tiny_bundles,
 )
 from benchmarks.cases.throughput import ECHO_BATCHES_CASE, ECHO_CASE, REMOTE_LIKE_CASE
 
@@ -28,6 +29,7 @@ CASES = (
     pooling.CASE,
     long_run.CASE,
     many_instances.CASE,
+    tiny_bundles.CASE,
     score_files.CASE,
     *sweeps.CASES,
     situations.SITUATIONS_CASE,
