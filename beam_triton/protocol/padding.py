@@ -219,6 +219,11 @@ class Padding:
             boundary *= 2
         return boundary
 
+    def is_fixed(self, signature: Signature) -> bool:
+        """Whether every request of a bucket has the same shape, whichever its elements are."""
+        lengths = [each for each in self._own_lengths(signature) if each is not None]
+        return all(length <= self._boundaries[-1] for each in lengths for length in each)
+
     def _padded_lengths(self, bucket: Lengths, own: Sequence[Lengths]) -> Lengths:
         """The lengths that elements of a bucket are padded to."""
         last = self._boundaries[-1]

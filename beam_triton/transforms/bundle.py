@@ -283,6 +283,10 @@ class BundleScorer:
         if len(tensors) >= max_rows or nbytes >= max_bytes:
             return None
         signature = (first.dtype, first.shape) if is_array else first.signature
+        padding = self._encoder.padding
+        if padding is not None and not padding.is_fixed(signature):
+            # What an answer is cut by depends on the elements of the request.
+            return None
         key = (self.shared_by, model, signature)
         return JoinableBatch(key, len(tensors), nbytes, max_rows, max_bytes, tensors, self._new_request)
 

@@ -202,6 +202,38 @@ def test_dofns_with_other_options_share_nothing(triton: FakeTriton, model: Gated
     assert sorted(model.batches) == [[BUSY], [1.0], [2.0]]
 
 
+def test_padded_elements_share_a_request_within_a_bucket() -> None:
+    """Each answer is cut to its own element; beyond the last boundary, requests are a bundle's own."""
+    gate = threading.Event()
+    shapes: list[tuple[int, ...]] = []
+
+    def double(inputs: dict[str, Any]) -> dict[str, Any]:
+        shapes.append(inputs["x"].shape)
+        assert len(shapes) > 1 or gate.wait(20)
+        return {"y": 2 * inputs["x"]}
+
+    served = FakeModel(double, inputs={"x": ("FP32", [-1])}, outputs={"y": ("FP32", [-1])}, max_batch_size=16)
+    with FakeTriton({"m": served}) as triton, ThreadPoolExecutor(8) as pool:
+        dofn = TritonInferenceDoFn(triton.endpoint, "m", batching={"bucket_boundaries": [4, 8], "pad": 0})
+
+        def outputs_of(length: int) -> list[Any]:
+            with bundle_of(pickle.loads(pickle.dumps(dofn))) as copy:
+                element = WindowedValue(np.ones(length, np.float32), 0, (GlobalWindow(),))
+                outputs = [*copy.process(None, element), *copy.finish_bundle()]
+            return [output.value.inference["y"].tolist() for output in outputs]
+
+        first = pool.submit(outputs_of, 1)
+        wait_until(lambda: bool(shapes))
+        started = {length: pool.submit(outputs_of, length) for length in (2, 3, 4, 9, 11)}
+        time.sleep(1)
+        gate.set()
+        assert first.result(20) == [[2.0]]
+        for length, done in started.items():
+            assert done.result(20) == [[2.0] * length]
+    assert (3, 4) in shapes
+    assert {(1, 9), (1, 11)} <= set(shapes)
+
+
 def test_many_threads_lose_nothing() -> None:
     """Sixteen threads with bundles of one to four elements: each element's own result, in fewer requests."""
     with FakeTriton({"m": one_at_a_time(0.01)}) as triton:
