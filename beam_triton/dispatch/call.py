@@ -247,8 +247,7 @@ class Call(_CallState):
     def _on_hand_over(self) -> None:
         if self.phase is Phase.DONE:
             return
-        # The other call has taken it out of the queue.
-        self._queue_entry = None
+        self._leave_queue()
         self._wake_after_hand_over = self.joined_to = self.joinable = None
         result, self._handed_over = self._handed_over, None
         if result is None:

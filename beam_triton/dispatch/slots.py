@@ -57,6 +57,7 @@ class QueueEntry:
         self._on_wake = on_wake
         self._wake: Callable[[], None] | None = None
         self._round = 0
+        self._is_withdrawn = False
 
     def join(self) -> bool:
         """Join the queue; False if the entry is in it already.
@@ -66,6 +67,7 @@ class QueueEntry:
         if self._wake is not None:
             return False
         self._round += 1
+        self._is_withdrawn = False
         # Nothing here refers to itself once the entry was woken: its owner may hold megabytes.
         self._wake = self._reactor.waker(partial(self._on_woken, self._round))
         self._queue.join(self._wake)
@@ -74,14 +76,14 @@ class QueueEntry:
     def leave(self) -> None:
         """Leave the queue, or pass on a wake-up that has come in between."""
         wake, self._wake = self._wake, None
-        if wake is not None and not self._queue.leave(wake):
+        if wake is not None and not self._is_withdrawn and not self._queue.leave(wake):
             self._queue.wake_next()
 
     def withdraw(self) -> None:
-        """Leave the queue, on any thread; the entry itself passes on a wake-up that came in between."""
+        """Give its place up, on any thread; `leave` still passes on a wake-up that came in between."""
         wake = self._wake
-        if wake is not None:
-            self._queue.leave(wake)
+        if wake is not None and self._queue.leave(wake):
+            self._is_withdrawn = True
 
     def _on_woken(self, round_number: int) -> None:
         if self._wake is not None and round_number == self._round:
