@@ -15,6 +15,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_triton import InvalidRequestError, TritonClient, TritonInferenceDoFn
+from beam_triton.dispatch.endpoints import EndpointSet
 from beam_triton.testing import FakeModel, FakeTriton
 from tests.support.pipelines import bundle_of
 
@@ -44,8 +45,7 @@ class Busy:
     def __init__(self, triton: FakeTriton, model: GatedModel, **options: Any) -> None:
         self.model = model
         self._dofn = TritonInferenceDoFn(triton.endpoint, "m", with_exception_handling=True, **options)
-        with TritonClient(triton.endpoint) as client:
-            self._endpoints = client.open_model("m").channel.endpoints
+        self._endpoints = endpoints_of(triton)
         self._pool = ThreadPoolExecutor(32)
         self.first = self.start([BUSY])
         wait_until(lambda: bool(model.batches))
@@ -62,11 +62,22 @@ class Busy:
 
     def wait_for(self, count: int) -> None:
         """Wait until so many bundles wait for the server."""
-        waiting = self._endpoints.joinable_calls._waiting
-        wait_until(lambda: sum(map(len, list(waiting.values()))) == count)
+        wait_until_waiting(self._endpoints, count)
 
     def release(self) -> None:
         self.model.gate.set()
+
+
+def endpoints_of(triton: FakeTriton) -> EndpointSet:
+    """What all DoFns of this process have in common, kept alive by a reference of the test's own."""
+    with TritonClient(triton.endpoint) as client:
+        return client.open_model("m").channel.endpoints
+
+
+def wait_until_waiting(endpoints: EndpointSet, count: int) -> None:
+    """Wait until so many calls that may share a request wait for an admission."""
+    waiting = endpoints.joinable_calls._waiting
+    wait_until(lambda: sum(map(len, list(waiting.values()))) == count)
 
 
 def run_bundle(pickled: bytes, values: list[float]) -> list[Any]:
@@ -224,8 +235,10 @@ def test_padded_elements_share_a_request_within_a_bucket() -> None:
 
         first = pool.submit(outputs_of, 1)
         wait_until(lambda: bool(shapes))
-        started = {length: pool.submit(outputs_of, length) for length in (2, 3, 4, 9, 11)}
-        time.sleep(1)
+        endpoints = endpoints_of(triton)
+        started = {length: pool.submit(outputs_of, length) for length in (2, 3, 4)}
+        wait_until_waiting(endpoints, 3)
+        started |= {length: pool.submit(outputs_of, length) for length in (9, 11)}
         gate.set()
         assert first.result(20) == [[2.0]]
         for length, done in started.items():
