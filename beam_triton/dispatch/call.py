@@ -186,6 +186,9 @@ class Call(_CallState):
             admission.end(None)
             self._stay_joined()
             return
+        if self.joinable is not None and not self.record.attempts:
+            # Before the next one is woken, which would leave with its own.
+            self._take_others(self.joinable)
         if self._queue_entry is not None:
             self._leave_queue()
             endpoints.wake_another(admission.endpoint)
@@ -199,8 +202,6 @@ class Call(_CallState):
             self._deadline = now + self.context.options.timeout_seconds
         if not self.record.attempts:
             admission.endpoint.retry_budget.record_request()
-            if self.joinable is not None:
-                self._take_others(self.joinable)
         self._send(admission, now)
 
     def _take_others(self, joinable: Joinable) -> None:
