@@ -32,10 +32,10 @@ from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
 from beam_triton.protocol import InferResponse, ModelSpec, TensorSpec
+from beam_triton.transforms.batch_inference import TritonBatchInference
 from beam_triton.transforms.embeddings import TritonImageEmbeddings, TritonTextEmbeddings
 from beam_triton.transforms.enrichment import TritonEnrichmentHandler
 from beam_triton.transforms.inference import TritonInference, TritonInferenceDoFn
-from beam_triton.transforms.numpy_batches import TritonBatchInference
 from beam_triton.transforms.pipeline_options import TritonOptions
 from beam_triton.transforms.results import DefaultResult
 from beam_triton.transforms.run_inference import TritonModelHandler

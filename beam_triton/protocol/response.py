@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -25,10 +26,11 @@ from beam_triton.protocol.model import ModelSpec, TensorSpec
 from beam_triton.protocol.tensors import element_count
 from beam_triton.protocol.text import shorten
 
-# A model answers batches of one size with the same header bytes again and again, unless requests carry
-# their own ids: parsed and checked headers are cached, within bounds.
+# A model answers batches of one size with the same header bytes again and again, but for the request's id,
+# with which Triton begins: parsed and checked headers are cached, within bounds.
 _MAX_CACHED_HEADERS = 256
 _MAX_CACHED_HEADER_BYTES = 8 * 1024
+_LEADING_ID = re.compile(rb'\{"id":"([\w.-]*)",')
 
 
 @dataclass(frozen=True)
@@ -190,12 +192,13 @@ def decode_infer_response(
 def _decode(view: memoryview, json_length: int | None, expected: Sequence[TensorSpec]) -> InferResponse:
     if json_length is None:
         header, start = _parse_header(view), len(view)
+        request_id = header.id
     else:
         if not 0 < json_length <= len(view):
             raise RemoteProtocolError(
                 f"the answer's JSON should have {json_length} bytes, but the whole answer has {len(view)}"
             )
-        header, start = _binary_header(bytes(view[:json_length])), json_length
+        (header, request_id), start = _binary_header(bytes(view[:json_length])), json_length
     if start + header.binary_bytes != len(view):
         raise RemoteProtocolError(
             f"the outputs of model {shorten(header.model_name)} should have {header.binary_bytes} bytes, "
@@ -217,7 +220,9 @@ def _decode(view: memoryview, json_length: int | None, expected: Sequence[Tensor
         start += size
     if expected:
         _check_expected(header, expected)
-    return InferResponse(header.model_name, header.model_version, header.id, dict(header.parameters), outputs)
+    return InferResponse(
+        header.model_name, header.model_version, request_id, dict(header.parameters), outputs
+    )
 
 
 def _check_expected(header: _Header, expected: Sequence[TensorSpec]) -> None:
@@ -236,7 +241,11 @@ def _check_expected(header: _Header, expected: Sequence[TensorSpec]) -> None:
             )
 
 
-def _binary_header(text: bytes) -> _Header:
+def _binary_header(text: bytes) -> tuple[_Header, str]:
+    """The header, and the request's id."""
+    leading, request_id = _LEADING_ID.match(text), ""
+    if leading is not None:
+        request_id, text = leading[1].decode(), b"{" + text[leading.end() :]
     header = _headers.get(text)
     if header is None:
         header = _parse_header(text)
@@ -246,7 +255,8 @@ def _binary_header(text: bytes) -> _Header:
             if len(_headers) >= _MAX_CACHED_HEADERS:
                 _headers.clear()
             _headers[text] = header
-    return header
+    # Of two ids the last one counts, as everywhere in JSON.
+    return header, header.id or request_id
 
 
 def _parse_header(text: bytes | memoryview) -> _Header:

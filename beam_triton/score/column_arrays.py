@@ -8,11 +8,10 @@ rules of `to_array`, which takes no text for a number.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,18 +23,18 @@ from beam_triton.protocol import DATATYPES, ModelSpec, TensorSpec, to_array
 from beam_triton.protocol.text import shorten
 from beam_triton.score.input_columns import InputColumns, list_columns, tensors_to_feed
 from beam_triton.score.row_reading import RowBlock, RowError
+from beam_triton.transforms.arrow_columns import (
+    Errors,
+    RowGroup,
+    TensorGroup,
+    column_rows,
+    shape_of,
+    tensor_groups,
+)
 
 Array = npt.NDArray[Any]
-Errors = dict[int, RowError]
 # What pyarrow's cast refuses about a number: blanks around it, a plus sign.
 _PADDED = r"^\s*(?:\+?([\w.]\S*?)|(-\S+?))"
-
-
-class ArrayGroup(NamedTuple):
-    """Rows of a block whose tensors have the same shapes, by their indices; arrays by input name."""
-
-    indices: npt.NDArray[np.int64]
-    arrays: dict[str, Array]
 
 
 class ColumnArrays:
@@ -63,33 +62,19 @@ class ColumnArrays:
         """Raise ConfigurationError when no row of a file that begins with this block can be scored."""
         self._check_present(self._plan(block), block.keys)
 
-    def arrays(self, block: RowBlock) -> tuple[list[ArrayGroup], Errors]:
+    def arrays(self, block: RowBlock) -> tuple[list[TensorGroup], Errors]:
         """Tensors in groups of equal shapes, and by its index the error of each row that has none."""
-        errors: Errors = {}
         try:
             plan = self._plan(block)
         except ConfigurationError as error:
             return [], dict.fromkeys(range(len(block)), RowError(error.message))
-        inputs = {spec.name: _tensors(spec, names, block, errors) for spec, names in plan}
+        inputs = {spec.name: _input_rows(spec, names, block) for spec, names in plan}
         for spec in self._optional:
             if spec.name in block.keys:
-                unfit: Errors = {}
-                rows = _tensors(spec, (spec.name,), block, unfit)
-                errors |= {i: error for i, error in unfit.items() if block.row(i).get(spec.name) is not None}
-                inputs[spec.name] = [None if i in unfit else row for i, row in enumerate(rows)]
-        good = [index for index in range(len(block)) if index not in errors]
-        if all(isinstance(rows, np.ndarray) for rows in inputs.values()):
-            alike = {name: rows[good] if errors else rows for name, rows in inputs.items()}
-            return [ArrayGroup(np.array(good), alike)] if good else [], errors
-        groups: dict[Any, list[int]] = {}
-        for index in good:
-            shapes = [(name, rows[index].shape) for name, rows in inputs.items() if rows[index] is not None]
-            groups.setdefault(tuple(shapes), []).append(index)
-        found = []
-        for shapes, indices in groups.items():
-            arrays = {name: np.stack([inputs[name][index] for index in indices]) for name, _ in shapes}
-            found.append(ArrayGroup(np.array(indices), arrays))
-        return found, errors
+                groups, errors = _input_rows(spec, (spec.name,), block)
+                given = {i: error for i, error in errors.items() if block.row(i).get(spec.name) is not None}
+                inputs[spec.name] = groups, given
+        return tensor_groups(inputs, len(block))
 
     def _plan(self, block: RowBlock) -> list[tuple[TensorSpec, tuple[str, ...]]]:
         """Each input and its columns."""
@@ -118,23 +103,13 @@ class ColumnArrays:
                 raise ConfigurationError(f"column {name!r} appears more than once in the header")
 
 
-def shape_of(spec: TensorSpec, count: int) -> tuple[int, ...] | None:
-    """The input's shape for ``count`` values, -1 filled in; None when no shape fits, or more than one."""
-    known = math.prod(dim for dim in spec.shape if dim != -1)
-    if (spec.shape.count(-1) != 1 and known != count) or known == 0 or count % known:
-        return None
-    return tuple(count // known if dim == -1 else dim for dim in spec.shape)
-
-
-def _tensors(spec: TensorSpec, names: tuple[str, ...], block: RowBlock, errors: Errors) -> Any:
-    """One input's rows: an array where all have one shape, otherwise a list of arrays.
-
-    What stands there for the rows that are added to ``errors`` is of no use.
-    """
+def _input_rows(spec: TensorSpec, names: tuple[str, ...], block: RowBlock) -> tuple[list[RowGroup], Errors]:
+    """One input's rows in groups of equal shapes, and the error of each row that has no tensor."""
+    errors: Errors = {}
     if spec.datatype == "BF16":
         # Its bits would be taken for whole numbers; float32 is rounded where the request is made.
         spec = replace(spec, datatype="FP32")
-    columns, is_text = [block.column(name) for name in names], block.is_text
+    columns, is_text, all_rows = [block.column(name) for name in names], block.is_text, np.arange(len(block))
     kind, shape = DATATYPES[spec.datatype], shape_of(spec, len(columns))
     # A single column of text may hold numbers in some rows and JSON arrays in others.
     if is_text:
@@ -147,17 +122,29 @@ def _tensors(spec: TensorSpec, names: tuple[str, ...], block: RowBlock, errors: 
             convert = partial(_convert, spec, f"column {name!r}", is_text, True)
             for start, array in _converted(convert, column, errors):
                 made[start : start + len(array), place] = array
-        return made.reshape(len(block), *shape)
-    label, rows = f"column {names[0]!r}", columns[0]
+        good = np.setdiff1d(all_rows, [*errors]) if errors else all_rows
+        rows = made.reshape(len(block), *shape)
+        return [RowGroup(good, rows[good] if errors else rows)] if len(good) else [], errors
+    label, values = f"column {names[0]!r}", columns[0]
     if len(columns) > 1:
         label = f"columns {names[0]!r} to {names[-1]!r}"
-        rows = list(map(list, zip(*map(block.values, names), strict=True)))
-    found: list[Any] = [None] * len(block)
-    for start, array in _converted(partial(_convert, spec, label, is_text, False), rows, errors):
-        if len(array) == len(block):
-            return array
-        found[start : start + len(array)] = array
-    return found
+        values = list(map(list, zip(*map(block.values, names), strict=True)))
+    groups = [RowGroup(all_rows, values)]
+    if not is_text and not isinstance(values, list):
+        groups, unfit = column_rows(values, spec)
+        errors = {index: RowError(f"{label}: {error.message}") for index, error in unfit.items()}
+    alike: dict[tuple[int, ...], list[RowGroup]] = {}
+    for indices, rows in groups:
+        misfits: Errors = {}
+        for start, array in _converted(partial(_convert, spec, label, is_text, False), rows, misfits):
+            part = RowGroup(indices[start : start + len(array)], array)
+            alike.setdefault(array.shape[1:], []).append(part)
+        errors |= {int(indices[place]): error for place, error in misfits.items()}
+    found = [
+        parts[0] if len(parts) == 1 else RowGroup(*map(np.concatenate, zip(*parts, strict=True)))
+        for parts in alike.values()
+    ]
+    return found, errors
 
 
 def _converted(
@@ -182,7 +169,7 @@ def _convert(spec: TensorSpec, label: str, is_text: bool, is_part: bool, values:
     holds_arrays = not is_text
     try:
         if not is_text:
-            return _fit(own, values if isinstance(values, list) else _from_arrow(values))
+            return _fit(own, _arrow_values(values, own) if isinstance(values, pa.Array) else values)
         arrays = 0 if is_part else pc.sum(pc.match_substring_regex(values, r"^\s*\[")).as_py()
         holds_arrays = arrays > 0
         if 0 < arrays < len(values):
@@ -215,18 +202,12 @@ def _from_text(spec: TensorSpec, texts: Any) -> Any:
     return numbers.to_numpy(zero_copy_only=False)
 
 
-def _from_arrow(values: Any) -> Any:
-    sizes: list[int] = []
-    inner = values
-    while str(inner.type).startswith(("list<", "large_list<", "fixed_size_list<")):
-        lengths = pc.unique(pc.list_value_length(inner)).to_pylist()
-        if len(lengths) != 1 or inner.null_count:
-            break
-        sizes += lengths
-        inner = inner.flatten()
-    if inner.null_count or pa.types.is_nested(inner.type):
-        return values.to_pylist()
-    return inner.to_numpy(zero_copy_only=False).reshape(len(values), *sizes)
+def _arrow_values(values: Any, spec: TensorSpec) -> Array:
+    """Values that are no lists."""
+    groups, errors = column_rows(values, spec)
+    for error in errors.values():
+        raise error
+    return groups[0].array
 
 
 def _fit(spec: TensorSpec, values: Any) -> Array:

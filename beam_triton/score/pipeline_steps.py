@@ -27,7 +27,7 @@ from beam_triton.score.job_report import METRICS_NAMESPACE
 from beam_triton.score.row_reading import Failure, FileSource, Piece, RowBlock, RowError, match_files
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.model_dofn import ModelDoFn, check_can_be_scored
-from beam_triton.transforms.numpy_batches import RowScorer, ScoredBatch
+from beam_triton.transforms.row_scorer import RowScorer, ScoredBatch
 
 BLOCKS = "blocks"
 RESULTS = "results"
@@ -185,7 +185,7 @@ class ScoreBlocks(ModelDoFn):
         assert self._model is not None, "setup has not been called"
         self._cancel()
         metrics = InferenceMetrics(self._model.channel.pool)
-        self._scorer = RowScorer(self._model, self._options.batching, metrics, keeps_failures=True)
+        self._scorer = RowScorer(self._model, self._options.batching, metrics, exc_class=Exception)
 
     def process(self, block: RowBlock) -> Iterator[Any]:
         assert self._scorer is not None
@@ -195,7 +195,7 @@ class ScoreBlocks(ModelDoFn):
             yield TaggedOutput(FAILURES, block.failure(index, row_error))
         try:
             for indices, arrays in groups:
-                yield from chain.from_iterable(map(self._ended, self._scorer.add(arrays, (block, indices))))
+                yield from chain.from_iterable(map(self._ended, self._scorer.add(arrays, block, indices)))
         except BaseException:
             self._cancel()
             raise
@@ -212,7 +212,7 @@ class ScoreBlocks(ModelDoFn):
             self._cancel()
 
     def _ended(self, batch: ScoredBatch) -> Iterator[Any]:
-        block, indices = batch.context
+        block, indices = batch.context, batch.numbers
         for failed, error in batch.failures:
             for index in indices[failed.start : failed.stop]:
                 yield TaggedOutput(FAILURES, block.failure(index, error))
@@ -224,7 +224,8 @@ class ScoreBlocks(ModelDoFn):
             rows = np.concatenate([indices[part.indices.start : part.indices.stop] for part in parts])
             outputs = {}
             for name in parts[0].outputs:
-                array = np.concatenate([part.outputs[name] for part in parts])
+                arrays = batch.outputs(name) if len(alike) == 1 else [part.outputs[name] for part in parts]
+                array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
                 is_single = name in self._single and array.size == len(array)
                 outputs[name] = array.reshape(len(array)) if is_single else array
             yield ScoredRows(block.take(rows, self._selection.keep), outputs, model_id)

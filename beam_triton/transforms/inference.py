@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import apache_beam as beam
@@ -154,6 +154,9 @@ class TritonInferenceDoFn(ModelDoFn):
         )
 
 
+Transform = TypeVar("Transform", bound="TritonInference")
+
+
 class TritonInference(beam.PTransform[Any, Any]):
     """Scores a PCollection on a model of an NVIDIA Triton Inference Server.
 
@@ -244,7 +247,7 @@ class TritonInference(beam.PTransform[Any, Any]):
         self._timeout: dict[str, Any] = {}
 
     def with_exception_handling(
-        self,
+        self: Transform,
         main_tag: str = "good",
         dead_letter_tag: str = "bad",
         *,
@@ -257,7 +260,7 @@ class TritonInference(beam.PTransform[Any, Any]):
         error_handler: Any = None,
         on_failure_callback: Callable[[Exception, Any], None] | None = None,
         allow_unsafe_userstate_in_process: bool = False,
-    ) -> "TritonInference":
+    ) -> Transform:
         """Failed elements come out beside the results: the transform gives ``(results, failures)``.
 
         A failure is ``(element, (exception type, message, traceback lines))``, one element each, never a
@@ -301,7 +304,7 @@ class TritonInference(beam.PTransform[Any, Any]):
             self._new_dofn(**self._timeout)
         return self
 
-    def with_error_handler(self, error_handler: Any, **exception_handling: Any) -> "TritonInference":
+    def with_error_handler(self: Transform, error_handler: Any, **exception_handling: Any) -> Transform:
         """Failed elements go to one of Beam's error handlers; ``None`` changes nothing.
 
         ``exception_handling`` are further arguments of `with_exception_handling`.
@@ -339,31 +342,45 @@ class TritonInference(beam.PTransform[Any, Any]):
             arguments |= {"results": results, "outputs": [column.output.name for column in results.outputs]}
         elif key_type is not None:
             output_type = _keyed(key_type, AnyType)
+        if self._handling is not None:
+            arguments["with_exception_handling"] = replace(self._handling.dead_letters, make=make_failure)
+        scored, failures = self._score(pcoll, self._new_dofn(**arguments), output_type, failure_type)
+        if self._row_schema is not None:
+            scored |= "Rows" >> pass_on(output_type)
+            if failures is not None:
+                failures |= "FailedRows" >> pass_on(failure_type)
+        return self._with_failures(pcoll, scored, failures)
+
+    def _score(
+        self, pcoll: PCollection[Any], dofn: beam.DoFn, output_type: Any, failure_type: Any
+    ) -> tuple[Any, Any]:
+        """What the DoFn gives, and with exception handling its failures."""
         handling = self._handling
         if handling is None:
-            scored = pcoll | "Score" >> beam.ParDo(self._new_dofn(**arguments)).with_output_types(output_type)
-            return scored if self._row_schema is None else scored | "Rows" >> _pass_on(output_type)
-        letters = replace(handling.dead_letters, make=make_failure)
+            return pcoll | "Score" >> beam.ParDo(dofn).with_output_types(output_type), None
         # Any: Beam's runtime type checkers compare dead letters with the main output's type.
-        scoring = beam.ParDo(self._new_dofn(with_exception_handling=letters, **arguments))
-        scoring = scoring.with_output_types(AnyType)
+        scoring = beam.ParDo(dofn).with_output_types(AnyType)
         tagged = scoring.with_outputs(handling.dead_letter_tag, main=handling.main_tag)
         outputs = pcoll | "Score" >> tagged.with_output_types(AnyType)
-        results_out, failures_out = outputs[handling.main_tag], outputs[handling.dead_letter_tag]
-        results_out.element_type, failures_out.element_type = output_type, failure_type
-        if self._row_schema is not None:
-            results_out |= "Rows" >> _pass_on(output_type)
-            failures_out |= "FailedRows" >> _pass_on(failure_type)
+        results, failures = outputs[handling.main_tag], outputs[handling.dead_letter_tag]
+        results.element_type, failures.element_type = output_type, failure_type
+        return results, failures
+
+    def _with_failures(self, elements: PCollection[Any], results: Any, failures: Any) -> Any:
+        """The results, or with exception handling ``(results, failures)``, within the threshold."""
+        handling = self._handling
+        if handling is None:
+            return results
         if handling.threshold < 1:
             has_default = self._options.default_value is not None
             limit = FailureThreshold(
                 handling.threshold, handling.threshold_windowing, has_default=has_default
             )
-            _ = (pcoll, results_out, failures_out) | "Threshold" >> limit
+            _ = (elements, results, failures) | "Threshold" >> limit
         if handling.error_handler is not None:
-            handling.error_handler.add_error_pcollection(failures_out)
-            return results_out
-        return Scored(results_out, failures_out, handling)
+            handling.error_handler.add_error_pcollection(failures)
+            return results
+        return Scored(results, failures, handling)
 
     def _rows(self, schema: RowSchema, element_type: Any) -> tuple[RowResults, RowFailures]:
         """How results and failures are made, by the model as it is described or served now."""
@@ -388,7 +405,7 @@ class TritonInference(beam.PTransform[Any, Any]):
             model.close()
 
 
-def _pass_on(element_type: Any) -> Any:
+def pass_on(element_type: Any) -> Any:
     """A step between rows and what takes them in batches, as DataFrames, WriteToJson and WriteToCsv do.
 
     Beam (2.77, ``Operation.finish``) hands on what it has collected for such a step before it calls

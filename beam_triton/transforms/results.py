@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -109,6 +109,9 @@ class DefaultValue:
         for name, given in value.items():
             try:
                 spec = specs.get(name)
+                if spec is not None and spec.datatype == "BF16":
+                    # As answers have it; `to_array` would give its bits.
+                    spec = replace(spec, datatype="FP32")
                 self._arrays[name] = to_array(given, spec) if spec else np.asarray(given)
             except LocalProtocolError as error:
                 raise ConfigurationError(f"default_value: {error.message}") from None

@@ -65,7 +65,7 @@ class RowSchema:
         if columns is not None:
             check_columns(dict(columns), encoder.element_model, self.inputs)
         outputs = self.output_columns(encoder, classification or {})
-        results = RowResults(self.inputs, self._kept(columns, encoder, element_type), outputs)
+        results = RowResults(self.inputs, self.kept(columns, encoder, element_type), outputs)
         counts = Counter(name for name, _ in results.fields)
         twice = [name for name, count in counts.items() if count > 1]
         if twice:
@@ -107,7 +107,12 @@ class RowSchema:
         is_text = spec.datatype == "BYTES" and (text if isinstance(text, bool) else spec.name in text)
         return OutputColumn(spec, name, text=is_text and not is_classes, classes=is_classes)
 
-    def _kept(self, columns: Fields | None, encoder: InferRequestEncoder, element_type: Any) -> Fields:
+    def kept(self, columns: Fields | None, encoder: InferRequestEncoder, element_type: Any) -> Fields:
+        """The columns that results begin with, of elements with these ``columns``.
+
+        Raises:
+            ConfigurationError: a column that is to be kept is not there, or ``columns`` are not known.
+        """
         keep = self.keep
         if isinstance(keep, Mapping):
             return list(keep.items())

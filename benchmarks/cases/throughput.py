@@ -113,7 +113,7 @@ def _echo_batches(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     )
     peers = (BEAM_TRITON, TRITONCLIENT_HTTP, NO_OP, WRK)
     runs, left_out = score_in_turns(rounds, dict.fromkeys(peers, work))
-    figures = _rate_figures(runs, WRK.name, 0.7, f" -c{work.load_connections}")
+    figures = _rate_figures(runs, WRK.name, 0.8, f" -c{work.load_connections}")
     return _result(ECHO_BATCHES_CASE, rounds, runs, figures, left_out)
 
 

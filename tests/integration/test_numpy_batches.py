@@ -215,6 +215,22 @@ class TooLarge(Batches):
             yield np.where(batch == 3, 1e300, batch)
 
 
+def test_rows_that_fail_become_dead_letters(triton: LocalTriton) -> None:
+    """Each failed row stands beside the results with its reason; the batch goes on without it."""
+    transform = TritonBatchInference(triton.endpoint, "rejecting").with_exception_handling()
+    outcome = scored(Batches(1, negative=[3, 4, 77]), transform)
+    assert numbers(outcome) == [2.0 * n for n in range(ROWS) if n not in (3, 4, 77)]
+    assert sorted(row.tolist() for row, _ in outcome.failures) == [[-78.0], [-5.0], [-4.0]]
+    assert {reason[0] for _, reason in outcome.failures} == {InvalidRequestError}
+    assert "x is negative" in outcome.failures[0][1][1]
+    with pytest.raises(InvalidRequestError, match="row 3 of its batch"):
+        transform = TritonBatchInference(triton.endpoint, "rejecting")
+        scored(Batches(1, negative=[3]), transform.with_exception_handling(exc_class=LocalProtocolError))
+    with pytest.raises(Exception, match="3 of 100 elements failed"):
+        transform = TritonBatchInference(triton.endpoint, "rejecting")
+        scored(Batches(1, negative=[3, 4, 77]), transform.with_exception_handling(threshold=0.02))
+
+
 def test_without_a_default_the_row_is_named(triton: LocalTriton) -> None:
     """The first row that fails for good fails the bundle, by its number in its batch."""
     with pytest.raises(InvalidRequestError, match=r"row 27 of its batch: .*x is negative"):
@@ -249,9 +265,9 @@ def test_the_output_is_chosen_and_only_it_is_asked_for(triton: LocalTriton) -> N
         ("ragged", {}, "total, doubled"),
         ("ragged", {"output": "doubled"}, "fixed NumPy shape"),
         ("identity_bytes", {}, "fixed NumPy shape"),
-        ("double", {"output": "z"}, "'z': choose one of model 'double': y"),
-        ("double", {"outputs": ["y"]}, "output="),
-        ("classifier", {"classification": {"scores": 1}}, "output="),
+        ("double", {"output": "z"}, "no output 'z'; it has y"),
+        ("double", {"output": "y", "outputs": ["y"]}, "say the same"),
+        ("classifier", {"classification": {"scores": 1}}, "fixed NumPy shape"),
         ("double", {"default_value": [1.0]}, "default_value"),
         ("countdown", {}, "decoupled"),
     ],
@@ -261,7 +277,7 @@ def test_models_and_options_that_do_not_fit(
 ) -> None:
     """What cannot work is refused while the pipeline is built."""
     with pytest.raises(ConfigurationError, match=message):
-        TritonBatchInference(triton.endpoint, model_name, **options)
+        scored(Batches(4), TritonBatchInference(triton.endpoint, model_name, **options))
 
 
 def test_elements_without_a_numpy_type(triton: LocalTriton) -> None:

@@ -36,7 +36,7 @@ _THIRD_PARTIES = {
     "control_plane": {"requests"},
     "client": {"numpy"},
     "remote_model": {"numpy"},
-    "transforms": {"PIL", "apache_beam", "numpy"},
+    "transforms": {"PIL", "apache_beam", "numpy", "pyarrow"},
     "testing": {"numpy"},
     "cli": {"numpy"},
     "score": {"PIL", "apache_beam", "numpy", "pyarrow"},

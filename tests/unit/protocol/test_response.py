@@ -90,6 +90,28 @@ def test_responses_with_one_header_do_not_share_their_outputs() -> None:
     assert [answer.outputs["y"].tolist() for answer in answers] == [[[0, 0]], [[1, 1]], [[0, 0]]]
 
 
+@pytest.mark.parametrize(
+    ("beginning", "request_id"),
+    [
+        ('{"id":"job-1.2_3",', "job-1.2_3"),
+        ('{"id":"",', ""),
+        ('{"id":"\\u00e9\\"",', '\u00e9"'),
+        ('{"id":"first","id":"last",', "last"),
+        ('{"id":null,', ""),
+        ('{ "id" : "spaced" ,', "spaced"),
+    ],
+)
+def test_answers_that_differ_in_their_id_are_alike_otherwise(beginning: str, request_id: str) -> None:
+    """An id at the beginning is read without parsing what follows again; others are parsed."""
+    for value in (1.0, 2.0):
+        output = '{"name":"y","datatype":"FP32","shape":[1],"parameters":{"binary_data_size":4}}'
+        head = f'{beginning}"model_name":"m","model_version":"1","outputs":[{output}]}}'.encode()
+        decoded = decode_infer_response(head + np.float32(value).tobytes(), len(head))
+        assert decoded.id == request_id
+        assert decoded.model_id == "m:1"
+        assert decoded.outputs["y"].tolist() == [value]
+
+
 def test_expected_outputs_must_be_present_with_their_datatype() -> None:
     """A missing output and one of another datatype are refused; more than expected is not."""
     body, json_length = binary_response({name: ("FP32", np.zeros((1, 2), FP32)) for name in "yz"})

@@ -8,6 +8,7 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
 import pytest
 from apache_beam.ml.inference.base import PredictionResult, RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -94,6 +95,11 @@ def numpy_batches(pipeline: beam.Pipeline, endpoint: str) -> Any:
     return created | TritonBatchInference(endpoint, "double")
 
 
+def arrow_tables(pipeline: beam.Pipeline, endpoint: str) -> Any:
+    tables = [pa.table({"x": pa.array([n], pa.float32())}) for n in range(COUNT)]
+    return pipeline | beam.Create(tables, reshuffle=False) | TritonBatchInference(endpoint, "double")
+
+
 def run_inference(pipeline: beam.Pipeline, endpoint: str) -> Any:
     return numbers(pipeline) | RunInference(TritonModelHandler(endpoint, "double"))
 
@@ -125,6 +131,7 @@ WITHOUT_FAILURES = (
     typed_neighbours,
     sliding_windows,
     numpy_batches,
+    arrow_tables,
     run_inference,
 )
 WITH_FAILURES = (dead_letters, keyed_dead_letters, limited_dead_letters)

@@ -83,6 +83,13 @@ def test_invalid_default_value_is_rejected(value: Any, outputs: tuple[TensorSpec
         DefaultValue(value, MODEL, outputs)
 
 
+def test_default_of_a_bf16_output_is_the_number() -> None:
+    """As answers have it, not its bits."""
+    spec = TensorSpec("y", "BF16", (1,))
+    (default,) = DefaultValue(1.5, MODEL, (spec,)).rows("y", 1)
+    assert (default.dtype, default.tolist()) == (np.float32, [1.5])
+
+
 def test_default_value_defines_outputs_that_the_server_does_not_name() -> None:
     """Where nothing is known about the outputs, names and dtypes are the user's."""
     default = DefaultValue({"y": np.int64(3), "text": "none"}, ModelSpec("m"), ())
