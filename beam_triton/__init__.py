@@ -35,6 +35,7 @@ from beam_triton.protocol import InferResponse, ModelSpec, TensorSpec
 from beam_triton.transforms.batch_inference import TritonBatchInference
 from beam_triton.transforms.embeddings import TritonImageEmbeddings, TritonTextEmbeddings
 from beam_triton.transforms.enrichment import TritonEnrichmentHandler
+from beam_triton.transforms.generation import TritonGenerate, TritonGenerateDoFn
 from beam_triton.transforms.inference import TritonInference, TritonInferenceDoFn
 from beam_triton.transforms.pipeline_options import TritonOptions
 from beam_triton.transforms.results import DefaultResult
@@ -78,6 +79,8 @@ __all__ = [
     "TritonClient",
     "TritonEnrichmentHandler",
     "TritonError",
+    "TritonGenerate",
+    "TritonGenerateDoFn",
     "TritonImageEmbeddings",
     "TritonInference",
     "TritonInferenceDoFn",

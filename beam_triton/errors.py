@@ -54,7 +54,8 @@ class TritonError(Exception):
 
     An error of a request that was sent says more: ``endpoint`` is the server of its last attempt, without
     credentials, ``status`` the HTTP status where one was answered, ``attempt_count`` the number of attempts,
-    and ``request_id`` the id by which the server's log names the request.
+    and ``request_id`` the id by which the server's log names the request. ``generated`` is the text that a
+    generation had given before it failed.
     """
 
     retryable: bool = False
@@ -69,6 +70,7 @@ class TritonError(Exception):
     status: int | None = None
     attempt_count: int = 0
     request_id: str | None = None
+    generated: str | None = None
 
     def __init__(self, message: str = "", *, attempts: tuple[TritonError, ...] = ()) -> None:
         super().__init__(message)

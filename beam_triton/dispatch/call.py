@@ -51,11 +51,15 @@ from beam_triton.errors import (
 )
 from beam_triton.policy.retry import EndpointView, Fail, History, Limits, Resend, Retry, next_step
 from beam_triton.transport.attempt import Attempt
+from beam_triton.transport.event_stream import EventStream, StreamLimits
 from beam_triton.transport.exchange import Exchange
 from beam_triton.transport.origin import EndpointUrl
 from beam_triton.transport.redirects import MAX_REDIRECTS, Redirect, redirected
 
 _logger = logging.getLogger(__name__)
+
+# A long prompt takes a model far longer to begin with than short ones do.
+_LEAST_STREAM_SILENCE_SECONDS = 30.0
 
 
 class Phase(Enum):
@@ -96,6 +100,7 @@ class _CallState:
     result: Any = None
     error: TritonError | None = None
     is_throttled = False
+    stream: EventStream | None = None
     # The failures, the endpoints that come last now, and those whose breakers know that this request failed.
     _history = History()
     _tried: tuple[Endpoint, ...] = ()
@@ -145,6 +150,8 @@ class Call(_CallState):
         suspicion: that this request hangs the model, as in `History`.
         lost_at: when this request, or the batch that it is a part of, was first lost without a reason.
         joinable: by which it may share a request with others that wait for an admission; None: it may not.
+        stream_limits: the answer is a stream of server-sent events, which are in ``stream`` at the end: those
+            of the last attempt that got any. A request that got some is not repeated, unless they allow it.
     """
 
     context: CallContext
@@ -160,6 +167,7 @@ class Call(_CallState):
     suspicion: int
     lost_at: float
     joinable: Joinable | None = None
+    stream_limits: StreamLimits | None = None
 
     def __post_init__(self) -> None:
         if self.suspicion:
@@ -368,6 +376,8 @@ class Call(_CallState):
             self._silence_seconds = self.context.endpoints.silence_seconds(
                 endpoint, silences, self._deadline - now
             )
+            if self.stream_limits is not None:
+                self._silence_seconds = max(self._silence_seconds, _LEAST_STREAM_SILENCE_SECONDS)
         self._was_stalled = endpoint.is_stalled
         try:
             parts = self.context.head_writer.parts(url, request)
@@ -387,8 +397,22 @@ class Call(_CallState):
             max_response_bytes=options.max_response_bytes,
             silence_seconds=self._silence_seconds,
             on_silence=self._on_silence,
+            stream_limits=self.stream_limits,
+            on_event=self._on_event,
         )
         attempt.start()
+
+    def _on_event(self, attempt: Attempt) -> None:
+        """A server that sends events answers. The first one says how busy it is, not how long the text is."""
+        assert self._endpoint is not None and attempt.exchange is not None
+        stream = attempt.exchange.stream
+        assert stream is not None
+        self._endpoint.answered_at = stream.last_at
+        if self.stream is not stream:
+            self.stream = stream
+            self._endpoint.is_stalled = False
+            self._endpoint.limit.on_success(stream.first_at - self._sent_at)
+            self.context.endpoints.wake_another(self._endpoint)
 
     def _on_silence(self, attempt: Attempt) -> None:
         """Give up a connection that is silent for far too long, if the server is known to answer others."""
@@ -461,13 +485,14 @@ class Call(_CallState):
         assert admission is not None
         endpoint, latency_seconds = admission.endpoint, self.record.latency_seconds
         endpoint.answered_at = answered_at = self._sent_at + latency_seconds
-        if (
-            endpoint.in_flight > 1
-            and answered_at >= endpoint.statistics.ask_at
-            and endpoint.limit.was_reached
-        ):
-            ask_for_statistics(self.context, endpoint, answered_at)
-        endpoint.limit.on_success(latency_seconds)
+        if self.stream is None:
+            if (
+                endpoint.in_flight > 1
+                and answered_at >= endpoint.statistics.ask_at
+                and endpoint.limit.was_reached
+            ):
+                ask_for_statistics(self.context, endpoint, answered_at)
+            endpoint.limit.on_success(latency_seconds)
         endpoint.is_stalled = False
         errors = self._history.errors
         if errors:
@@ -491,7 +516,8 @@ class Call(_CallState):
         if error.is_overload:
             endpoint.limit.on_overload(now - self._sent_at)
         elif isinstance(error, DeadlineExceededError):
-            endpoint.record_deadline(self._sent_at, now)
+            if self.stream is None:
+                endpoint.record_deadline(self._sent_at, now)
         elif isinstance(error, ModelExecutionError):
             # A model that raises has answered, if with no latency to learn from.
             endpoint.answered_at = now
@@ -576,7 +602,7 @@ class Call(_CallState):
                 remaining_seconds=self._deadline - now,
                 hold_seconds=min(self._hold_until - now, endpoints.max_hold_seconds),
                 max_server_error_retries=0 if self.is_batch else None,
-                is_sequence=self.is_sequence,
+                is_sequence=self.is_sequence or self._may_not_repeat,
                 may_be_too_large=self._may_be_too_large,
             ),
             view,
@@ -590,7 +616,7 @@ class Call(_CallState):
         # The load of a server that fails must shrink: its admission is given back during the wait.
         self._end_admission(None)
         if isinstance(step, Fail):
-            if isinstance(error, DeadlineExceededError):
+            if isinstance(error, DeadlineExceededError) and self.stream_limits is None:
                 error = with_message(error, tried[-1].late_message(error.message))
                 error.splits_batch = history.is_to_blame and view.has_answered
             elif self._may_be_too_large:
@@ -612,6 +638,15 @@ class Call(_CallState):
         else:
             self._start_over(for_overload=False)
             self.start()
+
+    @property
+    def _may_not_repeat(self) -> bool:
+        """Whether events came that a repetition would bring again."""
+        return (
+            self.stream is not None
+            and self.stream_limits is not None
+            and not self.stream_limits.repeat_started
+        )
 
     def _view(self, tried: tuple[Endpoint, ...], *, has_new_credentials: bool = False) -> EndpointView:
         return self.context.endpoints.view(

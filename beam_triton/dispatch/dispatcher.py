@@ -17,6 +17,7 @@ from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.dispatch.slots import POLL_AGAIN_SECONDS
 from beam_triton.dispatch.tracing import RequestTracer
 from beam_triton.policy.retry import CERTAIN
+from beam_triton.transport.event_stream import StreamLimits
 from beam_triton.transport.exchange import Exchange
 from beam_triton.transport.reactor import current_reactor
 
@@ -60,6 +61,7 @@ class Dispatcher(Generic[T]):
         suspicion: int = CERTAIN,
         lost_at: float = math.inf,
         joinable: Joinable | None = None,
+        stream_limits: StreamLimits | None = None,
     ) -> None:
         """Send a request; waits while the process has ``max_concurrent_requests`` in flight.
 
@@ -94,6 +96,7 @@ class Dispatcher(Generic[T]):
             suspicion=suspicion,
             lost_at=lost_at,
             joinable=joinable,
+            stream_limits=stream_limits,
         )
         self._calls.add(call)
         if span is not None and self._tracer is not None:

@@ -49,6 +49,11 @@ def infer_path(model_name: str, model_version: str | int | None = None) -> str:
     return model_path(model_name, model_version) + "/infer"
 
 
+def generate_path(model_name: str, model_version: str | int | None = None, *, stream: bool) -> str:
+    """Triton's generate extension: one answer, or with ``stream`` any number as server-sent events."""
+    return model_path(model_name, model_version) + ("/generate_stream" if stream else "/generate")
+
+
 def model_ready_path(model_name: str, model_version: str | int | None = None) -> str:
     return model_path(model_name, model_version) + "/ready"
 

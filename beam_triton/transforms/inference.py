@@ -331,17 +331,17 @@ class TritonInference(beam.PTransform[Any, Any]):
         Raises:
             ConfigurationError: with ``output="row"``, the input's type does not fit the model.
         """
-        key_type, element_type = _key_and_element(pcoll.element_type)
+        key_type, element_type = key_and_element(pcoll.element_type)
         output_type, failure_type, make_failure = AnyType, dead_letter_type(pcoll.element_type), failure_of
         arguments = dict(self._timeout)
         if self._row_schema is not None:
             results, make_failure = self._rows(self._row_schema, element_type)
             output_type, failure_type = (
-                _keyed(key_type, row_type(made.fields)) for made in (results, make_failure)
+                keyed_type(key_type, row_type(made.fields)) for made in (results, make_failure)
             )
             arguments |= {"results": results, "outputs": [column.output.name for column in results.outputs]}
         elif key_type is not None:
-            output_type = _keyed(key_type, AnyType)
+            output_type = keyed_type(key_type, AnyType)
         if self._handling is not None:
             arguments["with_exception_handling"] = replace(self._handling.dead_letters, make=make_failure)
         scored, failures = self._score(pcoll, self._new_dofn(**arguments), output_type, failure_type)
@@ -418,7 +418,7 @@ def _same(element: Any) -> Any:
     return element
 
 
-def _key_and_element(element_type: Any) -> tuple[Any, Any]:
+def key_and_element(element_type: Any) -> tuple[Any, Any]:
     """The types of key and element, as far as the input's type shows; None for no key."""
     arguments = getattr(element_type, "tuple_types", None)
     if arguments is not None and len(arguments) == 2:
@@ -426,5 +426,5 @@ def _key_and_element(element_type: Any) -> tuple[Any, Any]:
     return None, element_type
 
 
-def _keyed(key_type: Any, result_type: Any) -> Any:
+def keyed_type(key_type: Any, result_type: Any) -> Any:
     return result_type if key_type is None else Tuple[key_type, result_type]

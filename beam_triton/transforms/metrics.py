@@ -23,6 +23,7 @@ from apache_beam.io.components.adaptive_throttler import ThrottlingSignaler
 from apache_beam.metrics import Metrics
 
 from beam_triton.dispatch.call import CallRecord
+from beam_triton.transport.event_stream import EventStream
 from beam_triton.transport.pool import ConnectionPool
 
 NAMESPACE = "beam_triton"
@@ -50,6 +51,9 @@ class InferenceMetrics:
     ``request_latency_bucket_NN``. Distributions: ``batch_size``, ``request_bytes``, ``response_bytes``,
     ``request_latency_milliseconds``. With a ``pool`` whose monitoring is enabled, the gauges
     ``connections_idle``, ``connections_active`` and ``connections_waiting``, as they are in this process.
+
+    Of generated text, where an event counts as a token: the counter ``tokens``, and the distributions
+    ``time_to_first_token_milliseconds`` and ``tokens_per_second``, that of one request after its first token.
     """
 
     def __init__(self, pool: ConnectionPool | None = None) -> None:
@@ -90,6 +94,16 @@ class InferenceMetrics:
             counts[bucket_counter(bucket_of(record.latency_seconds))] += 1
         if time.monotonic() >= self._flush_at:
             self.flush()
+
+    def stream_ended(self, stream: EventStream, tokens: int) -> None:
+        """Add the ``tokens`` of one request, at least one."""
+        seconds = stream.last_at - stream.first_at
+        self._counts["tokens"] += tokens
+        waited = Metrics.distribution(NAMESPACE, "time_to_first_token_milliseconds")
+        waited.update(round((stream.first_at - stream.sent_at) * 1000))
+        if seconds > 0:
+            rate = Metrics.distribution(NAMESPACE, "tokens_per_second")
+            rate.update(round((tokens - 1) / seconds))
 
     def flush(self) -> None:
         """Write what has been collected."""

@@ -19,6 +19,7 @@ from beam_triton.errors import (
     SilentConnectionError,
     TritonError,
 )
+from beam_triton.transport.event_stream import EventStream, StreamLimits
 from beam_triton.transport.exchange import Buffer, Exchange
 from beam_triton.transport.origin import Origin
 from beam_triton.transport.pool import Acquisition, AcquisitionState, ConnectionPool, PooledConnection
@@ -46,6 +47,7 @@ class _AttemptState:
     _sent_at = 0.0
     _acquisition: Acquisition | None = None
     _connection: PooledConnection | None = None
+    _stream: EventStream | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -60,6 +62,8 @@ class Attempt(_AttemptState):
         expects_body: False for a HEAD request.
         silence_seconds: how long after sending ``on_silence(attempt)`` is called, on the reactor's thread, if
             not a byte has come. It may `give_up`, or set ``wake_at`` to be called again.
+        stream_limits: the answer may be a stream of server-sent events, which have to come in time;
+            ``on_event(attempt)`` is called when some have come, on the reactor's thread.
 
     Attributes, once it has ended:
         exchange: holds the answer, where ``error`` is ``None``.
@@ -81,6 +85,8 @@ class Attempt(_AttemptState):
     expects_body: bool = True
     silence_seconds: float = math.inf
     on_silence: Callable[[Attempt], None] | None = None
+    stream_limits: StreamLimits | None = None
+    on_event: Callable[[Attempt], None] | None = None
 
     def start(self) -> None:
         connection = self.pool.take_idle(self.origin)
@@ -133,8 +139,12 @@ class Attempt(_AttemptState):
         acquisition = self._acquisition
         if acquisition is None:
             received = self.exchange.bytes_received if self.exchange else 0
+            stream = self._stream
             if now < self.deadline:
-                self.wake_at = self.deadline
+                if stream is not None and now >= stream.due_at:
+                    self._fail(DeadlineExceededError(f"{self.origin} {stream.late_message()}"))
+                    return
+                self.wake_at = self.deadline if stream is None else min(self.deadline, stream.due_at)
                 if not received and self.on_silence is not None:
                     self.on_silence(self)
                 return
@@ -165,6 +175,7 @@ class Attempt(_AttemptState):
         try:
             events = exchange.advance()
         except TritonError as error:
+            self._take_events(exchange)
             if (
                 isinstance(error, ConnectionLostError)
                 and connection.served > 0
@@ -175,6 +186,8 @@ class Attempt(_AttemptState):
                 error.counts_as_failure = False
             self._fail(error)
             return
+        if self._stream is not None:
+            self._take_events(exchange)
         if events:
             self.reactor.watch(connection.sock.fileno(), events, self)
             return
@@ -186,6 +199,13 @@ class Attempt(_AttemptState):
         else:
             self.pool.discard(connection)
         self.on_end(self)
+
+    def _take_events(self, exchange: Exchange) -> None:
+        stream = self._stream
+        if stream is not None and exchange.feed_stream(time.monotonic()):
+            self.wake_at = min(self.deadline, stream.due_at)
+            if self.on_event is not None:
+                self.on_event(self)
 
     def _on_acquired(self) -> None:
         acquisition = self._acquisition
@@ -215,6 +235,9 @@ class Attempt(_AttemptState):
             max_response_bytes=self.max_response_bytes,
             expects_body=self.expects_body,
         )
+        if self.stream_limits is not None:
+            self.exchange.stream = self._stream = stream = EventStream(self.stream_limits, now)
+            self.wake_at = min(self.wake_at, stream.due_at)
         self.on_io()
 
     def _fail(self, error: TritonError) -> None:

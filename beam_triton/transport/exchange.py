@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from beam_triton.errors import ConnectionLostError, RemoteProtocolError, TlsError, TransportError
+from beam_triton.transport.event_stream import EventStream
 from beam_triton.transport.response_body import ChunkedBody
 from beam_triton.transport.response_head import MAX_HEAD_BYTES, ResponseHead, parse_response_head
 
@@ -47,12 +48,15 @@ class Exchange:
         body: the answer's body, once ``advance`` has returned 0: 1-D bytes.
         bytes_received: bytes of the answer so far; 0 means that a reused connection may have been stale.
         reusable: the connection can carry another exchange.
+        stream: gets the events of an answer that is a stream of them, by `feed_stream`.
     """
 
     head: ResponseHead | None = None
     body = _NOTHING
     bytes_received = 0
     reusable = False
+    stream: EventStream | None = None
+    _fed_bytes = 0
     _answer: memoryview | None = None
     _chunked: ChunkedBody | None = None
     _filled = 0
@@ -100,6 +104,20 @@ class Exchange:
             raise RemoteProtocolError(
                 f"no memory for the answer ({self.bytes_received} bytes of it had come)"
             ) from error
+
+    def feed_stream(self, now: float) -> bool:
+        """Give ``stream`` what has come of the body since; True where that completed an event."""
+        head = self.head
+        if self.stream is None or head is None or head.status != 200 or not is_event_stream(head):
+            return False
+        received: Buffer = self.body
+        if not received:
+            received = self._chunked.body if self._chunked is not None else self._pieces
+            if self._answer is not None:
+                received = self._answer[: self._filled]
+        data = bytes(memoryview(received)[self._fed_bytes :])
+        self._fed_bytes += len(data)
+        return self.stream.feed(data, now)
 
     def _send(self) -> int:
         calls_left = _MAX_CALLS_PER_ADVANCE
@@ -261,6 +279,11 @@ class Exchange:
 
     def _lost(self, reason: str) -> ConnectionLostError:
         return ConnectionLostError(f"{reason} ({self.bytes_received} bytes of it had come)")
+
+
+def is_event_stream(head: ResponseHead) -> bool:
+    """Whether the answer's body is a stream of server-sent events."""
+    return (head.get("content-type") or "").lower().startswith("text/event-stream")
 
 
 def _head_end(data: bytes, start: int) -> tuple[int, int]:

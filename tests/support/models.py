@@ -276,6 +276,15 @@ _MODELS = (
         settings="model_transaction_policy { decoupled: true }",
     ),
     Model(
+        "storyteller",
+        (Tensor("text_input", "BYTES", (1,)), Tensor("stream", "BOOL", (1,), optional=True)),
+        (Tensor("text_output", "BYTES", (1,)), Tensor("length", "INT32", (1,))),
+        source="storyteller",
+        max_batch_size=0,
+        instances=4,
+        settings="model_transaction_policy { decoupled: true }",
+    ),
+    Model(
         "request_facts",
         (_ONE_X,),
         (Tensor("facts", "BYTES", (1,)),),
