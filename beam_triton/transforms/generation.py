@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from functools import partial
 from itertools import chain
@@ -38,7 +38,7 @@ from beam_triton.transforms.bundle import dead_letter, with_own_windows
 from beam_triton.transforms.exception_handling import DeadLetters, dead_letter_type
 from beam_triton.transforms.inference import TritonInference, key_and_element, keyed_type, pass_on
 from beam_triton.transforms.metrics import InferenceMetrics
-from beam_triton.transforms.model_dofn import ModelDoFn, close_with
+from beam_triton.transforms.model_dofn import ModelDoFn, close_with, display_data_of
 from beam_triton.transforms.results import Outputs, failure_of, prediction_result, split_key
 from beam_triton.transforms.row_inputs import Columns, InputReader, checked_inputs, columns_of
 from beam_triton.transforms.row_results import Fields, RowFailures, row_type
@@ -229,13 +229,13 @@ class Generating:
         for index, answer in enumerate(answers):
             own = {"index": index} if self.stream else {}
             if self.kept is None:
-                others = {key: each for key, each in answer.items() if key not in _OWN_FIELDS}
+                others = {field: each for field, each in answer.items() if field not in _OWN_FIELDS}
                 version = answer.get("model_version")
                 served = f"{model_id}:{version}" if version else model_id
                 result: Any = prediction_result((example, {**others, **own}, served))
             else:
                 columns = columns_of(example) or {}
-                kept = {name: columns.get(name) for name, _ in self.kept}
+                kept = {column: columns.get(column) for column, _ in self.kept}
                 result = beam.Row(**kept, **{name: answer[name]}, **own)
             yield (key, result) if is_keyed else result
 
@@ -414,12 +414,20 @@ class TritonGenerateDoFn(ModelDoFn):
         with_exception_handling: bool | DeadLetters = False,
         **options: Any,
     ) -> None:
-        own = {name: options.pop(name) for name in Generating.__dataclass_fields__ if name in options}
+        own = {each.name: options.pop(each.name) for each in fields(Generating) if each.name in options}
         self._generating = generating or Generating(**own)
         super().__init__(generate_options(endpoint, options), model_name)
         self._dead_letters = (
             DeadLetters() if with_exception_handling is True else with_exception_handling or None
         )
+        self._failure = ""
+
+    def display_data(self) -> dict[str, Any]:
+        """What a runner's job page shows; endpoints and headers without secrets."""
+        given, defaults = self._generating, Generating()
+        names = [each.name for each in fields(Generating) if each.name != "kept"]
+        more = {n: str(getattr(given, n)) for n in names if getattr(given, n) != getattr(defaults, n)}
+        return display_data_of(self._options, self._model_name, **more)
 
     def setup(self) -> None:
         """Ask for the model, and take a reference to the shared session."""
@@ -437,16 +445,19 @@ class TritonGenerateDoFn(ModelDoFn):
     def start_bundle(self) -> None:
         """Start with nothing in flight."""
         self._cancel()
+        self._failure = ""
 
     def process(self, element: Any, windowed_value: Any = beam.DoFn.WindowedValueParam) -> Iterable[Any]:
         """Send one element; gives the results that are ready, of this and earlier elements."""
         if not isinstance(windowed_value, WindowedValue):
             return self._at_once(element)
+        self._check_use()
         if self._scorer is None:
             self._scorer = self._new_scorer()
         try:
             outputs: Iterable[Any] = self._scorer.add(windowed_value)
-        except BaseException:
+        except BaseException as error:
+            self._failure = repr(error)
             self._cancel()
             raise
         if outputs and len(windowed_value.windows) != 1:
@@ -455,15 +466,24 @@ class TritonGenerateDoFn(ModelDoFn):
 
     def finish_bundle(self) -> Iterable[Any]:
         """Wait until nothing is in flight, and give the remaining results."""
-        scorer, self._scorer = self._scorer, None
-        if scorer is None:
+        self._check_use()
+        if self._scorer is None:
             return ()
         try:
-            outputs: Iterable[Any] = scorer.finish()
+            outputs: Iterable[Any] = self._scorer.finish()
             return outputs
         except BaseException:
-            scorer.cancel()
+            self._cancel()
             raise
+
+    def _check_use(self) -> None:
+        """Stop whoever catches what ``process`` raised and goes on, as Beam's ``ParDo`` may."""
+        if self._failure:
+            raise ConfigurationError(
+                f"ParDo(TritonGenerateDoFn(…)).with_exception_handling() cannot know which element failed, "
+                f"and would lose those in flight: use TritonGenerate(…).with_exception_handling(). "
+                f"The bundle failed by {self._failure}"
+            )
 
     def _new_scorer(self) -> BundleGenerator:
         assert self._model is not None, "setup has not been called"
@@ -595,7 +615,9 @@ class TritonGenerate(TritonInference):
         if self._is_row:
             columns = columns_of_type(element_type)
             made = replace(self._generating, kept=self._kept(columns, element_type))
-            make_failure = GenerationFailures(columns)
+            # Failures that are generated again bring a column `generated` from the first time.
+            own = columns and [field for field in columns if field[0] != "generated"]
+            make_failure = GenerationFailures(own)
             output_type, failure_type = (
                 keyed_type(key_type, row_type(each.fields)) for each in (made, make_failure)
             )

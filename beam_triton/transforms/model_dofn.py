@@ -173,7 +173,8 @@ def check_can_be_scored(spec: ModelSpec, outputs: Sequence[TensorSpec] = ()) -> 
         )
     if spec.decoupled:
         raise ConfigurationError(
-            f"model {spec.name!r} is decoupled (any number of answers to a request), which /infer refuses"
+            f"model {spec.name!r} is decoupled (any number of answers to a request), which /infer refuses: "
+            f"TritonGenerate takes its text"
         )
     if spec.sequence_batching:
         raise ConfigurationError(

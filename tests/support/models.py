@@ -281,7 +281,6 @@ _MODELS = (
         (Tensor("text_output", "BYTES", (1,)), Tensor("length", "INT32", (1,))),
         source="storyteller",
         max_batch_size=0,
-        instances=4,
         settings="model_transaction_policy { decoupled: true }",
     ),
     Model(

@@ -460,6 +460,88 @@ def test_elements_can_be_generated_on_many_threads_without_a_bundle() -> None:
     assert {result.inference["text_output"] for _, result in results} == {"Once upon a time"}
 
 
+def test_a_bundle_that_failed_takes_no_more_elements() -> None:
+    """Beam's own exception handling around the DoFn would lose what was in flight without a word."""
+    value = beam.transforms.window.GlobalWindows.windowed_value
+    with (
+        serving(streaming(*WORDS)) as server,
+        pipelines.bundle_of(TritonGenerateDoFn(server.endpoint, "m")) as dofn,
+    ):
+        with pytest.raises(LocalProtocolError, match="element 0 of its bundle"):
+            dofn.process(3, value(3))
+        for use in (lambda: dofn.process("x", value("x")), dofn.finish_bundle):
+            with pytest.raises(ConfigurationError, match="use TritonGenerate"):
+                use()
+        dofn.start_bundle()
+        assert len([*dofn.process("x", value("x")), *dofn.finish_bundle()]) == 1
+
+
+def test_arguments_of_exception_handling_mean_what_they_mean_elsewhere() -> None:
+    """A shorter timeout, tags of one's own, and a callback with the whole error."""
+    with serving(streaming(*WORDS, ends="never")) as server:
+        transform = TritonGenerate(server.endpoint, "m", pool={"connect_timeout_seconds": 0.2})
+        handled = transform.with_exception_handling(timeout=0.4, main_tag="texts", dead_letter_tag="rest")
+        run = pipelines.score(["Tell me"], handled)
+    assert "within 0.4 s" in failure_of(run)[1]
+
+
+def test_the_job_page_shows_what_is_asked_for() -> None:
+    """Without secrets, and without defaults."""
+    shown = TritonGenerate(
+        "http://user:secret@host:8000", "m", stream=True, parameters={"n": 1}, auth_token="secret"
+    ).display_data()
+    texts = {name: item.value for name, item in shown.items()}
+    assert texts["stream"] == "True" and texts["parameters"] == "{'n': 1}" and "api" not in texts
+    assert "secret" not in str(texts)
+
+
+class BagState:
+    """What AsyncWrapper needs of Beam's state; the runners of one process have no timers in real time."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+
+    def add(self, item: Any) -> None:
+        self.items.append(item)
+
+    def read(self) -> list[Any]:
+        return list(self.items)
+
+    def clear(self) -> None:
+        self.items = []
+
+
+class Timer:
+    def set(self, at: Any) -> None:
+        """Fires when the test says so."""
+
+
+def test_beams_async_wrapper_generates_outside_of_bundles() -> None:
+    """`process` returns at once; the timer collects texts and failures."""
+    async_dofn = pytest.importorskip("apache_beam.transforms.async_dofn")
+    AsyncWrapper = async_dofn.AsyncWrapper
+    state, timer = BagState(), Timer()
+    with serving([*[streaming(*WORDS, pause_seconds=0.1)] * 3, streaming(error_event("no"))]) as server:
+        endpoint = server.endpoint
+        dofn = AsyncWrapper(TritonGenerateDoFn(endpoint, "m", with_exception_handling=True), parallelism=8)
+        dofn.setup()
+        outputs: list[Any] = []
+        for number in range(4):
+            outputs += dofn.process(("k", f"Tell me {number}"), timer=timer, to_process=state)
+        assert not outputs
+
+        def collect() -> bool:
+            outputs.extend(dofn.commit_finished_items(state, timer))
+            return not state.items
+
+        _eventually(collect)
+        dofn.teardown()
+        async_dofn.AsyncWrapper.reset_state()
+    texts = [each[1].inference["text_output"] for each in outputs if type(each) is tuple]
+    (failure,) = [each.value for each in outputs if type(each) is not tuple]
+    assert texts == ["Once upon a time"] * 3 and failure[1][0] is ModelExecutionError
+
+
 def test_a_failed_bundle_stops_what_is_in_flight() -> None:
     """The server sees the connections close, and stops generating."""
     with serving(streaming(*WORDS, ends="never")) as server:
@@ -469,7 +551,7 @@ def test_a_failed_bundle_stops_what_is_in_flight() -> None:
         _eventually(lambda: server.open_now <= 1)
 
 
-def _eventually(condition: Callable[[], bool]) -> None:
+def _eventually(condition: Callable[[], Any]) -> None:
     give_up_at = time.monotonic() + 5
     while not condition():
         assert time.monotonic() < give_up_at
