@@ -89,15 +89,19 @@ class InputReader:
         model: the model.
         inputs: input name to the column that feeds it, or to several columns of one value each; the others
             are fed by columns of their own name.
+        kept: further columns that an element must have.
 
     Raises:
         ConfigurationError: ``inputs`` names an input that the model does not have.
     """
 
-    __slots__ = ("_by_name", "_columns", "_model", "_required")
+    __slots__ = ("_by_name", "_columns", "_kept", "_model", "_required")
 
-    def __init__(self, model: ModelSpec, inputs: Mapping[str, Columns] | None) -> None:
+    def __init__(
+        self, model: ModelSpec, inputs: Mapping[str, Columns] | None, kept: Sequence[str] = ()
+    ) -> None:
         self._model = model
+        self._kept = kept
         known = [spec.name for spec in model.inputs]
         unknown = [name for name in inputs or () if known and name not in known]
         if unknown:
@@ -118,6 +122,13 @@ class InputReader:
         columns = columns_of(element)
         if columns is None:
             return element
+        for name in self._kept:
+            if columns.get(name) is None:
+                raise LocalProtocolError(
+                    f"keep: column {name!r} is missing or null. Its columns: "
+                    f"{', '.join(map(shorten, columns)) or 'none'}; if it may be, say keep={{{name!r}: "
+                    f"Optional[…]}}"
+                )
         if not self._columns or columns.keys() == self._by_name:
             return columns
         taken = {}

@@ -150,11 +150,14 @@ class RowResults:
         inputs: input name to the columns that feed it.
         kept: the element's columns that the row begins with.
         outputs: the others.
+        required: kept columns that elements may lack, as their type does not say, and results may not: Beam
+            could not write the row, and the bundle would fail.
     """
 
     inputs: Mapping[str, Columns] | None
     kept: Fields
     outputs: tuple[OutputColumn, ...]
+    required: tuple[str, ...] = ()
 
     @property
     def fields(self) -> Fields:
@@ -184,7 +187,7 @@ class RowResults:
                     f"model {encoder.model.name!r} has {now} now. The pipeline was built for output "
                     f"{column.output.describe()}, and its schema cannot change: build and start it anew"
                 )
-        return InputReader(encoder.element_model, self.inputs)
+        return InputReader(encoder.element_model, self.inputs, self.required)
 
     def of_answer(
         self, windowed_values: list[WindowedValue], response: InferResponse, has_batch_dimension: bool
