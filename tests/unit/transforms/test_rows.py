@@ -147,6 +147,7 @@ def test_inputs_for_an_unknown_input_is_refused() -> None:
         ({"inputs": "x"}, "inputs must map"),
         ({"inputs": {"x": 3}}, "takes the name of a column"),
         ({"inputs": {"x": []}}, "takes the name of a column"),
+        ({"ouput": "row"}, r"TritonInference has no option 'ouput' \(did you mean 'output'\?\)"),
         ({"output": "rows"}, 'output must be "row"'),
         ({"keep": ["id"]}, 'need output="row"'),
         ({"outputs": {"y": "score"}}, 'need output="row"'),
