@@ -315,6 +315,11 @@ class _EmbeddingHandler(TritonModelHandler):
                 values += self._adapter.input_fn([element])
             except Exception as error:
                 refused[index] = _as_triton_error(error)
+                if self._manager._is_rag and not hasattr(element, "content"):
+                    refused[index] = LocalProtocolError(
+                        f"without columns, an element is a Chunk of Beam's RAG, and not of type "
+                        f"{type(element).__name__}: name the columns to embed by columns=[…]"
+                    )
             bounds.append(len(values))
         vectors = self._vectors(values, model, inference_args)
         results: list[Any] = []
