@@ -15,9 +15,18 @@ import numpy as np
 
 from beam_triton.errors import ConfigurationError
 from beam_triton.protocol import DATATYPES, ModelSpec, TensorSpec
-from beam_triton.transforms.row_inputs import Columns
+from beam_triton.transforms.row_inputs import Columns, KeptColumn
 
 _logger = logging.getLogger(__name__)
+
+
+_VALUES: dict[Any, tuple[type, ...]] = {
+    int: (int, np.integer),
+    float: (float, np.floating, int, np.integer),
+    str: (str,),
+    bytes: (bytes,),
+}
+"""What Beam's coder writes as a column of this type, without a loss."""
 
 
 class _Kind(NamedTuple):
@@ -91,10 +100,11 @@ def check_kept(keep: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
             )
 
 
-def may_be_null(column_type: Any) -> bool:
-    """Whether Beam writes a null of a column of this type."""
+def kept_column(name: str, column_type: Any) -> KeptColumn:
+    """What a column that is kept as this type may hold."""
     kind = _kind_of(column_type)
-    return kind.nullable or kind.leaf is None
+    types = _VALUES.get(_plain(kind.leaf), ()) if kind.rank == 0 else ()
+    return KeptColumn(name, types, kind.nullable or kind.leaf is None)
 
 
 def _plain(leaf: Any) -> Any:

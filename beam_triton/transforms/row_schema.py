@@ -13,7 +13,7 @@ from apache_beam.typehints.schemas import named_fields_from_element_type
 
 from beam_triton.errors import ConfigurationError
 from beam_triton.protocol import InferRequestEncoder, TensorSpec
-from beam_triton.transforms.column_check import check_columns, check_kept, may_be_null
+from beam_triton.transforms.column_check import check_columns, check_kept, kept_column
 from beam_triton.transforms.row_inputs import Columns, InputReader
 from beam_triton.transforms.row_results import (
     Fields,
@@ -67,8 +67,8 @@ class RowSchema:
             check_columns(dict(columns), encoder.element_model, self.inputs)
         outputs = self.output_columns(encoder, classification or {})
         kept = self.kept(columns, encoder, element_type)
-        required = [name for name, kind in kept if columns is None and not may_be_null(kind)]
-        results = RowResults(self.inputs, kept, outputs, tuple(required))
+        checked = () if columns is not None else tuple(kept_column(name, kind) for name, kind in kept)
+        results = RowResults(self.inputs, kept, outputs, checked)
         counts = Counter(name for name, _ in results.fields)
         twice = [name for name, count in counts.items() if count > 1]
         if twice:

@@ -270,6 +270,22 @@ def test_an_element_without_a_kept_column_fails_alone(endpoint: str) -> None:
     assert [row.id for row in score(elements, lenient).results] == [None, None, 4]
 
 
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [(int, 3, 5.7), (str, "a", 1), (Optional[float], 2, "b")],  # noqa: UP045
+)
+def test_an_element_whose_kept_column_is_of_another_type_fails_alone(
+    endpoint: str, kind: Any, good: Any, bad: Any
+) -> None:
+    """Beam would write 5 for 5.7, and fail the bundle for a text that is a number."""
+    elements = [{"id": value, "x": [1.0, 2.0]} for value in (bad, good)]
+    options: dict[str, Any] = {"outputs": ["twice"], "output": "row", "keep": {"id": kind}}
+    scored = score(elements, TritonInference(endpoint, "m", **options).with_exception_handling())
+    assert [row.id for row in scored.results] == [good]
+    (failure,) = scored.failures
+    assert f"keep: column 'id' holds {bad!r} ({type(bad).__name__}), and not" in failure.error_message
+
+
 def test_unknown_inputs_and_texts_are_refused_when_the_pipeline_is_built(endpoint: str) -> None:
     """Before a worker starts, for elements with and without a schema."""
     for element in ({"x": [1.0, 2.0]}, beam.Row(x=[1.0, 2.0])):
