@@ -70,7 +70,7 @@ class TritonClient:
     """
 
     def __init__(self, endpoint: str | Sequence[str], **options: Any) -> None:
-        self._options = InferenceOptions.from_options({"endpoint": endpoint, **options})
+        self._options = InferenceOptions.from_options({"endpoint": endpoint, **options}, owner=type(self))
         self._session_lease = acquire_session(self._options.pool, self._options.tls, self._options.network)
         self._parameters = self._options.parameters
         self._lock = threading.Lock()

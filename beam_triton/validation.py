@@ -7,6 +7,7 @@ not a number, because ``max_retries: true`` in a YAML file is a mistake, not a 1
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 import reprlib
@@ -27,8 +28,12 @@ class Options:
     """Base of the option classes; a subclass is a frozen, keyword-only dataclass."""
 
     @classmethod
-    def from_options(cls: type[Self], value: Self | Mapping[str, object] | None) -> Self:
+    def from_options(
+        cls: type[Self], value: Self | Mapping[str, object] | None, *, owner: type | None = None
+    ) -> Self:
         """``value`` itself if it is of this class, options from a dict, or the defaults for None.
+
+        ``owner`` is the class whose keyword arguments they are, beside its own: an error names it and them.
 
         Raises `ConfigurationError` for an unknown or missing option and for any other type.
         """
@@ -40,11 +45,11 @@ class Options:
             raise ConfigurationError(
                 f"expected a {cls.__name__} or a dict of its options, got {type(value).__name__}"
             )
-        return from_mapping(cls, value)
+        return from_mapping(cls, value, owner)
 
 
-def from_mapping(kind: type[T], given: Mapping[str, object]) -> T:
-    """An instance of the dataclass ``kind`` from a dict of its fields.
+def from_mapping(kind: type[T], given: Mapping[str, object], owner: type | None = None) -> T:
+    """An instance of the dataclass ``kind`` from a dict of its fields; ``owner`` as for `Options`.
 
     Raises `ConfigurationError` for a field that is unknown or missing.
     """
@@ -52,16 +57,23 @@ def from_mapping(kind: type[T], given: Mapping[str, object]) -> T:
     known = [field.name for field in fields(kind)]
     for name in given:
         if name not in known:
+            own = [] if owner is None else _keywords_of(owner)
+            known = list(dict.fromkeys([*own, *known]))
             close = get_close_matches(str(name), known, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise ConfigurationError(
-                f"{kind.__name__} has no option {reprlib.repr(name)}{hint}; "
+                f"{(owner or kind).__name__} has no option {reprlib.repr(name)}{hint}; "
                 f"its options: {', '.join(known) or 'none'}"
             )
     for field in fields(kind):
         if field.name not in given and field.default is MISSING and field.default_factory is MISSING:
             raise ConfigurationError(f"{kind.__name__} needs the option {field.name!r}")
     return cast(T, kind(**given))
+
+
+def _keywords_of(owner: type) -> list[str]:
+    parameters = inspect.signature(owner).parameters.values()
+    return [each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD]
 
 
 def check(options: Options, rule: Rule, *names: str, allow_none: bool = False) -> None:

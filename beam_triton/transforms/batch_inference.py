@@ -16,7 +16,7 @@ from apache_beam.typehints import Any as AnyType
 from apache_beam.typehints.row_type import RowTypeConstraint
 
 from beam_triton.client import TritonClient
-from beam_triton.errors import ConfigurationError, TritonError
+from beam_triton.errors import ConfigurationError, LocalProtocolError, TritonError
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import InferRequestEncoder
 from beam_triton.transforms.arrow_batches import (
@@ -151,10 +151,15 @@ class TritonBatchInference(TritonInference):
         """The schema of the results for Arrow tables and record batches with this one.
 
         Raises:
-            LocalProtocolError: a column that is to be kept is not there.
-            ConfigurationError: an output's column has the name of a kept one.
+            ConfigurationError: a column that is kept, or that feeds an input, is not there; or an output's
+                column has the name of a kept one.
         """
-        kept = self._table_results.kept(schema.names, self._encoder)
+        assert self._row_schema is not None
+        try:
+            InputReader(self._encoder.model, self._row_schema.inputs)(dict.fromkeys(schema.names))
+            kept = self._table_results.kept(schema.names, self._encoder)
+        except LocalProtocolError as error:
+            raise ConfigurationError(error.message) from None
         return pa.schema([*(schema.field(name) for name in kept), *self._table_results.fields])
 
     def expand(self, pcoll: PCollection[Any]) -> Any:

@@ -15,9 +15,18 @@ import numpy as np
 
 from beam_triton.errors import ConfigurationError
 from beam_triton.protocol import DATATYPES, ModelSpec, TensorSpec
-from beam_triton.transforms.row_inputs import Columns
+from beam_triton.transforms.row_inputs import Columns, KeptColumn
 
 _logger = logging.getLogger(__name__)
+
+
+_VALUES: dict[Any, tuple[type, ...]] = {
+    int: (int, np.integer),
+    float: (float, np.floating, int, np.integer),
+    str: (str,),
+    bytes: (bytes,),
+}
+"""What Beam's coder writes as a column of this type, without a loss."""
 
 
 class _Kind(NamedTuple):
@@ -68,6 +77,44 @@ def check_columns(fields: Mapping[str, Any], model: ModelSpec, inputs: Mapping[s
         )
 
 
+def check_kept(keep: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    """Compare the columns that are to be kept, and the types that are given for them, with those of the rows.
+
+    Raises:
+        ConfigurationError: a column is not there; or Beam would write its values as those of another type,
+            5.7 as the int 5.
+    """
+    unknown = [name for name in keep if name not in fields]
+    if unknown:
+        raise ConfigurationError(
+            f"keep: there is no column {', '.join(map(repr, unknown))}; the columns: {', '.join(fields)}"
+        )
+    for name, given in keep.items():
+        kind, wanted = _kind_of(fields[name]), _kind_of(given)
+        if wanted.leaf is None or kind.leaf is None:
+            continue
+        if kind.rank != wanted.rank or _plain(kind.leaf) != _plain(wanted.leaf):
+            raise ConfigurationError(
+                f"keep: column {name!r} is {_shown(fields[name])}, and not {_shown(given)}: give its name "
+                f"without a type, keep=[{name!r}]"
+            )
+
+
+def kept_column(name: str, column_type: Any) -> KeptColumn:
+    """What a column that is kept as this type may hold."""
+    kind = _kind_of(column_type)
+    types = _VALUES.get(_plain(kind.leaf), ()) if kind.rank == 0 else ()
+    return KeptColumn(name, types, kind.nullable or kind.leaf is None)
+
+
+def _plain(leaf: Any) -> Any:
+    """Python's type of the integers, and of the floating-point numbers, of every width."""
+    for plain, kind in ((int, np.integer), (float, np.floating)):
+        if isinstance(leaf, type) and issubclass(leaf, kind):
+            return plain
+    return leaf
+
+
 def _problems_of_column(column: str, spec: TensorSpec, fields: Mapping[str, Any]) -> Iterator[str]:
     if column not in fields:
         if column != spec.name:
@@ -90,6 +137,11 @@ def _problems_of_column(column: str, spec: TensorSpec, fields: Mapping[str, Any]
     # A single value is taken for a tensor of one value, whatever its rank.
     if kind.rank == 0 and all(size in (1, -1) for size in spec.shape):
         return
+    if kind.rank == 1 and spec.shape == (1,):
+        _logger.warning(
+            "%s is a list, and input %s takes one value: rows with more or fewer values fail",
+            *(about, spec.describe()),
+        )
     if kind.rank != len(spec.shape):
         yield (f"{about} is {_depth(kind.rank)}, and input {spec.describe()} takes {_depth(len(spec.shape))}")
 

@@ -71,6 +71,10 @@ class _TritonEmbeddings(EmbeddingsManager):
                 )
             if type_adapter is not None:
                 raise ConfigurationError(f"{kind} takes columns or type_adapter, not both")
+        if "inputs" in options:
+            raise ConfigurationError(
+                f"{kind}: columns are what is embedded, and input names the model's input"
+            )
         if preprocess is not None and not callable(preprocess):
             raise ConfigurationError(
                 f"{kind}: preprocess must be a function that takes a list of values, not {preprocess!r}"
@@ -272,13 +276,17 @@ class _EmbeddingHandler(TritonModelHandler):
         adapter: EmbeddingTypeAdapter[Any, Any] | None = None,
         dead_letters: DeadLetters | None = None,
     ) -> None:
-        super().__init__(*manager._target, **manager._options)
         self._manager = manager
+        super().__init__(*manager._target, **manager._options)
         self._adapter = adapter or manager.type_adapter
         self._dead_letters = dead_letters
 
     def __repr__(self) -> str:
         return f"{type(self._manager).__name__}{super().__repr__().removeprefix('TritonModelHandler')}"
+
+    @property
+    def _owner(self) -> type:
+        return type(self._manager)
 
     @property
     def options(self) -> InferenceOptions:
@@ -307,6 +315,11 @@ class _EmbeddingHandler(TritonModelHandler):
                 values += self._adapter.input_fn([element])
             except Exception as error:
                 refused[index] = _as_triton_error(error)
+                if self._manager._is_rag and not hasattr(element, "content"):
+                    refused[index] = LocalProtocolError(
+                        f"without columns, an element is a Chunk of Beam's RAG, and not of type "
+                        f"{type(element).__name__}: name the columns to embed by columns=[…]"
+                    )
             bounds.append(len(values))
         vectors = self._vectors(values, model, inference_args)
         results: list[Any] = []

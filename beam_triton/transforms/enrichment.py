@@ -100,7 +100,9 @@ class TritonEnrichmentHandler(EnrichmentSourceHandler):  # type: ignore[type-arg
         names = outputs if isinstance(outputs, Mapping) else None
         self._schema = RowSchema(checked_inputs(inputs), None, prefix, names, text_outputs)
         asked = list(outputs) if isinstance(outputs, Mapping) else outputs
-        self._options = InferenceOptions.from_options({"endpoint": endpoint, "outputs": asked, **options})
+        self._options = InferenceOptions.from_options(
+            {"endpoint": endpoint, "outputs": asked, **options}, owner=type(self)
+        )
         positive_integer("min_batch_size", min_batch_size)
         positive_integer("max_batch_size", max_batch_size)
         if min_batch_size > max_batch_size:

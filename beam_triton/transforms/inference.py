@@ -69,7 +69,7 @@ class TritonInferenceDoFn(ModelDoFn):
     ) -> None:
         self._model_of = model_of_element(model_name)
         super().__init__(
-            InferenceOptions.from_options({"endpoint": endpoint, **options}),
+            InferenceOptions.from_options({"endpoint": endpoint, **options}, owner=type(self)),
             shown_model_name(model_name),
         )
         if self._model_of is None:
@@ -235,7 +235,7 @@ class TritonInference(beam.PTransform[Any, Any]):
             raise ConfigurationError(
                 'keep, prefix, text_outputs and names for outputs\' columns need output="row"'
             )
-        self._options = InferenceOptions.from_options({"endpoint": endpoint, **options})
+        self._options = InferenceOptions.from_options({"endpoint": endpoint, **options}, owner=type(self))
         if options.get("model_spec") is not None:
             # A lock file is read once.
             options["model_spec"] = self._options.model_spec

@@ -97,6 +97,12 @@ class TritonBatchInferenceDoFn(ModelDoFn):
                 the message names the row.
         """
         assert self._scorer is not None
+        assert self._model is not None
+        if batch.ndim == 1:
+            shape = self._model.spec.inputs[0].shape
+            # A single value is taken for a tensor of one value, whatever its rank.
+            if all(size in (1, -1) for size in shape):
+                batch = batch.reshape(len(batch), *(1 for _ in shape))
         try:
             ready = self._scorer.add(batch, (timestamp, pane_info))
             if self._overlaps_batches:
@@ -171,14 +177,21 @@ def is_numpy_type(element_type: Any) -> bool:
     if element_type is None:
         return False
     try:
-        return np.dtype(getattr(element_type, "dtype", element_type)).kind not in "OSUV"
+        return _dtype_and_shape(element_type)[0].kind not in "OSUV"
     except TypeError:
         return False
 
 
 def _batch_type(element_type: Any) -> Any:
-    dtype = np.dtype(getattr(element_type, "dtype", element_type))
-    return NumpyArray[dtype, (N, *getattr(element_type, "shape", ()))]
+    dtype, shape = _dtype_and_shape(element_type)
+    return NumpyArray[dtype, (N, *shape)]
+
+
+def _dtype_and_shape(element_type: Any) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    # Of a scalar type, `dtype` and `shape` are descriptors, which belong to its instances.
+    if isinstance(element_type, type):
+        return np.dtype(element_type), ()
+    return np.dtype(getattr(element_type, "dtype", element_type)), getattr(element_type, "shape", ())
 
 
 def numpy_output(model: ModelSpec, outputs: Sequence[TensorSpec]) -> TensorSpec:

@@ -1,5 +1,6 @@
 """`TritonOptions`: what `TritonInference` takes, among the options of a pipeline."""
 
+from difflib import get_close_matches
 from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -41,8 +42,10 @@ class TritonOptions(PipelineOptions):
             defaults: keyword arguments for what the pipeline's options do not say.
 
         Raises:
-            ConfigurationError: there is no endpoint or model, or a text makes no value.
+            ConfigurationError: there is no endpoint or model, a text makes no value, or an option
+                ``--triton_…`` of the command line is unknown, which Beam would leave out.
         """
+        self._refuse_unknown()
         arguments = with_values(defaults, _FLAGS.values(self))
         if self.triton_model is not None:
             arguments["model_name"] = self.triton_model
@@ -56,3 +59,11 @@ class TritonOptions(PipelineOptions):
                     f"would show: give a secret by reference, such as --triton_auth_token=env:NAME"
                 )
         return arguments
+
+    def _refuse_unknown(self) -> None:
+        known = self.get_all_options()
+        for name in self.get_all_options(retain_unknown_options=True):
+            if name.startswith("triton_") and name not in known:
+                close = get_close_matches(name, [each for each in known if each.startswith("triton_")], n=1)
+                hint = f" (did you mean --{close[0]}?)" if close else ""
+                raise ConfigurationError(f"there is no option --{name}{hint}")

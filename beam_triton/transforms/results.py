@@ -114,7 +114,9 @@ class DefaultValue:
                     spec = replace(spec, datatype="FP32")
                 self._arrays[name] = to_array(given, spec) if spec else np.asarray(given)
             except LocalProtocolError as error:
-                raise ConfigurationError(f"default_value: {error.message}") from None
+                # It speaks of inputs, which are read alike.
+                reason = error.message.replace("input ", "output ", 1)
+                raise ConfigurationError(f"default_value: {reason}") from None
 
     def result(self, example: Any) -> DefaultResult:
         """The default for one element."""

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import apache_beam as beam
 import numpy as np
@@ -79,6 +79,38 @@ def _is_name(name: Any) -> bool:
     return isinstance(name, str) and bool(name)
 
 
+class KeptColumn(NamedTuple):
+    """A column that results keep, of elements whose type does not say what it holds.
+
+    Beam's coder would fail the bundle for a value that it cannot write, or write another: 5 for 5.7.
+    """
+
+    name: str
+    types: tuple[type, ...]
+    """Of the values; all if empty."""
+    may_be_null: bool
+
+    def check(self, columns: Mapping[str, Any]) -> None:
+        """Refuse a row without such a value.
+
+        Raises:
+            LocalProtocolError: the column is missing, null, or of another type.
+        """
+        value = columns.get(self.name)
+        if value is None:
+            if not self.may_be_null:
+                raise LocalProtocolError(
+                    f"keep: column {self.name!r} is missing or null. Its columns: "
+                    f"{', '.join(map(shorten, columns)) or 'none'}; if it may be, say keep={{{self.name!r}: "
+                    f"Optional[…]}}"
+                )
+        elif self.types and not isinstance(value, self.types):
+            raise LocalProtocolError(
+                f"keep: column {self.name!r} holds {shorten(value)} ({type(value).__name__}), and not "
+                f"{self.types[0].__name__}"
+            )
+
+
 class InputReader:
     """Gives of a row what the model takes, by the names of its inputs; other elements unchanged.
 
@@ -89,15 +121,19 @@ class InputReader:
         model: the model.
         inputs: input name to the column that feeds it, or to several columns of one value each; the others
             are fed by columns of their own name.
+        kept: further columns that an element must have, with values of their types.
 
     Raises:
         ConfigurationError: ``inputs`` names an input that the model does not have.
     """
 
-    __slots__ = ("_by_name", "_columns", "_model", "_required")
+    __slots__ = ("_by_name", "_columns", "_kept", "_model", "_required")
 
-    def __init__(self, model: ModelSpec, inputs: Mapping[str, Columns] | None) -> None:
+    def __init__(
+        self, model: ModelSpec, inputs: Mapping[str, Columns] | None, kept: Sequence[KeptColumn] = ()
+    ) -> None:
         self._model = model
+        self._kept = kept
         known = [spec.name for spec in model.inputs]
         unknown = [name for name in inputs or () if known and name not in known]
         if unknown:
@@ -118,6 +154,8 @@ class InputReader:
         columns = columns_of(element)
         if columns is None:
             return element
+        for kept in self._kept:
+            kept.check(columns)
         if not self._columns or columns.keys() == self._by_name:
             return columns
         taken = {}

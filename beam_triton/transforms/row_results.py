@@ -26,7 +26,7 @@ from beam_triton.transforms.results import (
     rows_of,
     split_key,
 )
-from beam_triton.transforms.row_inputs import Columns, InputReader, columns_of
+from beam_triton.transforms.row_inputs import Columns, InputReader, KeptColumn, columns_of
 
 Cuts: TypeAlias = Mapping[str, Sequence[tuple[slice, ...]]]
 Fields: TypeAlias = Sequence[tuple[str, Any]]
@@ -150,11 +150,13 @@ class RowResults:
         inputs: input name to the columns that feed it.
         kept: the element's columns that the row begins with.
         outputs: the others.
+        checked: kept columns of elements whose type does not say what they hold.
     """
 
     inputs: Mapping[str, Columns] | None
     kept: Fields
     outputs: tuple[OutputColumn, ...]
+    checked: tuple[KeptColumn, ...] = ()
 
     @property
     def fields(self) -> Fields:
@@ -184,7 +186,7 @@ class RowResults:
                     f"model {encoder.model.name!r} has {now} now. The pipeline was built for output "
                     f"{column.output.describe()}, and its schema cannot change: build and start it anew"
                 )
-        return InputReader(encoder.element_model, self.inputs)
+        return InputReader(encoder.element_model, self.inputs, self.checked)
 
     def of_answer(
         self, windowed_values: list[WindowedValue], response: InferResponse, has_batch_dimension: bool

@@ -13,8 +13,8 @@ from apache_beam.typehints.schemas import named_fields_from_element_type
 
 from beam_triton.errors import ConfigurationError
 from beam_triton.protocol import InferRequestEncoder, TensorSpec
-from beam_triton.transforms.column_check import check_columns
-from beam_triton.transforms.row_inputs import Columns
+from beam_triton.transforms.column_check import check_columns, check_kept, kept_column
+from beam_triton.transforms.row_inputs import Columns, InputReader
 from beam_triton.transforms.row_results import (
     Fields,
     OutputColumn,
@@ -61,11 +61,14 @@ class RowSchema:
         Raises:
             ConfigurationError: elements do not fit the model, columns are not known, or two have one name.
         """
+        InputReader(encoder.element_model, self.inputs)  # Refuses inputs that the model does not have.
         columns = columns_of_type(element_type)
         if columns is not None:
             check_columns(dict(columns), encoder.element_model, self.inputs)
         outputs = self.output_columns(encoder, classification or {})
-        results = RowResults(self.inputs, self.kept(columns, encoder, element_type), outputs)
+        kept = self.kept(columns, encoder, element_type)
+        checked = () if columns is not None else tuple(kept_column(name, kind) for name, kind in kept)
+        results = RowResults(self.inputs, kept, outputs, checked)
         counts = Counter(name for name, _ in results.fields)
         twice = [name for name, count in counts.items() if count > 1]
         if twice:
@@ -97,6 +100,9 @@ class RowSchema:
                     f"text_outputs: {', '.join(map(repr, unknown))} is not among the outputs: "
                     f"{', '.join(spec.describe() for spec in specs)}"
                 )
+            no_text = [spec.describe() for spec in specs if spec.name in text and spec.datatype != "BYTES"]
+            if no_text:
+                raise ConfigurationError(f"text_outputs: {', '.join(no_text)} is not BYTES, and never text")
         return tuple(self._output(spec, spec.name in classification) for spec in specs)
 
     def _output(self, spec: TensorSpec, is_classes: bool) -> OutputColumn:
@@ -115,6 +121,8 @@ class RowSchema:
         """
         keep = self.keep
         if isinstance(keep, Mapping):
+            if columns is not None:
+                check_kept(keep, dict(columns))
             return list(keep.items())
         if columns is None:
             if keep is not None and not keep:
@@ -130,11 +138,7 @@ class RowSchema:
             fed = self._feeding_columns(encoder)
             return [(name, kind) for name, kind in columns if name not in fed]
         types = dict(columns)
-        unknown = [name for name in keep if name not in types]
-        if unknown:
-            raise ConfigurationError(
-                f"keep: there is no column {', '.join(map(repr, unknown))}; the columns: {', '.join(types)}"
-            )
+        check_kept(dict.fromkeys(keep, Any), types)
         return [(name, types[name]) for name in keep]
 
     def _feeding_columns(self, encoder: InferRequestEncoder) -> set[str]:

@@ -31,7 +31,7 @@ from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.metrics import NAMESPACE, InferenceMetrics
 from beam_triton.transforms.model_dofn import close_with, default_of, open_model
 from beam_triton.transforms.results import prediction_result, rows_of
-from beam_triton.transforms.row_inputs import InputReader, columns_of
+from beam_triton.transforms.row_inputs import Columns, InputReader, checked_inputs, columns_of
 from beam_triton.validation import positive_integer
 
 # An element's index within Beam's batch, and its tensors.
@@ -100,6 +100,8 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, "HeldModel"]):
     Args:
         endpoint: URL of the server, or a list of them for fail-over.
         model_name: the model.
+        inputs: input name to the column of a row that feeds it, where that has another name; or to a list of
+            columns of one value each, which make up the tensor.
         max_batch_weight: the weight of one of Beam's batches at most; by default the bytes that
             ``max_concurrent_requests`` requests of ``batching.max_batch_bytes`` hold (128 MiB). A heavier
             element is a batch alone.
@@ -120,6 +122,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, "HeldModel"]):
         endpoint: str | Sequence[str],
         model_name: str,
         *,
+        inputs: Mapping[str, Columns] | None = None,
         max_batch_weight: int | None = None,
         element_size_fn: Callable[[Any], int] | None = None,
         rate_limiter: Any = None,
@@ -130,10 +133,11 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, "HeldModel"]):
         for name in options:
             if name in _BEAM_ARGUMENTS:
                 raise ConfigurationError(f"TritonModelHandler takes no {name}. {_BEAM_ARGUMENTS[name]}")
-        self._options = InferenceOptions.from_options({"endpoint": endpoint, **options})
+        self._options = InferenceOptions.from_options({"endpoint": endpoint, **options}, owner=self._owner)
         model_path(model_name)  # Refuses what is not a name.
         self._options.spec_of(model_name)
         self._model_name = model_name
+        self._columns_of_inputs = checked_inputs(inputs)
         if max_batch_weight is not None:
             positive_integer("max_batch_weight", max_batch_weight)
         if element_size_fn is not None and not callable(element_size_fn):
@@ -155,6 +159,11 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, "HeldModel"]):
         self._path = ""
         self._is_updated = False
         self._held: HeldModel | None = None
+
+    @property
+    def _owner(self) -> type:
+        """The class whose keyword arguments a user has given."""
+        return TritonModelHandler
 
     def __repr__(self) -> str:
         return f"TritonModelHandler({', '.join(map(str, self._options.urls))}, {self._model_name!r})"
@@ -204,7 +213,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, "HeldModel"]):
         self, batch: Sequence[Any], model: RemoteModel, inference_args: dict[str, Any] | None
     ) -> list[Any]:
         """The results of a batch; where a handler of other elements differs."""
-        return score_batch(batch, model, self._options, inference_args)
+        return score_batch(batch, model, self._options, inference_args, inputs=self._columns_of_inputs)
 
     def update_model_path(self, model_path: str | None = None) -> None:
         """Use the model of this path from the next batch on; an empty path changes nothing."""
@@ -347,14 +356,15 @@ def score_batch(
     options: InferenceOptions,
     parameters: Mapping[str, Any] | None = None,
     *,
+    inputs: Mapping[str, Columns] | None = None,
     keeps_errors: bool = False,
 ) -> list[Any]:
-    """The results of a batch, in its order.
+    """The results of a batch, in its order; ``inputs`` as for `InputReader`.
 
     With ``keeps_errors`` the error of an element that failed stands in its place, where there is no
     ``default_value``; otherwise the first one raises.
     """
-    scorer = _BatchScorer(batch, model, options, parameters, keeps_errors)
+    scorer = _BatchScorer(batch, model, options, parameters, inputs, keeps_errors)
     try:
         return scorer.results()
     finally:
@@ -369,6 +379,7 @@ class _BatchScorer:
     model: RemoteModel
     options: InferenceOptions
     parameters: Mapping[str, Any] | None
+    inputs: Mapping[str, Columns] | None
     keeps_errors: bool
 
     def __post_init__(self) -> None:
@@ -388,7 +399,7 @@ class _BatchScorer:
     def _use(self, encoder: InferRequestEncoder) -> None:
         """Take elements for the model as ``encoder`` has it; nothing is buffered afterwards."""
         self._encoder = encoder
-        self._inputs_of = InputReader(encoder.element_model, None)
+        self._inputs_of = InputReader(encoder.element_model, self.inputs)
         self._default = default_of(self.options, encoder)
         self._batcher: Batcher[_Item] = Batcher(
             self.options.batching,

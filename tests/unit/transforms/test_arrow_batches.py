@@ -337,6 +337,23 @@ def test_an_output_with_the_name_of_a_kept_column_is_refused(endpoint: str) -> N
     assert result["total"].to_pylist() == [0.5]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inputs": {"x": "pixls"}}, "no column 'pixls'"),
+        ({"inputs": None}, "no column 'x'; if another column feeds it"),
+        ({"keep": ["idd"]}, "keep: there is no column 'idd'"),
+    ],
+)
+def test_columns_that_a_schema_does_not_have_are_refused(
+    endpoint: str, options: dict[str, Any], message: str
+) -> None:
+    """Before a worker starts, where the schema of the results is asked for."""
+    transform = TritonBatchInference(endpoint, "m", **{"inputs": {"x": "pixels"}, **options})
+    with pytest.raises(ConfigurationError, match=message):
+        transform.output_schema(table_of(1).schema)
+
+
 def test_elements_that_are_no_batches(endpoint: str) -> None:
     """Refused while the pipeline is built where their type shows it, otherwise by the worker."""
     with pytest.raises(ConfigurationError, match="not elements of type <class 'str'>"):

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pytest
 from apache_beam.ml.inference.base import PredictionResult, RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing.test_pipeline import TestPipeline
+from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import SlidingWindows, TimestampedValue
 from apache_beam.typehints import Tuple
 from apache_beam.typehints.batch import NumpyArray
@@ -56,6 +58,16 @@ def endpoint() -> Iterator[str]:
     shared.Shared().acquire(_Nothing, tag="nothing")
     gc.collect()
     assert settles(lambda: len(SESSIONS), 0) == 0
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int64, float])
+def test_batches_of_single_values(endpoint: str, kind: Any) -> None:
+    """Elements of a scalar type travel as one array, and feed an input of shape [1]."""
+    values = [kind(n) for n in range(COUNT)]
+    with TestPipeline() as pipeline:
+        elements = pipeline | beam.Create(values, reshuffle=False).with_output_types(kind)
+        results = elements | TritonBatchInference(endpoint, "double")
+        assert_that(results | beam.Map(lambda y: float(y[0])), equal_to([2.0 * n for n in range(COUNT)]))
 
 
 def numbers(pipeline: beam.Pipeline, *, bad: bool = False, keyed: bool = False) -> Any:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import apache_beam as beam
 import pytest
 from apache_beam.ml.rag.embeddings.base import create_rag_adapter
 from apache_beam.ml.transforms.base import MLTransform
 
-from beam_triton import ConfigurationError, ModelSpec, TensorSpec, TritonImageEmbeddings, TritonTextEmbeddings
+from beam_triton import (
+    ConfigurationError,
+    ModelSpec,
+    TensorSpec,
+    TritonImageEmbeddings,
+    TritonTextEmbeddings,
+)
+from beam_triton.testing import FakeModel, FakeTriton
 
 _MODEL = ModelSpec("m", inputs=(TensorSpec("text", "BYTES", (1,)),), max_batch_size=8)
 
@@ -24,6 +32,8 @@ _MODEL = ModelSpec("m", inputs=(TensorSpec("text", "BYTES", (1,)),), max_batch_s
         ({"max_batch_size": 0}, "max_batch_size must be a whole number"),
         ({"inference_args": {"a": [1]}}, "a"),
         ({"timeouts": 1}, "did you mean 'timeout_seconds'"),
+        ({"preproces": len}, "Embeddings has no option 'preproces' .did you mean 'preprocess'"),
+        ({"inputs": {"text": "body"}}, "input names the model's input"),
     ],
 )
 @pytest.mark.parametrize("kind", [TritonTextEmbeddings, TritonImageEmbeddings])
@@ -72,3 +82,21 @@ def test_steps_are_named_by_their_columns() -> None:
     assert embed.default_label() == "TritonTextEmbeddings(a, b)"
     assert MLTransform(write_artifact_location="x").with_transform(embeddings) is not None
     assert embed.annotations()["model_handler"] == "TritonTextEmbeddings(http://any:80, 'm')"
+
+
+def test_elements_that_are_no_chunks_need_columns(tmp_path: Any) -> None:
+    """The error says so, and nothing about attributes."""
+    model = FakeModel(
+        lambda inputs: {"y": inputs["text"] == b""},
+        inputs={"text": ("BYTES", [1])},
+        outputs={"y": ("BOOL", [1])},
+    )
+    with FakeTriton({"m": model}) as triton:
+        embed = MLTransform(write_artifact_location=str(tmp_path)).with_transform(
+            TritonTextEmbeddings(triton.endpoint, "m")
+        )
+        with (
+            pytest.raises(Exception, match=r"a Chunk .*not of type dict: .* by columns=\["),
+            beam.Pipeline() as pipeline,
+        ):
+            _ = pipeline | beam.Create([{"text": "a"}]) | embed

@@ -69,6 +69,10 @@ def test_defaults_are_for_what_is_not_said() -> None:
     [
         (["--triton_model=m"], "--triton_endpoint is needed"),
         (["--triton_endpoint=http://t:8000"], "--triton_model is needed"),
+        (
+            [*FLAGS, "--triton_timeout_second=9"],
+            "no option --triton_timeout_second .did you mean --triton_t.*s",
+        ),
         ([*FLAGS, "--triton_auth_token=s3cret"], "--triton_auth_token must be env:NAME or file:PATH"),
         (
             [*FLAGS, "--triton_endpoint=http://u:s3cret@t:1"],

@@ -147,6 +147,7 @@ def test_inputs_for_an_unknown_input_is_refused() -> None:
         ({"inputs": "x"}, "inputs must map"),
         ({"inputs": {"x": 3}}, "takes the name of a column"),
         ({"inputs": {"x": []}}, "takes the name of a column"),
+        ({"ouput": "row"}, r"TritonInference has no option 'ouput' \(did you mean 'output'\?\)"),
         ({"output": "rows"}, 'output must be "row"'),
         ({"keep": ["id"]}, 'need output="row"'),
         ({"outputs": {"y": "score"}}, 'need output="row"'),
@@ -238,6 +239,63 @@ def test_elements_without_a_schema_need_types_for_kept_columns(endpoint: str) ->
         score(elements, TritonInference(endpoint, "m", output="row"))
     transform = TritonInference(endpoint, "m", output="row", outputs={"twice": "y"}, keep={"id": int})
     assert score(elements, transform).results == [beam.Row(id=4, y=[2.0, 4.0])]
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (["idd"], "no column 'idd'; the columns: id, x"),
+        ({"idd": int}, "no column 'idd'; the columns: id, x"),
+        ({"id": float}, r"column 'id' is int64, and not float: .*keep=\['id'\]"),
+        ({"x": float}, "column 'x' is list of float64, and not float"),
+    ],
+)
+def test_kept_columns_are_those_of_the_schema(endpoint: str, keep: Any, message: str) -> None:
+    """Another type would change their values."""
+    transform = TritonInference(endpoint, "m", outputs=["twice"], output="row", keep=keep)
+    with pytest.raises(ConfigurationError, match=message):
+        score([beam.Row(id=1, x=[1.0, 2.0])], transform)
+
+
+def test_an_element_without_a_kept_column_fails_alone(endpoint: str) -> None:
+    """Beam could not write its row, and would fail the bundle; an Optional column may be missing."""
+    elements = [{"x": [1.0, 2.0]}, {"id": None, "x": [1.0, 2.0]}, {"id": 4, "x": [1.0, 2.0]}]
+    options: dict[str, Any] = {"outputs": ["twice"], "output": "row"}
+    strict = TritonInference(endpoint, "m", **options, keep={"id": int}).with_exception_handling()
+    scored = score(elements, strict)
+    assert scored.results == [beam.Row(id=4, twice=[2.0, 4.0])]
+    assert len(scored.failures) == 2
+    assert all("keep: column 'id' is missing or null" in each.error_message for each in scored.failures)
+    lenient = TritonInference(endpoint, "m", **options, keep={"id": Optional[int]})  # noqa: UP045
+    assert [row.id for row in score(elements, lenient).results] == [None, None, 4]
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [(int, 3, 5.7), (str, "a", 1), (Optional[float], 2, "b")],  # noqa: UP045
+)
+def test_an_element_whose_kept_column_is_of_another_type_fails_alone(
+    endpoint: str, kind: Any, good: Any, bad: Any
+) -> None:
+    """Beam would write 5 for 5.7, and fail the bundle for a text that is a number."""
+    elements = [{"id": value, "x": [1.0, 2.0]} for value in (bad, good)]
+    options: dict[str, Any] = {"outputs": ["twice"], "output": "row", "keep": {"id": kind}}
+    scored = score(elements, TritonInference(endpoint, "m", **options).with_exception_handling())
+    assert [row.id for row in scored.results] == [good]
+    (failure,) = scored.failures
+    assert f"keep: column 'id' holds {bad!r} ({type(bad).__name__}), and not" in failure.error_message
+
+
+def test_unknown_inputs_and_texts_are_refused_when_the_pipeline_is_built(endpoint: str) -> None:
+    """Before a worker starts, for elements with and without a schema."""
+    for element in ({"x": [1.0, 2.0]}, beam.Row(x=[1.0, 2.0])):
+        for options, message in (
+            ({"inputs": {"image": "x"}}, "has no input 'image'"),
+            ({"text_outputs": ["twice"]}, r"text_outputs: twice FP32 \[2\] is not BYTES"),
+        ):
+            transform = TritonInference(endpoint, "m", output="row", keep=[], **options)
+            with pytest.raises(ConfigurationError, match=message):
+                _ = beam.Pipeline() | beam.Create([element]) | transform
 
 
 def test_two_columns_of_one_name_are_refused(endpoint: str) -> None:
@@ -421,6 +479,7 @@ def test_schemas_that_cannot_fit_are_refused_when_the_pipeline_is_built(
     ("changed", "message"),
     [
         ({"count": Optional[np.int32]}, "may be null"),  # noqa: UP045
+        ({"count": Sequence[int]}, "is a list, and input count INT32 [1] takes one value"),
         ({"count": np.float32}, "rows with fractions fail"),
         ({"count": np.int64}, "values out of its range fail"),
     ],

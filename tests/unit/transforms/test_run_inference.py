@@ -11,7 +11,7 @@ import apache_beam as beam
 import numpy as np
 import pytest
 
-from beam_triton import ConfigurationError, ModelSpec, TensorSpec, TritonModelHandler
+from beam_triton import ConfigurationError, LocalProtocolError, ModelSpec, TensorSpec, TritonModelHandler
 from beam_triton.testing import FakeModel, FakeTriton
 from beam_triton.transforms.run_inference import name_and_version
 
@@ -110,6 +110,13 @@ def test_text_and_metrics_namespace_show_no_secret() -> None:
         (ENDPOINT, "m", {"max_batch_size": 3}, r'no max_batch_size.*batching=\{"max_batch_size"'),
         (ENDPOINT, "m", {"model_copies": 3}, "no model_copies. The model is on the server"),
         (ENDPOINT, "m", {"max_batch_weight": 0}, "max_batch_weight"),
+        (ENDPOINT, "m", {"inputs": "x"}, "inputs must map"),
+        (
+            ENDPOINT,
+            "m",
+            {"input": {}},
+            r"TritonModelHandler has no option 'input' \(did you mean 'inputs'\?\)",
+        ),
         (ENDPOINT, "m", {"element_size_fn": 3}, "element_size_fn"),
         (ENDPOINT, "m", {"rate_limiter": 3}, "rate_limiter"),
         (ENDPOINT, "m", {"batching": {"max_batch_size": 0}}, "max_batch_size"),
@@ -121,6 +128,22 @@ def test_invalid_arguments_are_rejected_at_construction(
     """The message names the argument."""
     with pytest.raises(ConfigurationError, match=message):
         TritonModelHandler(endpoint, model_name, **options)
+
+
+def test_columns_of_other_names_feed_inputs() -> None:
+    """As `TritonInference` takes them, and as the error for a missing column says."""
+    model = FakeModel(
+        lambda inputs: {"y": inputs["x"]}, inputs={"x": ("FP32", [2])}, outputs={"y": ("FP32", [2])}
+    )
+    rows = [beam.Row(a=1.0, b=2.0)]
+    with FakeTriton({"m": model}) as triton:
+        handler = TritonModelHandler(triton.endpoint, "m", inputs={"x": ["a", "b"]})
+        (result,) = handler.run_inference(rows, handler.load_model())
+        outputs: Any = result.inference
+        assert outputs["y"].tolist() == [1.0, 2.0]
+        handler = TritonModelHandler(triton.endpoint, "m")
+        with pytest.raises(LocalProtocolError, match="name that by inputs="):
+            handler.run_inference(rows, handler.load_model())
 
 
 def test_handler_is_picklable() -> None:
