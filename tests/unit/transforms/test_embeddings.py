@@ -17,6 +17,7 @@ from beam_triton import (
     TritonTextEmbeddings,
 )
 from beam_triton.testing import FakeModel, FakeTriton
+from tests.support.pipelines import release_the_last_model
 
 _MODEL = ModelSpec("m", inputs=(TensorSpec("text", "BYTES", (1,)),), max_batch_size=8)
 
@@ -100,3 +101,4 @@ def test_elements_that_are_no_chunks_need_columns(tmp_path: Any) -> None:
             beam.Pipeline() as pipeline,
         ):
             _ = pipeline | beam.Create([{"text": "a"}]) | embed
+        release_the_last_model()
