@@ -59,6 +59,10 @@ class TritonInference(inference.TritonInference):
         error_handling: Any = None,
         **options: Any,
     ) -> None:
+        if "output" in options:
+            raise ConfigurationError(
+                "output: results are rows here; failures go to error_handling={output: …}"
+            )
         super().__init__(
             plain(endpoint),
             plain(model_name),

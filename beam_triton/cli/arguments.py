@@ -84,13 +84,15 @@ def options_of(given: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigurationError: an argument makes no sense.
     """
-    timeout_seconds = given.timeout_seconds
+    said = with_texts(FLAGS.values(given), given.option)
+    timeout_seconds = said.get("timeout_seconds")
     impatient: dict[str, Any] = {
-        "pool": {"connect_timeout_seconds": min(5.0, timeout_seconds / 2)},
         "retry": {"max_retries": 0},
         "circuit_breaker": None,
         "headers": dict(_header(text) for text in given.header) or None,
     }
+    if isinstance(timeout_seconds, int | float):
+        impatient["pool"] = {"connect_timeout_seconds": min(5.0, timeout_seconds / 2)}
     return with_texts(with_values(impatient, FLAGS.values(given)), given.option)
 
 
