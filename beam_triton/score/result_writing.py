@@ -31,6 +31,8 @@ from beam_triton.score.pipeline_steps import ScoredRows
 from beam_triton.score.row_reading import SUFFIXES, Failure, compression_of, suffix_of
 from beam_triton.transforms.arrow_columns import output_column
 
+# A row group of a Parquet file.
+_GROUP_BYTES = 4 << 20
 # The characters that JSON escapes.
 _ESCAPED = '["\\\\\x00-\x1f]'
 # Field name to values: an Arrow array, or a list of what JSON Lines hold, which may be of several kinds.
@@ -142,6 +144,8 @@ class ColumnWriter:
         self._stream = stream
         self._is_parquet = format == "parquet"
         self._parquet: Any = None
+        self._group: list[pa.RecordBatch] = []
+        self._group_bytes = 0
 
     def write(self, columns: Columns) -> int:
         """Write rows; returns how many. Raises ConfigurationError where values do not fit a Parquet type."""
@@ -151,16 +155,26 @@ class ColumnWriter:
         try:
             batch = pa.RecordBatch.from_pydict(columns)
             writer = self._parquet or self._open_parquet(batch.schema)
-            writer.write_batch(batch.cast(writer.schema))
+            self._group.append(batch.cast(writer.schema))
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
             message = f"results of several types: {error}; write JSON Lines, or keep other columns"
             raise ConfigurationError(message) from error
+        self._group_bytes += batch.nbytes
+        if self._group_bytes >= _GROUP_BYTES:
+            self._write_group()
         return len(batch)
 
     def close(self) -> None:
         if self._is_parquet:
-            (self._parquet or self._open_parquet(pa.schema([]))).close()
+            writer = self._parquet or self._open_parquet(pa.schema([]))
+            if self._group:
+                self._write_group()
+            writer.close()
         self._stream.close()
+
+    def _write_group(self) -> None:
+        self._parquet.write_table(pa.Table.from_batches(self._group))
+        self._group, self._group_bytes = [], 0
 
     def _open_parquet(self, schema: pa.Schema) -> Any:
         # A column of nulls does not show its type.

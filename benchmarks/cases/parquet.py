@@ -38,7 +38,7 @@ _NOTES = [
 
 def _parquet(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     """The file is written anew; what comes out holds every row once, unchanged."""
-    count = scale.count(1_000_000, least=1_000)
+    count = scale.count(2_000_000, least=1_000)
     work = Workload(
         target(server, ECHO),
         count,
@@ -132,4 +132,4 @@ def _compare(given: Path, written: list[Path]) -> int:
     return int(found.num_rows)
 
 
-CASE = Case("parquet", "A model that costs nothing; 1,000,000 rows of 128 FP32 from file to file", _parquet)
+CASE = Case("parquet", "A model that costs nothing; 2,000,000 rows of 128 FP32 from file to file", _parquet)
