@@ -15,7 +15,7 @@ PARALLEL := --numprocesses 2 --dist loadfile
 # An active virtual environment must not affect the one of this project.
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
-# Other clients of the servers on this machine (requests, gRPC, urllib) ask a proxy that pip may need for them.
+# Other clients (requests, gRPC, urllib) would look for the servers on this machine through the proxy that pip may need.
 export no_proxy := localhost,127.0.0.1,::1,$(or $(no_proxy),$(NO_PROXY))
 export NO_PROXY := $(no_proxy)
 
