@@ -54,7 +54,7 @@ class Spelling:
         What is not given is None, whatever the default that the help names, unless ``changes`` have one.
         """
         for name in names or self.flags:
-            flag = FLAGS[name]
+            flag = ALL_FLAGS[name]
             default = changes.get("default", flag.default)
             shown = f"{flag.help} (default: {_shown(default)})" if default is not None else flag.help
             arguments = {"help": shown.replace("%", "%%"), **flag.argparse, **changes}
@@ -73,7 +73,7 @@ class Spelling:
             text = getattr(given, option.lstrip("-").replace("-", "_"), None)
             if text is not None:
                 try:
-                    values[name] = FLAGS[name].read(text)
+                    values[name] = ALL_FLAGS[name].read(text)
                 except ConfigurationError as error:
                     raise ConfigurationError(f"{option} {error.message}") from None
         return values
@@ -87,7 +87,7 @@ def with_values(options: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
     """
     merged = dict(options)
     for name, value in values.items():
-        option, *field = FLAGS[name].path
+        option, *field = ALL_FLAGS[name].path
         if not field:
             merged[option] = value
             continue
@@ -120,7 +120,7 @@ def with_texts(options: Mapping[str, Any], texts: Sequence[str]) -> dict[str, An
             raise ConfigurationError(
                 f"--option takes NAME=JSON for options other than endpoint and auth_token, not {name!r}"
             )
-        before, given = merged.get(name), _auth(value) if name == "auth" else _json_or_text(value)
+        before, given = merged.get(name), _auth(value) if name == "auth" else json_or_text(value)
         if isinstance(before, Mapping) and isinstance(given, Mapping):
             given = {**before, **given}
         merged[name] = given
@@ -140,7 +140,8 @@ def _all_names(texts: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(name for text in given for name in names_of(text))
 
 
-def _json_or_text(text: Any) -> Any:
+def json_or_text(text: Any) -> Any:
+    """What a text of JSON says; any other text, and what is no text, as it is."""
     try:
         return json.loads(text) if isinstance(text, str) else text
     except ValueError:
@@ -148,7 +149,7 @@ def _json_or_text(text: Any) -> Any:
 
 
 def _mapping(text: Any) -> Any:
-    value = _json_or_text(text)
+    value = json_or_text(text)
     if not isinstance(value, Mapping):
         raise ConfigurationError('takes a JSON object such as {"name": …}')
     return value
@@ -207,9 +208,9 @@ _SPECIAL: dict[str, tuple[Callable[[Any], Any], Mapping[str, Any]]] = {
     "auth_token": (_reference, {"metavar": "REFERENCE", "help": "a bearer token: env:NAME or file:PATH"}),
     "headers": (_headers, _JSON),
     "proxies": (_proxies, _JSON),
-    "model_spec": (_json_or_text, {"metavar": "FILE"}),
-    "bucket_boundaries": (_json_or_text, _JSON),
-    "pad": (_json_or_text, _JSON),
+    "model_spec": (json_or_text, {"metavar": "FILE"}),
+    "bucket_boundaries": (json_or_text, _JSON),
+    "pad": (json_or_text, _JSON),
 }
 
 
@@ -230,7 +231,7 @@ def _kind(name: str, hint: Any, default: Any) -> tuple[Callable[[Any], Any], Map
     if Sequence[str] in kinds:
         return _all_names, {"action": "append", "metavar": "A,B"}
     if hint is Any:
-        return _json_or_text, _JSON
+        return json_or_text, _JSON
     if any(get_origin(kind) is Mapping for kind in kinds):
         return _mapping, _JSON
     return _as_it_is, {"metavar": "TEXT"}
@@ -268,5 +269,5 @@ def _shown(default: Any) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default).lower()
 
 
-FLAGS = _flags(InferenceOptions)
-"""All flags, by name."""
+ALL_FLAGS = _flags(InferenceOptions)
+"""By name: ``timeout_seconds``, ``pool_max_total``."""

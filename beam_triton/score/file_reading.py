@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from beam_triton.errors import ConfigurationError
+from beam_triton.flags import json_or_text
 from beam_triton.score.job_report import PROGRESS
 from beam_triton.score.row_reading import (
     CorruptFileError,
@@ -33,9 +33,9 @@ _MAX_PIECE_FILES = 64
 _MAX_PIECE_BYTES = 4 << 20
 
 
-def _is_list_of(count: int | None) -> Any:
+def _is_list_of(count: int) -> Callable[[Any], bool]:
     def accepts(value: Any) -> bool:
-        is_list = isinstance(value, (list, tuple)) and (count is None or len(value) == count)
+        is_list = isinstance(value, (list, tuple)) and len(value) == count
         return is_list and all(isinstance(each, (int, float)) for each in value)
 
     return accepts
@@ -91,10 +91,7 @@ class ImageDecoding(Options):
             name, equals, value = text.partition("=")
             if not equals:
                 raise ConfigurationError(f"--image {text!r} must be NAME=JSON, such as size=[224,224]")
-            try:
-                given[name] = json.loads(value)
-            except ValueError:
-                given[name] = value
+            given[name] = json_or_text(value)
         return cls.from_options(given)
 
     def decode(self, content: bytes) -> npt.NDArray[Any]:
@@ -149,7 +146,7 @@ class AnyFileSource(FileSource):
 
     def format_of(self, path: str) -> str:
         found = super().format_of(path)
-        if found == "image" and importlib.util.find_spec("PIL") is None:
+        if found == IMAGE and importlib.util.find_spec("PIL") is None:
             raise ConfigurationError("images need Pillow: pip install beam-triton[image]")
         return found
 

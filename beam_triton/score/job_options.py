@@ -23,7 +23,6 @@ from beam_triton.transforms.pipeline_options import TritonOptions
 # Runners whose workers are this process or its children.
 _LOCAL_RUNNERS = ("direct", "fnapi", "bundlebaseddirect", "switchingdirect", "prism")
 
-
 # Short for those of TritonOptions, which are taken as well.
 _FLAGS = Spelling(
     {

@@ -7,9 +7,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_triton.credentials import redact_url
 from beam_triton.errors import ConfigurationError
-from beam_triton.flags import FLAGS, Spelling, with_values
+from beam_triton.flags import ALL_FLAGS, Spelling, with_values
 
-_FLAGS = Spelling({name: f"--triton_{name}" for name in FLAGS})
+_FLAGS = Spelling({name: f"--triton_{name}" for name in ALL_FLAGS})
 
 
 class TritonOptions(PipelineOptions):

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from beam_triton.errors import ConfigurationError
-from beam_triton.flags import FLAGS, Spelling, with_texts, with_values
+from beam_triton.flags import ALL_FLAGS, Spelling, with_texts, with_values
 from beam_triton.options import InferenceOptions
 from beam_triton.policy.retry import RetryPolicy
 
-ALL = Spelling({name: f"--{name}" for name in FLAGS})
+ALL = Spelling({name: f"--{name}" for name in ALL_FLAGS})
 
 
 def read(*words: str) -> dict[str, Any]:
@@ -25,8 +25,8 @@ def read(*words: str) -> dict[str, Any]:
 
 def test_every_option_is_a_flag() -> None:
     """One that has none would be missing on every command line; those of policies are named after both."""
-    assert {flag.path[0] for flag in FLAGS.values()} == {field.name for field in fields(InferenceOptions)}
-    assert {name for name in FLAGS if name.startswith("retry_")} == {
+    assert {flag.path[0] for flag in ALL_FLAGS.values()} == {field.name for field in fields(InferenceOptions)}
+    assert {name for name in ALL_FLAGS if name.startswith("retry_")} == {
         f"retry_{field.name}" for field in fields(RetryPolicy)
     }
     assert read() == {"endpoint": "http://t:8000"}
@@ -41,7 +41,7 @@ def test_help_is_the_docstrings_first_sentence_and_the_default() -> None:
     assert "where the doubling ends (default: 30)" in text
     assert "elements per request; None takes the model's own limit" in text
     assert "`" not in text
-    assert sum(not flag.help for flag in FLAGS.values()) <= 1
+    assert sum(not flag.help for flag in ALL_FLAGS.values()) <= 1
 
 
 @pytest.mark.parametrize(
