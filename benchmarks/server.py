@@ -52,6 +52,12 @@ def _warm_up(server: LocalTriton) -> None:
                 answer.result()
 
 
+def execution_count(endpoint: str, model_name: str) -> int:
+    """How many batches the model has executed."""
+    with TritonClient(endpoint) as client:
+        return int(client.statistics(model_name)["model_stats"][0]["execution_count"])
+
+
 def target(server: LocalTriton, model_name: str) -> Target:
     """A model of the server."""
     return Target(server.endpoint, server.grpc_endpoint, model_name)

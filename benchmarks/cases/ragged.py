@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from apache_beam.transforms.window import GlobalWindows
 
-from beam_triton import TritonClient, TritonInferenceDoFn
+from beam_triton import TritonInferenceDoFn
 from beam_triton.testing import LocalTriton
 from benchmarks.cases.case import ELEMENTS_PER_SECOND, Case, Scale, take_turns
 from benchmarks.process import run_in_fresh_process
 from benchmarks.results import CaseResult, Figure, Row, ratios
-from benchmarks.server import ATTEND
+from benchmarks.server import ATTEND, execution_count
 
 _MEDIAN_LENGTH, _SPREAD, _MAX_LENGTH = 100, 0.8, 2048
 _BUNDLE_ELEMENTS = 1_000
@@ -79,11 +79,11 @@ def _score(endpoint: str, batching: Mapping[str, Any], count: int, bundle_elemen
     try:
         # An instance's first request takes many times as long as its next.
         _score_bundle(dofn, elements[:_BUNDLE_ELEMENTS])
-        before, started = _executed(endpoint), time.perf_counter()
+        before, started = execution_count(endpoint, ATTEND), time.perf_counter()
         for first in range(0, count, bundle_elements):
             results += _score_bundle(dofn, elements[first : first + bundle_elements])
         seconds = time.perf_counter() - started
-        requests = _executed(endpoint) - before
+        requests = execution_count(endpoint, ATTEND) - before
     finally:
         dofn.teardown()
     assert len(results) == count, f"{len(results)} results of {count} elements"
@@ -109,11 +109,6 @@ def _score_bundle(dofn: TritonInferenceDoFn, elements: list[Any]) -> list[Any]:
     for element in elements:
         results += dofn.process(element, GlobalWindows.windowed_value(element))
     return [*results, *dofn.finish_bundle()]
-
-
-def _executed(endpoint: str) -> int:
-    with TritonClient(endpoint) as client:
-        return int(client.statistics(ATTEND)["model_stats"][0]["execution_count"])
 
 
 CASE = Case(

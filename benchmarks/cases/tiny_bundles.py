@@ -16,19 +16,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from apache_beam.transforms.window import GlobalWindows
 
-from beam_triton import TritonClient, TritonInferenceDoFn
+from beam_triton import TritonInferenceDoFn
 from beam_triton.testing import LocalTriton
 from benchmarks.cases.case import ELEMENTS_PER_SECOND, Case, Scale, take_turns
 from benchmarks.peers import BEAM_TRITON, TRITONCLIENT_HTTP
 from benchmarks.process import run_in_fresh_process
 from benchmarks.results import CaseResult, Figure, Row, ratios
+from benchmarks.server import execution_count
 from benchmarks.workload import Target
 from tests.support.models import sleeping
 
 _MODEL_SECONDS = 0.02
 _THREADS = 16
 _LARGEST_BUNDLE = 4
-_ELEMENTS_A_REQUEST, _MEDIAN, _HIGHEST = "elements a request", "bundle p50 ms", "bundle p99 ms"
+_ELEMENTS_A_REQUEST, _P50, _P99 = "elements a request", "bundle p50 ms", "bundle p99 ms"
 
 Score = Callable[[list[Any]], list[float]]
 Prepare = Callable[[str, str], Callable[[], Score]]
@@ -62,8 +63,8 @@ def _tiny_bundles(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
                         {
                             ELEMENTS_PER_SECOND: [run.elements_per_second for run in taken],
                             _ELEMENTS_A_REQUEST: [run.elements_a_request for run in taken],
-                            _MEDIAN: [1000 * statistics.median(run.bundle_seconds) for run in taken],
-                            _HIGHEST: [
+                            _P50: [1000 * statistics.median(run.bundle_seconds) for run in taken],
+                            _P99: [
                                 1000 * statistics.quantiles(run.bundle_seconds, n=100)[98] for run in taken
                             ],
                         },
@@ -81,9 +82,7 @@ def _tiny_bundles(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     return CaseResult(CASE.name, CASE.title, rows, figures, rounds=rounds)
 
 
-def _measure(
-    prepare: Callable[[str, str], Callable[[], Score]], endpoint: str, model: str, seconds: float
-) -> _Run:
+def _measure(prepare: Prepare, endpoint: str, model: str, seconds: float) -> _Run:
     """Score bundles on every thread for so long.
 
     Raises:
@@ -107,7 +106,7 @@ def _measure(
         except BaseException as error:
             failed.append(error)
 
-    before, started = _executed(endpoint, model), time.perf_counter()
+    before, started = execution_count(endpoint, model), time.perf_counter()
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(_THREADS)]
     for thread in threads:
         thread.start()
@@ -118,14 +117,9 @@ def _measure(
     elements = sum(size for size, _ in taken)
     return _Run(
         elements / (time.perf_counter() - started),
-        elements / (_executed(endpoint, model) - before),
+        elements / (execution_count(endpoint, model) - before),
         [each for _, each in taken],
     )
-
-
-def _executed(endpoint: str, model: str) -> int:
-    with TritonClient(endpoint) as client:
-        return int(client.statistics(model)["model_stats"][0]["execution_count"])
 
 
 def _by_transform(endpoint: str, model: str) -> Callable[[], Score]:
