@@ -210,8 +210,10 @@ class TritonClient:
         """
         given = self._options.spec_of(model_name)
         if given is not None:
-            how = f"{given.lock_file}, which the served model has to fit" if given.lock_file else ""
-            return ModelFindings(given, (f"described by {how or 'model_spec; the server is not asked'}",))
+            source = "model_spec; the server is not asked"
+            if given.lock_file:
+                source = f"{given.lock_file}, which the served model has to fit"
+            return ModelFindings(given, (f"described by {source}",))
         return self._control.findings(model_name, self._options.model_version)
 
     def wait_for_model_spec(self, model_name: str) -> ModelSpec:

@@ -93,7 +93,7 @@ class RemoteModel:
             padding=options.batching if options.batching.bucket_boundaries else None,
         )
         self._describe = describe
-        # Whoever holds the answer to the same lock, for the same outputs, may share it.
+        # The answer depends on these: models that are equal in them share it.
         self._question = (options.model_version, options.model_spec, tuple(options.outputs or ()))
         self.encoder = self._new_encoder(spec)
         self._compression = options.compression

@@ -41,7 +41,7 @@ class TritonInference(inference.TritonInference):
             fails the pipeline. ``threshold`` is the share of rows that may fail, ``timeout`` lowers
             ``timeout_seconds``.
         options: the other keyword arguments of `beam_triton.TritonInference`. A value that is a row is taken
-            as a mapping; ``auth`` is ``google`` or ``aws``, as for the commands.
+            as a mapping; ``auth`` is ``google`` or ``aws:REGION``, as for the commands.
 
     Raises:
         ConfigurationError: an option cannot work, or the rows do not fit the model.

@@ -84,8 +84,8 @@ def options_of(given: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigurationError: an argument makes no sense.
     """
-    said = with_texts(FLAGS.values(given), given.option)
-    timeout_seconds = said.get("timeout_seconds")
+    timeout_seconds = with_texts(FLAGS.values(given), given.option).get("timeout_seconds")
+    # A person waits for the answer.
     impatient: dict[str, Any] = {
         "retry": {"max_retries": 0},
         "circuit_breaker": None,

@@ -58,7 +58,7 @@ from beam_triton.transport.redirects import MAX_REDIRECTS, Redirect, redirected
 
 _logger = logging.getLogger(__name__)
 
-# A long prompt takes a model far longer to begin with than short ones do.
+# A model may take far longer for the first token of a long prompt than it usually does.
 _LEAST_STREAM_SILENCE_SECONDS = 30.0
 
 

@@ -161,7 +161,7 @@ class EndpointSet:
         waiting_for_admission: is woken when a request to an endpoint has ended.
         joinable_calls: of those that wait, the ones that may share a request.
         learned: which sizes of requests pass.
-        model_questions: whether the model is still as it was described, by what the asker goes by.
+        model_questions: whether the model is still as it was described, by what its description depends on.
     """
 
     def __init__(self, key: EndpointSetKey) -> None:

@@ -28,10 +28,8 @@ class Joinable(Protocol):
 
     Attributes:
         key: equal for calls whose batches may share a request.
-        rows: elements of the batch.
-        nbytes: their size.
-        max_rows: that a joint request may hold.
-        max_bytes: that a joint request may hold.
+        rows, nbytes: the elements of the batch, and their size.
+        max_rows, max_bytes: how much a joint request may hold.
     """
 
     @property

@@ -165,7 +165,7 @@ class ConcurrencyLimit:
     def without_queue(self) -> int:
         """How many requests may be in flight so that none waits in the server's queue, as far as is known.
 
-        A server is idle between two of them; who waits for more elements to send finds them meanwhile.
+        With no more, the server is idle for a moment after each; what waits meanwhile can share a request.
         """
         if self._is_starting or self._executing_known_rounds <= 0:
             return self.limit

@@ -160,6 +160,11 @@ class Padding:
             shapes.append(shape)
         return tuple(shapes), columns, PaddedLengths(self._outputs, padded, own)
 
+    def is_fixed(self, signature: Signature) -> bool:
+        """Whether every request of a bucket has the same shape, whichever its elements are."""
+        lengths = [each for each in self._own_lengths(signature) if each is not None]
+        return all(length <= self._boundaries[-1] for each in lengths for length in each)
+
     def _bucket(self, signature: Signature) -> _Bucket:
         """The bucket of elements of these exact shapes."""
         own = self._own_lengths(signature)
@@ -218,11 +223,6 @@ class Padding:
         while boundary < length:
             boundary *= 2
         return boundary
-
-    def is_fixed(self, signature: Signature) -> bool:
-        """Whether every request of a bucket has the same shape, whichever its elements are."""
-        lengths = [each for each in self._own_lengths(signature) if each is not None]
-        return all(length <= self._boundaries[-1] for each in lengths for length in each)
 
     def _padded_lengths(self, bucket: Lengths, own: Sequence[Lengths]) -> Lengths:
         """The lengths that elements of a bucket are padded to."""

@@ -38,8 +38,8 @@ class InferResponse:
     """What a model answered. ``outputs`` maps names to arrays that include the batch dimension, if any.
 
     Numbers are views of the response's bytes (read-only if these are): a reference to one row keeps them
-    all in memory. BYTES are object arrays of ``bytes``, BF16 is float32. ``id`` is the request's. For outputs
-    that are padded, ``cuts`` has what of each row is the element's own.
+    all in memory. BYTES are object arrays of ``bytes``, BF16 is float32. ``id`` is the request's. For padded
+    outputs, ``cuts`` has the part of each row that is the element's own.
     """
 
     model_name: str

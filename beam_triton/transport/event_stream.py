@@ -30,7 +30,8 @@ class EventStream:
 
     Attributes:
         events: the data of each complete event, in order.
-        due_at: when the next event has to be there, in monotonic seconds.
+        due_at: when the next event has to be there, in monotonic seconds as all times here.
+        sent_at: when the request had been given a connection.
         first_at, last_at: when the first and the last event came; infinite before.
     """
 
