@@ -133,6 +133,11 @@ class ScoreJob:
     def served(self, endpoint: Sequence[str], name: str) -> ServedModel:
         """The model of that name on a server."""
         options = InferenceOptions.from_options({"endpoint": tuple(endpoint), **self._options})
+        if options.batching.bucket_boundaries:
+            raise ConfigurationError(
+                "bucket_boundaries: score pads nothing, as rows of one length share requests; "
+                "TritonInference takes elements one by one, and pads them"
+            )
         return ServedModel(name=name, options=options)
 
 

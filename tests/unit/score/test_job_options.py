@@ -90,6 +90,13 @@ def test_impossible_values_are_refused(arguments: list[str], message: str) -> No
         job(*arguments)
 
 
+def test_padding_is_refused() -> None:
+    """Rows go in columns, and nothing would be padded."""
+    padded = job("--triton_batching_bucket_boundaries", "[8, 16]", "--triton_batching_pad", "0")
+    with pytest.raises(ConfigurationError, match="score pads nothing"):
+        padded.served(["http://a:1"], "m")
+
+
 def test_a_token_on_the_command_line_is_refused_and_not_repeated() -> None:
     """It would be seen in the list of processes; the message must not show it either."""
     with pytest.raises(ConfigurationError, match="env:NAME or file:PATH") as caught:
