@@ -18,7 +18,7 @@ from beam_triton.errors import ConfigurationError, LocalProtocolError
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import DATATYPES, InferRequestEncoder
 from beam_triton.protocol.text import shorten
-from beam_triton.transforms.arrow_columns import columns_rows, output_column, output_type, tensor_groups
+from beam_triton.transforms.arrow_columns import input_rows, output_column, output_type, tensor_groups
 from beam_triton.transforms.bundle import with_own_windows
 from beam_triton.transforms.exception_handling import DeadLetters
 from beam_triton.transforms.metrics import InferenceMetrics
@@ -84,6 +84,7 @@ class TableResults:
                     columns.append(pa.array(taken, next(fields).type))
                 continue
             if not arrays:
+                # No rows: a dimension that is not known is 1 here.
                 arrays = [np.empty((0, *map(abs, spec.shape)), DATATYPES[spec.datatype].array_dtype)]
             kind = next(fields).type
             try:
@@ -218,7 +219,7 @@ class ArrowInferenceDoFn(ModelDoFn):
                 feeding = [given] if isinstance(given, str) else [*given]
                 missing = [name for name in feeding if names.count(name) != 1]
                 if not missing:
-                    columns[spec.name] = columns_rows([table.column(name) for name in feeding], spec)
+                    columns[spec.name] = input_rows([table.column(name) for name in feeding], spec)
                 elif not spec.optional:
                     raise LocalProtocolError(
                         f"input {spec.name!r} of model {model.spec.name!r}: the table has no column "
@@ -228,10 +229,9 @@ class ArrowInferenceDoFn(ModelDoFn):
         except LocalProtocolError as error:
             return scorer.refuse(np.arange(count), error, _ScoredTable(windowed_value, None, 1))
         groups, errors = tensor_groups(columns, count)
-        scored = _ScoredTable(windowed_value, kept, len(groups) + len(errors))
         if not count:
-            scored.batches_left = 1
-            return scorer.refuse(np.arange(0), LocalProtocolError(), scored)
+            return scorer.add({}, _ScoredTable(windowed_value, kept, 1), np.arange(0))
+        scored = _ScoredTable(windowed_value, kept, len(groups) + len(errors))
         ended = []
         for row, unfit in errors.items():
             ended += scorer.refuse(np.array([row]), unfit, scored)

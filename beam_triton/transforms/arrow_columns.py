@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from beam_triton.errors import LocalProtocolError
 from beam_triton.protocol import DATATYPES, TensorSpec
+from beam_triton.protocol.datatypes import Array
 
-Array = npt.NDArray[Any]
 Numbers = npt.NDArray[np.int64]
 Errors = dict[int, LocalProtocolError]
 
@@ -97,8 +97,8 @@ def column_rows(column: Any, spec: TensorSpec) -> tuple[list[RowGroup], Errors]:
     return found, errors
 
 
-def columns_rows(columns: Sequence[Any], spec: TensorSpec) -> tuple[list[RowGroup], Errors]:
-    """As `column_rows`; of several columns, each holds one of the input's values."""
+def input_rows(columns: Sequence[Any], spec: TensorSpec) -> tuple[list[RowGroup], Errors]:
+    """As `column_rows`, for an input that several columns may feed, each of them one of its values."""
     if len(columns) == 1:
         return column_rows(columns[0], spec)
     single = replace(spec, shape=())

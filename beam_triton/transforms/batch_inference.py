@@ -164,15 +164,7 @@ class TritonBatchInference(TritonInference):
 
     def expand(self, pcoll: PCollection[Any]) -> Any:
         """The results' batches, or with exception handling ``(results, failures)``."""
-        if (
-            self._handling is not None
-            and self._handling.threshold < 1
-            and self._options.default_value is not None
-        ):
-            raise ConfigurationError(
-                "threshold cannot count default values in batches, which look like results: leave out "
-                "threshold or default_value"
-            )
+        self._check_threshold("batches")
         element_type: Any = pcoll.element_type
         producer = None if pcoll.producer is None else pcoll.producer.transform
         if element_type is None and producer is not None:

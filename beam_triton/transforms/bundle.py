@@ -26,12 +26,7 @@ from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.exception_handling import DeadLetters
 from beam_triton.transforms.metrics import InferenceMetrics
-from beam_triton.transforms.results import (
-    DefaultValue,
-    Outputs,
-    PredictionResults,
-    split_key,
-)
+from beam_triton.transforms.results import DefaultValue, Outputs, PredictionResults, split_key
 from beam_triton.transforms.row_results import RowResults
 
 # A buffered element, its tensors, and its index within the bundle.

@@ -7,8 +7,8 @@ become failures.
 from __future__ import annotations
 
 import logging
-import types
 from collections.abc import Iterator, Mapping, Sequence
+from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
 import numpy as np
@@ -18,7 +18,6 @@ from beam_triton.protocol import DATATYPES, ModelSpec, TensorSpec
 from beam_triton.transforms.row_inputs import Columns, KeptColumn
 
 _logger = logging.getLogger(__name__)
-
 
 _VALUES: dict[Any, tuple[type, ...]] = {
     int: (int, np.integer),
@@ -41,7 +40,7 @@ def _kind_of(column_type: Any) -> _Kind:
     rank, nullable = 0, False
     while True:
         origin, arguments = get_origin(column_type), get_args(column_type)
-        if origin in (Union, types.UnionType) and type(None) in arguments and len(arguments) == 2:
+        if origin in (Union, UnionType) and type(None) in arguments and len(arguments) == 2:
             nullable = True
             (column_type,) = (each for each in arguments if each is not type(None))
         elif isinstance(origin, type) and issubclass(origin, Sequence):
@@ -129,9 +128,7 @@ def _problems_of_column(column: str, spec: TensorSpec, fields: Mapping[str, Any]
     about = f"column {column!r}"
     yield from _problems_of_leaf(about, kind, spec)
     if kind.nullable and not spec.optional:
-        _logger.warning(
-            "%s may be null, and input %r may not: rows in which it is null fail", about, spec.name
-        )
+        _warn_of_nulls(about, spec)
     if kind.leaf is None:
         return
     # A single value is taken for a tensor of one value, whatever its rank.
@@ -140,10 +137,11 @@ def _problems_of_column(column: str, spec: TensorSpec, fields: Mapping[str, Any]
     if kind.rank == 1 and spec.shape == (1,):
         _logger.warning(
             "%s is a list, and input %s takes one value: rows with more or fewer values fail",
-            *(about, spec.describe()),
+            about,
+            spec.describe(),
         )
     if kind.rank != len(spec.shape):
-        yield (f"{about} is {_depth(kind.rank)}, and input {spec.describe()} takes {_depth(len(spec.shape))}")
+        yield f"{about} is {_depth(kind.rank)}, and input {spec.describe()} takes {_depth(len(spec.shape))}"
 
 
 def _depth(rank: int) -> str:
@@ -163,15 +161,16 @@ def _problems_of_values(columns: Sequence[str], spec: TensorSpec, fields: Mappin
             yield f"there is no column {column!r}, which inputs says feeds {spec.name!r}"
             continue
         kind = _kind_of(fields[column])
-        yield from _problems_of_leaf(f"column {column!r}", kind, spec)
+        about = f"column {column!r}"
+        yield from _problems_of_leaf(about, kind, spec)
         if kind.rank:
-            yield f"column {column!r} is a list, and each of the columns of input {spec.name!r} is one value"
+            yield f"{about} is a list, and each of the columns of input {spec.name!r} is one value"
         if kind.nullable:
-            _logger.warning(
-                "column %r may be null, and input %r may not: rows in which it is null fail",
-                column,
-                spec.name,
-            )
+            _warn_of_nulls(about, spec)
+
+
+def _warn_of_nulls(about: str, spec: TensorSpec) -> None:
+    _logger.warning("%s may be null, and input %r may not: rows in which it is null fail", about, spec.name)
 
 
 def _problems_of_leaf(about: str, kind: _Kind, spec: TensorSpec) -> Iterator[str]:
@@ -208,7 +207,10 @@ def _warn_of_narrowing(about: str, leaf: type, spec: TensorSpec) -> None:
         # No warning: every Python int is an int64 to Beam.
         _logger.info(
             "%s is %s, and input %r takes %s: rows with values out of its range fail",
-            *(about, given, spec.name, spec.datatype),
+            about,
+            given,
+            spec.name,
+            spec.datatype,
         )
 
 

@@ -111,7 +111,7 @@ class _TritonEmbeddings(EmbeddingsManager):
         self._preprocess = preprocess
         self._target = endpoint, model_name
         self._options = options
-        _EmbeddingHandler(self)
+        _EmbeddingHandler(self)  # Refuses options that cannot work.
 
     def get_model_handler(self) -> "_EmbeddingHandler":
         """A handler for Beam's ``RunInference`` over the bare values: texts or images in, vectors out."""
@@ -123,7 +123,7 @@ class _TritonEmbeddings(EmbeddingsManager):
         Raises:
             ConfigurationError: an option holds a secret itself, which would be written there.
         """
-        _check_holds_no_secret(_EmbeddingHandler(self).options)
+        _check_holds_no_secret(_EmbeddingHandler(self)._options)
         return _Embed(self)
 
     def _element_type(self, given: Any) -> Any:
@@ -287,10 +287,6 @@ class _EmbeddingHandler(TritonModelHandler):
     @property
     def _owner(self) -> type:
         return type(self._manager)
-
-    @property
-    def options(self) -> InferenceOptions:
-        return self._options
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         arguments = dict(super().batch_elements_kwargs())

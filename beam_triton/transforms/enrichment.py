@@ -99,7 +99,7 @@ class TritonEnrichmentHandler(EnrichmentSourceHandler):  # type: ignore[type-arg
         self._model_name = model_name
         names = outputs if isinstance(outputs, Mapping) else None
         self._schema = RowSchema(checked_inputs(inputs), None, prefix, names, text_outputs)
-        asked = list(outputs) if isinstance(outputs, Mapping) else outputs
+        asked = outputs if names is None else list(names)
         self._options = InferenceOptions.from_options(
             {"endpoint": endpoint, "outputs": asked, **options}, owner=type(self)
         )
@@ -117,7 +117,7 @@ class TritonEnrichmentHandler(EnrichmentSourceHandler):  # type: ignore[type-arg
         self._release: weakref.finalize[[Channel], TritonEnrichmentHandler] | None = None
 
     def __repr__(self) -> str:
-        # Beam names the namespace of its metrics so.
+        # Beam names the namespace of its metrics after it.
         return f"TritonEnrichmentHandler({self._model_name!r})"
 
     def __enter__(self) -> "TritonEnrichmentHandler":

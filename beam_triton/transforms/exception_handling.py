@@ -26,8 +26,8 @@ FailureCallback = Callable[[Exception, Any], None]
 
 @dataclass(frozen=True)
 class DeadLetters:
-    """Which failed elements leave as dead letters, under which tag and made by what; the others fail their
-    bundle."""
+    """Which failed elements leave as dead letters, under which tag, and what makes these; the others fail
+    their bundle."""
 
     tag: str = FAILURES_TAG
     exc_class: ExceptionClasses = Exception

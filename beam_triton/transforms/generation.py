@@ -35,6 +35,7 @@ from beam_triton.protocol.paths import generate_path
 from beam_triton.protocol.text import printable, shorten
 from beam_triton.remote_model import RemoteModel, new_request_id
 from beam_triton.transforms.bundle import dead_letter, with_own_windows
+from beam_triton.transforms.column_check import check_kept
 from beam_triton.transforms.exception_handling import DeadLetters, dead_letter_type
 from beam_triton.transforms.inference import TritonInference, key_and_element, keyed_type, pass_on
 from beam_triton.transforms.metrics import InferenceMetrics
@@ -645,12 +646,7 @@ class TritonGenerate(TritonInference):
         else:
             types = dict(columns)
             names = list(types) if keep is None or keep == "all" else list(keep)
-            unknown = [name for name in names if name not in types]
-            if unknown:
-                raise ConfigurationError(
-                    f"keep: there is no column {', '.join(map(repr, unknown))}; the columns: "
-                    f"{', '.join(types)}"
-                )
+            check_kept(dict.fromkeys(names, Any), types)
             kept = [(name, types[name]) for name in names]
         taken = {self._generating.output_field, *(["index"] if self._generating.stream else [])}
         twice = [name for name, _ in kept if name in taken]

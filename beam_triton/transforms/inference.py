@@ -221,17 +221,16 @@ class TritonInference(beam.PTransform[Any, Any]):
         if output not in (None, "row"):
             raise ConfigurationError(f'output must be "row" or None, not {output!r}')
         inputs = checked_inputs(inputs)
+        outputs = options.get("outputs")
+        names = outputs if isinstance(outputs, Mapping) else None
         self._row_schema: RowSchema | None = None
         if output == "row":
-            names = options.get("outputs")
-            if isinstance(names, Mapping):
+            if names is not None:
                 options["outputs"] = list(names)
-            self._row_schema = RowSchema(
-                inputs, keep, prefix, names if isinstance(names, Mapping) else None, text_outputs
-            )
+            self._row_schema = RowSchema(inputs, keep, prefix, names, text_outputs)
             if not keep_example:
                 raise ConfigurationError('keep_example is for results without output="row": give keep=[…]')
-        elif keep is not None or prefix or text_outputs or isinstance(options.get("outputs"), Mapping):
+        elif keep is not None or prefix or text_outputs or names is not None:
             raise ConfigurationError(
                 'keep, prefix, text_outputs and names for outputs\' columns need output="row"'
             )
@@ -382,14 +381,18 @@ class TritonInference(beam.PTransform[Any, Any]):
             return results
         return Scored(results, failures, handling)
 
-    def _rows(self, schema: RowSchema, element_type: Any) -> tuple[RowResults, RowFailures]:
-        """How results and failures are made, by the model as it is described or served now."""
+    def _check_threshold(self, kind: str) -> None:
+        """Refuse a threshold where default values cannot be told from results, which are ``kind``."""
         handling = self._handling
         if handling is not None and handling.threshold < 1 and self._options.default_value is not None:
             raise ConfigurationError(
-                'threshold cannot count default values in rows, which look like results: give output="row" '
-                "without default_value, or without threshold"
+                f"threshold cannot count default values in {kind}, which look like results: leave out "
+                f"threshold or default_value"
             )
+
+    def _rows(self, schema: RowSchema, element_type: Any) -> tuple[RowResults, RowFailures]:
+        """How results and failures are made, by the model as it is described or served now."""
+        self._check_threshold("rows")
         model_name = self._model_name
         if not isinstance(model_name, str):
             if self._options.model_spec is None:

@@ -67,7 +67,7 @@ def model_of_element(model_name: Any) -> Callable[[Any], Any] | None:
 
 
 def shown_model_name(model_name: Any) -> Any:
-    """For labels and display data; what is neither a callable nor a mapping as it is."""
+    """The model as labels and display data show it; what is neither a callable nor a mapping is unchanged."""
     if isinstance(model_name, Mapping):
         return f"column {model_name.get('column')}"
     return getattr(model_name, "__name__", type(model_name).__name__) if callable(model_name) else model_name
@@ -136,8 +136,8 @@ class ManyModelsScorer:
         try:
             scorer = self._scorer(self._name_of(windowed_value.value))
         except TritonError as error:
-            self._metrics.count("elements", 1)
-            self._metrics.count("failures", 1)
+            self._metrics.count("elements")
+            self._metrics.count("failures")
             return (dead_letter(self._dead_letters, windowed_value, index, error),)
         return scorer.add(windowed_value)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-import numpy.typing as npt
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.typehints.batch import N, NumpyArray
@@ -15,14 +14,13 @@ from apache_beam.utils.windowed_value import WindowedValue
 from beam_triton.errors import ConfigurationError
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import DATATYPES, ModelSpec, TensorSpec
+from beam_triton.protocol.datatypes import Array
 from beam_triton.transforms.exception_handling import DeadLetters
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.model_dofn import ModelDoFn, default_of, display_data_of
 from beam_triton.transforms.results import Outputs
 from beam_triton.transforms.row_results import OutputColumn
 from beam_triton.transforms.row_scorer import RowScorer, ScoredBatch
-
-Array = npt.NDArray[Any]
 
 # Making one takes a microsecond.
 _GLOBAL = (GlobalWindow(),)
@@ -31,9 +29,9 @@ _GLOBAL = (GlobalWindow(),)
 class TritonBatchInferenceDoFn(ModelDoFn):
     """Scores NumPy batches on a model with one input; gives arrays of results, an element each.
 
-    Use it through `TritonBatchInference`, which finds the types and makes the arrays batches again.
-    They are elements in between because Beam (2.77, ``Operation.finish``) flushes batches downstream
-    before it calls ``finish_bundle``, and loses what comes out of there for a batched consumer.
+    Use it through `TritonBatchInference`, which finds the types and makes the arrays batches again. They are
+    elements in between because a batched consumer would lose those that come from ``finish_bundle``, as
+    `beam_triton.transforms.inference.pass_on` explains.
 
     Args:
         output: the output to give.
@@ -133,7 +131,7 @@ class TritonBatchInferenceDoFn(ModelDoFn):
         """The results of each batch, and its dead letters, for the batch's own time."""
         for scored in ready:
             yield self._results(scored)
-            for failed, error in scored.failures if scored.failures else ():
+            for failed, error in scored.failures:
                 assert self._dead_letters is not None
                 assert isinstance(scored.inputs, np.ndarray)
                 for row in failed:

@@ -19,13 +19,7 @@ from beam_triton.errors import ConfigurationError, TritonError, UnexpectedOutput
 from beam_triton.protocol import InferRequestEncoder, InferResponse, TensorSpec
 from beam_triton.protocol.datatypes import Array
 from beam_triton.protocol.text import shorten
-from beam_triton.transforms.results import (
-    RESULTS_AT_A_TIME,
-    DefaultValue,
-    Outputs,
-    rows_of,
-    split_key,
-)
+from beam_triton.transforms.results import RESULTS_AT_A_TIME, DefaultValue, Outputs, rows_of, split_key
 from beam_triton.transforms.row_inputs import Columns, InputReader, KeptColumn, columns_of
 
 Cuts: TypeAlias = Mapping[str, Sequence[tuple[slice, ...]]]
@@ -142,6 +136,23 @@ def _as_text(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else [_as_text(each) for each in value]
 
 
+def check_outputs(columns: Iterable[OutputColumn], encoder: InferRequestEncoder) -> None:
+    """Refuse a model that has changed since the pipeline's types were made of its outputs.
+
+    Raises:
+        ConfigurationError: an output is gone, or has another datatype or shape.
+    """
+    given = {spec.name: spec for spec in encoder.expected_outputs}
+    for column in columns:
+        built_for, spec = column.output, given.get(column.output.name)
+        if spec is None or (spec.datatype, spec.shape) != (built_for.datatype, built_for.shape):
+            now = f"no output {built_for.name!r}" if spec is None else f"output {spec.describe()}"
+            raise ConfigurationError(
+                f"model {encoder.model.name!r} gives {now} now. The pipeline was built for "
+                f"{built_for.describe()}, and its types cannot change: build and start it anew"
+            )
+
+
 @dataclass(frozen=True)
 class RowResults:
     """Makes rows of kept columns and outputs: one of the two kinds of results, beside `PredictionResults`.
@@ -175,17 +186,9 @@ class RowResults:
         """Takes the inputs of ``encoder``'s model out of elements.
 
         Raises:
-            ConfigurationError: the model does not give the outputs that the schema was made of.
+            ConfigurationError: as `check_outputs`.
         """
-        given = {spec.name: spec for spec in encoder.expected_outputs}
-        for column in self.outputs:
-            spec = given.get(column.output.name)
-            if spec is None or (spec.datatype, spec.shape) != (column.output.datatype, column.output.shape):
-                now = "no such output" if spec is None else spec.describe()
-                raise ConfigurationError(
-                    f"model {encoder.model.name!r} has {now} now. The pipeline was built for output "
-                    f"{column.output.describe()}, and its schema cannot change: build and start it anew"
-                )
+        check_outputs(self.outputs, encoder)
         return InputReader(encoder.element_model, self.inputs, self.checked)
 
     def of_answer(
@@ -197,6 +200,7 @@ class RowResults:
             RemoteProtocolError: the answer does not account for every element.
             UnexpectedOutputError: values do not fit the schema.
         """
+        # Checks the answer.
         rows_of(response, has_batch_dimension, len(windowed_values))
         outputs = response.outputs
         if not has_batch_dimension:

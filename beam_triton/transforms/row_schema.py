@@ -15,12 +15,7 @@ from beam_triton.errors import ConfigurationError
 from beam_triton.protocol import InferRequestEncoder, TensorSpec
 from beam_triton.transforms.column_check import check_columns, check_kept, kept_column
 from beam_triton.transforms.row_inputs import Columns, InputReader
-from beam_triton.transforms.row_results import (
-    Fields,
-    OutputColumn,
-    RowFailures,
-    RowResults,
-)
+from beam_triton.transforms.row_results import Fields, OutputColumn, RowFailures, RowResults
 
 Keep = Literal["all"] | Sequence[str] | Mapping[str, Any] | None
 

@@ -10,23 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from beam_triton.errors import (
-    ConfigurationError,
-    RemoteProtocolError,
-    TritonError,
-    UnexpectedOutputError,
-    with_message,
-)
+from beam_triton.errors import RemoteProtocolError, TritonError, UnexpectedOutputError, with_message
 from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.protocol import EncodedRequest, InferRequestEncoder, InferResponse
+from beam_triton.protocol.datatypes import Array
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.exception_handling import ExceptionClasses
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.results import DEFAULT_MODEL_ID, DefaultValue
-from beam_triton.transforms.row_results import OutputColumn
+from beam_triton.transforms.row_results import OutputColumn, check_outputs
 
-Array = npt.NDArray[Any]
 Inputs = Array | dict[str, Array]
 
 
@@ -211,16 +205,10 @@ class RowScorer:
         """Send rows as ``encoder`` takes them.
 
         Raises:
-            ConfigurationError: the pipeline's types are made of another output than the model's.
+            ConfigurationError: as `check_outputs`.
         """
+        check_outputs(self._outputs.values(), encoder)
         model = encoder.model
-        for spec in encoder.expected_outputs:
-            column = self._outputs.get(spec.name)
-            if column is not None and spec != column.output:
-                raise ConfigurationError(
-                    f"model {model.name!r} gives output {spec.describe()} now. The pipeline was built for "
-                    f"{column.output.describe()}, and its types cannot change: build and start it anew"
-                )
         self._encoder = encoder
         self._is_batched = model.has_batch_dimension
         self._limits = self._batching.limits(model.max_batch_size, self._model.channel.endpoints.learned)

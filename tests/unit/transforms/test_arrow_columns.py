@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from beam_triton.protocol import DATATYPES, TensorSpec
 from beam_triton.transforms.arrow_columns import (
     column_rows,
-    columns_rows,
+    input_rows,
     output_column,
     output_type,
     tensor_groups,
@@ -218,12 +218,12 @@ def test_several_columns_are_the_values_of_one_tensor() -> None:
     """One value each; a row with a null among them fails."""
     spec = TensorSpec("x", "FP32", (2,))
     columns = [pa.array([1.0, 2.0, None]), pa.chunked_array([[3.0], [4.0, 5.0]])]
-    ((indices, array),), errors = columns_rows(columns, spec)
+    ((indices, array),), errors = input_rows(columns, spec)
     assert (indices.tolist(), array.tolist(), [*errors]) == ([0, 1], [[1.0, 3.0], [2.0, 4.0]], [2])
-    groups, errors = columns_rows([*columns, pa.array([1.0, 2.0, 3.0])], spec)
+    groups, errors = input_rows([*columns, pa.array([1.0, 2.0, 3.0])], spec)
     assert not groups
     assert "3 columns are not the values of input x FP32 [2]" in errors[0].message
-    groups, errors = columns_rows([pa.array([[1.0, 2.0]]), pa.array([2.0])], spec)
+    groups, errors = input_rows([pa.array([[1.0, 2.0]]), pa.array([2.0])], spec)
     assert (groups, sorted(errors)) == ([], [0])
 
 
