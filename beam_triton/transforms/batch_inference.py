@@ -144,7 +144,7 @@ class TritonBatchInference(TritonInference):
         self._options = dataclasses.replace(given, outputs=tuple(spec.name for spec in outputs))
 
     def default_label(self) -> str:
-        """The step's name where the user gives none."""
+        """The step's name where the user does not give one."""
         return f"TritonBatchInference({self._model_name})"
 
     def output_schema(self, schema: pa.Schema) -> pa.Schema:

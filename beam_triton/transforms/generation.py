@@ -651,7 +651,9 @@ class TritonGenerate(TritonInference):
         taken = {self._generating.output_field, *(["index"] if self._generating.stream else [])}
         twice = [name for name, _ in kept if name in taken]
         if twice:
-            raise ConfigurationError(f"two columns have the name {', '.join(map(repr, twice))}: see keep")
+            raise ConfigurationError(
+                f"two columns have the name {', '.join(map(repr, twice))}: name those to keep by keep=[…]"
+            )
         return kept
 
 

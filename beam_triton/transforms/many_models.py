@@ -30,9 +30,6 @@ class ModelColumn:
     def __init__(self, column: str) -> None:
         self.column = column
 
-    def __repr__(self) -> str:
-        return f"column {self.column!r}"
-
     def __call__(self, element: Any) -> Any:
         """The column's value.
 

@@ -63,13 +63,13 @@ def split_key(element: Any) -> tuple[bool, Any, Any]:
     return False, None, element
 
 
-def rows_of(response: InferResponse, has_batch_dimension: bool, count: int) -> Iterator[dict[str, Any]]:
+def rows_of(response: InferResponse, is_batched: bool, count: int) -> Iterator[dict[str, Any]]:
     """An answer's outputs, one dict for each of the request's ``count`` elements, made lazily.
 
     Raises:
         RemoteProtocolError: the answer does not account for every element.
     """
-    return response.rows(count) if has_batch_dimension else iter((response.whole(),))
+    return response.rows(count) if is_batched else iter((response.whole(),))
 
 
 class DefaultResult(PredictionResult):
@@ -149,7 +149,7 @@ class PredictionResults:
         return InputReader(encoder.element_model, self.inputs)
 
     def of_answer(
-        self, windowed_values: list[WindowedValue], response: InferResponse, has_batch_dimension: bool
+        self, windowed_values: list[WindowedValue], response: InferResponse, is_batched: bool
     ) -> Iterable[WindowedValue]:
         """Results in the windows of their elements, made while they are iterated.
 
@@ -157,13 +157,13 @@ class PredictionResults:
             RemoteProtocolError: the answer does not account for every element.
         """
         # Checks the answer; the rows themselves are made when the results are.
-        rows_of(response, has_batch_dimension, len(windowed_values))
-        return Outputs(self._results, windowed_values, response, has_batch_dimension)
+        rows_of(response, is_batched, len(windowed_values))
+        return Outputs(self._results, windowed_values, response, is_batched)
 
     def _results(
-        self, windowed_values: list[WindowedValue], response: InferResponse, has_batch_dimension: bool
+        self, windowed_values: list[WindowedValue], response: InferResponse, is_batched: bool
     ) -> Iterator[WindowedValue]:
-        rows = rows_of(response, has_batch_dimension, len(windowed_values))
+        rows = rows_of(response, is_batched, len(windowed_values))
         results = self._parts_of_results(windowed_values, rows, response.model_id)
         return chain.from_iterable(results)
 

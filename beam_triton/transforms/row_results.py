@@ -23,6 +23,7 @@ from beam_triton.transforms.results import RESULTS_AT_A_TIME, DefaultValue, Outp
 from beam_triton.transforms.row_inputs import Columns, InputReader, KeptColumn, columns_of
 
 Cuts: TypeAlias = Mapping[str, Sequence[tuple[slice, ...]]]
+"""Of outputs that are padded: what of each row is the element's own."""
 Fields: TypeAlias = Sequence[tuple[str, Any]]
 """Names and types of a row's columns."""
 
@@ -192,7 +193,7 @@ class RowResults:
         return InputReader(encoder.element_model, self.inputs, self.checked)
 
     def of_answer(
-        self, windowed_values: list[WindowedValue], response: InferResponse, has_batch_dimension: bool
+        self, windowed_values: list[WindowedValue], response: InferResponse, is_batched: bool
     ) -> Iterable[WindowedValue]:
         """Results in the windows of their elements, made while they are iterated.
 
@@ -201,9 +202,9 @@ class RowResults:
             UnexpectedOutputError: values do not fit the schema.
         """
         # Checks the answer.
-        rows_of(response, has_batch_dimension, len(windowed_values))
+        rows_of(response, is_batched, len(windowed_values))
         outputs = response.outputs
-        if not has_batch_dimension:
+        if not is_batched:
             outputs = {name: array[np.newaxis] for name, array in outputs.items()}
         for column in self.outputs:
             column.check(outputs[column.output.name])

@@ -384,7 +384,7 @@ class _BatchScorer:
 
     def __post_init__(self) -> None:
         self._metrics = InferenceMetrics(self.model.channel.pool)
-        self.sender: BisectingSender[list[_Item]] = BisectingSender(
+        self._sender: BisectingSender[list[_Item]] = BisectingSender(
             self.model,
             self._metrics,
             encode=self._encode,
@@ -393,7 +393,7 @@ class _BatchScorer:
             renew=self._renew,
             has_default=self.options.default_value is not None,
         )
-        self._use(self.sender.encoder)
+        self._use(self._sender.encoder)
         self._results: list[Any] = [None] * len(self.batch)
 
     def _use(self, encoder: InferRequestEncoder) -> None:
@@ -412,11 +412,11 @@ class _BatchScorer:
         for index in range(len(self.batch)):
             request = self._add(index)
             if request is not None:
-                self.sender.send(request)
-                self.sender.take_ended()
+                self._sender.send(request)
+                self._sender.take_ended()
         for request in self._batcher.drain():
-            self.sender.send(request)
-        self.sender.finish(len(self.batch))
+            self._sender.send(request)
+        self._sender.finish(len(self.batch))
         return self._results
 
     def _add(self, index: int) -> list[_Item] | None:
@@ -427,15 +427,15 @@ class _BatchScorer:
             if type(self.batch[index]) is tuple and len(self.batch[index]) == 2:
                 hint = "for (key, element) use RunInference(KeyedModelHandler(handler))"
                 error = with_message(error, f"{error.message}; {hint}")
-            self.sender.fail([(index, _NOT_PREPARED)], error)
+            self._sender.fail([(index, _NOT_PREPARED)], error)
             return None
         return self._batcher.add(prepared.signature, (index, prepared), prepared.nbytes)
 
     def _renew(self, items: list[_Item]) -> list[list[_Item]]:
         """Batches of the same elements for the model as it is now, and of those that are buffered."""
         buffered = self._batcher.drain()
-        if self._encoder is not self.sender.encoder:
-            self._use(self.sender.encoder)
+        if self._encoder is not self._sender.encoder:
+            self._use(self._sender.encoder)
         indices = [index for each in (items, *buffered) for index, _ in each]
         return [*filter(None, map(self._add, indices)), *self._batcher.drain()]
 
@@ -445,8 +445,8 @@ class _BatchScorer:
         The sender refers back to this object: the elements would stay in memory until the garbage collector
         comes to look at old objects, which takes many batches.
         """
-        self.sender.cancel()
-        del self.sender
+        self._sender.cancel()
+        del self._sender
 
     def _encode(self, items: list[_Item]) -> EncodedRequest:
         return self._encoder.encode_batch([prepared for _, prepared in items], parameters=self.parameters)
