@@ -40,7 +40,7 @@ from beam_triton.transforms.numpy_batches import (
 from beam_triton.transforms.results import DefaultValue, failure_of
 from beam_triton.transforms.row_inputs import Columns, InputReader
 from beam_triton.transforms.row_results import RowFailures, row_type
-from beam_triton.transforms.row_schema import Keep, columns_of_type
+from beam_triton.transforms.row_schema import Keep, RowSchema, columns_of_type
 
 
 class TritonBatchInference(TritonInference):
@@ -186,6 +186,11 @@ class TritonBatchInference(TritonInference):
         )
 
     def _of_arrays(self, pcoll: PCollection[Any]) -> Any:
+        if self._row_schema != RowSchema():
+            raise ConfigurationError(
+                "inputs, keep, prefix, text_outputs and names for outputs' columns are for rows and Arrow "
+                "tables; NumPy batches have no columns"
+            )
         output = numpy_output(self._encoder.model, self._encoder.expected_outputs)
         element_type = element_type_of(output)
         if not _passes_batches(pcoll.pipeline):

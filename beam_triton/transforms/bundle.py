@@ -187,11 +187,15 @@ class BundleScorer:
         # Created for the first element that is not one of many equal arrays.
         self._batcher: Batcher[_Item] | None = None
 
-    def add(self, windowed_value: WindowedValue) -> Iterable[Any]:
-        """Take an element; outputs that are ready, each with the windows of its own element."""
+    def add(self, windowed_value: WindowedValue, index: int | None = None) -> Iterable[Any]:
+        """Take an element; outputs that are ready, each with the windows of its own element.
+
+        ``index`` is the element's within its bundle, where not all of the bundle's come here.
+        """
         element = windowed_value.value
-        index = self._taken
-        self._taken = index + 1
+        if index is None:
+            index = self._taken
+        self._taken += 1
         inputs = element[1] if type(element) is tuple and len(element) == 2 else element
         arrays = self._arrays
         if (

@@ -9,14 +9,13 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from beam_triton.client import TritonClient
 from beam_triton.dispatch.channel import Channel
 from beam_triton.errors import ConfigurationError, TritonError
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import ModelSpec
 from beam_triton.protocol.paths import model_path
 from beam_triton.remote_model import RemoteModel
-from beam_triton.transforms.model_dofn import close_with, open_model
+from beam_triton.transforms.model_dofn import close_with, open_described, open_model
 from beam_triton.transforms.row_inputs import Columns, InputReader, checked_inputs
 from beam_triton.transforms.row_results import row_of_outputs
 from beam_triton.transforms.row_schema import RowSchema
@@ -172,17 +171,17 @@ class TritonEnrichmentHandler(EnrichmentSourceHandler):  # type: ignore[type-arg
 
     @cached_property
     def _spec(self) -> ModelSpec:
-        """The model; the cache asks a handler that is not open."""
-        with TritonClient.from_inference_options(self._options) as client:
-            return client.wait_for_model_spec(self._model_name)
+        """The model as rows see it; the cache asks a handler that is not open."""
+        model = open_described(self._options, self._model_name)
+        model.close()
+        return model.encoder.element_model
 
     def _answers(self, rows: list[Any]) -> list[beam.Row]:
         model, options = self._model, self._options
         if model is None:
             raise ConfigurationError(f"{self!r} is not open: call it within a with block, as Enrichment does")
         columns = self._schema.output_columns(model.encoder, options.classification or {})
-        read = InputReader(model.spec, self._schema.inputs)
-        results = score_batch(list(map(read, rows)), model, options)
+        results = score_batch(rows, model, options, inputs=self._schema.inputs)
         return [row_of_outputs(columns, result.inference) for result in results]
 
 

@@ -43,7 +43,7 @@ from beam_triton.transforms.model_dofn import ModelDoFn, close_with, display_dat
 from beam_triton.transforms.results import Outputs, failure_of, prediction_result, split_key
 from beam_triton.transforms.row_inputs import Columns, InputReader, checked_inputs, columns_of
 from beam_triton.transforms.row_results import Fields, RowFailures, row_type
-from beam_triton.transforms.row_schema import Keep, columns_of_type
+from beam_triton.transforms.row_schema import Keep, RowSchema, columns_of_type
 from beam_triton.transport.event_stream import EventStream, StreamLimits
 from beam_triton.transport.exchange import Exchange, is_event_stream
 from beam_triton.validation import positive
@@ -592,7 +592,7 @@ class TritonGenerate(TritonInference):
             repeat_started=repeat_started,
         )
         self._is_row = output == "row"
-        self._keep = keep
+        self._keep = RowSchema(keep=keep).keep
         self._options = generate_options(endpoint, options)
         self._model_name = model_name
         dofn: Any = partial(
@@ -635,6 +635,8 @@ class TritonGenerate(TritonInference):
     def _kept(self, columns: Fields | None, element_type: Any) -> Fields:
         keep = self._keep
         if isinstance(keep, Mapping):
+            if columns is not None:
+                check_kept(keep, dict(columns))
             kept = list(keep.items())
         elif columns is None:
             if keep:

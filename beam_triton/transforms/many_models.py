@@ -136,7 +136,7 @@ class ManyModelsScorer:
             self._metrics.count("elements")
             self._metrics.count("failures")
             return (dead_letter(self._dead_letters, windowed_value, index, error),)
-        return scorer.add(windowed_value)
+        return scorer.add(windowed_value, index)
 
     def finish(self) -> Iterable[Any]:
         """Send what is buffered, wait for everything, and give the remaining outputs."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.transforms import window
+from apache_beam.typehints.batch import NumpyArray
 from apache_beam.typehints.row_type import RowTypeConstraint
 
 from beam_triton import (
@@ -352,6 +353,14 @@ def test_columns_that_a_schema_does_not_have_are_refused(
     transform = TritonBatchInference(endpoint, "m", **{"inputs": {"x": "pixels"}, **options})
     with pytest.raises(ConfigurationError, match=message):
         transform.output_schema(table_of(1).schema)
+
+
+@pytest.mark.parametrize("options", [{"keep": ["id"]}, {"inputs": {"x": "a"}}, {"prefix": "p"}])
+def test_arrays_have_no_columns_to_choose(endpoint: str, options: dict[str, Any]) -> None:
+    """What is said about columns is refused for NumPy batches, rather than left aside."""
+    rows = TestPipeline() | beam.Create([1]).with_output_types(NumpyArray[np.float32, (2,)])
+    with pytest.raises(ConfigurationError, match="NumPy batches have no columns"):
+        rows | TritonBatchInference(endpoint, "m", **options)
 
 
 def test_elements_that_are_no_batches(endpoint: str) -> None:

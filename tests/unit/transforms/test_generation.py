@@ -190,6 +190,21 @@ def test_rows_feed_inputs_and_parameters_and_come_back_with_the_text() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"id": str}, "column 'id' is int, and not str"),
+        ({"nope": int}, "there is no column 'nope'"),
+        ("id", r"a list of columns such as \['id'\]"),
+        (5, "keep must be a list of columns"),
+    ],
+)
+def test_kept_columns_are_compared_with_the_rows(keep: Any, message: str) -> None:
+    """Before anything is sent."""
+    with pytest.raises(ConfigurationError, match=message):
+        generate(streaming(*WORDS), Question(1, "Who?", 5), output="row", keep=keep)
+
+
 def test_an_error_event_fails_the_element_and_carries_what_came_before() -> None:
     """It is not repeated: the text had begun. The metrics count the tokens that came."""
     run, bodies = generate(streaming(*WORDS, error_event("out of memory")))

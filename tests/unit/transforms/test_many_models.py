@@ -88,6 +88,13 @@ def test_without_dead_letters_an_unknown_model_fails_the_bundle(triton: FakeTrit
     assert ModelNotFoundError.__name__ in repr(caught.value)
 
 
+def test_errors_count_elements_as_their_bundle_does(triton: FakeTriton) -> None:
+    """Whichever models the elements before were scored on."""
+    rows = [row(0, "times1"), row(1, "times2"), beam.Row(id=2, x=[1.0, 2.0], model="times2")]
+    with pytest.raises(Exception, match="element 2 of its bundle"):
+        score(rows, TritonInference(triton.endpoint, {"column": "model"}))
+
+
 def test_an_element_without_the_column_is_a_failure(triton: FakeTriton) -> None:
     """The columns that it has are named; so is what a callable raises."""
     by_column = TritonInference(triton.endpoint, {"column": "model"}).with_exception_handling()

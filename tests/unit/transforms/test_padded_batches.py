@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from apache_beam.ml.inference.base import RunInference
 
-from beam_triton import ConfigurationError, TritonInference, TritonModelHandler
+from beam_triton import ConfigurationError, TritonEnrichmentHandler, TritonInference, TritonModelHandler
 from beam_triton.testing import FakeModel, FakeTriton
 from tests.support.pipelines import bundle_of, run, score
 
@@ -159,3 +159,13 @@ def test_rules_that_do_not_fit_fail_when_the_model_is_opened(triton: FakeTriton)
     batching = {"bucket_boundaries": [8], "pad": {"input_ids": 0}}
     with pytest.raises(ConfigurationError, match=r"has no input 'input_ids'"):
         TritonInference(triton.endpoint, "attend", batching=batching)._new_dofn().setup()
+
+
+def test_enrichment_makes_the_mask_too(triton: FakeTriton) -> None:
+    """A row needs no column for it, neither to be scored nor to be found in the cache."""
+    pytest.importorskip("google.api_core")
+    rows = [beam.Row(id=number, ids=[1, 2, 3][: number + 1]) for number in range(3)]
+    handler = TritonEnrichmentHandler(triton.endpoint, "attend", outputs=["mean"], batching=BATCHING)
+    with handler:
+        assert [answer.mean for _, answer in handler(rows)] == [1.0, 1.5, 2.0]
+    assert len(set(map(handler.get_cache_key, rows))) == 3
