@@ -171,16 +171,16 @@ class ControlPlane:
         limit = self._options.batching.max_batch_size
         found = differences(locked, served, outputs=outputs, max_batch_size=limit)
         about = "; ".join(difference.text for difference in found)
-        anew = f"lock it anew by python -m beam_triton lock {self._options.urls[0]} {locked.name}"
+        how = f"lock it again by python -m beam_triton lock {self._options.urls[0]} {locked.name}"
         if found and found[0].is_harmful:
             raise ModelMismatchError(
                 f"model {locked.name!r} at {self._options.urls[0]} is not the one that {locked.lock_file} "
-                f"describes: {about}. If that is meant, {anew}, and start the job again"
+                f"describes: {about}. If that is meant, {how}, and start the job again"
             )
         if found:
             self.warn_once(
                 f"model {locked.name!r} differs from that of {locked.lock_file}, without harm: "
-                f"{about}. To use what is new, {anew}"
+                f"{about}. To use what is new, {how}"
             )
         return agreed(locked, served, outputs)
 

@@ -87,7 +87,7 @@ class BatchingPolicy(Options):
             request. All variable dimensions (-1) of the model's inputs count as lengths, an image's height
             and width each by itself. Padding goes to the boundary, not to the longest element, so that the
             server meets few shapes: Triton's dynamic batching joins requests of equal shapes only, and
-            TensorRT, XLA and ``torch.compile`` prepare each shape anew. Beyond the last boundary each bucket
+            TensorRT, XLA and ``torch.compile`` prepare each new shape. Beyond the last boundary each bucket
             ends at twice the length of the one before, and its elements are padded to the longest of their
             request, as the model may take no more. ``max_batch_bytes`` counts padding.
         pad: the value to pad with: one for all inputs; or input name to value, and other inputs are not

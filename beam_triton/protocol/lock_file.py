@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_ABOUT = "Written by python -m beam_triton lock. Lock the model anew rather than edit this."
+_ABOUT = "Written by python -m beam_triton lock. Lock the model again rather than edit this."
 _HASH = "contract_sha256"
 # What may change while elements and results stay as they are.
 _VOLATILE = ("version", "platform")

@@ -71,8 +71,8 @@ class InferRequestEncoder:
     an output to k: its k best classes are returned instead of its values, as BYTES ``value:index[:label]``.
     ``binary=False`` writes pure JSON, for servers without the binary tensor extension. ``new_id`` makes the
     id of a request that is given none: plain ASCII that needs no escaping in JSON. With ``padding``, elements
-    of different lengths share requests; ``element_model`` is the model as they see it, who need not bring the
-    masks that it makes. ``expected_outputs`` are the outputs that the answer should hold,
+    of different lengths share requests; ``element_model`` is the model as they see it: the masks that
+    the encoder makes are optional there. ``expected_outputs`` are the outputs that the answer should hold,
     ``required_outputs`` those that it must hold, for ``decode_infer_response``.
 
     Raises ConfigurationError for outputs that the model does not have, wrong parameters, and padding that

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeAlias
 
 import apache_beam as beam
@@ -21,11 +20,9 @@ from beam_triton.protocol.text import shorten
 from beam_triton.transforms.arrow_columns import input_rows, output_column, output_type, tensor_groups
 from beam_triton.transforms.bundle import with_own_windows
 from beam_triton.transforms.exception_handling import DeadLetters
-from beam_triton.transforms.metrics import InferenceMetrics
-from beam_triton.transforms.model_dofn import ModelDoFn, default_of
 from beam_triton.transforms.row_results import OutputColumn
 from beam_triton.transforms.row_schema import RowSchema
-from beam_triton.transforms.row_scorer import RowScorer, ScoredBatch
+from beam_triton.transforms.row_scorer import RowBatchDoFn, ScoredBatch
 
 ArrowBatch: TypeAlias = pa.Table | pa.RecordBatch
 
@@ -137,7 +134,7 @@ class _ScoredTable:
         self.ended: list[ScoredBatch] = []
 
 
-class ArrowInferenceDoFn(ModelDoFn):
+class ArrowInferenceDoFn(RowBatchDoFn):
     """Scores the rows of Arrow tables and record batches; gives one of the same kind for each.
 
     Use it through `TritonBatchInference`.
@@ -156,23 +153,8 @@ class ArrowInferenceDoFn(ModelDoFn):
         *,
         dead_letters: DeadLetters | None = None,
     ) -> None:
-        super().__init__(options, model_name)
+        super().__init__(options, model_name, results.outputs, dead_letters)
         self._results = results
-        self._dead_letters = dead_letters
-        self._scorer: RowScorer | None = None
-
-    def start_bundle(self) -> None:
-        """Begin with nothing in flight."""
-        assert self._model is not None, "setup has not been called"
-        self._cancel()
-        self._scorer = RowScorer(
-            self._model,
-            self._options.batching,
-            InferenceMetrics(self._model.channel.pool),
-            outputs=self._results.outputs,
-            make_default=partial(default_of, self._options),
-            exc_class=() if self._dead_letters is None else self._dead_letters.exc_class,
-        )
 
     def process(
         self, element: ArrowBatch, windowed_value: Any = beam.DoFn.WindowedValueParam

@@ -34,6 +34,11 @@ class DeadLetters:
     on_failure_callback: FailureCallback | None = None
     make: Callable[[Any, TritonError], Any] = failure_of
 
+    @classmethod
+    def of_option(cls, with_exception_handling: bool | DeadLetters) -> DeadLetters | None:
+        """What a DoFn's argument ``with_exception_handling`` means."""
+        return cls() if with_exception_handling is True else with_exception_handling or None
+
     def of(self, element: Any, error: TritonError) -> Any | None:
         """The element's dead letter; None where its error is not of ``exc_class``."""
         if not isinstance(error, self.exc_class):

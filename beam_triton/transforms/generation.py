@@ -375,11 +375,11 @@ class BundleGenerator:
         texts = self._generating.texts_before(call.stream.events)
         self._count_tokens(call, len(texts))
         text = "".join(texts)
-        told = with_message(
+        whole = with_message(
             error, f"{error.message}; the text before it: {text!r}" if text else error.message
         )
-        told.generated = text
-        return told
+        whole.generated = text
+        return whole
 
     def _count_tokens(self, call: Call, count: int) -> None:
         if call.stream is not None and count:
@@ -418,9 +418,7 @@ class TritonGenerateDoFn(ModelDoFn):
         own = {each.name: options.pop(each.name) for each in fields(Generating) if each.name in options}
         self._generating = generating or Generating(**own)
         super().__init__(generate_options(endpoint, options), model_name)
-        self._dead_letters = (
-            DeadLetters() if with_exception_handling is True else with_exception_handling or None
-        )
+        self._dead_letters = DeadLetters.of_option(with_exception_handling)
         self._failure = ""
 
     def display_data(self) -> dict[str, Any]:

@@ -75,9 +75,7 @@ class TritonInferenceDoFn(ModelDoFn):
         if self._model_of is None:
             self._options.spec_of(self._model_name)
         self._models: OpenModels | None = None
-        self._dead_letters = (
-            DeadLetters() if with_exception_handling is True else with_exception_handling or None
-        )
+        self._dead_letters = DeadLetters.of_option(with_exception_handling)
         self._results = results
         # Pickled with it: a process's copies of one DoFn, which have equal options, may share requests.
         self._name = uuid4().hex

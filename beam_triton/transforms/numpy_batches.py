@@ -1,7 +1,6 @@
 """NumPy batches in and out of Beam's batched DoFns."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -16,17 +15,16 @@ from beam_triton.options import InferenceOptions
 from beam_triton.protocol import DATATYPES, ModelSpec, TensorSpec
 from beam_triton.protocol.datatypes import Array
 from beam_triton.transforms.exception_handling import DeadLetters
-from beam_triton.transforms.metrics import InferenceMetrics
-from beam_triton.transforms.model_dofn import ModelDoFn, default_of, display_data_of
+from beam_triton.transforms.model_dofn import display_data_of
 from beam_triton.transforms.results import Outputs
 from beam_triton.transforms.row_results import OutputColumn
-from beam_triton.transforms.row_scorer import RowScorer, ScoredBatch
+from beam_triton.transforms.row_scorer import RowBatchDoFn, ScoredBatch
 
 # Making one takes a microsecond.
 _GLOBAL = (GlobalWindow(),)
 
 
-class TritonBatchInferenceDoFn(ModelDoFn):
+class TritonBatchInferenceDoFn(RowBatchDoFn):
     """Scores NumPy batches on a model with one input; gives arrays of results, an element each.
 
     Use it through `TritonBatchInference`, which finds the types and makes the arrays batches again. They are
@@ -51,11 +49,9 @@ class TritonBatchInferenceDoFn(ModelDoFn):
         overlaps_batches: bool,
         dead_letters: DeadLetters | None = None,
     ) -> None:
-        super().__init__(options, model_name)
+        super().__init__(options, model_name, (OutputColumn(output, output.name),), dead_letters)
         self._output = output
-        self._dead_letters = dead_letters
         self._overlaps_batches = overlaps_batches
-        self._scorer: RowScorer | None = None
 
     def display_data(self) -> dict[str, Any]:
         return display_data_of(self._options, self._model_name, output=self._output.name)
@@ -66,19 +62,6 @@ class TritonBatchInferenceDoFn(ModelDoFn):
 
     def infer_output_type(self, input_element_type: Any) -> Any:
         return np.ndarray
-
-    def start_bundle(self) -> None:
-        """Begin with nothing in flight."""
-        assert self._model is not None, "setup has not been called"
-        self._cancel()
-        self._scorer = RowScorer(
-            self._model,
-            self._options.batching,
-            InferenceMetrics(self._model.channel.pool),
-            outputs=(OutputColumn(self._output, self._output.name),),
-            make_default=partial(default_of, self._options),
-            exc_class=() if self._dead_letters is None else self._dead_letters.exc_class,
-        )
 
     @beam.DoFn.yields_elements  # type: ignore[untyped-decorator]  # Beam's own is
     def process_batch(

@@ -150,7 +150,7 @@ def check_outputs(columns: Iterable[OutputColumn], encoder: InferRequestEncoder)
             now = f"no output {built_for.name!r}" if spec is None else f"output {spec.describe()}"
             raise ConfigurationError(
                 f"model {encoder.model.name!r} gives {now} now. The pipeline was built for "
-                f"{built_for.describe()}, and its types cannot change: build and start it anew"
+                f"{built_for.describe()}, and its types cannot change: build and start it again"
             )
 
 
@@ -271,18 +271,18 @@ class RowFailures:
         """The row of one failure, keyed if the element is."""
         is_keyed, key, row = split_key(element)
         if self.columns is None:
-            told = {"element": row}
+            values = {"element": row}
         else:
             columns = columns_of(row) or {}
-            told = {name: columns.get(name) for name, _ in self._own}
-        told |= {
+            values = {name: columns.get(name) for name, _ in self._own}
+        values |= {
             "error_type": type(error).__name__,
             "error_message": error.message,
             "error_endpoint": error.endpoint,
             "error_status": error.status,
             "error_attempts": error.attempt_count,
         }
-        failure = beam.Row(**told)
+        failure = beam.Row(**values)
         return (key, failure) if is_keyed else failure
 
 

@@ -5,19 +5,22 @@ slices, without a copy.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from beam_triton.errors import RemoteProtocolError, TritonError, UnexpectedOutputError, with_message
+from beam_triton.options import InferenceOptions
 from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.protocol import EncodedRequest, InferRequestEncoder, InferResponse
 from beam_triton.protocol.datatypes import Array
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.bisection import BisectingSender
-from beam_triton.transforms.exception_handling import ExceptionClasses
+from beam_triton.transforms.exception_handling import DeadLetters, ExceptionClasses
 from beam_triton.transforms.metrics import InferenceMetrics
+from beam_triton.transforms.model_dofn import ModelDoFn, default_of
 from beam_triton.transforms.results import DEFAULT_MODEL_ID, DefaultValue
 from beam_triton.transforms.row_results import OutputColumn, check_outputs
 
@@ -274,3 +277,37 @@ class RowScorer:
 
 def _size_bytes(array: Array) -> int:
     return sum(map(len, array.ravel())) if array.dtype.kind == "O" else array.nbytes
+
+
+class RowBatchDoFn(ModelDoFn):
+    """Scores batches of rows by a `RowScorer` a bundle.
+
+    Args:
+        outputs: those to give.
+        dead_letters: what becomes of failed rows; None: the first fails the bundle.
+    """
+
+    def __init__(
+        self,
+        options: InferenceOptions,
+        model_name: str,
+        outputs: Sequence[OutputColumn],
+        dead_letters: DeadLetters | None,
+    ) -> None:
+        super().__init__(options, model_name)
+        self._scored_outputs = outputs
+        self._dead_letters = dead_letters
+        self._scorer: RowScorer | None = None
+
+    def start_bundle(self) -> None:
+        """Begin with nothing in flight."""
+        assert self._model is not None, "setup has not been called"
+        self._cancel()
+        self._scorer = RowScorer(
+            self._model,
+            self._options.batching,
+            InferenceMetrics(self._model.channel.pool),
+            outputs=self._scored_outputs,
+            make_default=partial(default_of, self._options),
+            exc_class=() if self._dead_letters is None else self._dead_letters.exc_class,
+        )

@@ -87,7 +87,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, "HeldModel"]):
     - a file in a version's folder of a model repository, such as ``gs://models/digits/3/model.onnx``.
 
     An empty one changes nothing. A model that cannot be opened fails every batch, each of which tries to open
-    it anew; the earlier model answers none of them.
+    it again; the earlier model answers none of them.
 
     **Many models** (``KeyedModelHandler([KeyModelMapping(keys, handler), …])``) are cheap, and need no
     ``max_models_per_worker_hint``. Every process opens its own, also where Beam shares a model across
