@@ -16,7 +16,8 @@ from benchmarks.server import REMOTE_LIKE, SLOW, target
 from engines import DirectRunner
 from engines.processes import EngineError
 
-ELEMENTS = 1_000
+# Enough for a run that lasts several times as long as connections are looked at apart.
+ELEMENTS = 5_000
 
 
 @pytest.mark.parametrize("peer", [BEAM_TRITON, TRITONCLIENT_HTTP], ids=lambda peer: peer.name)
