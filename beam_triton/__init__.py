@@ -10,6 +10,7 @@ from beam_triton.errors import (
     DeadlineExceededError,
     InferenceError,
     InvalidRequestError,
+    LateElementError,
     LocalProtocolError,
     ModelExecutionError,
     ModelMismatchError,
@@ -19,6 +20,8 @@ from beam_triton.errors import (
     ProtocolError,
     ProxyError,
     RemoteProtocolError,
+    SequenceEndedError,
+    SequenceLostError,
     ServerOverloadedError,
     ServerUnavailableError,
     SilentConnectionError,
@@ -40,6 +43,7 @@ from beam_triton.transforms.inference import TritonInference, TritonInferenceDoF
 from beam_triton.transforms.pipeline_options import TritonOptions
 from beam_triton.transforms.results import DefaultResult
 from beam_triton.transforms.run_inference import TritonModelHandler
+from beam_triton.transforms.sequences import TritonSequenceInference
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
 
 __all__ = [
@@ -56,6 +60,7 @@ __all__ = [
     "InferResponse",
     "InferenceError",
     "InvalidRequestError",
+    "LateElementError",
     "LocalProtocolError",
     "ModelExecutionError",
     "ModelMismatchError",
@@ -67,6 +72,8 @@ __all__ = [
     "ProxyError",
     "RemoteProtocolError",
     "RetryPolicy",
+    "SequenceEndedError",
+    "SequenceLostError",
     "ServerOverloadedError",
     "ServerUnavailableError",
     "SilentConnectionError",
@@ -86,6 +93,7 @@ __all__ = [
     "TritonInferenceDoFn",
     "TritonModelHandler",
     "TritonOptions",
+    "TritonSequenceInference",
     "TritonTextEmbeddings",
     "UnexpectedOutputError",
 ]

@@ -18,12 +18,15 @@
     │       └── UnexpectedOutputError outputs that are not those of the model's description
     ├── InferenceError                the server answered, and refused
     │   ├── InvalidRequestError       an element's fault: most 4xx, malformed-request 500s
+    │   │   └── SequenceLostError     the server does not know the sequence, or no more
     │   ├── ModelNotFoundError        no such model or version
     │   ├── ModelNotReadyError        known, but not loaded at the moment
     │   ├── ServerOverloadedError     queue full, 429
     │   ├── ServerUnavailableError    502, 503, 504
     │   └── ModelExecutionError       a plain 500: the model raised
     ├── CircuitOpenError              the circuit breaker did not admit the request
+    ├── SequenceEndedError            an earlier element of the sequence failed
+    ├── LateElementError              later elements of the sequence have been scored
     └── TooManyFailuresError          more elements failed than the user allows; also a ValueError
 
 Callers decide by attributes, never by a message:
@@ -214,6 +217,13 @@ class InvalidRequestError(InferenceError):
     splits_batch = True
 
 
+class SequenceLostError(InvalidRequestError):
+    """The server has no state of the request's sequence: it was restarted, or has forgotten what was idle for
+    ``max_sequence_idle_microseconds`` of the model's configuration."""
+
+    splits_batch = False
+
+
 class ModelNotFoundError(InferenceError):
     """The server has no such model or version."""
 
@@ -265,6 +275,14 @@ class CircuitOpenError(TritonError):
     ) -> None:
         super().__init__(message, attempts=attempts)
         self.open_seconds_left = open_seconds_left
+
+
+class SequenceEndedError(TritonError):
+    """An earlier element of the sequence failed, so the model's state says nothing about this one."""
+
+
+class LateElementError(TritonError):
+    """Later elements of the sequence had been scored when this one came."""
 
 
 class TooManyFailuresError(TritonError, ValueError):

@@ -49,7 +49,7 @@ from beam_triton.errors import (
     with_message,
     without_frames,
 )
-from beam_triton.policy.retry import EndpointView, Fail, History, Limits, Resend, Retry, next_step
+from beam_triton.policy.retry import EndpointView, Fail, History, Hold, Limits, Resend, Retry, next_step
 from beam_triton.transport.attempt import Attempt
 from beam_triton.transport.event_stream import EventStream, StreamLimits
 from beam_triton.transport.exchange import Exchange
@@ -147,6 +147,8 @@ class Call(_CallState):
         is_batch: it holds several elements, one of which may have made the model raise, or too many: a plain
             500 is not retried and says nothing about the server's health.
         is_sequence: the model would see a repeated request twice: nothing that may have run is repeated.
+        pinned: the only endpoint that it may go to, which has the beginning of its sequence. Only an
+            overloaded server is asked again: after other failures the owner sends the sequence again.
         suspicion: that this request hangs the model, as in `History`.
         lost_at: when this request, or the batch that it is a part of, was first lost without a reason.
         joinable: by which it may share a request with others that wait for an admission; None: it may not.
@@ -168,6 +170,7 @@ class Call(_CallState):
     lost_at: float
     joinable: Joinable | None = None
     stream_limits: StreamLimits | None = None
+    pinned: Endpoint | None = None
 
     def __post_init__(self) -> None:
         if self.suspicion:
@@ -183,8 +186,8 @@ class Call(_CallState):
         waited_seconds = math.inf
         if self.joinable is not None and not self.record.attempts:
             waited_seconds = 0.0 if self._queued_at is None else time.monotonic() - self._queued_at
-        admission = endpoints.admit(self._tried, waited_seconds)
-        if isinstance(admission, Refusal) and self._join_queue():
+        admission = endpoints.admit(self._tried, waited_seconds, self.pinned)
+        if isinstance(admission, Refusal) and self.pinned is None and self._join_queue():
             admission = endpoints.admit(self._tried, waited_seconds)
         if isinstance(admission, Refusal):
             self._wait_for_admission(admission)
@@ -283,7 +286,9 @@ class Call(_CallState):
 
     def _wait_for_admission(self, refusal: Refusal) -> None:
         now = time.monotonic()
-        if refusal.open_seconds is None:
+        if self.pinned is not None:
+            self._finish_with(self.context.endpoints.unhealthy_error(refusal.open_seconds or 0.0, 0.0))
+        elif refusal.open_seconds is None:
             self._wait_for_turn(now)
         else:
             self._wait_for_health(refusal.open_seconds, now)
@@ -370,7 +375,7 @@ class Call(_CallState):
         if redirect is not self._redirect:
             self._redirect = redirect
             self._redirects = 0 if redirect is None else self._redirects + 1
-        if not self.is_sequence:
+        if not self.is_sequence or self.pinned is not None:
             errors = self._history.errors
             silences = sum(isinstance(error, SilentConnectionError) for error in errors) if errors else 0
             self._silence_seconds = self.context.endpoints.silence_seconds(
@@ -549,6 +554,11 @@ class Call(_CallState):
         self._follow(self._history.after(error, view), tried, now, view)
 
     @property
+    def endpoint(self) -> Endpoint | None:
+        """The endpoint that it was sent to last."""
+        return self._endpoint
+
+    @property
     def endpoint_url(self) -> EndpointUrl | None:
         """The endpoint that it was sent to last."""
         return None if self._endpoint is None else self._endpoint.url
@@ -608,6 +618,9 @@ class Call(_CallState):
             view,
             random.random,
         )
+        is_overload = isinstance(step, Hold) and step.for_overload
+        if self.pinned is not None and not (is_overload or isinstance(step, Resend)):
+            step = Fail(error)
         if isinstance(step, Resend):
             assert self._admission is not None
             self._send(self._admission, now)

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from beam_triton.dispatch.call import Call, CallRecord
 from beam_triton.dispatch.channel import Channel
+from beam_triton.dispatch.endpoints import Endpoint
 from beam_triton.dispatch.health import start_health_checks
 from beam_triton.dispatch.joint_requests import Joinable
 from beam_triton.dispatch.request_head import HttpRequest
@@ -40,6 +41,7 @@ class Dispatcher(Generic[T]):
         self.throttled_seconds = 0.0
         self._context = channel.context(current_reactor())
         self._slots = self._context.endpoints.slots
+        self._taken_slots = 0
         self._calls: set[Call] = set()
         tracing = self._context.options.tracing
         self._tracer = self._new_tracer() if tracing else None
@@ -62,18 +64,20 @@ class Dispatcher(Generic[T]):
         lost_at: float = math.inf,
         joinable: Joinable | None = None,
         stream_limits: StreamLimits | None = None,
+        pinned: Endpoint | None = None,
+        takes_slots: bool = True,
     ) -> None:
         """Send a request; waits while the process has ``max_concurrent_requests`` in flight.
 
         A request of several times ``slot_bytes`` counts for as many. The arguments are those of `Call`. By
         default a request whose deadline passes without a queue in the server to explain it fails; with less
-        ``suspicion`` it is sent again.
+        ``suspicion`` it is sent again. With ``takes_slots=False`` it is sent within a slot of `take_slot`.
         """
-        slots = max(1, request.content_length // self._context.options.slot_bytes)
+        slots = max(1, request.content_length // self._context.options.slot_bytes) if takes_slots else 0
         if self._context.endpoints.any_breaker_open:
             # Nothing else checks them unless a request waits: others are healthy, or requests fail at once.
             start_health_checks(self._context)
-        if not self._slots.try_take(slots):
+        if slots and not self._slots.try_take(slots):
             self._slots.take(
                 slots, self._context.reactor, lambda: self._wait_until(time.monotonic() + POLL_AGAIN_SECONDS)
             )
@@ -97,11 +101,30 @@ class Dispatcher(Generic[T]):
             lost_at=lost_at,
             joinable=joinable,
             stream_limits=stream_limits,
+            pinned=pinned,
         )
         self._calls.add(call)
         if span is not None and self._tracer is not None:
             self._tracer.watch(call, span)
         call.start()
+
+    def take_slot(self, meanwhile: Callable[[], None]) -> None:
+        """Take a slot for requests that follow one another; waits until there is one.
+
+        ``meanwhile`` is called over and over, as the caller's own requests may have to go on for that.
+        """
+
+        def wait() -> None:
+            self._wait_until(time.monotonic() + POLL_AGAIN_SECONDS)
+            meanwhile()
+
+        self._slots.take(1, self._context.reactor, wait)
+        self._taken_slots += 1
+
+    def release_slot(self) -> None:
+        """Give a slot of `take_slot` back."""
+        self._taken_slots -= 1
+        self._slots.release(1)
 
     def step(self) -> None:
         """Do what can be done without waiting."""
@@ -123,6 +146,8 @@ class Dispatcher(Generic[T]):
             call.cancel()
             self._slots.release(call.slots)
         self._calls.clear()
+        taken, self._taken_slots = self._taken_slots, 0
+        self._slots.release(taken)
         self.completed.clear()
         if self._tracer is not None:
             self._tracer.end_all()

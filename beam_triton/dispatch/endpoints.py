@@ -246,21 +246,30 @@ class EndpointSet:
             usual_seconds = max((seconds for seconds in others if seconds is not None), default=None)
         return endpoint.silence.bound_seconds(usual_seconds, silences, left_seconds)
 
-    def admit(self, avoid: Collection[Endpoint], waited_seconds: float = math.inf) -> Admission | Refusal:
+    def admit(
+        self,
+        avoid: Collection[Endpoint],
+        waited_seconds: float = math.inf,
+        pinned: Endpoint | None = None,
+    ) -> Admission | Refusal:
         """Permission to send to one endpoint, not one of ``avoid`` unless there is no other.
 
         With less ``waited_seconds`` than an answer usually takes, only where no request waits in its queue.
+        To a ``pinned`` endpoint whatever its limit is: the sequence that goes on there began within it.
         """
+        if pinned is not None:
+            admission = self._try_enter(pinned, math.inf, within_limit=False)
+            return admission or Refusal(self._open_seconds((pinned,)))
         endpoints = self.endpoints
         if len(endpoints) == 1:
-            return self._try_enter(endpoints[0], waited_seconds) or Refusal(self._open_seconds())
+            return self._try_enter(endpoints[0], waited_seconds) or Refusal(self._open_seconds(endpoints))
         preferred = [endpoint for endpoint in endpoints if endpoint not in avoid]
         for candidates in (preferred, endpoints if avoid else ()):
             for endpoint in sorted(candidates, key=_preference):
                 admission = self._try_enter(endpoint, waited_seconds)
                 if admission is not None:
                     return admission
-        return Refusal(self._open_seconds())
+        return Refusal(self._open_seconds(endpoints))
 
     def leave(self, endpoint: Endpoint) -> None:
         with self._lock:
@@ -297,12 +306,14 @@ class EndpointSet:
         """Whether an endpoint that is not among ``tried`` is healthy."""
         return any(endpoint.is_healthy and endpoint not in tried for endpoint in self.endpoints)
 
-    def _try_enter(self, endpoint: Endpoint, waited_seconds: float) -> Admission | None:
+    def _try_enter(
+        self, endpoint: Endpoint, waited_seconds: float, *, within_limit: bool = True
+    ) -> Admission | None:
         limit = most = endpoint.limit.limit
         if waited_seconds < (endpoint.limit.usual_latency_seconds or 0.0):
             most = endpoint.limit.without_queue
         with self._lock:
-            if endpoint.in_flight >= most:
+            if endpoint.in_flight >= most and within_limit:
                 return None
             endpoint.in_flight += 1
             if endpoint.in_flight == limit:
@@ -316,8 +327,7 @@ class EndpointSet:
                 return None
         return Admission(self, endpoint, permit)
 
-    def _open_seconds(self) -> float | None:
-        endpoints = self.endpoints
+    def _open_seconds(self, endpoints: Sequence[Endpoint]) -> float | None:
         waits = [
             endpoint.breaker.seconds_until_probe()
             for endpoint in endpoints

@@ -19,6 +19,7 @@ from beam_triton.errors import (
     ModelExecutionError,
     ModelNotFoundError,
     ModelNotReadyError,
+    SequenceLostError,
     ServerOverloadedError,
     ServerUnavailableError,
 )
@@ -58,6 +59,7 @@ _OTHER_MODEL = re.compile(
 # may answer it with HTML.
 _XHTML = re.compile(rb"\s*<\?xml", re.IGNORECASE)
 _OVERLOADED = ("Exceeds maximum queue size", "Request timeout expired")
+_NO_SEQUENCE = "must specify the START flag on the first request of the sequence"
 _UNKNOWN_MODEL = "Request for unknown model"
 _NOT_READY = ("has no available versions", "is not at ready state")
 # What MLServer (400 "Model m is not ready yet.") and KServe's server (503 "Model with name m is not ready.")
@@ -156,7 +158,7 @@ def _classify(status: int, message: str, what: str) -> tuple[type[InferenceError
     if status == 500 and what == "infer":
         return (InvalidRequestError if message.startswith(_MALFORMED) else ModelExecutionError), ""
     if 400 <= status < 500:
-        return InvalidRequestError, ""
+        return (SequenceLostError if _NO_SEQUENCE in message else InvalidRequestError), ""
     return InferenceError, ""
 
 

@@ -333,9 +333,9 @@ class BundleScorer:
 
 
 def dead_letter(
-    dead_letters: DeadLetters | None, windowed_value: WindowedValue, index: int, error: TritonError
+    dead_letters: DeadLetters | None, windowed_value: WindowedValue, index: int | None, error: TritonError
 ) -> Any:
-    """The output of a failed element, the one of that index within its bundle.
+    """The output of a failed element, the one of that index within its bundle where that matters.
 
     Raises:
         TritonError: such failures do not become dead letters.
@@ -343,8 +343,10 @@ def dead_letter(
     failure = dead_letters.of(windowed_value.value, error) if dead_letters is not None else None
     if dead_letters is None or failure is None:
         is_keyed, key, _ = split_key(windowed_value.value)
-        about = f"element {index} of its bundle" + (f", key {key!r}" if is_keyed else "")
-        raise with_message(error, f"{about}: {error.message}") from error
+        about = [] if index is None else [f"element {index} of its bundle"]
+        if is_keyed:
+            about.append(f"key {key!r}")
+        raise with_message(error, f"{', '.join(about)}: {error.message}") from error
     return pvalue.TaggedOutput(dead_letters.tag, windowed_value.with_value(failure))
 
 

@@ -202,6 +202,8 @@ class TritonInference(beam.PTransform[Any, Any]):
         TritonError: ``output="row"``, and the server cannot be asked.
     """
 
+    _of_sequences = False
+
     def __init__(
         self,
         endpoint: str | Sequence[str],
@@ -238,7 +240,9 @@ class TritonInference(beam.PTransform[Any, Any]):
             options["model_spec"] = self._options.model_spec
         self._model_name = model_name
         results = PredictionResults(inputs, keep_example)
-        self._new_dofn = partial(TritonInferenceDoFn, endpoint, model_name, **{"results": results} | options)
+        self._new_dofn: Callable[..., beam.DoFn] = partial(
+            self._dofn, endpoint, model_name, **{"results": results} | options
+        )
         self._new_dofn()
         self._handling: ExceptionHandling | None = None
         self._timeout: dict[str, Any] = {}
@@ -348,6 +352,9 @@ class TritonInference(beam.PTransform[Any, Any]):
                 failures |= "FailedRows" >> pass_on(failure_type)
         return self._with_failures(pcoll, scored, failures)
 
+    def _dofn(self, endpoint: str | Sequence[str], model_name: ModelName, **options: Any) -> beam.DoFn:
+        return TritonInferenceDoFn(endpoint, model_name, **options)
+
     def _score(
         self, pcoll: PCollection[Any], dofn: beam.DoFn, output_type: Any, failure_type: Any
     ) -> tuple[Any, Any]:
@@ -399,7 +406,7 @@ class TritonInference(beam.PTransform[Any, Any]):
                     f"model_spec: one of the models, whose outputs all of them have"
                 )
             model_name = self._options.model_spec.name
-        model = open_described(self._options, model_name)
+        model = open_described(self._options, model_name, of_sequences=self._of_sequences)
         try:
             return schema.of_elements(element_type, model.encoder, self._options.classification)
         finally:

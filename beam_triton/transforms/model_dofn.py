@@ -90,15 +90,15 @@ def annotations_of(
     }
 
 
-def open_model(options: InferenceOptions, model_name: str) -> RemoteModel:
-    """Open the model.
+def open_model(options: InferenceOptions, model_name: str, *, of_sequences: bool = False) -> RemoteModel:
+    """Open the model, which takes sequences or unrelated elements.
 
     Keep trying for ``timeout_seconds`` where the model cannot be reached at once. Where this process uses it
     already, it is known to exist and the server restarts: keep trying for as long as requests wait for the
     server (``max_wait_seconds`` of the circuit breaker).
 
     Raises:
-        ConfigurationError: the model cannot be sent batches of unrelated elements, or
+        ConfigurationError: the model takes the other kind of elements, or cannot be scored at all, or
             ``default_value`` does not fit its outputs; ModelMismatchError where it is not the locked one.
         TritonError: there is no such model, or no server.
     """
@@ -108,7 +108,7 @@ def open_model(options: InferenceOptions, model_name: str) -> RemoteModel:
     with TritonClient.from_inference_options(options) as client:
         model = client.open_model(model_name, wait_seconds=wait_seconds)
     try:
-        check_can_be_scored(model.spec, model.encoder.expected_outputs)
+        check_can_be_scored(model.spec, model.encoder.expected_outputs, of_sequences=of_sequences)
         default_of(options, model.encoder)
         return model
     except BaseException:
@@ -116,14 +116,14 @@ def open_model(options: InferenceOptions, model_name: str) -> RemoteModel:
         raise
 
 
-def open_described(options: InferenceOptions, model_name: str) -> RemoteModel:
+def open_described(options: InferenceOptions, model_name: str, *, of_sequences: bool = False) -> RemoteModel:
     """As `open_model`, for a pipeline that is being built: the server is not asked where ``model_spec``
     describes the model, not even for a comparison with a lock file."""
     spec = options.spec_of(model_name)
     if spec is not None:
         # How tensors travel makes no difference to elements and results.
         options = replace(options, model_spec=replace(spec, lock_file=""), binary=True)
-    return open_model(options, model_name)
+    return open_model(options, model_name, of_sequences=of_sequences)
 
 
 def default_of(options: InferenceOptions, encoder: InferRequestEncoder) -> DefaultValue | None:
@@ -155,14 +155,18 @@ def _close_on_a_thread(channel: Channel) -> None:
     threading.Thread(target=channel.close, name="beam_triton-close", daemon=True).start()
 
 
-def check_can_be_scored(spec: ModelSpec, outputs: Sequence[TensorSpec] = ()) -> None:
-    """Refuse models that cannot take a batch of unrelated elements; ``outputs`` are those that are asked for.
+def check_can_be_scored(
+    spec: ModelSpec, outputs: Sequence[TensorSpec] = (), *, of_sequences: bool = False
+) -> None:
+    """Refuse models that cannot take batches of unrelated elements, or elements of sequences one by one;
+    ``outputs`` are those that are asked for.
 
     Raises:
-        ConfigurationError: the model is decoupled, needs sequences, or an output has no batch dimension.
+        ConfigurationError: the model is decoupled, takes sequences where unrelated elements are sent or the
+            other way round, or an output of a batch has no batch dimension.
     """
     whole = [output.describe() for output in outputs if output.name in spec.whole_outputs]
-    if whole and spec.max_batch_size > 1:
+    if whole and spec.max_batch_size > 1 and not of_sequences:
         others = [output.name for output in spec.outputs if output.name not in spec.whole_outputs]
         raise ConfigurationError(
             f"model {spec.name!r}: output {', '.join(whole)} has no batch dimension, though the inputs have "
@@ -176,8 +180,14 @@ def check_can_be_scored(spec: ModelSpec, outputs: Sequence[TensorSpec] = ()) -> 
             f"model {spec.name!r} is decoupled (any number of answers to a request), which /infer refuses: "
             f"TritonGenerate takes its text"
         )
-    if spec.sequence_batching:
+    if spec.sequence_batching and not of_sequences:
         raise ConfigurationError(
             f"model {spec.name!r} batches sequences, whose requests depend on each other; a Beam bundle "
-            f"has no order. Use TritonClient.infer with sequence_id, sequence_start and sequence_end"
+            f"has no order. TritonSequenceInference takes the elements of each key in order"
+        )
+    if of_sequences and not spec.sequence_batching:
+        raise ConfigurationError(
+            f"model {spec.name!r} has no sequence_batching in its configuration: it knows nothing of earlier "
+            f"elements. Use TritonInference; or, where the server does not say it, give "
+            f"model_spec=ModelSpec(…, sequence_batching=True)"
         )

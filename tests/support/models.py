@@ -186,16 +186,32 @@ ensemble_scheduling {
 }
 """
 
-_SEQUENCE = """
-sequence_batching {
-  max_sequence_idle_microseconds: 30000000
+
+def _sequence_batching(strategy: str, idle_seconds: float = 30.0) -> str:
+    return f"""
+sequence_batching {{
+  {strategy}
+  max_sequence_idle_microseconds: {round(idle_seconds * 1e6)}
   control_input [
-    { name: "START" control [ { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } ] },
-    { name: "END" control [ { kind: CONTROL_SEQUENCE_END fp32_false_true: [ 0, 1 ] } ] },
-    { name: "CORRID" control [ { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } ] }
+    {{ name: "START" control [ {{ kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] }} ] }},
+    {{ name: "END" control [ {{ kind: CONTROL_SEQUENCE_END fp32_false_true: [ 0, 1 ] }} ] }},
+    {{ name: "READY" control [ {{ kind: CONTROL_SEQUENCE_READY fp32_false_true: [ 0, 1 ] }} ] }},
+    {{ name: "CORRID" control [ {{ kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 }} ] }}
   ]
-}
+}}
 """
+
+
+def _running_sum(name: str, strategy: str, *, max_batch_size: int = 8, idle_seconds: float = 30.0) -> Model:
+    return Model(
+        name,
+        (Tensor("x", "INT32", (1,)),),
+        (Tensor("y", "INT32", (1,)),),
+        source="running_sum",
+        max_batch_size=max_batch_size,
+        settings=_sequence_batching(strategy, idle_seconds),
+    )
+
 
 _SHORT_QUEUE = """
 dynamic_batching {
@@ -259,14 +275,12 @@ _MODELS = (
     # Kinds of models.
     _function("double", "double", [_X], [_Y]),
     Model("ensemble", (_X,), (_Y,), source="", settings=_ENSEMBLE),
-    Model(
-        "running_sum",
-        (Tensor("x", "INT32", (1,)),),
-        (Tensor("y", "INT32", (1,)),),
-        source="running_sum",
-        max_batch_size=8,
-        settings=_SEQUENCE,
-    ),
+    # Running sums of the elements of a sequence, by both strategies of the sequence batcher.
+    _running_sum("running_sum", "direct {}"),
+    _running_sum("running_sum_oldest", "oldest { max_candidate_sequences: 20000 }"),
+    # Two places for sequences, and one for those that are idle for half a second.
+    _running_sum("running_sum_two_places", "direct {}", max_batch_size=2),
+    _running_sum("running_sum_forgetful", "oldest { max_candidate_sequences: 64 }", idle_seconds=0.5),
     Model(
         "countdown",
         (Tensor("count", "INT32", (1,)),),

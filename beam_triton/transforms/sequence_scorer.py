@@ -1,0 +1,376 @@
+"""Sequences in flight: one element of each at a time, many sequences at once, none lost with its server.
+
+::
+
+    elements of a key ──▶ START ──▶ … ──▶ END            all at one endpoint, under one correlation ID
+                            ▲         │ the server does not answer, or does not know the sequence
+                            └─────────┘ the answered elements again, then the next one
+
+A sequence that is sent again has another correlation ID where a request under the old one may still be on its
+way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterable
+from dataclasses import KW_ONLY, dataclass, field
+from itertools import chain
+from typing import Any, NamedTuple
+
+from apache_beam.utils.windowed_value import WindowedValue
+
+from beam_triton.dispatch.call import Call
+from beam_triton.dispatch.dispatcher import Dispatcher
+from beam_triton.dispatch.endpoints import Endpoint
+from beam_triton.errors import (
+    DeadlineExceededError,
+    InferenceError,
+    ModelExecutionError,
+    SequenceEndedError,
+    SequenceLostError,
+    TritonError,
+    with_message,
+)
+from beam_triton.policy.retry import RetryPolicy
+from beam_triton.protocol import PreparedElement
+from beam_triton.remote_model import RemoteModel
+from beam_triton.transforms.bundle import dead_letter
+from beam_triton.transforms.exception_handling import DeadLetters
+from beam_triton.transforms.metrics import InferenceMetrics
+from beam_triton.transforms.results import DefaultValue, Outputs, PredictionResults, split_key
+from beam_triton.transforms.row_results import RowResults
+
+_logger = logging.getLogger(__name__)
+
+# Triton takes 64 bits, others that read JSON as signed integers 63.
+_CORRELATION_IDS = 2**63 - 1
+# A model may hang on an element.
+_MOST_TIMEOUTS = 2
+# Of answered elements that a process keeps between bundles. A sequence that is dropped is sent again from
+# Beam's state.
+_MEMORY_BYTES = 256 * 2**20
+
+
+class Element(NamedTuple):
+    """An element of a sequence: ``ends`` it, and has been taken as its ``position``-th."""
+
+    windowed_value: WindowedValue
+    ends: bool
+    position: int = 0
+
+
+@dataclass(eq=False)
+class RemoteSequence:
+    """A sequence whose state one server has.
+
+    Attributes:
+        answered: the elements that have been answered, for a server that lost them; None: too many to keep.
+        known: how many of these the server has.
+        correlation_id: by which the server knows the sequence; 0 for one that it has never had.
+        endpoint: that server; None before the first answer, and where the sequence has to start again.
+        failure: what ended it.
+        skipped: positions of elements that failed, without which it goes on.
+        token: of the bundle that has sent its last elements.
+    """
+
+    answered: list[PreparedElement] | None = field(default_factory=list)
+    known: int = 0
+    correlation_id: int = 0
+    endpoint: Endpoint | None = None
+    failure: TritonError | None = None
+    skipped: list[int] = field(default_factory=list)
+    token: str = ""
+
+    def start_again(self, *, by_same_id: bool = False) -> None:
+        """Leave what a server may have of it.
+
+        A start under the same ID frees the server's place for it at once. Where a request may still be on its
+        way, it would come into the new one.
+        """
+        self.endpoint = None
+        self.known = 0
+        if not by_same_id:
+            self.correlation_id = 0
+
+    def end(self) -> None:
+        """Let the next element begin another one."""
+        self.start_again()
+        self.answered, self.failure, self.skipped = [], None, []
+
+    @property
+    def nbytes(self) -> int:
+        """Of its elements in memory."""
+        return 1024 + sum(each.nbytes for each in self.answered or ())
+
+
+class SequenceMemory:
+    """Sequences of this process that go on in a later bundle; bounded, thread-safe.
+
+    Only the process that has sent a sequence's last elements may go on with it: another one cannot know what
+    a bundle that failed since has sent. What is not found here is sent again.
+    """
+
+    def __init__(self, max_bytes: int = _MEMORY_BYTES) -> None:
+        self._lock = threading.Lock()
+        self._sequences: OrderedDict[Hashable, tuple[RemoteSequence, int]] = OrderedDict()
+        self._max_bytes = max_bytes
+        self._nbytes = 0
+        self._process = os.getpid()
+
+    def put(self, key: Hashable, sequence: RemoteSequence) -> None:
+        """Keep a sequence; the ones that have waited longest make room."""
+        nbytes = sequence.nbytes
+        with self._lock:
+            self._sequences[key] = sequence, nbytes
+            self._nbytes += nbytes
+            while self._nbytes > self._max_bytes:
+                _, (_, dropped) = self._sequences.popitem(last=False)
+                self._nbytes -= dropped
+
+    def take(self, key: Hashable) -> RemoteSequence | None:
+        """Remove a sequence and give it, if it is here."""
+        with self._lock:
+            if self._process != os.getpid():
+                # A forked child: its parent goes on with them.
+                self._process, self._nbytes = os.getpid(), 0
+                self._sequences.clear()
+            sequence, nbytes = self._sequences.pop(key, (None, 0))
+            self._nbytes -= nbytes
+            return sequence
+
+
+@dataclass(eq=False)
+class _Run:
+    """The elements of one sequence, and of those that follow it, which a bundle sends."""
+
+    sequence: RemoteSequence
+    waiting: deque[Element]
+    losses: int = 0
+    prepared: PreparedElement | None = None
+    is_replay: bool = False
+
+
+@dataclass(eq=False, repr=False)
+class SequenceScorer:
+    """Scores the sequences of one bundle, as many at a time as there are slots.
+
+    Args:
+        model: the model to score on.
+        retry: how often a sequence may be lost at one element.
+        metrics: gets everything that ends.
+        results: takes the inputs out of elements, and makes results of answers.
+        dead_letters: failed elements leave as these; the first one that does not, raises.
+        default: makes what an element that failed yields instead, if anything.
+        goes_on: a sequence goes on without an element that failed; otherwise its other elements fail.
+        max_replay_elements: a sequence of more is not sent again.
+    """
+
+    model: RemoteModel
+    retry: RetryPolicy
+    metrics: InferenceMetrics
+    _: KW_ONLY
+    results: PredictionResults | RowResults
+    dead_letters: DeadLetters | None
+    default: DefaultValue | None
+    goes_on: bool
+    max_replay_elements: int = sys.maxsize
+
+    def __post_init__(self) -> None:
+        self._encoder = self.model.encoder
+        self._inputs_of = self.results.reader(self._encoder)
+        self._dispatcher: Dispatcher[_Run] = Dispatcher(self.model.channel)
+        self._outputs: list[Iterable[Any]] = []
+
+    def prepare(self, inputs: Any) -> PreparedElement:
+        """An element's tensors.
+
+        Raises:
+            LocalProtocolError: it does not fit the model.
+        """
+        return self._encoder.prepare(self._inputs_of(inputs))
+
+    def add(self, sequence: RemoteSequence, elements: Iterable[Element]) -> None:
+        """Send the elements one after the other; waits only for a slot."""
+        run = _Run(sequence, deque(elements))
+        self._dispatcher.take_slot(self._take_ended)
+        self._go_on(run)
+        self._take_ended()
+
+    def fail(self, windowed_value: WindowedValue, error: TritonError) -> None:
+        """Let an element fail."""
+        self.metrics.count("elements")
+        element = windowed_value.value
+        if self.default is not None:
+            self.metrics.count("default_values")
+            result = self.results.default(element, self.default)
+            self._outputs.append((windowed_value.with_value(result),))
+            return
+        self.metrics.count("failures")
+        self._outputs.append((dead_letter(self.dead_letters, windowed_value, None, error),))
+
+    def take_outputs(self) -> Iterable[Any]:
+        """What is ready, each with the window of its own element."""
+        self._dispatcher.step()
+        self._take_ended()
+        outputs, self._outputs = self._outputs, []
+        return Outputs(chain.from_iterable, outputs) if outputs else ()
+
+    def finish(self) -> Iterable[Any]:
+        """Wait until every element has its outcome, and give the remaining outputs."""
+        while self._dispatcher.in_flight:
+            self._dispatcher.wait()
+            self._take_ended()
+        self.metrics.flush()
+        return self.take_outputs()
+
+    def cancel(self) -> None:
+        """Abandon whatever is in flight. A second call does nothing."""
+        self._dispatcher.cancel()
+
+    def _go_on(self, run: _Run) -> None:
+        """Send what comes next, or give the slot back where nothing does."""
+        sequence = run.sequence
+        while run.waiting:
+            element = run.waiting[0]
+            if sequence.failure is not None:
+                error = SequenceEndedError(
+                    f"the sequence has ended at an earlier element: {sequence.failure}"
+                )
+                self._fail_next(run, error)
+                continue
+            try:
+                if run.prepared is None:
+                    run.prepared = self.prepare(split_key(element.windowed_value.value)[2])
+                self._send(run, run.prepared, ends=element.ends)
+                return
+            except TritonError as error:
+                self._end_at(run, error, was_sent=False)
+        self._dispatcher.release_slot()
+
+    def _send(self, run: _Run, prepared: PreparedElement, *, ends: bool) -> None:
+        sequence = run.sequence
+        answered = sequence.answered or ()
+        run.is_replay = sequence.known < len(answered)
+        if run.is_replay:
+            prepared, ends = answered[sequence.known], False
+        starts = sequence.endpoint is None
+        if not sequence.correlation_id:
+            sequence.correlation_id = 1 + secrets.randbelow(_CORRELATION_IDS)
+        parameters: dict[str, Any] = {"sequence_id": sequence.correlation_id}
+        if starts:
+            parameters["sequence_start"] = True
+        if ends:
+            parameters["sequence_end"] = True
+        encoded = self._encoder.encode_batch([prepared], parameters=parameters)
+        self._dispatcher.submit(
+            run,
+            self.model.http_request(encoded),
+            self.model.read_response,
+            # A start that is repeated begins the sequence again.
+            is_sequence=not starts,
+            pinned=sequence.endpoint,
+            takes_slots=False,
+        )
+
+    def _take_ended(self) -> None:
+        completed = self._dispatcher.completed
+        while completed:
+            run, call = completed.popleft()
+            self.metrics.request_ended(1, call.record)
+            error = call.error
+            if error is None:
+                try:
+                    self._on_answer(run, call)
+                except TritonError as caught:
+                    error = caught
+            if error is not None:
+                self._on_error(run, call, error)
+            self._go_on(run)
+        if self._dispatcher.throttled_seconds:
+            self.metrics.throttled(self._dispatcher.throttled_seconds)
+            self._dispatcher.throttled_seconds = 0.0
+
+    def _on_answer(self, run: _Run, call: Call) -> None:
+        sequence = run.sequence
+        if sequence.endpoint is None and not sequence.known and not sequence.answered:
+            self.metrics.count("sequences")
+        sequence.endpoint = call.endpoint
+        sequence.known += 1
+        if run.is_replay:
+            self.metrics.count("replayed_elements")
+            return
+        element = run.waiting[0]
+        is_batched = self._encoder.model.has_batch_dimension
+        outputs = self.results.of_answer([element.windowed_value], call.result, is_batched)
+        self._outputs.append(outputs)
+        self.metrics.count("elements")
+        assert run.prepared is not None
+        if sequence.answered is not None:
+            sequence.answered.append(run.prepared)
+            if len(sequence.answered) > self.max_replay_elements:
+                sequence.answered = None
+                self.metrics.count("sequences_not_replayable")
+        self._next(run)
+
+    def _on_error(self, run: _Run, call: Call, error: TritonError) -> None:
+        sequence = run.sequence
+        begun = call.pinned is not None
+        if begun and self._is_lost(error) and run.losses < self._most_losses(error):
+            run.losses += 1
+            if sequence.answered is not None:
+                _logger.info(
+                    "a sequence of %d elements is sent again: %s", len(sequence.answered), error.message
+                )
+                self.metrics.count("replayed_sequences")
+                sequence.start_again(by_same_id=isinstance(error, InferenceError))
+                return
+            error = with_message(
+                error,
+                f"{error.message}. The sequence cannot be sent again, as it has more elements than "
+                f"max_replay_elements",
+            )
+        self._end_at(run, error)
+
+    def _end_at(self, run: _Run, error: TritonError, *, was_sent: bool = True) -> None:
+        """The next element fails, and its sequence with it or not."""
+        sequence = run.sequence
+        element = run.waiting[0]
+        self._fail_next(run, error)
+        if element.ends:
+            return
+        if not self.goes_on or (was_sent and (run.is_replay or sequence.answered is None)):
+            sequence.failure = error
+            return
+        sequence.skipped.append(element.position)
+        if was_sent:
+            # The server may have it.
+            sequence.start_again(by_same_id=isinstance(error, InferenceError))
+
+    def _fail_next(self, run: _Run, error: TritonError) -> None:
+        self.fail(run.waiting[0].windowed_value, error)
+        self._next(run)
+
+    def _next(self, run: _Run) -> None:
+        element = run.waiting.popleft()
+        run.prepared = None
+        run.losses = 0
+        if element.ends:
+            run.sequence.end()
+
+    @staticmethod
+    def _is_lost(error: TritonError) -> bool:
+        return error.retryable or isinstance(error, SequenceLostError)
+
+    def _most_losses(self, error: TritonError) -> int:
+        most = self.retry.max_retries
+        if isinstance(error, ModelExecutionError):
+            most = min(most, self.retry.max_server_error_retries)
+        if isinstance(error, DeadlineExceededError):
+            most = min(most, _MOST_TIMEOUTS)
+        return most
