@@ -77,6 +77,10 @@ class RemoteSequence:
         failure: what ended it.
         skipped: positions of elements that failed, without which it goes on.
         token: of the bundle that has sent its last elements.
+        waiting: the elements that this bundle still has to send, or to hear of; the first one is next.
+        prepared: the tensors of that one, once they are made.
+        is_replay: what is in flight is an answered element.
+        losses: how often the sequence was lost at that element.
     """
 
     answered: list[PreparedElement] | None = field(default_factory=list)
@@ -86,6 +90,10 @@ class RemoteSequence:
     failure: TritonError | None = None
     skipped: list[int] = field(default_factory=list)
     token: str = ""
+    waiting: deque[Element] = field(default_factory=deque)
+    prepared: PreparedElement | None = None
+    is_replay: bool = False
+    losses: int = 0
 
     def start_again(self, *, by_same_id: bool = False) -> None:
         """Leave what a server may have of it.
@@ -145,17 +153,6 @@ class SequenceMemory:
             return sequence
 
 
-@dataclass(eq=False)
-class _Run:
-    """The elements of one sequence, and of those that follow it, which a bundle sends."""
-
-    sequence: RemoteSequence
-    waiting: deque[Element]
-    losses: int = 0
-    prepared: PreparedElement | None = None
-    is_replay: bool = False
-
-
 @dataclass(eq=False, repr=False)
 class SequenceScorer:
     """Scores the sequences of one bundle, as many at a time as there are slots.
@@ -184,7 +181,7 @@ class SequenceScorer:
     def __post_init__(self) -> None:
         self._encoder = self.model.encoder
         self._inputs_of = self.results.reader(self._encoder)
-        self._dispatcher: Dispatcher[_Run] = Dispatcher(self.model.channel)
+        self._dispatcher: Dispatcher[RemoteSequence] = Dispatcher(self.model.channel)
         self._outputs: list[Iterable[Any]] = []
 
     def prepare(self, inputs: Any) -> PreparedElement:
@@ -196,10 +193,12 @@ class SequenceScorer:
         return self._encoder.prepare(self._inputs_of(inputs))
 
     def add(self, sequence: RemoteSequence, elements: Iterable[Element]) -> None:
-        """Send the elements one after the other; waits only for a slot."""
-        run = _Run(sequence, deque(elements))
-        self._dispatcher.take_slot(self._take_ended)
-        self._go_on(run)
+        """Send the elements one after the other, after those that wait already; waits only for a slot."""
+        goes_on_by_itself = bool(sequence.waiting)
+        sequence.waiting.extend(elements)
+        if sequence.waiting and not goes_on_by_itself:
+            self._dispatcher.take_slot(self._take_ended)
+            self._go_on(sequence)
         self._take_ended()
 
     def fail(self, windowed_value: WindowedValue, error: TritonError) -> None:
@@ -233,31 +232,29 @@ class SequenceScorer:
         """Abandon whatever is in flight. A second call does nothing."""
         self._dispatcher.cancel()
 
-    def _go_on(self, run: _Run) -> None:
+    def _go_on(self, sequence: RemoteSequence) -> None:
         """Send what comes next, or give the slot back where nothing does."""
-        sequence = run.sequence
-        while run.waiting:
-            element = run.waiting[0]
+        while sequence.waiting:
+            element = sequence.waiting[0]
             if sequence.failure is not None:
                 error = SequenceEndedError(
                     f"the sequence has ended at an earlier element: {sequence.failure}"
                 )
-                self._fail_next(run, error)
+                self._fail_next(sequence, error)
                 continue
             try:
-                if run.prepared is None:
-                    run.prepared = self.prepare(split_key(element.windowed_value.value)[2])
-                self._send(run, run.prepared, ends=element.ends)
+                if sequence.prepared is None:
+                    sequence.prepared = self.prepare(split_key(element.windowed_value.value)[2])
+                self._send(sequence, sequence.prepared, ends=element.ends)
                 return
             except TritonError as error:
-                self._end_at(run, error, was_sent=False)
+                self._end_at(sequence, error, was_sent=False)
         self._dispatcher.release_slot()
 
-    def _send(self, run: _Run, prepared: PreparedElement, *, ends: bool) -> None:
-        sequence = run.sequence
+    def _send(self, sequence: RemoteSequence, prepared: PreparedElement, *, ends: bool) -> None:
         answered = sequence.answered or ()
-        run.is_replay = sequence.known < len(answered)
-        if run.is_replay:
+        sequence.is_replay = sequence.known < len(answered)
+        if sequence.is_replay:
             prepared, ends = answered[sequence.known], False
         starts = sequence.endpoint is None
         if not sequence.correlation_id:
@@ -269,7 +266,7 @@ class SequenceScorer:
             parameters["sequence_end"] = True
         encoded = self._encoder.encode_batch([prepared], parameters=parameters)
         self._dispatcher.submit(
-            run,
+            sequence,
             self.model.http_request(encoded),
             self.model.read_response,
             # A start that is repeated begins the sequence again.
@@ -281,48 +278,46 @@ class SequenceScorer:
     def _take_ended(self) -> None:
         completed = self._dispatcher.completed
         while completed:
-            run, call = completed.popleft()
+            sequence, call = completed.popleft()
             self.metrics.request_ended(1, call.record)
             error = call.error
             if error is None:
                 try:
-                    self._on_answer(run, call)
+                    self._on_answer(sequence, call)
                 except TritonError as caught:
                     error = caught
             if error is not None:
-                self._on_error(run, call, error)
-            self._go_on(run)
+                self._on_error(sequence, call, error)
+            self._go_on(sequence)
         if self._dispatcher.throttled_seconds:
             self.metrics.throttled(self._dispatcher.throttled_seconds)
             self._dispatcher.throttled_seconds = 0.0
 
-    def _on_answer(self, run: _Run, call: Call) -> None:
-        sequence = run.sequence
+    def _on_answer(self, sequence: RemoteSequence, call: Call) -> None:
         if sequence.endpoint is None and not sequence.known and not sequence.answered:
             self.metrics.count("sequences")
         sequence.endpoint = call.endpoint
         sequence.known += 1
-        if run.is_replay:
+        if sequence.is_replay:
             self.metrics.count("replayed_elements")
             return
-        element = run.waiting[0]
+        element = sequence.waiting[0]
         is_batched = self._encoder.model.has_batch_dimension
         outputs = self.results.of_answer([element.windowed_value], call.result, is_batched)
         self._outputs.append(outputs)
         self.metrics.count("elements")
-        assert run.prepared is not None
+        assert sequence.prepared is not None
         if sequence.answered is not None:
-            sequence.answered.append(run.prepared)
+            sequence.answered.append(sequence.prepared)
             if len(sequence.answered) > self.max_replay_elements:
                 sequence.answered = None
                 self.metrics.count("sequences_not_replayable")
-        self._next(run)
+        self._next(sequence)
 
-    def _on_error(self, run: _Run, call: Call, error: TritonError) -> None:
-        sequence = run.sequence
+    def _on_error(self, sequence: RemoteSequence, call: Call, error: TritonError) -> None:
         begun = call.pinned is not None
-        if begun and self._is_lost(error) and run.losses < self._most_losses(error):
-            run.losses += 1
+        if begun and self._is_lost(error) and sequence.losses < self._most_losses(error):
+            sequence.losses += 1
             if sequence.answered is not None:
                 _logger.info(
                     "a sequence of %d elements is sent again: %s", len(sequence.answered), error.message
@@ -335,16 +330,15 @@ class SequenceScorer:
                 f"{error.message}. The sequence cannot be sent again, as it has more elements than "
                 f"max_replay_elements",
             )
-        self._end_at(run, error)
+        self._end_at(sequence, error)
 
-    def _end_at(self, run: _Run, error: TritonError, *, was_sent: bool = True) -> None:
+    def _end_at(self, sequence: RemoteSequence, error: TritonError, *, was_sent: bool = True) -> None:
         """The next element fails, and its sequence with it or not."""
-        sequence = run.sequence
-        element = run.waiting[0]
-        self._fail_next(run, error)
+        element = sequence.waiting[0]
+        self._fail_next(sequence, error)
         if element.ends:
             return
-        if not self.goes_on or (was_sent and (run.is_replay or sequence.answered is None)):
+        if not self.goes_on or (was_sent and (sequence.is_replay or sequence.answered is None)):
             sequence.failure = error
             return
         sequence.skipped.append(element.position)
@@ -352,16 +346,16 @@ class SequenceScorer:
             # The server may have it.
             sequence.start_again(by_same_id=isinstance(error, InferenceError))
 
-    def _fail_next(self, run: _Run, error: TritonError) -> None:
-        self.fail(run.waiting[0].windowed_value, error)
-        self._next(run)
+    def _fail_next(self, sequence: RemoteSequence, error: TritonError) -> None:
+        self.fail(sequence.waiting[0].windowed_value, error)
+        self._next(sequence)
 
-    def _next(self, run: _Run) -> None:
-        element = run.waiting.popleft()
-        run.prepared = None
-        run.losses = 0
+    def _next(self, sequence: RemoteSequence) -> None:
+        element = sequence.waiting.popleft()
+        sequence.prepared = None
+        sequence.losses = 0
         if element.ends:
-            run.sequence.end()
+            sequence.end()
 
     @staticmethod
     def _is_lost(error: TritonError) -> bool:

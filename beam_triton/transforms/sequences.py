@@ -227,6 +227,7 @@ class _Progress(NamedTuple):
         failure: why it has ended, if it has.
         is_kept: all of its elements are in the state.
         is_over: the window has ended.
+        is_due_set: a timer is set for elements that wait.
     """
 
     token: str = ""
@@ -236,6 +237,7 @@ class _Progress(NamedTuple):
     failure: str = ""
     is_kept: bool = True
     is_over: bool = False
+    is_due_set: bool = False
 
 
 class GrowingSequencesDoFn(SequenceDoFn):
@@ -250,7 +252,6 @@ class GrowingSequencesDoFn(SequenceDoFn):
     WAITING = BagStateSpec("waiting", FastPrimitivesCoder())
     SENT = BagStateSpec("sent", FastPrimitivesCoder())
     PROGRESS = ReadModifyWriteStateSpec("progress", FastPrimitivesCoder())
-    IS_DUE_SET = ReadModifyWriteStateSpec("is_due_set", FastPrimitivesCoder())
     DUE = TimerSpec("due", TimeDomain.WATERMARK)
     WINDOW_END = TimerSpec("window_end", TimeDomain.WATERMARK)
 
@@ -258,20 +259,20 @@ class GrowingSequencesDoFn(SequenceDoFn):
         super().__init__(*arguments, **options)
         # Pickled with it: names this step's sequences in every process.
         self._name = uuid4().hex
-        self._sent: list[tuple[Any, RemoteSequence]] = []
+        self._open: dict[Any, RemoteSequence] = {}
 
     def start_bundle(self) -> None:
         """Start with nothing in flight."""
         super().start_bundle()
         self._scorer.max_replay_elements = self._sequencing.max_replay_elements
-        self._sent = []
+        self._open = {}
 
     def process(
         self,
         keyed: tuple[Any, tuple[int, Any]],
         window: Any = beam.DoFn.WindowParam,
         waiting: Any = beam.DoFn.StateParam(WAITING),
-        is_due_set: Any = beam.DoFn.StateParam(IS_DUE_SET),
+        progress: Any = beam.DoFn.StateParam(PROGRESS),
         due: Any = beam.DoFn.TimerParam(DUE),
         window_end: Any = beam.DoFn.TimerParam(WINDOW_END),
     ) -> Iterable[Any]:
@@ -280,10 +281,11 @@ class GrowingSequencesDoFn(SequenceDoFn):
         if arrival is None:
             return self._ready()
         waiting.add(tuple(arrival))
-        if not is_due_set.read():
+        known = _Progress(*(progress.read() or ()))
+        if not known.is_due_set:
             # Not moved by elements that come later: in an endless stream it would never fire.
             due.set(Timestamp(micros=arrival.micros))
-            is_due_set.write(True)
+            progress.write(tuple(known._replace(is_due_set=True)))
             window_end.set(window.max_timestamp())
         return self._ready()
 
@@ -296,7 +298,6 @@ class GrowingSequencesDoFn(SequenceDoFn):
         waiting: Any = beam.DoFn.StateParam(WAITING),
         sent: Any = beam.DoFn.StateParam(SENT),
         progress: Any = beam.DoFn.StateParam(PROGRESS),
-        is_due_set: Any = beam.DoFn.StateParam(IS_DUE_SET),
         due: Any = beam.DoFn.TimerParam(DUE),
     ) -> Iterable[Any]:
         """Send what the watermark has passed."""
@@ -304,14 +305,15 @@ class GrowingSequencesDoFn(SequenceDoFn):
         ready = [each for each in arrivals if each.micros <= timestamp.micros]
         later = arrivals[len(ready) :]
         waiting.clear()
-        if later:
+        is_due_set = bool(later)
+        if is_due_set:
             due.set(Timestamp(micros=later[-1].micros))
         elif ready and self._sequencing.holds_last:
             later = [ready.pop()]
-        is_due_set.write(len(later) > 0 and later[0].micros > timestamp.micros)
         for each in later:
             waiting.add(tuple(each))
-        self._send(key, window, ready, sent, progress, is_over=False)
+        known = _Progress(*(progress.read() or ()))._replace(is_due_set=is_due_set)
+        progress.write(tuple(self._send(key, window, ready, known, sent)))
         return self._ready()
 
     @on_timer(WINDOW_END)
@@ -322,21 +324,22 @@ class GrowingSequencesDoFn(SequenceDoFn):
         waiting: Any = beam.DoFn.StateParam(WAITING),
         sent: Any = beam.DoFn.StateParam(SENT),
         progress: Any = beam.DoFn.StateParam(PROGRESS),
-        is_due_set: Any = beam.DoFn.StateParam(IS_DUE_SET),
     ) -> Iterable[Any]:
         """Send the rest, and end the sequence."""
         arrivals = _in_order(_Arrival(*each) for each in waiting.read())
         waiting.clear()
-        is_due_set.clear()
-        self._send(key, window, arrivals, sent, progress, is_over=True)
+        known = _Progress(*(progress.read() or ()))
+        self._send(key, window, arrivals, known, sent, window_ends=True)
+        sent.clear()
+        progress.write(tuple(_Progress(is_over=True)))
         return self._ready()
 
     def finish_bundle(self) -> Iterable[Any]:
         """Wait until nothing is in flight, and give the remaining results."""
         outputs = super().finish_bundle()
-        for key, sequence in self._sent:
+        for key, sequence in self._open.items():
             _MEMORY.put(key, sequence)
-        self._sent = []
+        self._open = {}
         return outputs
 
     def _send(
@@ -344,12 +347,12 @@ class GrowingSequencesDoFn(SequenceDoFn):
         key: Any,
         window: BoundedWindow,
         arrivals: list[_Arrival],
+        known: _Progress,
         sent: Any,
-        progress: Any,
         *,
-        is_over: bool,
-    ) -> None:
-        known = _Progress(*(progress.read() or ()))
+        window_ends: bool = False,
+    ) -> _Progress:
+        """Send elements of the sequence that is ``known`` so far; gives its progress after them."""
         on_time = []
         for arrival in arrivals:
             why = ""
@@ -362,10 +365,10 @@ class GrowingSequencesDoFn(SequenceDoFn):
                 self._scorer.fail(_windowed(arrival.micros, arrival.element, window), _late(why))
             else:
                 on_time.append(arrival)
-        if known.is_over or (not on_time and not is_over):
-            return
-        memory_key = (self._name, FastPrimitivesCoder().encode(key), window)
-        sequence = self._resumed(_MEMORY.take(memory_key), known, sent)
+        if not on_time:
+            return known
+        name = (self._name, FastPrimitivesCoder().encode(key), window)
+        sequence = self._resumed(self._open.pop(name, None) or _MEMORY.take(name), known, sent)
         known = known._replace(
             token=secrets.token_hex(8),
             skipped=tuple(sequence.skipped),
@@ -373,25 +376,22 @@ class GrowingSequencesDoFn(SequenceDoFn):
         )
         elements = []
         for number, arrival in enumerate(on_time, 1):
-            ends = arrival.ends or (is_over and self._sequencing.holds_last and number == len(on_time))
+            is_last = window_ends and number == len(on_time)
+            ends = arrival.ends or (is_last and self._sequencing.holds_last)
             windowed_value = _windowed(arrival.micros, arrival.element, window)
             elements.append(Element(windowed_value, ends, known.taken))
             known = self._after(known, arrival, sent, ends=ends)
         sequence.token = known.token
-        if is_over:
-            sent.clear()
-            known = _Progress(is_over=True)
-        else:
-            self._sent.append((memory_key, sequence))
-        progress.write(tuple(known))
-        if elements:
-            self._scorer.add(sequence, elements)
+        if not window_ends:
+            self._open[name] = sequence
+        self._scorer.add(sequence, elements)
+        return known
 
     def _after(self, known: _Progress, arrival: _Arrival, sent: Any, *, ends: bool) -> _Progress:
         """The progress once an element has been sent."""
         if ends:
             sent.clear()
-            return _Progress(known.token, arrival.micros)
+            return _Progress(known.token, arrival.micros, is_due_set=known.is_due_set)
         known = known._replace(last_micros=arrival.micros, taken=known.taken + 1)
         if known.is_kept and not known.failure:
             if known.taken <= self._sequencing.max_replay_elements:
@@ -405,7 +405,7 @@ class GrowingSequencesDoFn(SequenceDoFn):
         if remembered is not None and remembered.token == known.token:
             assert self._model is not None
             endpoints = self._model.channel.endpoints.endpoints
-            if remembered.endpoint is None or remembered.endpoint in endpoints:
+            if remembered.waiting or remembered.endpoint is None or remembered.endpoint in endpoints:
                 return remembered
             remembered.start_again()
             if remembered.answered is not None:
@@ -473,8 +473,8 @@ class TritonSequenceInference(TritonInference):
         probabilities = chunks | TritonSequenceInference("http://triton:8000", "silero_vad")
 
     An element is ``(key, element)``; a sequence is a key in a window (with session windows, a session). The
-    elements of a sequence go in event-time order, one at a time, to one endpoint under one correlation ID: the
-    first with the start flag, the last with the end flag. Many sequences are in flight at once.
+    elements of a sequence go in event-time order, one at a time, to one endpoint under one correlation ID:
+    the first with the start flag, the last with the end flag. Many sequences are in flight at once.
     Elements and results are those of `TritonInference`, with the element's own timestamp and window.
 
     Where the input is bounded or has session windows, a sequence is sent when its window has ended. In a
