@@ -77,7 +77,8 @@ class ModelSpec:
     (MLServer may not): names and datatypes then come from the elements. ``versions`` are those that the
     server has ready, ``version`` the one that it serves to requests that name none, as far as the metadata
     shows. ``decoupled`` models answer a request with any number of responses, which ``/infer`` refuses;
-    ``sequence_batching`` models need ``sequence_id`` with every request, of one element each.
+    ``sequence_batching`` models need ``sequence_id`` with every request, of one element each, and get it as
+    ``correlation_id_datatype``, where the configuration says so.
     ``whole_outputs`` names outputs without a batch dimension of a model that has one otherwise: such an
     output belongs to the request as a whole, and cannot be divided among its elements. ``lock_file`` is the
     file that `load` read it from: workers compare the served model with it.
@@ -92,6 +93,7 @@ class ModelSpec:
     platform: str = ""
     decoupled: bool = False
     sequence_batching: bool = False
+    correlation_id_datatype: str = ""
     whole_outputs: tuple[str, ...] = ()
     lock_file: str = field(default="", compare=False)
 
@@ -161,7 +163,14 @@ class ModelSpec:
         It holds no ``versions``, which change with every deployment; ``version`` where there is one.
         """
         contract: dict[str, Any] = {"name": self.name}
-        for key in ("version", "platform", "decoupled", "sequence_batching", "whole_outputs"):
+        for key in (
+            "version",
+            "platform",
+            "decoupled",
+            "sequence_batching",
+            "correlation_id_datatype",
+            "whole_outputs",
+        ):
             if getattr(self, key):
                 contract[key] = getattr(self, key)
         contract["max_batch_size"] = self.max_batch_size
@@ -246,9 +255,20 @@ class ModelSpec:
                 platform=_field(metadata, "platform", str, what, ""),
                 decoupled=transactions.get("decoupled") is True,
                 sequence_batching="sequence_batching" in config,
+                correlation_id_datatype=_correlation_id_datatype(config, what_config),
             )
         except ConfigurationError as error:
             raise RemoteProtocolError(f"{what}: {error.message}") from None
+
+
+def _correlation_id_datatype(config: Mapping[str, Any], what: str) -> str:
+    sequences = _mapping(config.get("sequence_batching") or {}, what)
+    for each in _field(sequences, "control_input", list, what, []):
+        for control in _field(_mapping(each, what), "control", list, what, []):
+            control = _mapping(control, what)
+            if control.get("kind") == "CONTROL_SEQUENCE_CORRID":
+                return str(_field(control, "data_type", str, what, "")).removeprefix("TYPE_")
+    return ""
 
 
 def _version_order(version: str) -> tuple[int, int, str]:

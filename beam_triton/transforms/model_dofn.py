@@ -191,3 +191,9 @@ def check_can_be_scored(
             f"elements. Use TritonInference; or, where the server does not say it, give "
             f"model_spec=ModelSpec(…, sequence_batching=True)"
         )
+    if of_sequences and spec.correlation_id_datatype not in ("", "UINT64", "INT64"):
+        raise ConfigurationError(
+            f"model {spec.name!r} gets correlation IDs as {spec.correlation_id_datatype}, to which Triton "
+            f"cuts those of 64 bits: sequences could get each other's state. Declare the control input of "
+            f"CONTROL_SEQUENCE_CORRID as TYPE_UINT64 in its configuration"
+        )

@@ -135,8 +135,9 @@ class SequenceMemory:
         """Keep a sequence; the ones that have waited longest make room."""
         nbytes = sequence.nbytes
         with self._lock:
+            _, replaced = self._sequences.pop(key, (None, 0))
             self._sequences[key] = sequence, nbytes
-            self._nbytes += nbytes
+            self._nbytes += nbytes - replaced
             while self._nbytes > self._max_bytes:
                 _, (_, dropped) = self._sequences.popitem(last=False)
                 self._nbytes -= dropped
@@ -237,10 +238,7 @@ class SequenceScorer:
         while sequence.waiting:
             element = sequence.waiting[0]
             if sequence.failure is not None:
-                error = SequenceEndedError(
-                    f"the sequence has ended at an earlier element: {sequence.failure}"
-                )
-                self._fail_next(sequence, error)
+                self._fail_next(sequence, _ended_by(sequence.failure))
                 continue
             try:
                 if sequence.prepared is None:
@@ -330,6 +328,9 @@ class SequenceScorer:
                 f"{error.message}. The sequence cannot be sent again, as it has more elements than "
                 f"max_replay_elements",
             )
+        if sequence.is_replay:
+            # It has failed before, in another process.
+            error = _ended_by(error)
         self._end_at(sequence, error)
 
     def _end_at(self, sequence: RemoteSequence, error: TritonError, *, was_sent: bool = True) -> None:
@@ -368,3 +369,10 @@ class SequenceScorer:
         if isinstance(error, DeadlineExceededError):
             most = min(most, _MOST_TIMEOUTS)
         return most
+
+
+def _ended_by(failure: TritonError) -> TritonError:
+    """The error of the elements behind the one that failed."""
+    if isinstance(failure, SequenceEndedError):
+        return failure
+    return SequenceEndedError(f"an earlier element of the sequence failed: {failure}")

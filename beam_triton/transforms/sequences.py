@@ -403,9 +403,14 @@ class GrowingSequencesDoFn(SequenceDoFn):
     def _resumed(self, remembered: RemoteSequence | None, known: _Progress, sent: Any) -> RemoteSequence:
         """The sequence as this process remembers it, or as the state knows it, to be sent again."""
         if remembered is not None and remembered.token == known.token:
+            if remembered.waiting or remembered.endpoint is None:
+                return remembered
+            # The set of endpoints is another one where all DoFns of the process were torn down in between.
             assert self._model is not None
             endpoints = self._model.channel.endpoints.endpoints
-            if remembered.waiting or remembered.endpoint is None or remembered.endpoint in endpoints:
+            url = remembered.endpoint.url
+            remembered.endpoint = next((each for each in endpoints if each.url == url), None)
+            if remembered.endpoint is not None:
                 return remembered
             remembered.start_again()
             if remembered.answered is not None:
@@ -558,6 +563,8 @@ class TritonSequenceInference(TritonInference):
                 f"TritonSequenceInference takes (key, element), as a sequence is a key in a window, not "
                 f"{element_type}"
             )
+        if key_type is None:
+            pcoll |= "Keyed" >> beam.Map(_keyed).with_output_types(Tuple[AnyType, AnyType])
         windowing = pcoll.windowing
         self._grows = not pcoll.is_bounded and isinstance(windowing.windowfn, NonMergingWindowFn)
         if self._grows and isinstance(windowing.windowfn, GlobalWindows) and self._sequencing.holds_last:
@@ -576,8 +583,7 @@ class TritonSequenceInference(TritonInference):
         self, pcoll: PCollection[Any], dofn: beam.DoFn, output_type: Any, failure_type: Any
     ) -> tuple[Any, Any]:
         key_type, _ = key_and_element(pcoll.element_type)
-        keyed = Tuple[AnyType if key_type is None else key_type, AnyType]
-        elements = pcoll | "WithTime" >> beam.Map(_with_time).with_output_types(keyed)
+        elements = pcoll | "WithTime" >> beam.Map(_with_time).with_output_types(Tuple[key_type, AnyType])
         if not self._grows:
             windowing = pcoll.windowing
             if not isinstance(windowing.triggerfn, DefaultTrigger):
@@ -592,11 +598,17 @@ class TritonSequenceInference(TritonInference):
         return super()._score(elements, dofn, output_type, failure_type)
 
 
-def _with_time(element: Any, timestamp: Any = beam.DoFn.TimestampParam) -> tuple[Any, tuple[int, Any]]:
-    is_keyed, key, _ = split_key(element)
+def _keyed(element: Any) -> tuple[Any, Any]:
+    is_keyed, key, inputs = split_key(element)
     if not is_keyed:
         raise LocalProtocolError(
             f"TritonSequenceInference takes (key, element), as a sequence is a key in a window, not "
             f"{shorten(element)}"
         )
-    return key, (timestamp.micros, element)
+    return key, inputs
+
+
+def _with_time(
+    keyed: tuple[Any, Any], timestamp: Any = beam.DoFn.TimestampParam
+) -> tuple[Any, tuple[int, Any]]:
+    return keyed[0], (timestamp.micros, keyed)

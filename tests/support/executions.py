@@ -20,6 +20,12 @@ def executed(server: LocalTriton, model_name: str) -> int:
     return count
 
 
+def inferred(server: LocalTriton, model_name: str) -> int:
+    """How many elements the model has answered since the server started."""
+    count: int = _statistics(server, model_name)["inference_count"]
+    return count
+
+
 def failed(server: LocalTriton, model_name: str) -> int:
     """How many requests have failed since the server started."""
     count: int = _statistics(server, model_name)["inference_stats"]["fail"]["count"]

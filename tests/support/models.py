@@ -277,10 +277,9 @@ _MODELS = (
     Model("ensemble", (_X,), (_Y,), source="", settings=_ENSEMBLE),
     # Running sums of the elements of a sequence, by both strategies of the sequence batcher.
     _running_sum("running_sum", "direct {}"),
-    _running_sum("running_sum_oldest", "oldest { max_candidate_sequences: 20000 }"),
-    # Two places for sequences, and one for those that are idle for half a second.
-    _running_sum("running_sum_two_places", "direct {}", max_batch_size=2),
-    _running_sum("running_sum_forgetful", "oldest { max_candidate_sequences: 64 }", idle_seconds=0.5),
+    _running_sum("running_sum_oldest", "oldest { max_candidate_sequences: 20000 }", idle_seconds=600),
+    # Four places for sequences, which go to others after half a second of idleness.
+    _running_sum("running_sum_forgetful", "oldest { max_candidate_sequences: 4 }", idle_seconds=0.5),
     Model(
         "countdown",
         (Tensor("count", "INT32", (1,)),),

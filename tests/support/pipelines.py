@@ -65,10 +65,15 @@ class _Keep(beam.DoFn):
         return ()
 
 
-def run(build: Callable[[beam.Pipeline], Any], *options: str, namespace: str = "beam_triton") -> Run:
+def run(
+    build: Callable[[beam.Pipeline], Any],
+    *options: str,
+    namespace: str = "beam_triton",
+    runner: str = RUNNER,
+) -> Run:
     """Run what ``build`` returns: a PCollection (``results``), (results, failures), or several by name."""
     numbers: dict[str, int] = {}
-    pipeline = TestPipeline(runner=RUNNER, options=PipelineOptions(list(options)))
+    pipeline = TestPipeline(runner=runner, options=PipelineOptions(list(options)))
     built = build(pipeline)
     if isinstance(built, tuple):
         built = dict(zip(("results", "failures"), built, strict=True))
