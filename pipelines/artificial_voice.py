@@ -16,7 +16,7 @@ _Samples = npt.NDArray[np.float64]
 
 SAMPLE_RATE = 16_000
 
-# Frequencies and bandwidths of resonances, in Hz: the vowels' own (Peterson and Barney's averages of men), and
+# Frequencies and bandwidths of resonances, in Hz: the vowels' own (of men, by Peterson and Barney), and
 # what all vowels share.
 _FORMANTS = {
     "a": (730, 1090, 2440),

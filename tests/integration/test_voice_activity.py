@@ -48,20 +48,22 @@ def _chunks(samples: Audio) -> Audio:
 
 
 @pytest.fixture(scope="module", params=["oldest", "direct"])
-def client(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[TritonClient]:
-    """A client of a server whose sequence batcher has the strategy."""
+def endpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a server whose sequence batcher has the strategy."""
     repository = tmp_path_factory.mktemp("models") / "repository"
     shutil.copytree(voice_activity.MODEL_REPOSITORY, repository)
     config = repository / "silero_vad" / "config.pbtxt"
     assert _OLDEST in config.read_text()
     if request.param == "direct":
         config.write_text(config.read_text().replace(_OLDEST, "direct {}"))
-    with (
-        LocalTriton(repository, packages=voice_activity.PACKAGES, stop_timeout_seconds=0.1) as triton,
-        TritonClient(triton.endpoint) as client,
-    ):
+    with LocalTriton(repository, packages=voice_activity.PACKAGES, stop_timeout_seconds=0.1) as triton:
+        yield triton.endpoint
+
+
+@pytest.fixture
+def client(endpoint: str) -> Iterator[TritonClient]:
+    """Closed after each test: a connection that stays open keeps the pipelines' own servers from ending."""
+    with TritonClient(endpoint) as client:
         yield client
 
 
