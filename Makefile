@@ -50,11 +50,12 @@ $(VENV)/all.stamp: requirements.txt setup.py $(VENV)/demo.stamp
 server: $(VENV)/demo.stamp ## Install the local Triton server, unless it is there
 	@$(PYTHON) -m beam_triton.testing.serve >/dev/null
 
-# Outside the time limits of tests: onnxruntime brings 250 MB.
+# Outside the time limits of tests: onnxruntime brings 250 MB, each time.
 .PHONY: model-packages
 model-packages: $(VENV)/demo.stamp
-	@$(PYTHON) -m beam_triton.testing.serve \
-	  $(addprefix --package=,$(shell cat pipelines/model_repository_file_types/magika/requirements.txt)) >/dev/null
+	@for requirements in pipelines/model_repository_*/*/requirements.txt; do \
+	  $(PYTHON) -m beam_triton.testing.serve $$(sed 's/^/--package=/' $$requirements) >/dev/null || exit 1; \
+	done
 
 .PHONY: demo
 demo: $(VENV)/demo.stamp ## Score handwritten digits on a local Triton (ENDPOINT=http://… uses another one)
