@@ -55,6 +55,10 @@ _MOST_TIMEOUTS = 2
 # Of answered elements that a process keeps between bundles. A sequence that is dropped is sent again from
 # Beam's state.
 _MEMORY_BYTES = 256 * 2**20
+# A start that takes longer has waited for the end of another sequence.
+_LONG_START_SECONDS = 5.0
+# Models and subjects of which a warning has spoken in this process.
+_warned: set[tuple[str, str]] = set()
 
 
 class Element(NamedTuple):
@@ -294,6 +298,14 @@ class SequenceScorer:
     def _on_answer(self, sequence: RemoteSequence, call: Call) -> None:
         if sequence.endpoint is None and not sequence.known and not sequence.answered:
             self.metrics.count("sequences")
+        if sequence.endpoint is None and call.record.latency_seconds > _LONG_START_SECONDS:
+            self._warn_once(
+                "start",
+                f"a sequence waited {call.record.latency_seconds:.1f} s for its first answer: the server has "
+                f"as many places for sequences as the configuration says (max_candidate_sequences, or "
+                f"max_batch_size of the direct strategy, for each instance), and gives one to another "
+                f"sequence when it ends or is idle",
+            )
         sequence.endpoint = call.endpoint
         sequence.known += 1
         if sequence.is_replay:
@@ -317,9 +329,14 @@ class SequenceScorer:
         if begun and self._is_lost(error) and sequence.losses < self._most_losses(error):
             sequence.losses += 1
             if sequence.answered is not None:
-                _logger.info(
-                    "a sequence of %d elements is sent again: %s", len(sequence.answered), error.message
-                )
+                if isinstance(error, SequenceLostError):
+                    self._warn_once(
+                        "lost",
+                        f"a sequence is sent again: {error.message}. A server that was not restarted forgets "
+                        f"what is idle for max_sequence_idle_microseconds of the model's configuration, by "
+                        f"default one second",
+                    )
+                _logger.debug("a sequence is sent again after %d elements: %s", sequence.known, error)
                 self.metrics.count("replayed_sequences")
                 sequence.start_again(by_same_id=isinstance(error, InferenceError))
                 return
@@ -357,6 +374,12 @@ class SequenceScorer:
         sequence.losses = 0
         if element.ends:
             sequence.end()
+
+    def _warn_once(self, subject: str, message: str) -> None:
+        about = (self._encoder.model.name, subject)
+        if about not in _warned:
+            _warned.add(about)
+            _logger.warning("model %r: %s", about[0], message)
 
     @staticmethod
     def _is_lost(error: TritonError) -> bool:
