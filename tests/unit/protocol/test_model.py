@@ -157,7 +157,12 @@ def test_decoupled_and_sequence_models_are_recognised() -> None:
     """Decoupled and sequence models, for errors that explain themselves."""
     decoupled = ModelSpec.from_server(METADATA, {**CONFIG, "model_transaction_policy": {"decoupled": True}})
     assert decoupled.decoupled and not decoupled.sequence_batching
-    assert ModelSpec.from_server(METADATA, {**CONFIG, "sequence_batching": {}}).sequence_batching
+    sequences = ModelSpec.from_server(METADATA, {**CONFIG, "sequence_batching": {}})
+    assert sequences.sequence_batching and sequences.correlation_id_datatype == ""
+    control = {"kind": "CONTROL_SEQUENCE_CORRID", "data_type": "TYPE_UINT64"}
+    batching = {"control_input": [{"name": "START"}, {"name": "ID", "control": [control]}]}
+    known = ModelSpec.from_server(METADATA, {**CONFIG, "sequence_batching": batching})
+    assert known.correlation_id_datatype == "UINT64"
 
 
 def with_input(**fields: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from beam_triton.errors import (
     ModelExecutionError,
     ModelNotFoundError,
     ModelNotReadyError,
+    SequenceLostError,
     ServerOverloadedError,
     ServerUnavailableError,
 )
@@ -33,6 +34,12 @@ def body(message: str) -> bytes:
     [
         (400, "inference input 'x' data-type is 'INT32', but model 'm' expects 'FP32'", InvalidRequestError),
         (400, "x is negative: -1.0", InvalidRequestError),
+        (
+            400,
+            "inference request for sequence 7 to model 'm' must specify the START flag on the first request "
+            "of the sequence",
+            SequenceLostError,
+        ),
         (405, "Method Not Allowed", InvalidRequestError),
         (413, "", InvalidRequestError),
         (422, "", InvalidRequestError),
