@@ -55,6 +55,8 @@ _MOST_TIMEOUTS = 2
 # Of answered elements that a process keeps between bundles. A sequence that is dropped is sent again from
 # Beam's state.
 _MEMORY_BYTES = 256 * 2**20
+# Of the Python objects of one element, and of a sequence.
+_ELEMENT_BYTES, _SEQUENCE_BYTES = 512, 1024
 # A start that takes longer has waited for the end of another sequence.
 _LONG_START_SECONDS = 5.0
 # Models and subjects of which a warning has spoken in this process.
@@ -75,6 +77,7 @@ class RemoteSequence:
 
     Attributes:
         answered: the elements that have been answered, for a server that lost them; None: too many to keep.
+        nbytes: of these in memory.
         known: how many of these the server has.
         correlation_id: by which the server knows the sequence; 0 for one that it has never had.
         endpoint: that server; None before the first answer, and where the sequence has to start again.
@@ -88,6 +91,7 @@ class RemoteSequence:
     """
 
     answered: list[PreparedElement] | None = field(default_factory=list)
+    nbytes: int = _SEQUENCE_BYTES
     known: int = 0
     correlation_id: int = 0
     endpoint: Endpoint | None = None
@@ -114,11 +118,18 @@ class RemoteSequence:
         """Let the next element begin another one."""
         self.start_again()
         self.answered, self.failure, self.skipped = [], None, []
+        self.nbytes = _SEQUENCE_BYTES
 
-    @property
-    def nbytes(self) -> int:
-        """Of its elements in memory."""
-        return 1024 + sum(each.nbytes for each in self.answered or ())
+    def keep(self, prepared: PreparedElement, most: int) -> bool:
+        """Keep an answered element; False if they are more than ``most`` now, and none is kept."""
+        if self.answered is None:
+            return True
+        self.answered.append(prepared)
+        self.nbytes += prepared.nbytes + _ELEMENT_BYTES
+        if len(self.answered) <= most:
+            return True
+        self.answered, self.nbytes = None, _SEQUENCE_BYTES
+        return False
 
 
 class SequenceMemory:
@@ -242,7 +253,7 @@ class SequenceScorer:
         while sequence.waiting:
             element = sequence.waiting[0]
             if sequence.failure is not None:
-                self._fail_next(sequence, _ended_by(sequence.failure))
+                self._fail_next(sequence, ended_by(sequence.failure))
                 continue
             try:
                 if sequence.prepared is None:
@@ -317,11 +328,8 @@ class SequenceScorer:
         self._outputs.append(outputs)
         self.metrics.count("elements")
         assert sequence.prepared is not None
-        if sequence.answered is not None:
-            sequence.answered.append(sequence.prepared)
-            if len(sequence.answered) > self.max_replay_elements:
-                sequence.answered = None
-                self.metrics.count("sequences_not_replayable")
+        if not sequence.keep(sequence.prepared, self.max_replay_elements):
+            self.metrics.count("sequences_not_replayable")
         self._next(sequence)
 
     def _on_error(self, sequence: RemoteSequence, call: Call, error: TritonError) -> None:
@@ -347,7 +355,7 @@ class SequenceScorer:
             )
         if sequence.is_replay:
             # It has failed before, in another process.
-            error = _ended_by(error)
+            error = ended_by(error)
         self._end_at(sequence, error)
 
     def _end_at(self, sequence: RemoteSequence, error: TritonError, *, was_sent: bool = True) -> None:
@@ -394,7 +402,7 @@ class SequenceScorer:
         return most
 
 
-def _ended_by(failure: TritonError) -> TritonError:
+def ended_by(failure: TritonError) -> TritonError:
     """The error of the elements behind the one that failed."""
     if isinstance(failure, SequenceEndedError):
         return failure

@@ -26,7 +26,6 @@ from beam_triton.errors import (
     LateElementError,
     LocalProtocolError,
     SequenceEndedError,
-    SequenceLostError,
 )
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol.text import shorten
@@ -38,7 +37,13 @@ from beam_triton.transforms.results import PredictionResults, split_key
 from beam_triton.transforms.row_inputs import Columns, columns_of
 from beam_triton.transforms.row_results import RowResults
 from beam_triton.transforms.row_schema import Keep
-from beam_triton.transforms.sequence_scorer import Element, RemoteSequence, SequenceMemory, SequenceScorer
+from beam_triton.transforms.sequence_scorer import (
+    Element,
+    RemoteSequence,
+    SequenceMemory,
+    SequenceScorer,
+    ended_by,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -284,7 +289,7 @@ class GrowingSequencesDoFn(SequenceDoFn):
         known = _Progress(*(progress.read() or ()))
         if not known.is_due_set:
             # Not moved by elements that come later: in an endless stream it would never fire.
-            due.set(Timestamp(micros=arrival.micros))
+            due.set(_due_at(arrival, window))
             progress.write(tuple(known._replace(is_due_set=True)))
             window_end.set(window.max_timestamp())
         return self._ready()
@@ -307,7 +312,7 @@ class GrowingSequencesDoFn(SequenceDoFn):
         waiting.clear()
         is_due_set = bool(later)
         if is_due_set:
-            due.set(Timestamp(micros=later[-1].micros))
+            due.set(_due_at(later[-1], window))
         elif ready and self._sequencing.holds_last:
             later = [ready.pop()]
         for each in later:
@@ -369,11 +374,11 @@ class GrowingSequencesDoFn(SequenceDoFn):
             return known
         name = (self._name, FastPrimitivesCoder().encode(key), window)
         sequence = self._resumed(self._open.pop(name, None) or _MEMORY.take(name), known, sent)
-        known = known._replace(
-            token=secrets.token_hex(8),
-            skipped=tuple(sequence.skipped),
-            failure="" if sequence.failure is None else str(sequence.failure),
-        )
+        known = known._replace(token=secrets.token_hex(8))
+        if not sequence.waiting:
+            # Of the answers that have come since.
+            failure = "" if sequence.failure is None else str(ended_by(sequence.failure))
+            known = known._replace(skipped=tuple(sequence.skipped), failure=failure)
         elements = []
         for number, arrival in enumerate(on_time, 1):
             is_last = window_ends and number == len(on_time)
@@ -419,7 +424,7 @@ class GrowingSequencesDoFn(SequenceDoFn):
         if known.failure:
             sequence.failure = SequenceEndedError(known.failure)
         elif not known.is_kept:
-            sequence.failure = SequenceLostError(
+            sequence.failure = SequenceEndedError(
                 f"the sequence has moved to another process or server, and cannot be sent again, as it has "
                 f"more than max_replay_elements={self._sequencing.max_replay_elements} elements"
             )
@@ -428,18 +433,24 @@ class GrowingSequencesDoFn(SequenceDoFn):
         return sequence
 
     def _read_sent(self, sequence: RemoteSequence, sent: Any) -> None:
-        answered = []
         for position, element in enumerate(sent.read()):
             if position in sequence.skipped:
                 continue
             try:
-                answered.append(self._scorer.prepare(split_key(element)[2]))
+                prepared = self._scorer.prepare(split_key(element)[2])
             except LocalProtocolError as error:
                 # It failed before as well.
                 sequence.skipped.append(position)
                 if self._sequencing.after_error == "end":
                     sequence.failure = error
-        sequence.answered = answered
+            else:
+                sequence.keep(prepared, self._sequencing.max_replay_elements)
+
+
+def _due_at(arrival: _Arrival, window: BoundedWindow) -> Timestamp:
+    """When the watermark has passed it, in whole milliseconds: Flink's timers know no others."""
+    milliseconds = -(-arrival.micros // 1000)
+    return min(Timestamp(micros=milliseconds * 1000), window.max_timestamp())
 
 
 def _windowed(micros: int, element: Any, window: BoundedWindow) -> WindowedValue:
@@ -507,7 +518,7 @@ class TritonSequenceInference(TritonInference):
             with SequenceEndedError. ``"replay"``: it goes on without that element; the earlier ones are sent
             again, as the server may have begun with the one that failed.
         max_replay_elements: of a sequence in a stream, so many elements are kept. A longer one cannot be sent
-            again: where its server or its worker is lost, its other elements fail (SequenceLostError).
+            again: where its server or its worker is lost, its other elements fail with SequenceEndedError.
         options: the keyword arguments of `InferenceOptions`, but for ``batching``.
             ``max_concurrent_requests`` is the number of sequences that a process sends at a time.
 

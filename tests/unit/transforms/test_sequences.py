@@ -183,10 +183,12 @@ def test_correlation_ids_that_would_be_cut_are_refused(datatype: str) -> None:
 
 
 def test_memory_drops_what_has_waited_longest() -> None:
-    memory = SequenceMemory(max_bytes=5000)
+    memory = SequenceMemory(max_bytes=6000)
 
     def sequence() -> RemoteSequence:
-        return RemoteSequence(answered=[PreparedElement(((250,),), (np.zeros(250, np.float32),), 1000)])
+        made = RemoteSequence()
+        made.keep(PreparedElement(((250,),), (np.zeros(250, np.float32),), 1000), 9)
+        return made
 
     for key in "abc":
         memory.put(key, sequence())
