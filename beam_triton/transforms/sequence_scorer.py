@@ -353,8 +353,8 @@ class SequenceScorer:
                 f"{error.message}. The sequence cannot be sent again, as it has more elements than "
                 f"max_replay_elements",
             )
-        if sequence.is_replay:
-            # It has failed before, in another process.
+        if sequence.is_replay and not self._is_lost(error):
+            # An earlier element is why; it has failed before, in another process.
             error = ended_by(error)
         self._end_at(sequence, error)
 
