@@ -158,13 +158,17 @@ class TritonClient:
         Raises:
             ModelNotFoundError: the message lists the models that the server has.
         """
-        path = model_path(model_name, self._version(model_version))
-        return self._control.get_of_model(path, what="metadata", model_name=model_name)
+        version = self._version(model_version)
+        path = model_path(model_name, version)
+        return self._control.get_of_model(path, what="metadata", model_name=model_name, model_version=version)
 
     def model_config(self, model_name: str, model_version: str | int | None = None) -> dict[str, Any]:
         """The model's configuration, an extension of Triton's."""
-        path = model_config_path(model_name, self._version(model_version))
-        return self._control.get_of_model(path, what="configuration", model_name=model_name)
+        version = self._version(model_version)
+        path = model_config_path(model_name, version)
+        return self._control.get_of_model(
+            path, what="configuration", model_name=model_name, model_version=version
+        )
 
     def statistics(
         self, model_name: str | None = None, model_version: str | int | None = None

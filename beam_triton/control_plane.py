@@ -37,6 +37,7 @@ from beam_triton.protocol.paths import (
     MODEL_NAMES,
     REPOSITORY_INDEX,
     SERVER_METADATA,
+    checked_version,
     model_config_path,
     model_path,
 )
@@ -96,15 +97,33 @@ class ControlPlane:
             raise RemoteProtocolError(f"{what}: the server answered with JSON that is not an object")
         return document
 
-    def get_of_model(self, path: str, *, what: str, model_name: str) -> dict[str, Any]:
-        """As `get`; where the model is not there or not ready, the error lists those that are."""
+    def get_of_model(
+        self, path: str, *, what: str, model_name: str, model_version: str | int | None = None
+    ) -> dict[str, Any]:
+        """As `get`; where the model or version is not there or not ready, the error lists those that are.
+
+        A version that is unloaded while another one is ready has been replaced: that is ModelNotFoundError.
+        """
         try:
             return self.get(path, what=what, model_name=model_name)
         except (ModelNotFoundError, ModelNotReadyError) as error:
-            known = self._known_models()
-            reworded = with_message(error, f"{error.message}{self._about_version()}; {known}")
+            version = checked_version(model_version)
+            known, states = self._known_models(model_name)
+            versions = _known_versions(states) if version else ""
+            reworded = with_message(
+                error,
+                f"{error.message}{self._about_version()}; {known}{versions}",
+            )
             if isinstance(reworded, ModelNotReadyError):
-                reworded.is_unavailable = f"{model_name} (unavailable)" in known
+                reworded.is_unavailable = (
+                    "UNAVAILABLE" in states.values()
+                    if version is None
+                    else states.get(version) in ("UNAVAILABLE", "UNLOADING")
+                )
+                if version is not None and reworded.is_unavailable and "READY" in states.values():
+                    replaced = ModelNotFoundError(reworded.message)
+                    replaced.__dict__.update(reworded.__dict__)
+                    raise replaced from error
             raise reworded from error
 
     def repository_index(self) -> list[dict[str, Any]]:
@@ -186,13 +205,11 @@ class ControlPlane:
 
     def findings(self, model_name: str, model_version: str | int | None) -> ModelFindings:
         """The model's inputs, outputs and limits, and what was not said by the server itself."""
-        metadata = self.get_of_model(
-            model_path(model_name, model_version), what="metadata", model_name=model_name
-        )
+        get = partial(self.get_of_model, model_name=model_name, model_version=model_version)
+        metadata = get(model_path(model_name, model_version), what="metadata")
         config = None
         if self._has_extension(_CONFIGURATION_EXTENSION):
-            path = model_config_path(model_name, model_version)
-            config = self.get_of_model(path, what="configuration", model_name=model_name)
+            config = get(model_config_path(model_name, model_version), what="configuration")
         limit = self._options.batching.max_batch_size
         spec = ModelSpec.from_server(metadata, config, limit)
         server_limit = None if config is None else config.get("max_batch_size", 0)
@@ -225,16 +242,19 @@ class ControlPlane:
                 )
         return name in self._extensions
 
-    def _known_models(self) -> str:
+    def _known_models(self, model_name: str) -> tuple[str, dict[str, str]]:
+        """What the server has, in words, and the states of the model's versions."""
         try:
             index = self.listed_models()
         except TritonError:
-            return "the server does not list its models"
-        names = set()
+            return "the server does not list its models", {}
+        names, states = set(), {}
         for entry in index:
             name, state = str(entry.get("name")), str(entry.get("state") or "UNAVAILABLE")
-            names.add(name if state in ("READY", "LISTED") else f"{name} ({state.lower()})")
-        return f"the server has: {', '.join(sorted(names)) or 'no models'}"
+            names.add(_with_state(name, state))
+            if name == model_name:
+                states[str(entry.get("version") or "")] = state
+        return f"the server has: {', '.join(sorted(names)) or 'no models'}", states
 
     def _about_version(self) -> str:
         version = self._options.model_version
@@ -366,6 +386,15 @@ class ControlPlane:
             timeout=timeout_seconds,
             allow_redirects=False,
         )
+
+
+def _with_state(name: str, state: str) -> str:
+    return name if state in ("READY", "LISTED") else f"{name} ({state.lower()})"
+
+
+def _known_versions(states: Mapping[str, str]) -> str:
+    versions = [_with_state(version, state) for version, state in sorted(states.items()) if version]
+    return f"; versions of the model: {', '.join(versions)}" if versions else ""
 
 
 def _naming_proxy(refusal: TritonError, url: EndpointUrl) -> TritonError:

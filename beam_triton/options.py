@@ -212,10 +212,11 @@ class InferenceOptions(Options):
             )
         return None
 
-    def of_model(self, model_name: str) -> InferenceOptions:
-        """These options for one of several models: ``model_spec`` says nothing about the others."""
-        spec = self.model_spec
-        return self if spec is None or spec.name == model_name else replace(self, model_spec=None)
+    def of_model(self, model_name: str, model_version: str | None) -> InferenceOptions:
+        """These options for one of several models, in that version: ``model_spec`` says nothing about models
+        of other names."""
+        spec = self.model_spec if self.model_spec is None or self.model_spec.name == model_name else None
+        return replace(self, model_spec=spec, model_version=model_version)
 
     @property
     def network(self) -> NetworkConfig:

@@ -35,7 +35,13 @@ from beam_triton.protocol import (
     error_from_response,
     join_responses,
 )
-from beam_triton.protocol.paths import SERVER_READY, infer_path, model_ready_path, model_statistics_path
+from beam_triton.protocol.paths import (
+    SERVER_READY,
+    checked_version,
+    infer_path,
+    model_ready_path,
+    model_statistics_path,
+)
 from beam_triton.transport.exchange import Exchange
 
 _request_numbers = itertools.count(1)
@@ -262,4 +268,5 @@ def _endpoint_set_key(model_name: str, options: InferenceOptions) -> EndpointSet
         options.retry,
         options.circuit_breaker,
         None if options.discovery is None else options.discovery_interval_seconds,
+        checked_version(options.model_version) or "",
     )

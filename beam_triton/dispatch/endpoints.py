@@ -39,7 +39,8 @@ class EndpointSetKey(NamedTuple):
     Requests go to the healthy one of ``urls`` with the fewest in flight; ``max_concurrent_requests`` bounds
     those of all endpoints together, waiting ones included. An endpoint's limit keeps answers within
     ``timeout_seconds``. With ``discovery_seconds`` each address of a name is an endpoint; names are looked up
-    again after that time.
+    again after that time. A version has a state of its own, and so has that of the server's choice ("", the
+    default): one that is unloaded says nothing about the health of another, nor do their sizes and times.
     """
 
     urls: tuple[EndpointUrl, ...]
@@ -49,6 +50,7 @@ class EndpointSetKey(NamedTuple):
     retry: RetryPolicy
     circuit_breaker: CircuitBreakerPolicy | None
     discovery_seconds: float | None = None
+    model_version: str = ""
 
 
 class Endpoint:

@@ -34,7 +34,8 @@ class TableResults:
     Attributes:
         schema: the user's choice of columns.
         outputs: the outputs' columns.
-        fields: their Arrow fields; an output that ``classification`` names has three.
+        fields: their Arrow fields; an output that ``classification`` names has three. The last one is the
+            schema's ``version_column``, where there is one.
     """
 
     schema: RowSchema
@@ -57,6 +58,10 @@ class TableResults:
                 raise LocalProtocolError(f"keep: {names.count(name)} columns are named {name!r}")
         for field in self.fields:
             if field.name in kept:
+                if field.name == self.schema.version_column:
+                    raise ConfigurationError(
+                        f"version_column and a column that is kept have the name {field.name!r}"
+                    )
                 raise ConfigurationError(
                     f"an output's column and a column that is kept have the name {field.name!r}: name the "
                     f"outputs' columns by prefix=, or by outputs={{output: column}}"
@@ -90,6 +95,11 @@ class TableResults:
                 raise ConfigurationError(
                     f"output {spec.describe()} does not fit Arrow's {kind}: {error}"
                 ) from None
+        if self.schema.version_column is not None:
+            versions = [
+                [part.model_version or None] * len(part.indices) for batch in batches for part in batch.parts
+            ]
+            columns.append(pa.array(itertools.chain.from_iterable(versions), next(fields).type))
         return columns
 
 

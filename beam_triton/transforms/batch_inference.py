@@ -84,8 +84,8 @@ class TritonBatchInference(TritonInference):
 
     Args:
         output: the one output to give, instead of ``outputs``; may be left out where the model has one.
-        inputs, keep, prefix, text_outputs: as for `TritonInference` with ``output="row"``; for Arrow only.
-            The types of kept columns are those of the batches.
+        inputs, keep, prefix, text_outputs, version_column: as for `TritonInference` with ``output="row"``;
+            for Arrow only. The types of kept columns are those of the batches.
         options: the keyword arguments that `InferenceOptions` describes. ``outputs`` may map names of outputs
             to those of their columns. ``default_value``, a value of the output's shape (of several, a dict),
             stands in for rows that fail; otherwise a failed row fails its bundle. Without ``model_spec`` the
@@ -106,6 +106,7 @@ class TritonBatchInference(TritonInference):
         keep: Keep = None,
         prefix: str = "",
         text_outputs: bool | Sequence[str] = False,
+        version_column: str | None = None,
         **options: Any,
     ) -> None:
         if output is not None:
@@ -120,8 +121,14 @@ class TritonBatchInference(TritonInference):
             keep=keep,
             prefix=prefix,
             text_outputs=text_outputs,
+            version_column=version_column,
             **options,
         )
+        if not self._has_one_model:
+            raise ConfigurationError(
+                "TritonBatchInference scores whole batches: model_name and model_version are one name, and "
+                "one version or the server's choice; TritonInference chooses them for each element"
+            )
         given = self._options
         if given.batching.bucket_boundaries:
             raise ConfigurationError(
@@ -139,6 +146,8 @@ class TritonBatchInference(TritonInference):
         InputReader(model, self._row_schema.inputs)  # Refuses inputs that the model does not have.
         columns = self._row_schema.output_columns(self._encoder, given.classification or {})
         fields = tuple(field for column in columns for field in table_fields(column))
+        if version_column is not None:
+            fields += (pa.field(version_column, pa.string()),)
         self._table_results = TableResults(self._row_schema, columns, fields)
         # Named, so that the answers must hold them.
         self._options = dataclasses.replace(given, outputs=tuple(spec.name for spec in outputs))
@@ -188,8 +197,8 @@ class TritonBatchInference(TritonInference):
     def _of_arrays(self, pcoll: PCollection[Any]) -> Any:
         if self._row_schema != RowSchema():
             raise ConfigurationError(
-                "inputs, keep, prefix, text_outputs and names for outputs' columns are for rows and Arrow "
-                "tables; NumPy batches have no columns"
+                "inputs, keep, prefix, text_outputs, version_column and names for outputs' columns are for "
+                "rows and Arrow tables; NumPy batches have no columns"
             )
         output = numpy_output(self._encoder.model, self._encoder.expected_outputs)
         element_type = element_type_of(output)

@@ -593,6 +593,7 @@ class TritonGenerate(TritonInference):
         self._keep = RowSchema(keep=keep).keep
         self._options = generate_options(endpoint, options)
         self._model_name = model_name
+        self._side_inputs = {}
         dofn: Any = partial(
             TritonGenerateDoFn, endpoint, model_name, **{"generating": self._generating} | options
         )

@@ -23,14 +23,23 @@ from beam_triton.transforms.exception_handling import (
     dead_letter_type,
 )
 from beam_triton.transforms.many_models import (
+    FromSideInput,
     ManyModelsScorer,
+    ModelChoice,
     ModelName,
+    ModelVersion,
     OpenModels,
-    model_of_element,
-    shown_model_name,
+    shown,
+    side_inputs_of,
 )
 from beam_triton.transforms.metrics import InferenceMetrics
-from beam_triton.transforms.model_dofn import ModelDoFn, annotations_of, default_of, open_described
+from beam_triton.transforms.model_dofn import (
+    ModelDoFn,
+    annotations_of,
+    default_of,
+    display_data_of,
+    open_described,
+)
 from beam_triton.transforms.results import PredictionResults, failure_of
 from beam_triton.transforms.row_inputs import Columns, checked_inputs
 from beam_triton.transforms.row_results import RowFailures, RowResults, row_type
@@ -63,17 +72,25 @@ class TritonInferenceDoFn(ModelDoFn):
         endpoint: str | Sequence[str],
         model_name: ModelName,
         *,
+        model_version: ModelVersion = None,
         with_exception_handling: bool | DeadLetters = False,
         results: PredictionResults | RowResults = _PREDICTION_RESULTS,
         **options: Any,
     ) -> None:
-        self._model_of = model_of_element(model_name)
+        choice = ModelChoice(model_name, model_version)
+        if choice.has_one_version:
+            options["model_version"] = model_version
         super().__init__(
             InferenceOptions.from_options({"endpoint": endpoint, **options}, owner=type(self)),
-            shown_model_name(model_name),
+            shown(model_name),
         )
-        if self._model_of is None:
+        self._shown_version = {} if choice.has_one_version else {"model_version": shown(model_version)}
+        if not choice.has_one_version:
+            self._options.of_model(self._model_name, "1")  # Refuses doors that choose the version themselves.
+        if choice.has_one_name:
             self._options.spec_of(self._model_name)
+        # None: all elements are scored on one model.
+        self._choice = None if choice.has_one_name and choice.has_one_version else choice
         self._models: OpenModels | None = None
         self._dead_letters = DeadLetters.of_option(with_exception_handling)
         self._results = results
@@ -82,9 +99,12 @@ class TritonInferenceDoFn(ModelDoFn):
         self._scorer: BundleScorer | ManyModelsScorer | None = None
         self._failure = ""
 
+    def display_data(self) -> dict[str, Any]:
+        return display_data_of(self._options, self._model_name, **self._shown_version)
+
     def setup(self) -> None:
         """Open the model and take a reference to the shared session; elements' own models as they come."""
-        if self._model_of is None:
+        if self._choice is None:
             super().setup()
         else:
             self._models = OpenModels(self._options)
@@ -98,14 +118,13 @@ class TritonInferenceDoFn(ModelDoFn):
     def start_bundle(self) -> None:
         """Start with nothing buffered and nothing in flight."""
         self._cancel()
-        if self._model_of is None:
+        if self._choice is None:
             assert self._model is not None, "setup has not been called"
             self._scorer = self._new_scorer(self._model)
         else:
             assert self._models is not None, "setup has not been called"
-            self._scorer = ManyModelsScorer(
-                self._model_of, self._models, self._new_scorer, self._dead_letters
-            )
+            self._models.close_unused()
+            self._scorer = ManyModelsScorer(self._choice, self._models, self._new_scorer, self._dead_letters)
 
     def _new_scorer(self, model: RemoteModel) -> BundleScorer:
         return BundleScorer(
@@ -152,6 +171,25 @@ class TritonInferenceDoFn(ModelDoFn):
         )
 
 
+class SwitchedInferenceDoFn(TritonInferenceDoFn):
+    """Scores each element on the model, or the version, that side inputs name for its window.
+
+    Use it through `TritonInference`. An option that is a side input is `FromSideInput` here.
+    """
+
+    def process(
+        self,
+        element: Any,
+        windowed_value: Any = beam.DoFn.WindowedValueParam,
+        model_name: Any = None,
+        model_version: Any = None,
+    ) -> Iterable[Any]:
+        """As `TritonInferenceDoFn.process`, with what the side inputs say for this element."""
+        assert self._choice is not None
+        self._choice.switch(model_name, model_version)
+        return super().process(element, windowed_value)
+
+
 Transform = TypeVar("Transform", bound="TritonInference")
 
 
@@ -182,9 +220,14 @@ class TritonInference(beam.PTransform[Any, Any]):
     Args:
         endpoint: URL of the server, or a list of them for fail-over.
         model_name: the model; or a callable that takes an element, with its key if it has one, and gives its
-            model; or ``{"column": name}`` of the column that names it. Requests are then made for each model,
-            ``max_concurrent_requests`` is for each, and an element whose model is not there is a failure,
-            whatever ``default_value`` is.
+            model; or ``{"column": name}`` of the column that names it; or a side input of it,
+            ``AsSingleton(names)``. What gives a name may give ``(name, version)``. Requests are then made for
+            each model and version, ``max_concurrent_requests`` is for each, and an element whose model or
+            version is not there is a failure, whatever ``default_value`` is.
+        model_version: as `InferenceOptions` describes it; or a callable, a column or a side input, as for
+            ``model_name``. ``AsSingleton(versions)`` holds a version, and ``AsDict(versions)`` those of models
+            by their names; None, an empty side input and a name that is not in it leave the choice to the
+            server.
         inputs: input name to the column that feeds it, where that has another name; or to a list of columns
             of one value each, which make up the tensor.
         output: ``"row"`` makes results rows; ``None`` makes them PredictionResults.
@@ -192,6 +235,8 @@ class TritonInference(beam.PTransform[Any, Any]):
             elements' type has no schema. By default all that feed no input.
         prefix: of the names of the outputs' columns.
         text_outputs: outputs whose BYTES are UTF-8 text and become ``str``: ``True`` for all, or some names.
+        version_column: the name of a last column, with the version that answered: a string; None where
+            ``default_value`` stands in, or the server does not say.
         keep_example: ``False`` leaves ``example`` of a PredictionResult None, which lets go of large inputs.
         options: the keyword arguments that `InferenceOptions` describes. With ``output="row"``, ``outputs``
             may map names of outputs to those of their columns.
@@ -203,17 +248,20 @@ class TritonInference(beam.PTransform[Any, Any]):
     """
 
     _of_sequences = False
+    _chooses_by_element = True
 
     def __init__(
         self,
         endpoint: str | Sequence[str],
         model_name: ModelName,
         *,
+        model_version: ModelVersion = None,
         inputs: Mapping[str, Columns] | None = None,
         output: str | None = None,
         keep: Keep = None,
         prefix: str = "",
         text_outputs: bool | Sequence[str] = False,
+        version_column: str | None = None,
         keep_example: bool = True,
         **options: Any,
     ) -> None:
@@ -227,21 +275,33 @@ class TritonInference(beam.PTransform[Any, Any]):
         if output == "row":
             if names is not None:
                 options["outputs"] = list(names)
-            self._row_schema = RowSchema(inputs, keep, prefix, names, text_outputs)
+            self._row_schema = RowSchema(inputs, keep, prefix, names, text_outputs, version_column)
             if not keep_example:
                 raise ConfigurationError('keep_example is for results without output="row": give keep=[…]')
-        elif keep is not None or prefix or text_outputs or names is not None:
+        elif keep is not None or prefix or text_outputs or names is not None or version_column is not None:
             raise ConfigurationError(
-                'keep, prefix, text_outputs and names for outputs\' columns need output="row"'
+                'keep, prefix, text_outputs, version_column and names for outputs\' columns need output="row"'
             )
-        self._options = InferenceOptions.from_options({"endpoint": endpoint, **options}, owner=type(self))
+        self._model_name = model_name
+        given: dict[str, Any] = {"model_name": model_name, "model_version": model_version}
+        self._side_inputs = side_inputs_of(given)
+        given |= dict.fromkeys(self._side_inputs, FromSideInput())
+        choice = ModelChoice(**given)
+        if not (self._chooses_by_element or (choice.has_one_name and choice.has_one_version)):
+            raise ConfigurationError(
+                f"{type(self).__name__} scores all elements on one model: model_name and model_version are one "
+                f"name, and one version or the server's choice; TritonInference chooses them for each element"
+            )
+        version = model_version if choice.has_one_version else None
+        self._options = InferenceOptions.from_options(
+            {"endpoint": endpoint, "model_version": version, **options}, owner=type(self)
+        )
         if options.get("model_spec") is not None:
             # A lock file is read once.
             options["model_spec"] = self._options.model_spec
-        self._model_name = model_name
         results = PredictionResults(inputs, keep_example)
         self._new_dofn: Callable[..., beam.DoFn] = partial(
-            self._dofn, endpoint, model_name, **{"results": results} | options
+            self._dofn, endpoint, **given | {"results": results} | options
         )
         self._new_dofn()
         self._handling: ExceptionHandling | None = None
@@ -316,14 +376,14 @@ class TritonInference(beam.PTransform[Any, Any]):
 
     def default_label(self) -> str:
         """The step's name where the user does not give one."""
-        return f"TritonInference({shown_model_name(self._model_name)})"
+        return f"TritonInference({shown(self._model_name)})"
 
     def display_data(self) -> dict[str, Any]:
         return self._new_dofn().display_data()
 
     def annotations(self) -> dict[str, Any]:
         """The model, as ``RunInference`` annotates its own."""
-        name = shown_model_name(self._model_name)
+        name = shown(self._model_name)
         return {**annotations_of(self, self._options, name), **super().annotations()}
 
     def expand(self, pcoll: PCollection[Any]) -> Any:
@@ -353,7 +413,8 @@ class TritonInference(beam.PTransform[Any, Any]):
         return self._with_failures(pcoll, scored, failures)
 
     def _dofn(self, endpoint: str | Sequence[str], model_name: ModelName, **options: Any) -> beam.DoFn:
-        return TritonInferenceDoFn(endpoint, model_name, **options)
+        kind = SwitchedInferenceDoFn if self._side_inputs else TritonInferenceDoFn
+        return kind(endpoint, model_name, **options)
 
     def _score(
         self, pcoll: PCollection[Any], dofn: beam.DoFn, output_type: Any, failure_type: Any
@@ -361,9 +422,10 @@ class TritonInference(beam.PTransform[Any, Any]):
         """What the DoFn gives, and with exception handling its failures."""
         handling = self._handling
         if handling is None:
-            return pcoll | "Score" >> beam.ParDo(dofn).with_output_types(output_type), None
+            scoring = beam.ParDo(dofn, **self._side_inputs).with_output_types(output_type)
+            return pcoll | "Score" >> scoring, None
         # Any: Beam's runtime type checkers compare dead letters with the main output's type.
-        scoring = beam.ParDo(dofn).with_output_types(AnyType)
+        scoring = beam.ParDo(dofn, **self._side_inputs).with_output_types(AnyType)
         tagged = scoring.with_outputs(handling.dead_letter_tag, main=handling.main_tag)
         outputs = pcoll | "Score" >> tagged.with_output_types(AnyType)
         results, failures = outputs[handling.main_tag], outputs[handling.dead_letter_tag]
@@ -402,7 +464,7 @@ class TritonInference(beam.PTransform[Any, Any]):
         if not isinstance(model_name, str):
             if self._options.model_spec is None:
                 raise ConfigurationError(
-                    f'output="row" with the model of each element ({shown_model_name(model_name)}) needs '
+                    f'output="row" with the model of each element ({shown(model_name)}) needs '
                     f"model_spec: one of the models, whose outputs all of them have"
                 )
             model_name = self._options.model_spec.name

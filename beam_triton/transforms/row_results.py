@@ -163,17 +163,20 @@ class RowResults:
         kept: the element's columns that the row begins with.
         outputs: the others.
         checked: kept columns of elements whose type does not say what they hold.
+        version_column: the last column, of the version that answered; None: there is none.
     """
 
     inputs: Mapping[str, Columns] | None
     kept: Fields
     outputs: tuple[OutputColumn, ...]
     checked: tuple[KeptColumn, ...] = ()
+    version_column: str | None = None
 
     @property
     def fields(self) -> Fields:
         """Names and types of a result's columns."""
-        return [*self.kept, *(field for column in self.outputs for field in column.fields())]
+        version: Fields = [] if self.version_column is None else [(self.version_column, Optional[str])]
+        return [*self.kept, *(field for column in self.outputs for field in column.fields()), *version]
 
     @cached_property
     def _kept_names(self) -> list[str]:
@@ -208,17 +211,23 @@ class RowResults:
             outputs = {name: array[np.newaxis] for name, array in outputs.items()}
         for column in self.outputs:
             column.check(outputs[column.output.name])
-        return Outputs(self._rows, windowed_values, outputs, response.cuts or {})
+        return Outputs(
+            self._rows, windowed_values, outputs, response.cuts or {}, response.model_version or None
+        )
 
     def _rows(
-        self, windowed_values: list[WindowedValue], outputs: Mapping[str, Array], cuts: Cuts
+        self,
+        windowed_values: list[WindowedValue],
+        outputs: Mapping[str, Array],
+        cuts: Cuts,
+        version: str | None,
     ) -> Iterator[WindowedValue]:
         for start in range(0, len(windowed_values), RESULTS_AT_A_TIME):
             part = slice(start, start + RESULTS_AT_A_TIME)
             for windowed_value, *values in zip(
                 windowed_values[part], *self._values(outputs, cuts, part), strict=True
             ):
-                yield windowed_value.with_value(self._result(windowed_value.value, values))
+                yield windowed_value.with_value(self._result(windowed_value.value, values, version))
 
     def _values(self, outputs: Mapping[str, Array], cuts: Cuts, part: slice) -> Iterator[list[Any]]:
         for column in self.outputs:
@@ -230,8 +239,10 @@ class RowResults:
             values = [column.values(row[cut][np.newaxis]) for row, cut in zip(rows, own[part], strict=True)]
             yield from ([value for (value,) in of_column] for of_column in zip(*values, strict=True))
 
-    def _result(self, element: Any, values: list[Any]) -> Any:
+    def _result(self, element: Any, values: list[Any], version: str | None) -> Any:
         is_keyed, key, row = split_key(element)
+        if self.version_column is not None:
+            values = [*values, version]
         if self._kept_names:
             columns = columns_of(row) or {}
             values = [*map(columns.get, self._kept_names), *values]
@@ -242,7 +253,7 @@ class RowResults:
         """The row of an element that failed and has a default value."""
         outputs = {column.output.name: default.rows(column.output.name, 1) for column in self.outputs}
         values = [each for (each,) in self._values(outputs, {}, slice(None))]
-        return self._result(element, values)
+        return self._result(element, values, None)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class RowSchema:
     prefix: str = ""
     names: Mapping[str, str] | None = None
     text_outputs: bool | Sequence[str] = False
+    version_column: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, str) and self.keep != "all":
@@ -41,6 +42,13 @@ class RowSchema:
             raise ConfigurationError(f"keep must be a list of columns, not {self.keep!r}")
         if not isinstance(self.prefix, str):
             raise ConfigurationError(f"prefix must be the beginning of column names, not {self.prefix!r}")
+        version_column = self.version_column
+        if version_column is not None and (
+            not isinstance(version_column, str) or _as_field_name(version_column or "_") != version_column
+        ):
+            raise ConfigurationError(
+                f"version_column must be a column's name such as 'model_version', not {version_column!r}"
+            )
         if not isinstance(self.text_outputs, bool) and (
             isinstance(self.text_outputs, str) or not isinstance(self.text_outputs, Sequence)
         ):
@@ -63,13 +71,14 @@ class RowSchema:
         outputs = self.output_columns(encoder, classification or {})
         kept = self.kept(columns, encoder, element_type)
         checked = () if columns is not None else tuple(kept_column(name, kind) for name, kind in kept)
-        results = RowResults(self.inputs, kept, outputs, checked)
+        results = RowResults(self.inputs, kept, outputs, checked, self.version_column)
         counts = Counter(name for name, _ in results.fields)
         twice = [name for name, count in counts.items() if count > 1]
         if twice:
             raise ConfigurationError(
                 f"two columns have the name {', '.join(map(repr, twice))}: name the outputs' columns by "
                 f"prefix=, or by outputs={{output: column}}"
+                + (", or choose another version_column" if self.version_column in twice else "")
             )
         return results, RowFailures(columns)
 
@@ -98,7 +107,12 @@ class RowSchema:
             no_text = [spec.describe() for spec in specs if spec.name in text and spec.datatype != "BYTES"]
             if no_text:
                 raise ConfigurationError(f"text_outputs: {', '.join(no_text)} is not BYTES, and never text")
-        return tuple(self._output(spec, spec.name in classification) for spec in specs)
+        columns = tuple(self._output(spec, spec.name in classification) for spec in specs)
+        if self.version_column in [name for column in columns for name, _ in column.fields()]:
+            raise ConfigurationError(
+                f"version_column: {self.version_column!r} is the name of an output's column: choose another"
+            )
+        return columns
 
     def _output(self, spec: TensorSpec, is_classes: bool) -> OutputColumn:
         name = (self.names or {}).get(spec.name)

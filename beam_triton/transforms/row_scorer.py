@@ -28,11 +28,15 @@ Inputs = Array | dict[str, Array]
 
 
 class ScoredPart(NamedTuple):
-    """The results of some rows of a batch: output name to array, rows along the first dimension."""
+    """The results of some rows of a batch: output name to array, rows along the first dimension.
+
+    ``model_version`` is that of the answer, "" where its server does not say, or a default value stands in.
+    """
 
     indices: range
     outputs: Mapping[str, Array]
     model_id: str
+    model_version: str = ""
 
 
 class ScoredBatch:
@@ -247,7 +251,7 @@ class RowScorer:
             raise RemoteProtocolError(f"model {self._model.spec.name!r} answered without outputs")
         for name, column in self._outputs.items():
             column.check(outputs[name])
-        rows.batch.add(ScoredPart(rows.indices, outputs, response.model_id))
+        rows.batch.add(ScoredPart(rows.indices, outputs, response.model_id, response.model_version))
         self._end(rows)
 
     def _on_failure(self, rows: RowSlice, error: TritonError) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 import uuid
@@ -302,7 +301,7 @@ class HeldModel:
                 name, options = self._model_name, self._options
                 if self._path:
                     name, version = name_and_version(self._path)
-                    options = dataclasses.replace(options.of_model(name), model_version=version)
+                    options = options.of_model(name, version)
                 self._model = open_model(options, name)
                 close_with(self._model, self._model)
             return self._model

@@ -304,6 +304,15 @@ _MODELS = (
         versions=(1, 3),
         settings="version_policy { all {} }",
     ),
+    # Its versions are told apart by their answers; all three are served.
+    Model(
+        "versioned",
+        (_ONE_X,),
+        (_ONE_Y,),
+        source="adds_version",
+        versions=(1, 2, 3),
+        settings="version_policy { all {} }",
+    ),
     # Time, queues and faults.
     _function("slow", "sleep", [_ONE_X], [_ONE_Y], instances=4),
     _identity("full_queue", {"FP32": (1,)}, max_batch_size=4, sleep_seconds=0.05, settings=_SHORT_QUEUE),
