@@ -225,8 +225,8 @@ class TritonInference(beam.PTransform[Any, Any]):
             each model and version, ``max_concurrent_requests`` is for each, and an element whose model or
             version is not there is a failure, whatever ``default_value`` is.
         model_version: as `InferenceOptions` describes it; or a callable, a column or a side input, as for
-            ``model_name``. ``AsSingleton(versions)`` holds a version, and ``AsDict(versions)`` those of models
-            by their names; None, an empty side input and a name that is not in it leave the choice to the
+            ``model_name``. ``AsSingleton(versions)`` holds a version, ``AsDict(versions)`` those of models by
+            their names; None, an empty side input and a name that is not in it leave the choice to the
             server.
         inputs: input name to the column that feeds it, where that has another name; or to a list of columns
             of one value each, which make up the tensor.

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from apache_beam.ml.inference.base import PredictionResult, RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pvalue import AsSingleton
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import SlidingWindows, TimestampedValue
@@ -100,6 +101,16 @@ def sliding_windows(pipeline: beam.Pipeline, endpoint: str) -> Any:
     return windowed | TritonInference(endpoint, "double")
 
 
+def switched_version(pipeline: beam.Pipeline, endpoint: str) -> Any:
+    versions = AsSingleton(pipeline | "Versions" >> beam.Create([1], reshuffle=False))
+    return numbers(pipeline) | TritonInference(endpoint, "double", model_version=versions)
+
+
+def switched_dead_letters(pipeline: beam.Pipeline, endpoint: str) -> Any:
+    models = AsSingleton(pipeline | "Models" >> beam.Create([("double", 1)], reshuffle=False))
+    return numbers(pipeline, bad=True) | TritonInference(endpoint, models).with_exception_handling()
+
+
 def numpy_batches(pipeline: beam.Pipeline, endpoint: str) -> Any:
     array = NumpyArray[np.float32, (1,)]
     elements = [np.full(1, n, np.float32) for n in range(COUNT)]
@@ -142,11 +153,12 @@ WITHOUT_FAILURES = (
     with_default,
     typed_neighbours,
     sliding_windows,
+    switched_version,
     numpy_batches,
     arrow_tables,
     run_inference,
 )
-WITH_FAILURES = (dead_letters, keyed_dead_letters, limited_dead_letters)
+WITH_FAILURES = (dead_letters, switched_dead_letters, keyed_dead_letters, limited_dead_letters)
 TRANSFORMS = (*WITHOUT_FAILURES, bare_dofn, *WITH_FAILURES)
 
 OPTIONS = (

@@ -1,8 +1,9 @@
-"""A model for each element: by a callable, by a column."""
+"""A model and its version for each element: by a callable, by a column, by a side input."""
 
 from __future__ import annotations
 
 import gc
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,10 +12,17 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pytest
+from apache_beam.pvalue import AsDict, AsIter, AsList, AsSingleton
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam_triton import ConfigurationError, ModelNotFoundError, TritonInference
+from beam_triton import (
+    ConfigurationError,
+    ConnectionPoolConfig,
+    ModelNotFoundError,
+    TritonBatchInference,
+    TritonInference,
+)
 from beam_triton.options import InferenceOptions
 from beam_triton.remote_model import is_in_use
 from beam_triton.testing import FakeModel, FakeTriton
@@ -22,18 +30,26 @@ from beam_triton.transforms.inference import TritonInferenceDoFn
 from tests.support.pipelines import bundle_of, score
 
 
-def times(factor: int) -> FakeModel:
+def times(factor: int, versions: tuple[str, ...] = ("1",)) -> FakeModel:
     return FakeModel(
         lambda inputs: {"y": factor * inputs["x"]},
         inputs={"x": ("FP32", [1])},
         outputs={"y": ("FP32", [1])},
         max_batch_size=8,
+        versions=versions,
     )
+
+
+OTHER_OUTPUT = FakeModel(
+    lambda inputs: {"z": inputs["x"]}, inputs={"x": ("FP32", [1])}, outputs={"z": ("FP32", [1])}
+)
 
 
 @pytest.fixture(scope="module")
 def triton() -> Iterator[FakeTriton]:
-    with FakeTriton({f"times{factor}": times(factor) for factor in range(1, 6)}) as triton:
+    models = {f"times{factor}": times(factor) for factor in range(1, 6)}
+    models |= {"versions": times(7, ("1", "2", "3")), "other_output": OTHER_OUTPUT}
+    with FakeTriton(models) as triton:
         yield triton
 
 
@@ -171,3 +187,181 @@ def test_the_label_says_where_the_model_comes_from() -> None:
 
     assert TritonInference("http://t:8000", {"column": "m"}).default_label() == "TritonInference(column m)"
     assert TritonInference("http://t:8000", by_size).default_label() == "TritonInference(by_size)"
+
+
+def test_elements_choose_their_versions(triton: FakeTriton) -> None:
+    """By a callable or a column; None leaves it to the server, and each version has requests of its own."""
+    rows = [beam.Row(x=1.0, version=version) for version in (1, "2", None, np.int64(1), "")] * 4
+    for given in ({"column": "version"}, lambda element: element.version):
+        before = len(triton.requests)
+        results = score(rows, TritonInference(triton.endpoint, "versions", model_version=given)).results
+        assert Counter((result.example.version, result.model_id) for result in results) == {
+            (1, "versions:1"): 8,
+            ("2", "versions:2"): 4,
+            (None, "versions:3"): 4,
+            ("", "versions:3"): 4,
+        }
+        sent = Counter(request.model_version for request in triton.requests[before:])
+        assert sent == {"1": 1, "2": 1, "": 1}
+
+
+def test_a_callable_may_give_the_model_with_its_version(triton: FakeTriton) -> None:
+    """A pair; another version beside it is a failure."""
+    pairs = {0: ("versions", 2), 1: ("times2", None), 2: "versions"}
+    elements = [(n, [1.0]) for n in range(3)]
+    results = score(elements, TritonInference(triton.endpoint, lambda element: pairs[element[0]])).results
+    assert {n: result.model_id for n, result in results} == {0: "versions:2", 1: "times2:1", 2: "versions:3"}
+    transform = TritonInference(triton.endpoint, lambda element: pairs[element[0]], model_version=1)
+    outcome = score(elements, transform.with_exception_handling())
+    assert {n: result.model_id for n, result in outcome.results} == {2: "versions:1"}
+    messages = {element[0]: message for element, (_, message, _) in outcome.failures}
+    assert "model_name gives ('versions', 2) for the element" in messages[0]
+    assert "model_version gives 1: give only one of them" in messages[0]
+
+
+@pytest.mark.parametrize("version", [-1, 2.0, True, "a b", [1], beam])
+def test_what_is_no_version_fails_its_own_elements_only(triton: FakeTriton, version: Any) -> None:
+    """The failure shows what was given."""
+    elements = [{"x": [1.0], "n": n} for n in range(4)]
+    transform = TritonInference(
+        triton.endpoint, "versions", model_version=lambda element: version if element["n"] % 2 else 3
+    )
+    outcome = score(elements, transform.with_exception_handling())
+    assert [result.model_id for result in outcome.results] == ["versions:3"] * 2
+    assert all(
+        re.match(r"model_version gives .* for the element, which is no version such as 3", message)
+        for _, (_, message, _) in outcome.failures
+    )
+    assert len(outcome.failures) == 2
+
+
+def test_a_model_whose_outputs_do_not_fit_makes_no_rows(triton: FakeTriton) -> None:
+    """The schema holds: its elements fail and say why, and the others are scored."""
+    tensor = {"datatype": "FP32", "shape": [1]}
+    spec = {"name": "times2", "inputs": [{"name": "x", **tensor}], "outputs": [{"name": "y", **tensor}]}
+    rows = [row(n, "other_output" if n % 2 else "times2") for n in range(6)]
+    transform = TritonInference(
+        triton.endpoint,
+        {"column": "model"},
+        output="row",
+        version_column="version",
+        model_spec={**spec, "max_batch_size": 8},
+    )
+    outcome = score(rows, transform.with_exception_handling())
+    assert sorted((each.id, each.y, each.version) for each in outcome.results) == [
+        (0, 2.0, "1"),
+        (2, 2.0, "1"),
+        (4, 2.0, "1"),
+    ]
+    messages = [each.error_message for each in outcome.failures]
+    assert messages == [messages[0]] * 3
+    assert messages[0] == "model 'other_output' has no output 'y'; it has z"
+
+
+def test_a_default_value_has_no_version(triton: FakeTriton) -> None:
+    """The version's column is None where no version answered."""
+    rows = [beam.Row(x=[1.0]), beam.Row(x=[1.0, 2.0])]
+    transform = TritonInference(
+        triton.endpoint, "versions", output="row", version_column="version", default_value=0, keep=[]
+    )
+    assert sorted((each.y, each.version) for each in score(rows, transform).results) == [
+        (0.0, None),
+        (7.0, "3"),
+    ]
+
+
+def test_models_that_are_not_used_for_long_are_closed(triton: FakeTriton) -> None:
+    """After the time that idle connections are kept; one that is named again is opened again."""
+    pool = ConnectionPoolConfig(keep_alive_seconds=0.2)
+    options = InferenceOptions(endpoint=triton.endpoint, pool=pool)
+    versions = [options.of_model("versions", version) for version in ("1", "2")]
+    current = 1
+
+    def version_of(element: Any) -> int:
+        return current
+
+    dofn = TritonInferenceDoFn(triton.endpoint, "versions", model_version=version_of, pool=pool)
+
+    def bundle() -> None:
+        element = WindowedValue(np.ones(1, np.float32), 0, (GlobalWindow(),))
+        dofn.start_bundle()
+        dofn.process(element.value, element)
+        assert len(list(dofn.finish_bundle())) == 1
+
+    dofn.setup()
+    try:
+        bundle()
+        current = 2
+        bundle()
+        assert [is_in_use("versions", each) for each in versions] == [True, True]
+        time.sleep(0.3)
+        bundle()
+        assert [is_in_use("versions", each) for each in versions] == [False, True]
+        current = 1
+        bundle()
+        assert is_in_use("versions", versions[0])
+    finally:
+        dofn.teardown()
+    assert not any(is_in_use("versions", each) for each in versions)
+
+
+def test_side_inputs_that_cannot_be_are_refused() -> None:
+    """The sentence says which kinds there are."""
+    numbers = beam.Pipeline() | beam.Create([1])
+    for given in (AsIter(numbers), AsList(numbers), AsDict(numbers), numbers):
+        with pytest.raises(ConfigurationError, match=r"model_name as a side.*AsSingleton\(…\), and"):
+            TritonInference("http://triton:8000", given)
+    for given in (AsIter(numbers), AsList(numbers), numbers):
+        with pytest.raises(ConfigurationError, match=r"AsSingleton\(…\), or AsDict\(…\) of model names"):
+            TritonInference("http://triton:8000", "m", model_version=given)
+    with pytest.raises(ConfigurationError, match="side input is for TritonInference"):
+        TritonInferenceDoFn("http://triton:8000", "m", model_version=AsSingleton(numbers))
+
+
+@pytest.mark.parametrize("version", [{"column": ""}, {"versions": 1}, {}, True, 1.5, "a b"])
+def test_versions_that_cannot_be_are_refused(version: Any) -> None:
+    """At construction, as every option."""
+    with pytest.raises(ConfigurationError, match="model_version"):
+        TritonInference("http://triton:8000", "m", model_version=version)
+
+
+def test_doors_that_choose_the_version_take_no_other(triton: FakeTriton) -> None:
+    """Whichever way it is said."""
+    spec = {"name": "m", "inputs": [], "outputs": [], "max_batch_size": 1}
+    door = "https://runtime.sagemaker.eu-central-1.amazonaws.com/endpoints/digits/invocations"
+    with pytest.raises(ConfigurationError, match="chooses the model's version itself"):
+        TritonInference(door, "m", model_version=lambda element: 1, model_spec=spec)
+
+
+def test_whole_batches_take_one_version() -> None:
+    """`TritonBatchInference` says what chooses by element."""
+    for options in ({"model_version": lambda element: 1}, {"model_version": {"column": "v"}}):
+        with pytest.raises(ConfigurationError, match="TritonInference chooses them for each element"):
+            TritonBatchInference("http://triton:8000", "m", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"version_column": "v"}, 'need output="row"'),
+        ({"version_column": "", "output": "row"}, "version_column must be a column's name"),
+        ({"version_column": 3, "output": "row"}, "version_column must be a column's name"),
+        ({"version_column": "a b", "output": "row"}, "version_column must be a column's name"),
+        ({"version_column": "y", "output": "row"}, "is the name of an output's column"),
+        ({"version_column": "id", "output": "row"}, "or choose another version_column"),
+    ],
+)
+def test_columns_that_cannot_hold_the_version_are_refused(
+    triton: FakeTriton, options: Any, message: str
+) -> None:
+    """While the pipeline is built."""
+    with pytest.raises(ConfigurationError, match=message):
+        score([beam.Row(id=1, x=1.0)], TritonInference(triton.endpoint, "versions", **options))
+
+
+def test_display_data_say_where_the_version_comes_from() -> None:
+    """A job's page shows it."""
+    versions = AsSingleton(beam.Pipeline() | beam.Create([1]))
+    for given, shown in ((versions, "side input"), ({"column": "v"}, "column v"), (3, "3")):
+        data = TritonInference("http://t:8000", "m", model_version=given).display_data()
+        assert data["model_version"].value == shown
