@@ -165,11 +165,21 @@ class RemoteModel:
     ) -> InferResponse:
         """Send the parts of one batch, wait for their answers on the calling thread, and join them.
 
-        ``expected`` are the outputs that the answer must hold, those that the encoder requires by default.
+        A batch whose parts two versions have answered, as the server went over from one to the other, is sent
+        once more. ``expected`` are the outputs that the answer must hold, those that the encoder requires by
+        default.
 
         Raises:
             TritonError: the error of the first part that failed.
         """
+        responses = self._responses(parts, is_sequence, expected)
+        if not is_sequence and len({response.model_version for response in responses}) > 1:
+            responses = self._responses(parts, is_sequence, expected)
+        return join_responses(responses)
+
+    def _responses(
+        self, parts: Sequence[EncodedRequest], is_sequence: bool, expected: Sequence[TensorSpec] | None
+    ) -> list[InferResponse]:
         dispatcher: Dispatcher[int] = Dispatcher(self.channel)
         read = self.read_response if expected is None else partial(self.read_response, expected=expected)
         try:
@@ -187,7 +197,7 @@ class RemoteModel:
                 raise error
             finally:
                 del error
-        return join_responses([cast(InferResponse, call.result) for call in calls])
+        return [cast(InferResponse, call.result) for call in calls]
 
     def http_request(self, encoded: EncodedRequest) -> HttpRequest:
         """The HTTP request that carries an encoded body."""

@@ -124,6 +124,8 @@ class InferResponse:
 def join_responses(responses: Sequence[InferResponse]) -> InferResponse:
     """The answers to the parts of one batch as one answer, with the rows in the order of ``responses``.
 
+    It names a version where all of them have that.
+
     Raises RemoteProtocolError unless they have the same outputs, with rows of equal shapes.
     """
     first = responses[0]
@@ -138,7 +140,9 @@ def join_responses(responses: Sequence[InferResponse]) -> InferResponse:
                 f"output {shorten(name)} of model {shorten(first.model_name)}: the answers to the parts of a "
                 f"batch do not fit together: {shorten(str(error), 160)}"
             ) from None
-    return InferResponse(first.model_name, first.model_version, first.id, first.parameters, outputs)
+    is_one_version = all(response.model_version == first.model_version for response in responses)
+    version = first.model_version if is_one_version else ""
+    return InferResponse(first.model_name, version, first.id, first.parameters, outputs)
 
 
 def _rows(array: Array) -> Iterator[Array]:

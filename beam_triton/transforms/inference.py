@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import apache_beam as beam
-from apache_beam.pvalue import PCollection
+from apache_beam.pvalue import AsIter, AsList, PCollection
 from apache_beam.typehints import Any as AnyType
 from apache_beam.typehints import Tuple
 
@@ -220,14 +220,14 @@ class TritonInference(beam.PTransform[Any, Any]):
     Args:
         endpoint: URL of the server, or a list of them for fail-over.
         model_name: the model; or a callable that takes an element, with its key if it has one, and gives its
-            model; or ``{"column": name}`` of the column that names it; or a side input of it,
-            ``AsSingleton(names)``. What gives a name may give ``(name, version)``. Requests are then made for
-            each model and version, ``max_concurrent_requests`` is for each, and an element whose model or
-            version is not there is a failure, whatever ``default_value`` is.
+            model; or ``{"column": name}`` of the column that names it; or a side input, which names that of a
+            window: ``AsSingleton(names)``, or ``AsIter(names)`` of equal ones. What gives a name may give
+            ``(name, version)``. Requests are then made for each model and version, ``max_concurrent_requests``
+            is for each, and an element whose model or version is not there is a failure, whatever
+            ``default_value`` is.
         model_version: as `InferenceOptions` describes it; or a callable, a column or a side input, as for
-            ``model_name``. ``AsSingleton(versions)`` holds a version, ``AsDict(versions)`` those of models by
-            their names; None, an empty side input and a name that is not in it leave the choice to the
-            server.
+            ``model_name``; or ``AsDict(versions)``, the versions of models by their names. None, an empty
+            side input and a name that is not in it leave the choice to the server.
         inputs: input name to the column that feeds it, where that has another name; or to a list of columns
             of one value each, which make up the tensor.
         output: ``"row"`` makes results rows; ``None`` makes them PredictionResults.
@@ -285,7 +285,8 @@ class TritonInference(beam.PTransform[Any, Any]):
         self._model_name = model_name
         given: dict[str, Any] = {"model_name": model_name, "model_version": model_version}
         self._side_inputs = side_inputs_of(given)
-        given |= dict.fromkeys(self._side_inputs, FromSideInput())
+        for option, side_input in self._side_inputs.items():
+            given[option] = FromSideInput(has_many=isinstance(side_input, AsIter | AsList))
         choice = ModelChoice(**given)
         if not (self._chooses_by_element or (choice.has_one_name and choice.has_one_version)):
             raise ConfigurationError(

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
-from apache_beam.pvalue import AsDict, AsSideInput, AsSingleton, EmptySideInput, PCollection
+from apache_beam.pvalue import AsDict, AsIter, AsList, AsSideInput, AsSingleton, EmptySideInput, PCollection
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_triton.errors import ConfigurationError, LocalProtocolError, TritonError
@@ -34,7 +34,35 @@ ModelVersion: TypeAlias = str | int | Callable[[Any], Any] | Mapping[str, str] |
 
 
 class FromSideInput:
-    """Stands for a side input where the pipeline, to which that belongs, does not go."""
+    """Stands for a side input where the pipeline, to which that belongs, does not go.
+
+    Args:
+        has_many: it gives its values one by one.
+    """
+
+    def __init__(self, has_many: bool = False) -> None:
+        self._has_many = has_many
+        self._given: Any = None
+        self._value: Any = None
+
+    def value_of(self, given: Any) -> Any:
+        """What the side input says by ``given``, its value for the current window; None where it is empty.
+
+        Of many values that is the one that all of them are (FnApiRunner, of Beam 2.77, repeats those of
+        `PeriodicImpulse`); otherwise a list of them, which no model and no version is.
+        """
+        # The same object for all elements of a window.
+        if given is not self._given:
+            self._given, self._value = given, given
+            if isinstance(given, EmptySideInput):
+                self._value = None
+            elif self._has_many:
+                different: list[Any] = []
+                for each in given:
+                    if each not in different:
+                        different.append(each)
+                self._value = different[0] if len(different) == 1 else different or None
+        return self._value
 
 
 class ElementColumn:
@@ -76,28 +104,25 @@ class ModelChoice:
     def __init__(self, model_name: Any, model_version: Any) -> None:
         self._name, self._name_of = model_name, _by_element("model_name", model_name)
         self._version, self._version_of = model_version, _by_element("model_version", model_version)
-        self._switches_name = isinstance(model_name, FromSideInput)
-        self._switches_version = isinstance(model_version, FromSideInput)
+        self._name_side = model_name if isinstance(model_name, FromSideInput) else None
+        self._version_side = model_version if isinstance(model_version, FromSideInput) else None
 
     @property
     def has_one_name(self) -> bool:
         """All elements are scored on the model of one name."""
-        return self._name_of is None and not self._switches_name
+        return self._name_of is None and self._name_side is None
 
     @property
     def has_one_version(self) -> bool:
         """All elements are scored on one version, or on that of the server's choice."""
-        return self._version_of is None and not self._switches_version
+        return self._version_of is None and self._version_side is None
 
     def switch(self, name: Any, version: Any) -> None:
-        """Take what the side inputs say for the next element; of an option that is none, nothing.
-
-        None stands for one that is empty in the element's window.
-        """
-        if self._switches_name:
-            self._name = None if isinstance(name, EmptySideInput) else name
-        if self._switches_version:
-            self._version = None if isinstance(version, EmptySideInput) else version
+        """Take what the side inputs say for the next element; of an option that is none, nothing."""
+        if self._name_side is not None:
+            self._name = self._name_side.value_of(name)
+        if self._version_side is not None:
+            self._version = self._version_side.value_of(version)
 
     def of(self, element: Any) -> tuple[Any, Any]:
         """Name and version for an element, as they were given.
@@ -126,18 +151,18 @@ def side_inputs_of(given: Mapping[str, Any]) -> dict[str, AsSideInput]:
     """Those of the options, name to value, that are side inputs.
 
     Raises:
-        ConfigurationError: one does not say one thing at a time, or is a PCollection.
+        ConfigurationError: one is of a kind that has no meaning here, or is a PCollection.
     """
     side_inputs: dict[str, AsSideInput] = {}
     for option, value in given.items():
         is_by_name = isinstance(value, AsDict) and option == "model_version"
-        if isinstance(value, AsSingleton) or is_by_name:
+        if isinstance(value, AsSingleton | AsIter | AsList) or is_by_name:
             side_inputs[option] = value
         elif isinstance(value, AsSideInput | PCollection):
             by_name = "" if option == "model_name" else ", or AsDict(…) of model names and their versions"
             raise ConfigurationError(
-                f"{option} as a side input is beam.pvalue.AsSingleton(…){by_name}, and not "
-                f"{type(value).__name__}: a window has one value at a time"
+                f"{option} as a side input is beam.pvalue.AsSingleton(…), or AsIter(…) of values that are "
+                f"the same in a window{by_name}; and not {type(value).__name__}"
             )
     return side_inputs
 

@@ -23,15 +23,22 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
-from apache_beam.pvalue import AsDict, AsSingleton
+from apache_beam.pvalue import AsDict, AsIter, AsSingleton
 from apache_beam.testing.test_stream import TestStream
+from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, SlidingWindows, TimestampedValue
 from apache_beam.typehints.schemas import named_fields_from_element_type
+from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam_triton import ModelNotFoundError, TritonBatchInference, TritonInference, TritonInferenceDoFn
+from beam_triton import (
+    ModelNotFoundError,
+    TritonBatchInference,
+    TritonClient,
+    TritonInference,
+    TritonInferenceDoFn,
+)
 from beam_triton.testing import LocalTriton
-from beam_triton.transforms.inference import TritonInferenceDoFn as DoFn
 from tests.support.models import CATALOGUE, throwaway_triton
 from tests.support.pipelines import Run, bundle_of, run, score
 
@@ -109,7 +116,7 @@ class Stream:
             for results in self.results
         ]
 
-    def _score(self, dofn: DoFn, results: list[Any]) -> None:
+    def _score(self, dofn: TritonInferenceDoFn, results: list[Any]) -> None:
         try:
             dofn.setup()
             while not self._ended.is_set():
@@ -471,3 +478,51 @@ def test_arrow_batches_name_the_version_that_answered(server: Server) -> None:
     added = np.subtract(scored["y"], scored["x"]).astype(int).tolist()
     assert list(map(str, added)) == scored["version"].to_pylist()
     assert set(added) == {1, 2}
+
+
+def test_a_clients_batch_is_answered_by_one_version(server: Server) -> None:
+    """However many requests it is sent in."""
+    rows = np.zeros((2_000, 1), np.float32)
+    versions = []
+    timer = threading.Timer(0.5, server.serve, (1, 2))
+    timer.start()
+    with TritonClient(server.endpoint) as client:
+        while "2" not in versions:
+            response = client.infer(ROLLING.name, {"x": rows})
+            assert np.unique(response.outputs["y"]).astype(int).astype(str).tolist() == [
+                response.model_version
+            ]
+            versions.append(response.model_version)
+    timer.join()
+    assert versions == ["1"] * (len(versions) - 1) + ["2"]
+    assert len(versions) > 1
+
+
+def test_a_version_that_is_read_now_and_then(triton: LocalTriton, tmp_path: Path) -> None:
+    """The example of the page: Beam's pattern of a side input that changes slowly."""
+    interval = 1
+    start = Timestamp(int(time.time()) + 3)
+    stop = start + 3
+    file, endpoint = tmp_path / "version", triton.endpoint
+    file.write_text("1\n")
+
+    def build(p: beam.Pipeline) -> Any:
+        elements = [TimestampedValue(fp32(n), start + n / 10) for n in range(30)]
+        events = p | beam.Create([0], reshuffle=False) | beam.FlatMap(lambda _: elements)
+        versions = (
+            p
+            | PeriodicImpulse(start, stop, fire_interval=interval, apply_windowing=True)
+            | "Read" >> beam.Map(lambda _: file.read_text().strip())
+        )
+        return (
+            events
+            | beam.WindowInto(FixedWindows(interval))
+            | TritonInference(endpoint, "versioned", model_version=AsIter(versions))
+        )
+
+    timer = threading.Timer(float(start) + 1.5 - time.time(), file.write_text, ("2\n",))
+    timer.start()
+    results = run(build).results
+    timer.join()
+    found = [version_of(result) for result in sorted(results, key=lambda result: float(result.example[0]))]
+    assert found in (["1"] * 20 + ["2"] * 10, ["1"] * 10 + ["2"] * 20)

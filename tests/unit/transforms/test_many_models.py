@@ -12,7 +12,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pytest
-from apache_beam.pvalue import AsDict, AsIter, AsList, AsSingleton
+from apache_beam.pvalue import AsDict, AsIter, AsList, AsMultiMap, AsSingleton
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -27,7 +27,7 @@ from beam_triton.options import InferenceOptions
 from beam_triton.remote_model import is_in_use
 from beam_triton.testing import FakeModel, FakeTriton
 from beam_triton.transforms.inference import TritonInferenceDoFn
-from tests.support.pipelines import bundle_of, score
+from tests.support.pipelines import bundle_of, run, score
 
 
 def times(factor: int, versions: tuple[str, ...] = ("1",)) -> FakeModel:
@@ -308,11 +308,11 @@ def test_models_that_are_not_used_for_long_are_closed(triton: FakeTriton) -> Non
 def test_side_inputs_that_cannot_be_are_refused() -> None:
     """The sentence says which kinds there are."""
     numbers = beam.Pipeline() | beam.Create([1])
-    for given in (AsIter(numbers), AsList(numbers), AsDict(numbers), numbers):
-        with pytest.raises(ConfigurationError, match=r"model_name as a side.*AsSingleton\(…\), and"):
+    for given in (AsMultiMap(numbers), AsDict(numbers), numbers):
+        with pytest.raises(ConfigurationError, match=r"model_name as a side input is .*AsSingleton"):
             TritonInference("http://triton:8000", given)
-    for given in (AsIter(numbers), AsList(numbers), numbers):
-        with pytest.raises(ConfigurationError, match=r"AsSingleton\(…\), or AsDict\(…\) of model names"):
+    for given in (AsMultiMap(numbers), numbers):
+        with pytest.raises(ConfigurationError, match=r"AsIter\(…\) .*, or AsDict\(…\) of model names"):
             TritonInference("http://triton:8000", "m", model_version=given)
     with pytest.raises(ConfigurationError, match="side input is for TritonInference"):
         TritonInferenceDoFn("http://triton:8000", "m", model_version=AsSingleton(numbers))
@@ -365,3 +365,36 @@ def test_display_data_say_where_the_version_comes_from() -> None:
     for given, shown in ((versions, "side input"), ({"column": "v"}, "column v"), (3, "3")):
         data = TritonInference("http://t:8000", "m", model_version=given).display_data()
         assert data["model_version"].value == shown
+
+
+@pytest.mark.parametrize("kind", [AsIter, AsList])
+@pytest.mark.parametrize(
+    ("values", "model_id"), [([2], "versions:2"), ([2, 2, 2], "versions:2"), ([], "versions:3")]
+)
+def test_side_inputs_of_many_values_say_one_thing(
+    triton: FakeTriton, kind: Any, values: list[int], model_id: str
+) -> None:
+    """Runners may repeat a value; an empty side input leaves the choice to the server."""
+
+    def build(pipeline: beam.Pipeline) -> Any:
+        versions = kind(pipeline | "Versions" >> beam.Create(values, reshuffle=False))
+        elements = pipeline | beam.Create([[1.0]] * 3, reshuffle=False)
+        return elements | TritonInference(triton.endpoint, "versions", model_version=versions)
+
+    assert [result.model_id for result in run(build).results] == [model_id] * 3
+
+
+def test_two_versions_at_a_time_are_a_failure(triton: FakeTriton) -> None:
+    """Which of them is the later one is not known."""
+
+    def build(pipeline: beam.Pipeline) -> Any:
+        versions = AsIter(pipeline | "Versions" >> beam.Create([1, 2, 1], reshuffle=False))
+        transform = TritonInference(triton.endpoint, "versions", model_version=versions)
+        return pipeline | beam.Create([[1.0]] * 3) | transform.with_exception_handling()
+
+    outcome = run(build)
+    assert outcome.results == []
+    assert all(
+        "model_version gives [1, 2] for the element" in message for _, (_, message, _) in outcome.failures
+    )
+    assert len(outcome.failures) == 3
