@@ -222,9 +222,9 @@ class TritonInference(beam.PTransform[Any, Any]):
         model_name: the model; or a callable that takes an element, with its key if it has one, and gives its
             model; or ``{"column": name}`` of the column that names it; or a side input, which names that of a
             window: ``AsSingleton(names)``, or ``AsIter(names)`` of equal ones. What gives a name may give
-            ``(name, version)``. Requests are then made for each model and version, ``max_concurrent_requests``
-            is for each, and an element whose model or version is not there is a failure, whatever
-            ``default_value`` is.
+            ``(name, version)``. Requests are then made for each model and version, for each of which
+            ``max_concurrent_requests`` is, and an element whose model or version is not there is a failure,
+            whatever ``default_value`` is.
         model_version: as `InferenceOptions` describes it; or a callable, a column or a side input, as for
             ``model_name``; or ``AsDict(versions)``, the versions of models by their names. None, an empty
             side input and a name that is not in it leave the choice to the server.

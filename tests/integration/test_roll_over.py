@@ -514,11 +514,12 @@ def test_a_version_that_is_read_now_and_then(triton: LocalTriton, tmp_path: Path
             | PeriodicImpulse(start, stop, fire_interval=interval, apply_windowing=True)
             | "Read" >> beam.Map(lambda _: file.read_text().strip())
         )
-        return (
+        scored = (
             events
             | beam.WindowInto(FixedWindows(interval))
             | TritonInference(endpoint, "versioned", model_version=AsIter(versions))
         )
+        return {"results": scored}
 
     timer = threading.Timer(float(start) + 1.5 - time.time(), file.write_text, ("2\n",))
     timer.start()
