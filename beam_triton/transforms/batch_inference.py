@@ -96,6 +96,8 @@ class TritonBatchInference(TritonInference):
             these, or does not fit the model.
     """
 
+    _chooses_by_element = False
+
     def __init__(
         self,
         endpoint: str | Sequence[str],
@@ -124,11 +126,6 @@ class TritonBatchInference(TritonInference):
             version_column=version_column,
             **options,
         )
-        if not self._has_one_model:
-            raise ConfigurationError(
-                "TritonBatchInference scores whole batches: model_name and model_version are one name, and "
-                "one version or the server's choice; TritonInference chooses them for each element"
-            )
         given = self._options
         if given.batching.bucket_boundaries:
             raise ConfigurationError(

@@ -290,8 +290,8 @@ class TritonInference(beam.PTransform[Any, Any]):
         choice = ModelChoice(**given)
         if not (self._chooses_by_element or (choice.has_one_name and choice.has_one_version)):
             raise ConfigurationError(
-                f"{type(self).__name__} scores all elements on one model: model_name and model_version are one "
-                f"name, and one version or the server's choice; TritonInference chooses them for each element"
+                f"{type(self).__name__} scores all elements on one model: model_name and model_version are a "
+                f"name, and a version or the server's choice; TritonInference chooses them for each element"
             )
         version = model_version if choice.has_one_version else None
         self._options = InferenceOptions.from_options(

@@ -528,6 +528,7 @@ class TritonSequenceInference(TritonInference):
     """
 
     _of_sequences = True
+    _chooses_by_element = False
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from beam_triton import (
     ModelNotFoundError,
     TritonBatchInference,
     TritonInference,
+    TritonSequenceInference,
 )
 from beam_triton.options import InferenceOptions
 from beam_triton.remote_model import is_in_use
@@ -333,11 +334,12 @@ def test_doors_that_choose_the_version_take_no_other(triton: FakeTriton) -> None
         TritonInference(door, "m", model_version=lambda element: 1, model_spec=spec)
 
 
-def test_whole_batches_take_one_version() -> None:
-    """`TritonBatchInference` says what chooses by element."""
-    for options in ({"model_version": lambda element: 1}, {"model_version": {"column": "v"}}):
-        with pytest.raises(ConfigurationError, match="TritonInference chooses them for each element"):
-            TritonBatchInference("http://triton:8000", "m", **options)
+@pytest.mark.parametrize("kind", [TritonBatchInference, TritonSequenceInference])
+@pytest.mark.parametrize("version", [lambda element: 1, {"column": "v"}])
+def test_whole_batches_and_sequences_take_one_version(kind: Any, version: Any) -> None:
+    """The sentence says what chooses by element."""
+    with pytest.raises(ConfigurationError, match=r"scores all elements on one model.*TritonInference choo"):
+        kind("http://triton:8000", "m", model_version=version)
 
 
 @pytest.mark.parametrize(
