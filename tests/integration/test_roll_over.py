@@ -256,7 +256,7 @@ def test_an_unloaded_version_holds_up_no_other(server: Server) -> None:
     messages = [message for _, (_, message, _) in letters]
     # Those that were never sent tell of the circuit breaker of version 1.
     assert all("version 1 is not at ready state" in each or "circuit breaker" in each for each in messages)
-    assert seconds["other"] < 3 < seconds["held"]
+    assert seconds["other"] < seconds["held"] / 2
 
 
 def _seconds_of_version_2(server: Server) -> float:
@@ -500,19 +500,25 @@ def test_a_clients_batch_is_answered_by_one_version(server: Server) -> None:
 
 def test_a_version_that_is_read_now_and_then(triton: LocalTriton, tmp_path: Path) -> None:
     """The example of the page: Beam's pattern of a side input that changes slowly."""
-    interval = 1
-    start = Timestamp(int(time.time()) + 3)
-    stop = start + 3
+    interval = 60
+    # All at once, as what should have been read is read when the pipeline starts.
+    start = Timestamp(interval * (int(time.time()) // interval - 3))
+    stop = start + 3 * interval
     file, endpoint = tmp_path / "version", triton.endpoint
     file.write_text("1\n")
 
+    def read_version() -> str:
+        text = file.read_text()
+        file.write_text("2\n")
+        return text.strip()
+
     def build(p: beam.Pipeline) -> Any:
-        elements = [TimestampedValue(fp32(n), start + n / 10) for n in range(30)]
+        elements = [TimestampedValue(fp32(n), start + n * interval / 10) for n in range(30)]
         events = p | beam.Create([0], reshuffle=False) | beam.FlatMap(lambda _: elements)
         versions = (
             p
             | PeriodicImpulse(start, stop, fire_interval=interval, apply_windowing=True)
-            | "Read" >> beam.Map(lambda _: file.read_text().strip())
+            | "Read" >> beam.Map(lambda _: read_version())
         )
         scored = (
             events
@@ -521,9 +527,5 @@ def test_a_version_that_is_read_now_and_then(triton: LocalTriton, tmp_path: Path
         )
         return {"results": scored}
 
-    timer = threading.Timer(float(start) + 1.5 - time.time(), file.write_text, ("2\n",))
-    timer.start()
-    results = run(build).results
-    timer.join()
-    found = [version_of(result) for result in sorted(results, key=lambda result: float(result.example[0]))]
-    assert found in (["1"] * 20 + ["2"] * 10, ["1"] * 10 + ["2"] * 20)
+    results = sorted(run(build).results, key=lambda result: float(result.example[0]))
+    assert [version_of(result) for result in results] == ["1"] * 10 + ["2"] * 20
