@@ -507,7 +507,7 @@ class TritonSequenceInference(TritonInference):
             connections requests of a sequence would come to different servers: name these, or use
             ``discovery="dns"``.
         model_name: the model.
-        inputs, output, keep, prefix, text_outputs, keep_example: as for `TritonInference`.
+        inputs, output, keep, prefix, text_outputs, version_column, keep_example: as for `TritonInference`.
         order_by: order of elements that have the same timestamp: a callable that takes an element with its
             key, or ``{"column": name}``. By default the order in which they come.
         ends: which element ends a sequence. ``"window"``: the last one of the window. A callable that takes
@@ -540,6 +540,7 @@ class TritonSequenceInference(TritonInference):
         keep: Keep = None,
         prefix: str = "",
         text_outputs: bool | Sequence[str] = False,
+        version_column: str | None = None,
         keep_example: bool = True,
         order_by: FromElement | None = None,
         ends: FromElement | str | None = "window",
@@ -559,6 +560,7 @@ class TritonSequenceInference(TritonInference):
             keep=keep,
             prefix=prefix,
             text_outputs=text_outputs,
+            version_column=version_column,
             keep_example=keep_example,
             **options,
         )

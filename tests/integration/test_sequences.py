@@ -253,9 +253,9 @@ def test_question_that_fails_for_an_element_fails_that_element(
 @both_ways
 def test_rows_have_the_kept_columns_and_the_outputs(server: LocalTriton, stream: bool) -> None:
     values = [TimestampedValue(("a", beam.Row(id=f"i{number}", x=number)), number) for number in (1, 2, 3)]
-    run = score(server, values, output="row", keep={"id": str}, stream=stream)
-    rows = sorted((row.id, row.y) for _, row in run.results)
-    assert rows == [("i1", 1), ("i2", 3), ("i3", 6)]
+    run = score(server, values, output="row", keep={"id": str}, version_column="version", stream=stream)
+    rows = sorted((row.id, row.y, row.version) for _, row in run.results)
+    assert rows == [("i1", 1, "1"), ("i2", 3, "1"), ("i3", 6, "1")]
 
 
 def test_server_with_too_few_places_gives_them_to_others_and_gets_sequences_again(
