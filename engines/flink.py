@@ -74,6 +74,8 @@ io: {{tmp: {{dirs: {scratch}}}}}
 web: {{tmpdir: {scratch}, submit: {{enable: false}}}}
 # Notice a killed task manager after 8 s instead of 50, and restart its job.
 heartbeat: {{interval: 2000, timeout: 8000}}
+# Of jobs with --checkpointing_interval; the job manager's memory takes 5 MB of state only.
+state: {{checkpoints: {{dir: "file://{scratch}/checkpoints"}}}}
 restart-strategy: {{type: fixed-delay, fixed-delay: {{attempts: 10, delay: 2 s}}}}
 """
 
