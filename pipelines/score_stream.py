@@ -83,8 +83,23 @@ def kafka(pipeline: beam.Pipeline, topic: str, servers: str) -> Any:
     """The values of a Kafka topic. Beam reads it in Java, which the pipeline's construction needs."""
     from apache_beam.io.kafka import ReadFromKafka
 
-    records = pipeline | ReadFromKafka({"bootstrap.servers": servers}, [topic])
+    # By default a record has the time when it is read, which is another one when it is read again.
+    policy = ReadFromKafka.create_time_policy
+    records = pipeline | ReadFromKafka({"bootstrap.servers": servers}, [topic], timestamp_policy=policy)
     return records | beam.Values()
+
+
+def messages(pipeline: beam.Pipeline, options: argparse.Namespace) -> Any:
+    """The messages of the source that the options name, as bytes."""
+    start = time.time()
+    stop = start + options.run_seconds if options.run_seconds else MAX_TIMESTAMP
+    if options.files:
+        return files(pipeline, options.files, options.poll_seconds, stop)
+    if options.subscription:
+        return pubsub(pipeline, options.subscription)
+    if options.kafka_topic:
+        return kafka(pipeline, options.kafka_topic, options.kafka_servers)
+    return periodic(pipeline, options.every_seconds, start, stop)
 
 
 def parse(message: bytes) -> Any:
@@ -171,47 +186,38 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--endpoint", default="http://localhost:8000")
+    parser.add_argument("--endpoint", default="http://localhost:8000", help="(%(default)s)")
     parser.add_argument(
         "--output", default="out/stream", help="the beginning of all file names (%(default)s)"
     )
-    source = parser.add_argument_group("source").add_mutually_exclusive_group()
+    parser.add_argument("--run_seconds", type=float, help="end digits or files after this long (never)")
+    sources = parser.add_argument_group("source")
+    source = sources.add_mutually_exclusive_group()
     source.add_argument("--files", metavar="PATTERN", help="files of messages, one a line, as they appear")
-    source.add_argument("--subscription", metavar="projects/…", help="a subscription of Pub/Sub")
-    source.add_argument("--kafka_topic", metavar="TOPIC", help="a topic of Kafka, with --kafka_servers")
-    parser.add_argument("--kafka_servers", metavar="HOST:PORT", default="localhost:9092")
-    parser.add_argument(
-        "--every_seconds",
-        type=float,
-        default=0.1,
-        help="between two digits, or two looks for files (%(default)s)",
+    source.add_argument("--subscription", metavar="projects/...", help="a subscription of Pub/Sub")
+    source.add_argument("--kafka_topic", metavar="TOPIC")
+    sources.add_argument(
+        "--kafka_servers", metavar="HOST:PORT", default="localhost:9092", help="(%(default)s)"
     )
-    parser.add_argument("--run_seconds", type=float, help="end after this long (without: never)")
+    sources.add_argument("--every_seconds", type=float, default=0.1, help="between two digits (%(default)s)")
+    sources.add_argument(
+        "--poll_seconds", type=float, default=10, help="between looks for files (%(default)s)"
+    )
     windows = parser.add_argument_group("windows")
-    windows.add_argument("--window_seconds", type=int, default=10, help="how long a window is (%(default)s)")
-    windows.add_argument("--slide_seconds", type=int, help="a window begins this often (fixed windows)")
+    windows.add_argument("--window_seconds", type=int, default=10, help="how long each is (%(default)s)")
+    windows.add_argument("--slide_seconds", type=int, help="one begins this often (when the last one ends)")
     windows.add_argument("--allowed_lateness_seconds", type=int, default=60, help="(%(default)s)")
-    windows.add_argument("--early_seconds", type=int, help="write a window this often before it ends (never)")
-    windows.add_argument("--late_seconds", type=int, default=5, help="(%(default)s)")
-    windows.add_argument("--shards", type=int, default=1, help="files per window (%(default)s)")
+    windows.add_argument("--early_seconds", type=int, help="write unfinished windows this often (never)")
+    windows.add_argument("--late_seconds", type=int, default=5, help="late rows wait for more (%(default)s)")
+    windows.add_argument("--shards", type=int, default=1, help="files of a window (%(default)s)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     options, of_beam = parser().parse_known_args(arguments)
-    start = time.time()
-    stop = start + options.run_seconds if options.run_seconds else MAX_TIMESTAMP
     with beam.Pipeline(options=PipelineOptions(of_beam, streaming=True)) as pipeline:
-        if options.files:
-            messages = files(pipeline, options.files, options.every_seconds, stop)
-        elif options.subscription:
-            messages = pubsub(pipeline, options.subscription)
-        elif options.kafka_topic:
-            messages = kafka(pipeline, options.kafka_topic, options.kafka_servers)
-        else:
-            messages = periodic(pipeline, options.every_seconds, start, stop)
-        build(messages, options)
+        build(messages(pipeline, options), options)
 
 
 if __name__ == "__main__":

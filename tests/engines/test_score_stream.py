@@ -121,7 +121,7 @@ def test_flink_reads_files_that_appear_once_through_a_killed_task_manager(
     """The windows of rows are those of their file's time, which is the same when the file is read again."""
     folder = tmp_path / "in"
     folder.mkdir()
-    arguments = [f"--files={folder}/*.jsonl", "--every_seconds=1", "--window_seconds=5", *EXACTLY_ONCE]
+    arguments = [f"--files={folder}/*.jsonl", "--poll_seconds=1", "--window_seconds=5", *EXACTLY_ONCE]
     with FlinkCluster(tmp_path / "cluster", parallelism=2) as cluster:
         cluster.start_pipeline(
             SCORE_STREAM, f"--endpoint={server.endpoint}", f"--output={tmp_path}/out", *arguments

@@ -214,8 +214,19 @@ def test_files_that_appear_are_read_once(triton: LocalTriton, tmp_path: Path) ->
     score_stream.main(
         [
             *(f"--endpoint={triton.endpoint}", f"--output={tmp_path}/out", "--runner=FnApiRunner"),
-            *(f"--files={tmp_path}/in/*.jsonl", "--run_seconds=1", "--every_seconds=0.25"),
+            *(f"--files={tmp_path}/in/*.jsonl", "--run_seconds=1", "--poll_seconds=0.25"),
         ]
     )
     rows = lines_of(*tmp_path.glob("out-scored-*"))
     assert sorted(row["id"] for row in rows) == ["a1", "a2", "b1", "b2"]
+
+
+def test_pubsub_is_read_by_the_runner(tmp_path: Path) -> None:
+    """The pipeline of a subscription has Beam's Pub/Sub source, which Dataflow replaces by its own."""
+    subscription = "projects/my-project/subscriptions/digits"
+    options = score_stream.parser().parse_args([f"--subscription={subscription}"])
+    pipeline = TestPipeline(runner="FnApiRunner", options=PipelineOptions(streaming=True))
+    _ = score_stream.messages(pipeline, options)
+    transforms = pipeline.to_runner_api().components.transforms.values()
+    (read,) = [each for each in transforms if each.spec.urn == "beam:transform:pubsub_read:v1"]
+    assert subscription.encode() in read.spec.payload
