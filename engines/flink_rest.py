@@ -31,9 +31,10 @@ class FlinkRest:
         """Ids of the jobs in state RUNNING."""
         return [job for job, state in self.job_states().items() if state == "RUNNING"]
 
-    def restored_checkpoints(self, job: str) -> int:
-        """How often a job went on from a checkpoint; 0 too where it began anew because it had none."""
-        return int(self._request("GET", f"/jobs/{job}/checkpoints")["counts"]["restored"])
+    def checkpoints(self, job: str) -> dict[str, int]:
+        """How many checkpoints of a job were ``completed``, ``failed``, ``restored`` and so on."""
+        counts: dict[str, int] = self._request("GET", f"/jobs/{job}/checkpoints")["counts"]
+        return counts
 
     def cancel(self, job: str, *, within_seconds: float = 60.0) -> str:
         """Cancel a job and return its final state. TimeoutError if it has none after ``within_seconds``."""

@@ -133,22 +133,24 @@ class WriteWindows(beam.PTransform[Any, Any]):
         """Give back the names of the files."""
         prefix, shards = self._prefix, self._shards
 
-        def write(group: tuple[int, Iterable[str]], window: Any = beam.DoFn.WindowParam) -> str:
-            shard, lines = group
+        def write(group: tuple[int, Iterable[str]], window: Any = beam.DoFn.WindowParam) -> Iterator[str]:
+            shard, lines = group[0], list(group[1])
+            if not lines:
+                return  # Flink adds such a pane where the watermark passes a window and its lateness at once.
             start, end = (f"{at.to_utc_datetime():%Y%m%dT%H%M%S}" for at in (window.start, window.end))
             name = f"{prefix}-{start}-{end}-{shard:03}-of-{shards:03}.jsonl"
             unfinished = f"{name}.{uuid.uuid4().hex}.unfinished"
             with FileSystems.create(unfinished) as file:
                 file.writelines(f"{line}\n".encode() for line in lines)
             FileSystems.rename([unfinished], [name])
-            return name
+            yield name
 
         return (
             rows
             | "Shard"
             >> beam.MapTuple(lambda name, row: (zlib.crc32(name.encode()) % shards, json.dumps(row)))
             | beam.GroupByKey()
-            | "Write" >> beam.Map(write)
+            | "Write" >> beam.FlatMap(write)
         )
 
 
