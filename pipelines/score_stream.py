@@ -135,15 +135,16 @@ class WriteWindows(beam.PTransform[Any, Any]):
 
         def write(group: tuple[int, Iterable[str]], window: Any = beam.DoFn.WindowParam) -> Iterator[str]:
             shard, lines = group[0], list(group[1])
-            if not lines:
-                return  # Flink adds such a pane where the watermark passes a window and its lateness at once.
             start, end = (f"{at.to_utc_datetime():%Y%m%dT%H%M%S}" for at in (window.start, window.end))
             name = f"{prefix}-{start}-{end}-{shard:03}-of-{shards:03}.jsonl"
-            unfinished = f"{name}.{uuid.uuid4().hex}.unfinished"
-            with FileSystems.create(unfinished) as file:
-                file.writelines(f"{line}\n".encode() for line in lines)
-            FileSystems.rename([unfinished], [name])
-            yield name
+            if (
+                lines
+            ):  # Flink adds an empty pane where the watermark passes a window and its lateness at once.
+                unfinished = f"{name}.{uuid.uuid4().hex}.unfinished"
+                with FileSystems.create(unfinished) as file:
+                    file.writelines(f"{line}\n".encode() for line in lines)
+                FileSystems.rename([unfinished], [name])
+                yield name
 
         return (
             rows
