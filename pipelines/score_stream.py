@@ -4,7 +4,7 @@
 
 A message is JSON: ``{"id": "a", "image": [0, 5, ...], "time": 1764278640.5}``. ``time`` is in seconds since
 1970; without it, a message has the time of its source. Where no option names a source, the shipped digits
-come over and over. Options that are not listed here are Beam's.
+come over and over, for half a minute. Options that are not listed here are Beam's.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def kafka(pipeline: beam.Pipeline, topic: str, servers: str) -> Any:
 def messages(pipeline: beam.Pipeline, options: argparse.Namespace) -> Any:
     """The messages of the source that the options name, as bytes."""
     start = time.time()
-    stop = start + options.run_seconds if options.run_seconds else MAX_TIMESTAMP
+    # Beam's own runner writes nothing before a stream ends.
+    run_seconds = options.run_seconds if options.run_seconds is not None or options.files else 30
+    stop = start + run_seconds if run_seconds else MAX_TIMESTAMP
     if options.files:
         return files(pipeline, options.files, options.poll_seconds, stop)
     if options.subscription:
@@ -137,9 +139,8 @@ class WriteWindows(beam.PTransform[Any, Any]):
             shard, lines = group[0], list(group[1])
             start, end = (f"{at.to_utc_datetime():%Y%m%dT%H%M%S}" for at in (window.start, window.end))
             name = f"{prefix}-{start}-{end}-{shard:03}-of-{shards:03}.jsonl"
-            if (
-                lines
-            ):  # Flink adds an empty pane where the watermark passes a window and its lateness at once.
+            # Flink adds an empty pane where the watermark passes a window and its lateness at once.
+            if lines:
                 unfinished = f"{name}.{uuid.uuid4().hex}.unfinished"
                 with FileSystems.create(unfinished) as file:
                     file.writelines(f"{line}\n".encode() for line in lines)
@@ -193,7 +194,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", default="out/stream", help="the beginning of all file names (%(default)s)"
     )
-    parser.add_argument("--run_seconds", type=float, help="end digits or files after this long (never)")
+    parser.add_argument(
+        "--run_seconds", type=float, help="end digits (30) or files (0) after this long; 0: never"
+    )
     sources = parser.add_argument_group("source")
     source = sources.add_mutually_exclusive_group()
     source.add_argument("--files", metavar="PATTERN", help="files of messages, one a line, as they appear")

@@ -100,6 +100,7 @@ def test_an_endless_stream_on_prism_writes_each_window_when_it_ends(
 ) -> None:
     """Windows follow one another without a gap, and each has its twenty digits."""
     arguments = [f"--endpoint={triton.endpoint}", f"--output={tmp_path}/out", "--window_seconds=2"]
+    arguments.append("--run_seconds=0")
     with Prism(tmp_path / "prism") as prism:
         prism.start_pipeline(SCORE_STREAM, *arguments)
         wait_until(lambda: len(ids_by_window(tmp_path)) >= 4, within_seconds=60)
@@ -127,7 +128,7 @@ def test_flink_writes_every_id_once_through_a_killed_task_manager_and_a_restarte
     """100 digits a second. What was under way comes again; the files have every id once."""
     # When the workers are ready, the first windows are over, and their lateness too.
     windows = ["--window_seconds=5", "--allowed_lateness_seconds=2"]
-    arguments = ["--every_seconds=0.01", "--shards=2", *windows, *EXACTLY_ONCE]
+    arguments = ["--run_seconds=0", "--every_seconds=0.01", "--shards=2", *windows, *EXACTLY_ONCE]
     with FlinkCluster(tmp_path / "cluster", parallelism=2) as cluster:
         cluster.start_pipeline(
             SCORE_STREAM, f"--endpoint={server.endpoint}", f"--output={tmp_path}/out", *arguments
