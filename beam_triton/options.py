@@ -90,6 +90,10 @@ class InferenceOptions(Options):
         compression: ``gzip`` or ``deflate`` for request bodies; ``None`` is faster in a data centre.
         response_compression: the same for answers; Triton takes ten times as long for a compressed one.
         priority: Triton's request priority: 1 is the highest, 0 or ``None`` the model's default.
+        politeness: ``background`` makes a job give way to other users of the model on the same Triton: it
+            keeps at most four times as many of the model's instances busy as are idle, and its requests have
+            the lowest of the model's priorities unless ``priority`` is given. ``None`` shares the server with
+            the others as they do (docs/tuning.md).
         request_parameters: sent with every request.
         input_parameters: input name to parameters, sent with that input of every request, such as MLServer's
             ``{"text": {"content_type": "str"}}``.
@@ -130,6 +134,7 @@ class InferenceOptions(Options):
     compression: str | None = None
     response_compression: str | None = None
     priority: int | None = None
+    politeness: str | None = None
     request_parameters: Mapping[str, Any] | None = None
     input_parameters: Mapping[str, Mapping[str, Any]] | None = None
     binary: bool | None = None
@@ -145,6 +150,7 @@ class InferenceOptions(Options):
         check(self, boolean, "binary", allow_none=True)
         check(self, one_of((None, True, False)), "tracing")
         check(self, positive_integer, "max_concurrent_requests", "max_response_bytes")
+        check(self, one_of((None, "background")), "politeness")
         check(self, one_of((None, *ENCODINGS)), "compression", "response_compression")
         if self.pool is _FITTING_POOL:
             fitting = ConnectionPoolConfig.for_requests(self.max_concurrent_requests, self.timeout_seconds)

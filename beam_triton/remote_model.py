@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from functools import lru_cache, partial
 from operator import itemgetter
-from typing import cast
+from typing import Any, cast
 
 from beam_triton.compression import compress, decompress
 from beam_triton.dispatch.channel import ENDPOINT_SETS, CallOptions, Channel
@@ -91,7 +91,7 @@ class RemoteModel:
         self._new_encoder = partial(
             InferRequestEncoder,
             outputs=options.outputs,
-            parameters=options.parameters,
+            parameters=_parameters(spec, options),
             classification=options.classification,
             input_parameters=options.input_parameters,
             binary=binary,
@@ -119,6 +119,7 @@ class RemoteModel:
                 slot_bytes=max(options.batching.max_batch_bytes, BatchingPolicy.max_batch_bytes),
                 health_paths=(SERVER_READY, model_ready_path(spec.name, options.model_version)),
                 statistics_path=statistics_path,
+                instances=spec.instances,
                 network=options.network,
                 tracing=options.traces,
             ),
@@ -279,4 +280,13 @@ def _endpoint_set_key(model_name: str, options: InferenceOptions) -> EndpointSet
         options.circuit_breaker,
         None if options.discovery is None else options.discovery_interval_seconds,
         checked_version(options.model_version) or "",
+        options.politeness,
     )
+
+
+def _parameters(spec: ModelSpec, options: InferenceOptions) -> dict[str, Any]:
+    """Those of the options; a background job has the model's lowest priority unless they name one."""
+    parameters = options.parameters
+    if options.politeness == "background" and spec.priority_levels:
+        parameters.setdefault("priority", spec.priority_levels)
+    return parameters

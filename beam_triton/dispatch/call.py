@@ -303,10 +303,10 @@ class Call(_CallState):
         if now >= gives_up_at:
             self._finish_with(endpoints.busy_error(now - self._queued_at))
             return
-        wake_at = min(now + POLL_AGAIN_SECONDS, gives_up_at)
+        wake_at = min(now + POLL_AGAIN_SECONDS, gives_up_at, endpoints.next_turn_at())
         if not endpoints.max_hold_seconds:
             wake_at = min(wake_at, self._deadline)
-        self._wait(Phase.QUEUED, wake_at, throttled=endpoints.is_overloaded(now))
+        self._wait(Phase.QUEUED, wake_at, throttled=endpoints.is_overloaded(now) or endpoints.gives_way)
 
     def _discount_turn(self, waited_seconds: float) -> None:
         """It was held by no server while others had their turn, nor late for one."""
@@ -491,10 +491,11 @@ class Call(_CallState):
         endpoint, latency_seconds = admission.endpoint, self.record.latency_seconds
         endpoint.answered_at = answered_at = self._sent_at + latency_seconds
         if self.stream is None:
-            if (
-                endpoint.in_flight > 1
-                and answered_at >= endpoint.statistics.ask_at
-                and endpoint.limit.was_reached
+            background = endpoint.background
+            if background is not None:
+                background.on_success(latency_seconds, self.request.rows)
+            if answered_at >= endpoint.statistics.ask_at and (
+                background is not None or (endpoint.in_flight > 1 and endpoint.limit.was_reached)
             ):
                 ask_for_statistics(self.context, endpoint, answered_at)
             endpoint.limit.on_success(latency_seconds)

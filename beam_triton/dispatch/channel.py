@@ -24,6 +24,7 @@ class CallOptions:
     """What all requests of one user have in common.
 
     A request takes a slot for each ``slot_bytes``, at least one: slots bound bytes as well as requests.
+    The model is executed by ``instances`` at a time, 0 where that is not known.
     ``network`` chooses the proxies for redirects. ``tracing`` is as in `beam_triton.dispatch.tracing`.
     """
 
@@ -33,6 +34,7 @@ class CallOptions:
     health_paths: tuple[str, ...] = ()
     tracing: bool | None = None
     statistics_path: str = ""
+    instances: int = 0
     network: NetworkConfig = DEFAULT_NETWORK
 
 

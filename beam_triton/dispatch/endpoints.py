@@ -20,7 +20,8 @@ from beam_triton.dispatch.slots import Slots, WaitQueue
 from beam_triton.errors import CircuitOpenError, PoolTimeoutError, TritonError
 from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State, max_hold_seconds
 from beam_triton.policy.concurrency_limit import ConcurrencyLimit
-from beam_triton.policy.learned_size import LearnedSizes
+from beam_triton.policy.learned_size import UNLIMITED, LearnedSizes
+from beam_triton.policy.politeness import Background
 from beam_triton.policy.rare_question import RareQuestion
 from beam_triton.policy.retry import EndpointView, RetryBudget, RetryPolicy
 from beam_triton.policy.server_times import ServerStatistics
@@ -41,6 +42,7 @@ class EndpointSetKey(NamedTuple):
     ``timeout_seconds``. With ``discovery_seconds`` each address of a name is an endpoint; names are looked up
     again after that time. A version has a state of its own, and so has that of the server's choice ("", the
     default): one that is unloaded says nothing about the health of another, nor do their sizes and times.
+    With a ``politeness`` of "background" an endpoint's other users come first.
     """
 
     urls: tuple[EndpointUrl, ...]
@@ -51,6 +53,7 @@ class EndpointSetKey(NamedTuple):
     circuit_breaker: CircuitBreakerPolicy | None
     discovery_seconds: float | None = None
     model_version: str = ""
+    politeness: str | None = None
 
 
 class Endpoint:
@@ -69,6 +72,10 @@ class Endpoint:
             key.max_concurrent_requests, key.timeout_seconds, time.monotonic, time.time
         )
         self.statistics = ServerStatistics()
+        self.background: Background | None = None
+        if key.politeness == "background":
+            patience_seconds = max_hold_seconds(key.circuit_breaker) or key.timeout_seconds
+            self.background = Background(time.monotonic, patience_seconds)
         self.silence = Silence(time.monotonic)
         self.answered_at = -math.inf
         self.checked_at = -math.inf
@@ -180,6 +187,7 @@ class EndpointSet:
         self._timeout_seconds = key.timeout_seconds
         self.max_hold_seconds = max_hold_seconds(key.circuit_breaker)
         self._lock = threading.Lock()
+        self._has_told_politeness = False
         self._discovery: Discovery | None = None
         if key.discovery_seconds is not None:
             self._discovery = Discovery(
@@ -282,6 +290,31 @@ class EndpointSet:
         """Whether an endpoint was overloaded a short time ago."""
         return any(now - endpoint.limit.overloaded_at < _OVERLOADED_SECONDS for endpoint in self.endpoints)
 
+    @property
+    def gives_way(self) -> bool:
+        """Whether a background job sends less than it might, for others' sake."""
+        return any(each.background is not None and each.background.gives_way for each in self.endpoints)
+
+    def give_way(self) -> None:
+        """Let a background job do what is known of others now, beside what `try_send` allows."""
+        backgrounds = [each.background for each in self.endpoints if each.background is not None]
+        self.learned.polite_rows = min((each.most_rows for each in backgrounds), default=UNLIMITED)
+        if not self._has_told_politeness and not all(each.is_steered for each in backgrounds):
+            self._has_told_politeness = True
+            _logger.warning(
+                "%s: it is not known how many requests for model %r are executed at a time, or for whom: "
+                "politeness='background' sends them with the lowest priority at most, and as many as usual",
+                self,
+                self.model_name,
+            )
+
+    def next_turn_at(self) -> float:
+        """When a request of a background job may try again; infinite where another's end decides."""
+        return min(
+            math.inf if each.background is None else each.background.next_turn_at(each.in_flight)
+            for each in self.endpoints
+        )
+
     def wake_another(self, endpoint: Endpoint) -> None:
         """Wake one more that waits for an admission, if ``endpoint`` has room: its limit may have grown."""
         if endpoint.in_flight < endpoint.limit.limit:
@@ -315,8 +348,11 @@ class EndpointSet:
         if waited_seconds < (endpoint.limit.usual_latency_seconds or 0.0):
             most = endpoint.limit.without_queue
         with self._lock:
-            if endpoint.in_flight >= most and within_limit:
-                return None
+            if within_limit:
+                if endpoint.in_flight >= most:
+                    return None
+                if endpoint.background is not None and not endpoint.background.try_send(endpoint.in_flight):
+                    return None
             endpoint.in_flight += 1
             if endpoint.in_flight == limit:
                 endpoint.limit.was_reached = True

@@ -148,11 +148,15 @@ class LearnedLimit:
 
 
 class LearnedSizes:
-    """What is known of the sizes that one model takes: ``rows`` and ``nbytes``."""
+    """What is known of the sizes that one model takes: ``rows`` and ``nbytes``.
+
+    ``polite_rows`` is what a background job keeps to while others use the server.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.rows = LearnedLimit(clock)
         self.nbytes = LearnedLimit(clock)
+        self.polite_rows = UNLIMITED
 
     def passed(self, size: BatchSize) -> None:
         """A request of this size was answered."""
@@ -197,6 +201,7 @@ class SizeLimits:
         """The most rows and tensor bytes of the next batch; to be asked when one is begun."""
         rows, nbytes, learned = self._rows, self._nbytes, self._learned
         if learned is not None:
+            rows = min(rows, learned.polite_rows)
             if learned.rows.value < rows:
                 rows = min(rows, learned.rows.next_size())
             if learned.nbytes.value < nbytes:

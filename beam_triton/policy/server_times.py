@@ -38,6 +38,17 @@ class ServerCounts(NamedTuple):
     queue_ns: int
     compute_ns: int
 
+    def may_follow(self, before: ServerCounts) -> bool:
+        """Whether the same server may have given ``before`` earlier."""
+        return all(old <= new for old, new in zip(before, self, strict=True))
+
+
+class Executions(NamedTuple):
+    """How often a model has executed batches of one size, and for how long in all."""
+
+    number: int
+    busy_ns: int
+
 
 class ServerStatistics:
     """The counts that the servers of one address gave last, and when to ask again.
@@ -74,7 +85,7 @@ class ServerStatistics:
         Nor is it where requests share executions (dynamic batching): they wait for each other, not for a free
         instance. The requests of an ensemble wait in the queues of its models, which only its total has.
         """
-        before = max((each for each in self._known if _may_follow(each, now)), default=None)
+        before = max((each for each in self._known if now.may_follow(each)), default=None)
         if before is not None:
             self._known.remove(before)
         self._known = [*self._known, now][-_MOST_SERVERS:]
@@ -88,7 +99,3 @@ class ServerStatistics:
         if queue_ns + now.compute_ns - before.compute_ns < _ACCOUNTED_FOR * total_ns:
             return None
         return ServerTimes(queue_ns / requests / 1e9, (total_ns - queue_ns) / requests / 1e9)
-
-
-def _may_follow(before: ServerCounts, now: ServerCounts) -> bool:
-    return all(old <= new for old, new in zip(before, now, strict=True))

@@ -81,7 +81,9 @@ class ModelSpec:
     ``correlation_id_datatype``, where the configuration says so.
     ``whole_outputs`` names outputs without a batch dimension of a model that has one otherwise: such an
     output belongs to the request as a whole, and cannot be divided among its elements. ``lock_file`` is the
-    file that `load` read it from: workers compare the served model with it.
+    file that `load` read it from: workers compare the served model with it. ``instances`` execute requests
+    at a time, and ``priority_levels`` is the lowest priority that a request may have: both are 0 where that
+    is not known, or not so.
     """
 
     name: str
@@ -96,6 +98,8 @@ class ModelSpec:
     correlation_id_datatype: str = ""
     whole_outputs: tuple[str, ...] = ()
     lock_file: str = field(default="", compare=False)
+    instances: int = field(default=0, compare=False)
+    priority_levels: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -235,6 +239,10 @@ class ModelSpec:
         optional = {
             _field(entry, "name", str, what_config) for entry in entries if entry.get("optional") is True
         }
+        groups = [
+            _mapping(each, what_config) for each in _field(config, "instance_group", list, what_config, [])
+        ]
+        batching = _mapping(config.get("dynamic_batching") or {}, what_config)
         transactions = _mapping(config.get("model_transaction_policy") or {}, what_config)
         versions = _field(metadata, "versions", list, what, [])
         if not all(isinstance(version, str) for version in versions):
@@ -256,6 +264,8 @@ class ModelSpec:
                 decoupled=transactions.get("decoupled") is True,
                 sequence_batching="sequence_batching" in config,
                 correlation_id_datatype=_correlation_id_datatype(config, what_config),
+                instances=sum(map(_instances, groups)),
+                priority_levels=_count(batching.get("priority_levels")),
             )
         except ConfigurationError as error:
             raise RemoteProtocolError(f"{what}: {error.message}") from None
@@ -269,6 +279,18 @@ def _correlation_id_datatype(config: Mapping[str, Any], what: str) -> str:
             if control.get("kind") == "CONTROL_SEQUENCE_CORRID":
                 return str(_field(control, "data_type", str, what, "")).removeprefix("TYPE_")
     return ""
+
+
+def _instances(group: Mapping[str, Any]) -> int:
+    """So many on each of the group's GPUs, where it names any."""
+    gpus = group.get("gpus")
+    return _count(group.get("count")) * max(1, len(gpus) if isinstance(gpus, list) else 0)
+
+
+def _count(value: Any) -> int:
+    """A number of 64 bits, which JSON of protocol buffers has as text; 0 for anything else."""
+    text = str(value)
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
 def _version_order(version: str) -> tuple[int, int, str]:

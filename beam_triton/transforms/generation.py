@@ -57,6 +57,7 @@ _NO_MEANING = {
     "default_value": "use with_exception_handling",
     "input_parameters": "use parameters",
     "outputs": "use output_field",
+    "politeness": "a stream's load cannot be told from the model's statistics; use parameters for a priority",
     "priority": "use parameters",
     "request_parameters": "use parameters",
     "response_compression": "a compressed stream comes late",

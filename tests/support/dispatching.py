@@ -43,6 +43,8 @@ def open_channel(
     max_response_bytes: int = 1 << 20,
     slot_bytes: int = 1 << 20,
     discovery_seconds: float | None = None,
+    politeness: str | None = None,
+    statistics_path: str = "",
 ) -> Channel:
     urls = [endpoints] if isinstance(endpoints, str) else list(endpoints)
     return Channel(
@@ -54,6 +56,7 @@ def open_channel(
             retry,
             circuit_breaker,
             discovery_seconds,
+            politeness=politeness,
         ),
         ConnectionPoolConfig.from_options(pool),
         TlsConfig(),
@@ -62,6 +65,7 @@ def open_channel(
             max_response_bytes=max_response_bytes,
             slot_bytes=slot_bytes,
             health_paths=("/v2/health/ready", "/v2/models/model/ready"),
+            statistics_path=statistics_path,
         ),
         headers,
     )

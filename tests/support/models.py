@@ -145,7 +145,13 @@ def _identity(
 
 
 def sleeping(
-    name: str, seconds: float, *, instances: int = 1, max_batch_size: int = 20, max_rows: int = 0
+    name: str,
+    seconds: float,
+    *,
+    instances: int = 1,
+    max_batch_size: int = 20,
+    max_rows: int = 0,
+    settings: str = "",
 ) -> Model:
     """Returns x, FP32 of shape [1], as y after a pause; with ``max_rows`` larger batches get a 500."""
     return _identity(
@@ -155,6 +161,7 @@ def sleeping(
         instances=instances,
         sleep_seconds=seconds,
         max_rows=max_rows,
+        settings=settings,
     )
 
 

@@ -90,6 +90,8 @@ def test_a_model_spec_may_be_plain_dicts() -> None:
         ({"compression": "br"}, ["compression", "'gzip', 'deflate'", "'br'"]),
         ({"compression": "GZIP"}, ["compression", "'GZIP'"]),
         ({"response_compression": "zip"}, ["response_compression", "'zip'"]),
+        ({"politeness": "polite"}, ["politeness", "None, 'background'", "'polite'"]),
+        ({"politeness": True}, ["politeness", "'background'"]),
         ({"discovery": "srv"}, ["discovery", "'dns'", "'srv'"]),
         ({"discovery": "dns", "discovery_interval_seconds": 0}, ["discovery_interval_seconds", "0"]),
         ({"request_parameters": {"triton_x": 1}}, ["triton_x"]),

@@ -53,6 +53,7 @@ EVERY_OPTION: dict[str, Any] = {
     "tracing": True,
     "compression": "gzip",
     "response_compression": "gzip",
+    "politeness": "background",
     "priority": 1,
     "request_parameters": {"beam": 4},
     "input_parameters": {"image": {"content_type": "np"}},

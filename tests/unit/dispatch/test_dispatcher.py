@@ -11,7 +11,9 @@ import pytest
 
 from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.dispatcher import Dispatcher
+from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
+from beam_triton.policy.server_times import Executions, ServerCounts
 from tests.support import faults
 from tests.support.answers import Answer, Request, always
 from tests.support.dispatching import ask, free_slots, open_channel, post, read
@@ -229,3 +231,42 @@ def test_overload_on_many_threads_loses_nothing() -> None:
         assert answers == [b"answer"] * 80
         assert free_slots(channel) == 8
         assert channel.endpoints.endpoints[0].in_flight == 0
+
+
+def test_background_job_waits_for_its_turn_outside_the_deadline() -> None:
+    """Others keep the only instance busy: a request each two seconds, which is reported as throttling."""
+
+    def without_news(request: Request) -> Answer:
+        return Answer(503 if request.target == "/stats" else 200, b"answer")
+
+    with (
+        FaultServer(without_news) as server,
+        closing(
+            open_channel(
+                server.endpoint,
+                timeout_seconds=0.5,
+                circuit_breaker=CircuitBreakerPolicy(),
+                politeness="background",
+                statistics_path="/stats",
+            )
+        ) as channel,
+    ):
+        (endpoint,) = channel.endpoints.endpoints
+        assert endpoint.background is not None
+        for executed in (1_000, 2_000):
+            endpoint.background.on_counts(
+                ServerCounts(executed, executed, executed * 10**9, 0, executed * 10**9),
+                {1: Executions(executed, executed * 10**9)},
+                instances=1,
+                in_flight=0,
+                question_seconds=0.001,
+            )
+            time.sleep(0.01)
+        dispatcher: Dispatcher[int] = Dispatcher(channel)
+        started = time.monotonic()
+        for number in range(2):
+            dispatcher.submit(number, post(), read)
+        dispatcher.drain()
+        assert 1.5 < time.monotonic() - started < 5
+        assert [call.error for _, call in dispatcher.completed] == [None, None]
+        assert dispatcher.throttled_seconds > 1

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
+import math
+import random
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from beam_triton.policy.concurrency_limit import ConcurrencyLimit
-from beam_triton.policy.server_times import ServerCounts, ServerStatistics
+from beam_triton.policy.politeness import Background
+from beam_triton.policy.server_times import Executions, ServerCounts, ServerStatistics
 from tests.support.clock import FakeClock
 
 REJECTION_SECONDS = 0.001
@@ -40,18 +43,23 @@ class Simulation:
 
 @dataclass
 class Server:
-    """``instances`` requests run at a time, each for ``service_seconds()``; the others queue."""
+    """``instances`` requests run at a time, each for ``service_seconds()``; the others queue.
+
+    Each row after the first takes ``seconds_a_row`` more.
+    """
 
     simulation: Simulation
     instances: int
     service_seconds: Callable[[], float]
     max_queue_size: int | None = None
+    seconds_a_row: float = 0.0
     completed: int = 0
     rejected: int = 0
     _busy: int = 0
     _queue: deque[_Waiting] = field(default_factory=deque)
     _queue_seconds: float = 0.0
     _service_seconds: float = 0.0
+    _executed: defaultdict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def counts(self) -> ServerCounts:
@@ -59,16 +67,35 @@ class Server:
         queue_ns, service_ns = round(1e9 * self._queue_seconds), round(1e9 * self._service_seconds)
         return ServerCounts(self.completed, self.completed, queue_ns + service_ns, queue_ns, service_ns)
 
+    @property
+    def executions(self) -> dict[int, Executions]:
+        """By the size of their batches."""
+        return {
+            rows: Executions(len(times), round(1e9 * sum(times))) for rows, times in self._executed.items()
+        }
+
     def cancel(self, on_done: Callable[[], None]) -> None:
         """Forget a request that waits; one that is being executed goes on."""
         self._queue = deque(each for each in self._queue if each.on_done is not on_done)
 
-    def send(self, on_done: Callable[[], None], on_rejected: Callable[[], None]) -> None:
-        request = _Waiting(self.simulation.clock(), on_done)
+    def send(
+        self,
+        on_done: Callable[[], None],
+        on_rejected: Callable[[], None],
+        *,
+        rows: int = 1,
+        is_urgent: bool = False,
+    ) -> None:
+        """A request; an urgent one is executed before those that are not."""
+        request = _Waiting(self.simulation.clock(), on_done, rows, is_urgent)
         if self._busy < self.instances:
             self._execute(request)
         elif self.max_queue_size is None or len(self._queue) < self.max_queue_size:
-            self._queue.append(request)
+            if is_urgent:
+                urgent = sum(each.is_urgent for each in self._queue)
+                self._queue.insert(urgent, request)
+            else:
+                self._queue.append(request)
         else:
             self.rejected += 1
             self.simulation.plan(REJECTION_SECONDS, on_rejected)
@@ -76,13 +103,14 @@ class Server:
     def _execute(self, request: _Waiting) -> None:
         self._busy += 1
         queue_seconds = self.simulation.clock() - request.since
-        service_seconds = self.service_seconds()
+        service_seconds = self.service_seconds() + (request.rows - 1) * self.seconds_a_row
 
         def finish() -> None:
             self._busy -= 1
             self.completed += 1
             self._queue_seconds += queue_seconds
             self._service_seconds += service_seconds
+            self._executed[request.rows].append(service_seconds)
             while self._queue and self._busy < self.instances:
                 self._execute(self._queue.popleft())
             request.on_done()
@@ -93,6 +121,42 @@ class Server:
 class _Waiting(NamedTuple):
     since: float
     on_done: Callable[[], None]
+    rows: int
+    is_urgent: bool
+
+
+class Visitors:
+    """Interactive users: ``rate`` requests a second at random times, whatever became of earlier ones."""
+
+    def __init__(
+        self,
+        server: Server,
+        rate: float,
+        generator: random.Random,
+        *,
+        is_urgent: bool = False,
+    ) -> None:
+        self.rate = rate
+        self.latencies: list[float] = []
+        self._server = server
+        self._generator = generator
+        self._is_urgent = is_urgent
+
+    def start(self) -> None:
+        self._server.simulation.plan(self._generator.expovariate(self.rate), self._arrive)
+
+    def percentile(self, percent: int) -> float:
+        """The latency that so many percent of the requests do not exceed."""
+        return sorted(self.latencies)[len(self.latencies) * percent // 100]
+
+    def _arrive(self) -> None:
+        arrived_at = self._server.simulation.clock()
+        self._server.send(
+            lambda: self.latencies.append(self._server.simulation.clock() - arrived_at),
+            lambda: None,
+            is_urgent=self._is_urgent,
+        )
+        self.start()
 
 
 class Client:
@@ -100,7 +164,7 @@ class Client:
 
     After a success it sends the next request once ``pause_seconds()`` have passed. A request that takes
     longer than ``timeout_seconds`` is given up and sent again. With ``asks`` the server says how long
-    requests wait in its queue.
+    requests wait in its queue. One that ``is_background`` gives way to others.
     """
 
     def __init__(
@@ -113,12 +177,15 @@ class Client:
         pause_seconds: Callable[[], float] = lambda: 0.0,
         timeout_seconds: float = 30.0,
         asks: bool = False,
+        is_background: bool = False,
+        rows: int = 1,
     ) -> None:
         clock = server.simulation.clock
         self.limit = ConcurrencyLimit(maximum, timeout_seconds, clock, clock)
         self.limits: list[int] = []
         self.latencies: list[float] = []
         self.succeeded = 0
+        self.scored = 0
         self.sent = 0
         self.work = maximum if work is None else work
         self._left = elements
@@ -126,6 +193,8 @@ class Client:
         self._timeout_seconds = timeout_seconds
         self._pause_seconds = pause_seconds
         self._in_flight = 0
+        self.background = Background(clock) if is_background else None
+        self._rows = rows
         self._statistics = ServerStatistics()
         if not asks:
             self._statistics.cannot_be_asked()
@@ -136,6 +205,13 @@ class Client:
 
     def start(self) -> None:
         while self._left and self._in_flight < min(self.limit.limit, self.work):
+            if self.background is not None and not self.background.try_send(self._in_flight):
+                again_at = self.background.next_turn_at(self._in_flight)
+                if again_at < math.inf:
+                    self._server.simulation.plan(
+                        max(0.0, again_at - self._server.simulation.clock()), self.start
+                    )
+                break
             self._send()
         if not self._in_flight and self._left:
             # The limit is 0 while the server may still execute requests that were given up.
@@ -150,6 +226,7 @@ class Client:
             self.limit.was_reached = True
         sent_at = clock()
         has_ended = False
+        rows = self._rows if self.background is None else min(self._rows, self.background.most_rows)
 
         def done() -> None:
             nonlocal has_ended
@@ -157,10 +234,13 @@ class Client:
                 return
             has_ended = True
             latency_seconds = clock() - sent_at
+            if self.background is not None:
+                self.background.on_success(latency_seconds, rows)
             self._ask()
             self.limit.on_success(latency_seconds)
             self.latencies.append(latency_seconds)
             self.succeeded += 1
+            self.scored += rows
             self._ended(self._pause_seconds())
 
         def rejected() -> None:
@@ -180,12 +260,21 @@ class Client:
             self.limit.on_deadline(clock() - sent_at)
             self._ended(0.0)
 
-        self._server.send(done, rejected)
+        self._server.send(done, rejected, rows=rows)
         self._server.simulation.plan(self._timeout_seconds, timed_out)
 
     def _ask(self) -> None:
         now = self._server.simulation.clock()
-        if now >= self._statistics.ask_at and self.limit.was_reached:
+        if now >= self._statistics.ask_at and (self.limit.was_reached or self.background is not None):
+            if self.background is not None:
+                # The request that was just answered is not counted as ended yet.
+                self.background.on_counts(
+                    self._server.counts,
+                    self._server.executions,
+                    instances=self._server.instances,
+                    in_flight=self._in_flight - 1,
+                    question_seconds=0.001,
+                )
             self._statistics.ask(now, self.limit.usual_latency_seconds or 0.0)
             times = self._statistics.add(self._server.counts)
             if times is not None:

@@ -85,6 +85,36 @@ def metadata(inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> dic
     return {"name": "m", "inputs": inputs, "outputs": outputs}
 
 
+@pytest.mark.parametrize(
+    ("groups", "instances"),
+    [
+        ([], 0),
+        ([{"count": 16, "kind": "KIND_CPU", "gpus": []}], 16),
+        ([{"count": 2, "kind": "KIND_GPU", "gpus": [0, 1, 3]}, {"count": 1}], 7),
+        ([{"count": "4"}], 4),
+        ([{"name": "no count"}, {"count": -1}], 0),
+    ],
+)
+def test_instances_are_those_of_all_groups_on_all_their_gpus(
+    groups: list[dict[str, Any]], instances: int
+) -> None:
+    assert ModelSpec.from_server(METADATA, {**CONFIG, "instance_group": groups}).instances == instances
+
+
+def test_lowest_priority_is_that_of_dynamic_batching() -> None:
+    """As a number or, as JSON of protocol buffers has it, as text; a model may have none."""
+    for batching, levels in (({"priority_levels": 3}, 3), ({"priority_levels": "2"}, 2), ({}, 0), (None, 0)):
+        spec = ModelSpec.from_server(METADATA, {**CONFIG, "dynamic_batching": batching})
+        assert spec.priority_levels == levels
+
+
+def test_how_a_model_is_executed_is_no_part_of_what_it_takes_and_gives() -> None:
+    """A server with more instances is no other model."""
+    spec = ModelSpec.from_server(METADATA, CONFIG)
+    more = ModelSpec.from_server(METADATA, {**CONFIG, "instance_group": [{"count": 4}]})
+    assert spec == more and hash(spec) == hash(more) and spec.takes_and_gives_as(more)
+
+
 def test_a_first_dimension_of_minus_one_of_all_tensors_is_the_batch() -> None:
     """Of a server that does not report batch limits: MLServer, KServe and others write it into the
     metadata."""
