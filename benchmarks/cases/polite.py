@@ -22,7 +22,6 @@ _SERVERS = {
     "16 instances": (16, ""),
     "16 instances, priorities": (16, _PRIORITIES),
     "4 instances, priorities": (4, _PRIORITIES),
-    "1 instance, priorities": (1, _PRIORITIES),
 }
 # Where the figures asked for can be had; for fewer instances docs/tuning.md has the arithmetic.
 _REQUIRED = ("16 instances", "16 instances, priorities")
@@ -34,7 +33,7 @@ _SHARE = "job's share of the rest"
 
 def _polite(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     """Users send at random times, 20 % of what the model can do; all measures take turns."""
-    seconds = scale.seconds(10.0, least=1.0)
+    seconds = scale.seconds(8.0, least=1.0)
     rows: list[Row] = []
     figures: list[Figure] = []
     for name, (instances, settings) in _SERVERS.items() if scale.factor else list(_SERVERS.items())[-1:]:
@@ -44,8 +43,8 @@ def _polite(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
                 users = partial(load, server.endpoint, "shared", _LOAD * instances / _MODEL_SECONDS)
                 users(min(seconds, 3.0))
                 # Few instances have few users: more time for as many requests.
-                users = partial(users, seconds * min(4.0, max(1.0, 8 / instances)))
-                settle = partial(time.sleep, scale.seconds(8.0, least=1.0))
+                users = partial(users, seconds * max(1.0, 8 / instances))
+                settle = partial(time.sleep, scale.seconds(6.0, least=1.0))
                 job = partial(jobs, server.endpoint, "shared")
                 measures: dict[str, Callable[[], Shares]] = {
                     _ALONE: users,
