@@ -146,7 +146,7 @@ def test_flink_gives_right_sums_through_a_killed_server_and_a_killed_task_manage
         wait_until(lambda: shards_of(tmp_path, 20) == SHARDS, within_seconds=300)
         again = answered() - at_kill - (in_second - (at_kill - at_window))
         (job,) = cluster.rest.running_jobs()
-        assert cluster.rest.restored_checkpoints(job) > 0, "the job began anew: no checkpoint was restored"
+        assert cluster.rest.checkpoints(job)["restored"] > 0, "the job began anew: no checkpoint was restored"
         cluster.rest.cancel(job)
     assert again > 0, "no sequence was sent again, so the task manager had no part in the job"
     check_sums(tmp_path, expected)
