@@ -68,7 +68,7 @@ class Chunks(RestrictionProvider):
         return OffsetRestrictionTracker(restriction)
 
     def restriction_size(self, element: int, restriction: OffsetRange) -> int:
-        return restriction.size()
+        return int(restriction.size())
 
 
 REST = beam.DoFn.RestrictionParam(Chunks())
@@ -84,7 +84,7 @@ class Numbers(beam.DoFn):
     def setup(self) -> None:
         self._schedule = schedule(*self._arguments)
 
-    @beam.DoFn.unbounded_per_element()
+    @beam.DoFn.unbounded_per_element()  # type: ignore[untyped-decorator]
     def process(
         self,
         element: int,

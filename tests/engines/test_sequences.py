@@ -92,8 +92,13 @@ def shards_of(folder: Path, start: int) -> int:
 def test_prism_gives_each_key_its_own_sums(
     fleet: list[LocalTriton], tmp_path: Path, session: list[str]
 ) -> None:
-    """Nothing fails, so nothing is sent again."""
-    size: Any = {"keys": 200 if session else 5, "length": 6, "seconds": 8, "window_seconds": 1000 if session else 4}
+    """Nothing fails, so nothing is sent again.
+
+    Few keys grow: Prism loses or doubles what is in a stateful DoFn's bundle that takes more than 0.2 s
+    (github.com/apache/beam/issues/35771).
+    """
+    keys, window_seconds = (200, 1000) if session else (5, 4)
+    size: Any = {"keys": keys, "length": 6, "seconds": 8, "window_seconds": window_seconds}
     with Prism(tmp_path / "prism") as prism:
         prism.run_pipeline(PIPELINE, *arguments_of(fleet, tmp_path, **size), *session)
     expected = expected_sums(**size)
@@ -102,12 +107,12 @@ def test_prism_gives_each_key_its_own_sums(
         assert {key: sums for (_, key), sums in found.items()} == {
             key: sums for (_, key), sums in expected.items()
         }
-        assert len(found) == size["keys"]
+        assert len(found) == keys
     else:
         check_sums(tmp_path, expected)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["sequences"] == len(expected)
-    assert summary["elements"] == summary["requests"] == 6 * size["keys"]
+    assert summary["elements"] == summary["requests"] == 6 * keys
     assert "replayed_elements" not in summary
 
 
