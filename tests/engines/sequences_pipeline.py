@@ -27,7 +27,7 @@ from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.core import RestrictionProvider
-from apache_beam.transforms.window import FixedWindows, Sessions, TimestampedValue
+from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from apache_beam.typehints import Any as AnyType
 from apache_beam.typehints import Tuple
 from apache_beam.utils.timestamp import Duration, Timestamp
@@ -56,6 +56,16 @@ def schedule(keys: int, length: int, seconds: float) -> list[list[tuple[int, int
     for each in found:
         randoms.shuffle(each)
     return found
+
+
+def timestamped(number: tuple[int, int, float]) -> Any:
+    key, value, at = number
+    return TimestampedValue((f"key-{key}", np.array([value], np.int32)), at)
+
+
+def all_numbers(_: int, keys: int, length: int, seconds: float) -> Iterator[Any]:
+    for chunk in schedule(keys, length, seconds):
+        yield from map(timestamped, chunk)
 
 
 class Chunks(RestrictionProvider):
@@ -94,8 +104,7 @@ class Numbers(beam.DoFn):
         chunk = chunks.current_restriction().start
         watermark.set_watermark(Timestamp(chunk * CHUNK_SECONDS))
         if chunks.try_claim(chunk):
-            for key, number, at in self._schedule[chunk]:
-                yield TimestampedValue((f"key-{key}", np.array([number], np.int32)), at)
+            yield from map(timestamped, self._schedule[chunk])
             chunks.defer_remainder(Duration(PAUSE_SECONDS))
 
 
@@ -136,27 +145,23 @@ def main() -> None:
     parser.add_argument("--length", type=int, required=True, help="numbers of a key")
     parser.add_argument("--seconds", type=float, required=True, help="that the input lasts")
     parser.add_argument("--window_seconds", type=float, required=True)
-    parser.add_argument("--session_seconds", type=float, help="sessions with this gap instead of windows")
+    parser.add_argument("--bounded", action="store_true", help="give all at once instead, and end")
     parser.add_argument("--folder", required=True, help="an existing folder for output and summary")
     arguments, of_beam = parser.parse_known_args()
     folder = Path(arguments.folder)
     (folder / "output").mkdir(exist_ok=True)
     output = str(folder / "output")
-    windows = (
-        Sessions(arguments.session_seconds)
-        if arguments.session_seconds
-        else FixedWindows(arguments.window_seconds)
-    )
-    pipeline = beam.Pipeline(options=PipelineOptions(of_beam, streaming=True))
+    pipeline = beam.Pipeline(options=PipelineOptions(of_beam, streaming=not arguments.bounded))
+    size = arguments.keys, arguments.length, arguments.seconds
+    chunks = pipeline | beam.Create([round(arguments.seconds / CHUNK_SECONDS)], reshuffle=False)
     elements = (
-        pipeline
-        | beam.Create([round(arguments.seconds / CHUNK_SECONDS)], reshuffle=False)
-        | beam.ParDo(Numbers(arguments.keys, arguments.length, arguments.seconds)).with_output_types(
-            Tuple[str, AnyType]
-        )
-        | beam.WindowInto(windows)
+        chunks
+        | (
+            beam.FlatMap(all_numbers, *size) if arguments.bounded else beam.ParDo(Numbers(*size))
+        ).with_output_types(Tuple[str, AnyType])
+        | beam.WindowInto(FixedWindows(arguments.window_seconds))
     )
-    assert not elements.is_bounded, "the source is not unbounded"
+    assert elements.is_bounded == arguments.bounded
     results, failures = (
         elements | TritonSequenceInference(arguments.endpoints, arguments.model).with_exception_handling()
     )
