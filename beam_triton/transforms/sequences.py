@@ -289,8 +289,7 @@ class GrowingSequencesDoFn(SequenceDoFn):
         known = _Progress(*(progress.read() or ()))
         if not known.is_due_set:
             # Not moved by elements that come later: in an endless stream it would never fire.
-            due.set(_due_at(arrival, window))
-            progress.write(tuple(known._replace(is_due_set=True)))
+            progress.write(tuple(known._replace(is_due_set=_set_due(due, arrival, window))))
             window_end.set(window.max_timestamp())
         return self._ready()
 
@@ -310,10 +309,8 @@ class GrowingSequencesDoFn(SequenceDoFn):
         ready = [each for each in arrivals if each.micros <= timestamp.micros]
         later = arrivals[len(ready) :]
         waiting.clear()
-        is_due_set = bool(later)
-        if is_due_set:
-            due.set(_due_at(later[-1], window))
-        elif ready and self._sequencing.holds_last:
+        is_due_set = any(_set_due(due, each, window) for each in reversed(later))
+        if ready and not later and self._sequencing.holds_last:
             later = [ready.pop()]
         for each in later:
             waiting.add(tuple(each))
@@ -447,10 +444,16 @@ class GrowingSequencesDoFn(SequenceDoFn):
                 sequence.keep(prepared, self._sequencing.max_replay_elements)
 
 
-def _due_at(arrival: _Arrival, window: BoundedWindow) -> Timestamp:
-    """When the watermark has passed it, in whole milliseconds: Flink's timers know no others."""
-    milliseconds = -(-arrival.micros // 1000)
-    return min(Timestamp(micros=milliseconds * 1000), window.max_timestamp())
+def _set_due(due: Any, arrival: _Arrival, window: BoundedWindow) -> bool:
+    """Set the timer for when the watermark has passed an element; False where the window ends first.
+
+    In whole milliseconds, as the wire has no others: a timer that fired earlier would be set over and over.
+    """
+    at = Timestamp(micros=-(-arrival.micros // 1000) * 1000)
+    if at > window.max_timestamp():
+        return False
+    due.set(at)
+    return True
 
 
 def _windowed(micros: int, element: Any, window: BoundedWindow) -> WindowedValue:

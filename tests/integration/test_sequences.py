@@ -128,6 +128,15 @@ def test_results_keep_the_time_and_window_of_their_elements(server: LocalTriton,
         assert output.windows == (window.IntervalWindow(start, start + 5),)
 
 
+@both_ways
+def test_elements_between_two_milliseconds_go_in_order(server: LocalTriton, stream: bool) -> None:
+    """Timers are set in whole milliseconds; behind the last one only the window's end is left."""
+    times = [1.0004, 1.0006, 5.00001, 9.99951, 9.99999]
+    values = [element("a", number, seconds) for number, seconds in enumerate(times, 1)]
+    run = score(server, values[::-1], windows=window.FixedWindows(10), stream=stream)
+    assert sums_of(run) == {"a": [1, 3, 6, 10, 15]}
+
+
 def test_sessions_are_sequences(server: LocalTriton) -> None:
     times = [1, 2, 3, 60, 61, 200]
     values = [element("a", number, seconds) for number, seconds in enumerate(times, 1)]
