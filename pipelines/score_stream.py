@@ -108,7 +108,12 @@ def parse(message: bytes) -> Any:
     """The digit of a message, at the message's time if it names one."""
     fields = json.loads(message)
     digit = Digit(str(fields["id"]), [float(pixel) for pixel in fields["image"]])
-    return window.TimestampedValue(digit, float(fields["time"])) if "time" in fields else digit
+    if "time" not in fields:
+        return digit
+    at = Timestamp.of(float(fields["time"]))
+    # Fails here, for this message alone, where it is no date, as with milliseconds; not when its window ends.
+    at.to_utc_datetime()
+    return window.TimestampedValue(digit, at)
 
 
 def unreadable(failure: Any) -> tuple[str, dict[str, Any]]:
