@@ -12,6 +12,7 @@ from uuid import uuid4
 import apache_beam as beam
 from apache_beam.coders import FastPrimitivesCoder
 from apache_beam.pvalue import PCollection
+from apache_beam.transforms.core import Windowing
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.trigger import AccumulationMode, DefaultTrigger
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
@@ -602,15 +603,15 @@ class TritonSequenceInference(TritonInference):
         key_type, _ = key_and_element(pcoll.element_type)
         elements = pcoll | "WithTime" >> beam.Map(_with_time).with_output_types(Tuple[key_type, AnyType])
         if not self._grows:
+            # A sequence is whole when its window has ended, whatever comes downstream at which times. Not by
+            # WindowInto, which would give each element of several windows all of them in each.
             windowing = pcoll.windowing
-            if not isinstance(windowing.triggerfn, DefaultTrigger):
-                # A sequence is whole when its window has ended, whatever comes downstream at which times.
-                elements |= "WholeWindows" >> beam.WindowInto(
-                    windowing.windowfn,
-                    trigger=DefaultTrigger(),
-                    accumulation_mode=AccumulationMode.DISCARDING,
-                    allowed_lateness=windowing.allowed_lateness,
-                )
+            elements._windowing = Windowing(
+                windowing.windowfn,
+                DefaultTrigger(),
+                AccumulationMode.DISCARDING,
+                allowed_lateness=windowing.allowed_lateness,
+            )
             elements |= "Sequences" >> beam.GroupByKey()
         return super()._score(elements, dofn, output_type, failure_type)
 

@@ -76,7 +76,7 @@ def score(
 
     def build(pipeline: beam.Pipeline) -> Any:
         elements = pipeline | beam.Create([values], reshuffle=False) | beam.FlatMap(each_value)
-        elements |= beam.WindowInto(windows)
+        elements |= windows if isinstance(windows, beam.WindowInto) else beam.WindowInto(windows)
         elements.is_bounded = not stream
         return elements | transform.with_exception_handling()
 
@@ -135,6 +135,20 @@ def test_elements_between_two_milliseconds_go_in_order(server: LocalTriton, stre
     values = [element("a", number, seconds) for number, seconds in enumerate(times, 1)]
     run = score(server, values[::-1], windows=window.FixedWindows(10), stream=stream)
     assert sums_of(run) == {"a": [1, 3, 6, 10, 15]}
+
+
+def test_elements_of_sliding_windows_with_a_trigger_are_sent_once_in_each(server: LocalTriton) -> None:
+    into = beam.WindowInto(
+        window.SlidingWindows(10, 5),
+        trigger=trigger.Repeatedly(trigger.AfterCount(1)),
+        accumulation_mode=trigger.AccumulationMode.ACCUMULATING,
+    )
+    run = score(server, [element("a", 1), element("a", 2), element("a", 6)], windows=into)
+    found = defaultdict(list)
+    for output in run.outputs["results"]:
+        (in_window,) = output.windows
+        found[float(in_window.start)].append(int(output.value[1].inference["y"][0]))
+    assert found == {-5.0: [1, 3], 0.0: [1, 3, 9], 5.0: [6]}
 
 
 def test_sessions_are_sequences(server: LocalTriton) -> None:
