@@ -20,7 +20,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
 from dataclasses import KW_ONLY, dataclass, field
-from itertools import chain
+from itertools import chain, count, islice
 from typing import Any, NamedTuple
 
 from apache_beam.utils.windowed_value import WindowedValue
@@ -31,6 +31,7 @@ from beam_triton.dispatch.endpoints import Endpoint
 from beam_triton.errors import (
     DeadlineExceededError,
     InferenceError,
+    InvalidRequestError,
     ModelExecutionError,
     SequenceEndedError,
     SequenceLostError,
@@ -79,6 +80,8 @@ class RemoteSequence:
         answered: the elements that have been answered, for a server that lost them; None: too many to keep.
         nbytes: of these in memory.
         known: how many of these the server has.
+        confirmed: how many of these are known to have been answered. Beam's state has elements of the last
+            bundle as well, one of which may have failed.
         correlation_id: by which the server knows the sequence; 0 for one that it has never had.
         endpoint: that server; None before the first answer, and where the sequence has to start again.
         failure: what ended it.
@@ -93,6 +96,7 @@ class RemoteSequence:
     answered: list[PreparedElement] | None = field(default_factory=list)
     nbytes: int = _SEQUENCE_BYTES
     known: int = 0
+    confirmed: int = 0
     correlation_id: int = 0
     endpoint: Endpoint | None = None
     failure: TritonError | None = None
@@ -118,7 +122,7 @@ class RemoteSequence:
         """Let the next element begin another one."""
         self.start_again()
         self.answered, self.failure, self.skipped = [], None, []
-        self.nbytes = _SEQUENCE_BYTES
+        self.confirmed, self.nbytes = 0, _SEQUENCE_BYTES
 
     def keep(self, prepared: PreparedElement, most: int) -> bool:
         """Keep an answered element; False if they are more than ``most`` now, and none is kept."""
@@ -130,6 +134,14 @@ class RemoteSequence:
             return True
         self.answered, self.nbytes = None, _SEQUENCE_BYTES
         return False
+
+    def skip_unconfirmed(self) -> None:
+        """Go on without the element that was to be sent again: it had not been answered."""
+        assert self.answered is not None
+        dropped = self.answered.pop(self.known)
+        self.nbytes -= dropped.nbytes + _ELEMENT_BYTES
+        positions = (position for position in count() if position not in self.skipped)
+        self.skipped.append(next(islice(positions, self.known, None)))
 
 
 class SequenceMemory:
@@ -319,6 +331,7 @@ class SequenceScorer:
             )
         sequence.endpoint = call.endpoint
         sequence.known += 1
+        sequence.confirmed = max(sequence.confirmed, sequence.known)
         if sequence.is_replay:
             self.metrics.count("replayed_elements")
             return
@@ -353,6 +366,13 @@ class SequenceScorer:
                 f"{error.message}. The sequence cannot be sent again, as it has more elements than "
                 f"max_replay_elements",
             )
+        is_confirmed = sequence.known < sequence.confirmed
+        if sequence.is_replay and self.goes_on and not is_confirmed and _is_the_elements(error):
+            # It has failed before as well, in another process, which had no time to write that down.
+            sequence.skip_unconfirmed()
+            sequence.losses = 0
+            sequence.start_again(by_same_id=True)
+            return
         if sequence.is_replay and not self._is_lost(error):
             # An earlier element is why; it has failed before, in another process.
             error = ended_by(error)
@@ -400,6 +420,12 @@ class SequenceScorer:
         if isinstance(error, DeadlineExceededError):
             most = min(most, _MOST_TIMEOUTS)
         return most
+
+
+def _is_the_elements(error: TritonError) -> bool:
+    """Whether the element itself is why, and not the server, the network or what a user may do."""
+    is_refusal = isinstance(error, InvalidRequestError) and error.status == 400
+    return isinstance(error, ModelExecutionError) or (is_refusal and not isinstance(error, SequenceLostError))
 
 
 def ended_by(failure: TritonError) -> TritonError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 from uuid import uuid4
@@ -230,6 +230,7 @@ class _Progress(NamedTuple):
         last_micros: event time of the last element sent.
         taken: elements sent since the sequence began.
         skipped: positions of those that failed, without which it goes on.
+        settled: of so many elements it is known whether they failed.
         failure: why it has ended, if it has.
         is_kept: all of its elements are in the state.
         is_over: the window has ended.
@@ -240,6 +241,7 @@ class _Progress(NamedTuple):
     last_micros: int | None = None
     taken: int = 0
     skipped: tuple[int, ...] = ()
+    settled: int = 0
     failure: str = ""
     is_kept: bool = True
     is_over: bool = False
@@ -333,6 +335,10 @@ class GrowingSequencesDoFn(SequenceDoFn):
         waiting.clear()
         known = _Progress(*(progress.read() or ()))
         self._send(key, window, arrivals, known, sent, window_ends=True)
+        name = self._sequence_name(key, window)
+        # Where the window's end sends nothing, the sequence is still remembered, for nothing.
+        if self._open.pop(name, None) is None:
+            _MEMORY.take(name)
         sent.clear()
         progress.write(tuple(_Progress(is_over=True)))
         return self._ready()
@@ -370,13 +376,18 @@ class GrowingSequencesDoFn(SequenceDoFn):
                 on_time.append(arrival)
         if not on_time:
             return known
-        name = (self._name, FastPrimitivesCoder().encode(key), window)
+        name = self._sequence_name(key, window)
         sequence = self._resumed(self._open.pop(name, None) or _MEMORY.take(name), known, sent)
         known = known._replace(token=secrets.token_hex(8))
         if not sequence.waiting:
             # Of the answers that have come since.
             failure = "" if sequence.failure is None else str(ended_by(sequence.failure))
-            known = known._replace(skipped=tuple(sequence.skipped), failure=failure)
+            is_settled = sequence.confirmed >= len(sequence.answered or ())
+            known = known._replace(
+                skipped=tuple(sequence.skipped),
+                settled=known.taken if is_settled else known.settled,
+                failure=failure,
+            )
         elements = []
         for number, arrival in enumerate(on_time, 1):
             is_last = window_ends and number == len(on_time)
@@ -389,6 +400,10 @@ class GrowingSequencesDoFn(SequenceDoFn):
             self._open[name] = sequence
         self._scorer.add(sequence, elements)
         return known
+
+    def _sequence_name(self, key: Any, window: BoundedWindow) -> Hashable:
+        """By which this process remembers a sequence."""
+        return self._name, FastPrimitivesCoder().encode(key), window
 
     def _after(self, known: _Progress, arrival: _Arrival, sent: Any, *, ends: bool) -> _Progress:
         """The progress once an element has been sent."""
@@ -427,10 +442,10 @@ class GrowingSequencesDoFn(SequenceDoFn):
                 f"more than max_replay_elements={self._sequencing.max_replay_elements} elements"
             )
         elif known.taken:
-            self._read_sent(sequence, sent)
+            self._read_sent(sequence, sent, known.settled)
         return sequence
 
-    def _read_sent(self, sequence: RemoteSequence, sent: Any) -> None:
+    def _read_sent(self, sequence: RemoteSequence, sent: Any, settled: int) -> None:
         for position, element in enumerate(sent.read()):
             if position in sequence.skipped:
                 continue
@@ -443,6 +458,7 @@ class GrowingSequencesDoFn(SequenceDoFn):
                     sequence.failure = error
             else:
                 sequence.keep(prepared, self._sequencing.max_replay_elements)
+                sequence.confirmed += position < settled
 
 
 def _set_due(due: Any, arrival: _Arrival, window: BoundedWindow) -> bool:
@@ -610,7 +626,7 @@ class TritonSequenceInference(TritonInference):
                 windowing.windowfn,
                 DefaultTrigger(),
                 AccumulationMode.DISCARDING,
-                allowed_lateness=windowing.allowed_lateness,
+                allowed_lateness=windowing.allowed_lateness.micros / 1e6,
             )
             elements |= "Sequences" >> beam.GroupByKey()
         return super()._score(elements, dofn, output_type, failure_type)

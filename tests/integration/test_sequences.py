@@ -425,6 +425,28 @@ def test_moved_sequence_remembers_how_it_ended(server: LocalTriton, monkeypatch:
     assert kinds == [InvalidRequestError, *[SequenceEndedError] * 3]
 
 
+@pytest.mark.parametrize("bad", [-2, 2_000_000])
+def test_moved_sequence_goes_on_without_an_element_that_failed(
+    server: LocalTriton, monkeypatch: pytest.MonkeyPatch, bad: int
+) -> None:
+    forget(monkeypatch)
+    steps: list[Any] = []
+    for seconds, number in enumerate([1, bad, 3, bad, bad, 4, 5], 1):
+        steps += [[element("a", number, seconds)], seconds + 0.5]
+    run = streamed(server, steps, after_error="replay")
+    assert sums(run) == {1: 1, 3: 4, 4: 8, 5: 13}
+    assert len(run.failures) == 3
+
+
+def test_sequence_is_not_remembered_beyond_its_window(
+    server: LocalTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = SequenceMemory()
+    monkeypatch.setattr(sequences, "_MEMORY", memory)
+    streamed(server, [[element("a", 1)], 2], windows=window.FixedWindows(10), ends=None)
+    assert not memory._sequences
+
+
 def test_sequence_too_long_to_be_kept_ends_where_it_moves(
     server: LocalTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
