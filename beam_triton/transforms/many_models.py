@@ -143,7 +143,7 @@ class ModelChoice:
                 )
             name, version = name
         elif isinstance(version, Mapping):
-            version = version.get(name)
+            version = version.get(name) if isinstance(name, str) else None
         return name, version
 
 

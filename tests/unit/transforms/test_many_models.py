@@ -400,3 +400,16 @@ def test_two_versions_at_a_time_are_a_failure(triton: FakeTriton) -> None:
         "model_version gives [1, 2] for the element" in message for _, (_, message, _) in outcome.failures
     )
     assert len(outcome.failures) == 3
+
+
+def test_a_name_that_no_version_can_be_looked_up_for_fails_its_own_element_only(triton: FakeTriton) -> None:
+    def build(pipeline: beam.Pipeline) -> Any:
+        versions = AsDict(pipeline | "Versions" >> beam.Create([("versions", 2)]))
+        transform = TritonInference(triton.endpoint, {"column": "model"}, model_version=versions)
+        rows = [row(0, "versions"), row(1, ["versions"])]
+        return pipeline | beam.Create(rows) | transform.with_exception_handling()
+
+    outcome = run(build)
+    assert [result.model_id for result in outcome.results] == ["versions:2"]
+    ((_, (_, message, _)),) = outcome.failures
+    assert "model_name gives" in message and "names no model" in message
