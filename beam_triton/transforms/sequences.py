@@ -234,7 +234,7 @@ class _Progress(NamedTuple):
         failure: why it has ended, if it has.
         is_kept: all of its elements are in the state.
         is_over: the window has ended.
-        is_due_set: a timer is set for elements that wait.
+        due_micros: when the timer for elements that wait is due, if it is set.
     """
 
     token: str = ""
@@ -245,7 +245,7 @@ class _Progress(NamedTuple):
     failure: str = ""
     is_kept: bool = True
     is_over: bool = False
-    is_due_set: bool = False
+    due_micros: int | None = None
 
 
 class GrowingSequencesDoFn(SequenceDoFn):
@@ -290,10 +290,13 @@ class GrowingSequencesDoFn(SequenceDoFn):
             return self._ready()
         waiting.add(tuple(arrival))
         known = _Progress(*(progress.read() or ()))
-        if not known.is_due_set:
-            # Not moved by elements that come later: in an endless stream it would never fire.
-            progress.write(tuple(known._replace(is_due_set=_set_due(due, arrival, window))))
+        due_micros = _due_micros(arrival, window)
+        if known.due_micros is None:
             window_end.set(window.max_timestamp())
+        if due_micros is not None and (known.due_micros is None or due_micros < known.due_micros):
+            # Not moved by elements of later times: in an endless stream it would never fire.
+            due.set(Timestamp(micros=due_micros))
+            progress.write(tuple(known._replace(due_micros=due_micros)))
         return self._ready()
 
     @on_timer(DUE)
@@ -312,12 +315,17 @@ class GrowingSequencesDoFn(SequenceDoFn):
         ready = [each for each in arrivals if each.micros <= timestamp.micros]
         later = arrivals[len(ready) :]
         waiting.clear()
-        is_due_set = any(_set_due(due, each, window) for each in reversed(later))
+        # For half of them: one by one would read and write all that wait for each, and the last one may be of
+        # the far future.
+        waits = [at for each in later if (at := _due_micros(each, window)) is not None]
+        due_micros = waits[(len(waits) - 1) // 2] if waits else None
+        if due_micros is not None:
+            due.set(Timestamp(micros=due_micros))
         if ready and not later and self._sequencing.holds_last:
             later = [ready.pop()]
         for each in later:
             waiting.add(tuple(each))
-        known = _Progress(*(progress.read() or ()))._replace(is_due_set=is_due_set)
+        known = _Progress(*(progress.read() or ()))._replace(due_micros=due_micros)
         progress.write(tuple(self._send(key, window, ready, known, sent)))
         return self._ready()
 
@@ -409,7 +417,7 @@ class GrowingSequencesDoFn(SequenceDoFn):
         """The progress once an element has been sent."""
         if ends:
             sent.clear()
-            return _Progress(known.token, arrival.micros, is_due_set=known.is_due_set)
+            return _Progress(known.token, arrival.micros, due_micros=known.due_micros)
         known = known._replace(last_micros=arrival.micros, taken=known.taken + 1)
         if known.is_kept and not known.failure:
             if known.taken <= self._sequencing.max_replay_elements:
@@ -461,16 +469,13 @@ class GrowingSequencesDoFn(SequenceDoFn):
                 sequence.confirmed += position < settled
 
 
-def _set_due(due: Any, arrival: _Arrival, window: BoundedWindow) -> bool:
-    """Set the timer for when the watermark has passed an element; False where the window ends first.
+def _due_micros(arrival: _Arrival, window: BoundedWindow) -> int | None:
+    """When the watermark has passed an element; None where the window ends first.
 
     In whole milliseconds, as the wire has no others: a timer that fired earlier would be set over and over.
     """
-    at = Timestamp(micros=-(-arrival.micros // 1000) * 1000)
-    if at > window.max_timestamp():
-        return False
-    due.set(at)
-    return True
+    micros = -(-arrival.micros // 1000) * 1000
+    return micros if micros <= window.max_timestamp().micros else None
 
 
 def _windowed(micros: int, element: Any, window: BoundedWindow) -> WindowedValue:

@@ -343,6 +343,28 @@ def test_stream_scores_elements_once_the_watermark_has_passed_them(server: Local
     assert run.failures == []
 
 
+_seen: list[tuple[str, int]] = []
+
+
+def note_element(keyed: Any) -> Any:
+    _seen.append(("element", int(keyed[1][0])))
+    return keyed
+
+
+def note_result(keyed: Any) -> Any:
+    _seen.append(("result", int(keyed[1].example[0])))
+    return keyed
+
+
+def test_element_of_the_far_future_keeps_no_other_waiting(server: LocalTriton) -> None:
+    _seen.clear()
+    steps: list[Any] = [[element("a", 5000)], 1, [element("a", 2), element("a", 4000), element("a", 5)], 10]
+    steps += [[element("a", 11)], 20, [element("b", 30)], 40, [element("b", 50)], 60]
+    streamed(server, steps, before=beam.Map(note_element), after=beam.Map(note_result))
+    in_time = _seen[: _seen.index(("element", 50))]
+    assert [number for what, number in in_time if what == "result"] == [2, 5, 11]
+
+
 def test_late_element_fails_and_the_sequence_goes_on(server: LocalTriton) -> None:
     run = streamed(
         server,
