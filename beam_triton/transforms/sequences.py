@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,8 +44,6 @@ from beam_triton.transforms.sequence_scorer import (
     SequenceScorer,
     ended_by,
 )
-
-_logger = logging.getLogger(__name__)
 
 FromElement: TypeAlias = Callable[[Any], Any] | Mapping[str, str]
 """A callable that takes an element with its key, or ``{"column": its column}``."""
@@ -519,9 +516,9 @@ class TritonSequenceInference(TritonInference):
     Elements and results are those of `TritonInference`, with the element's own timestamp and window.
 
     Where the input is bounded or has session windows, a sequence is sent when its window has ended. In a
-    stream with other windows each element is sent once the watermark has passed it, except the newest, which
-    waits until it is known whether it is the last one. A late element, behind others that have been sent,
-    fails with LateElementError.
+    stream with other windows elements are sent soon after the watermark has passed them, except the newest,
+    which waits until it is known whether it is the last one. A late element, behind others that have been
+    sent, fails with LateElementError.
 
     A server that is lost, is restarted, or forgets a sequence that was idle for too long
     (``max_sequence_idle_microseconds``), gets the sequence's earlier elements again, as does another server.
