@@ -423,9 +423,9 @@ class SequenceScorer:
 
 
 def _is_the_elements(error: TritonError) -> bool:
-    """Whether the element itself is why, and not the server, the network or what a user may do."""
+    """Whether the element itself is why, for certain: a model may raise for another one in its batch."""
     is_refusal = isinstance(error, InvalidRequestError) and error.status == 400
-    return isinstance(error, ModelExecutionError) or (is_refusal and not isinstance(error, SequenceLostError))
+    return is_refusal and not isinstance(error, SequenceLostError)
 
 
 def ended_by(failure: TritonError) -> TritonError:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 from uuid import uuid4
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.coders import FastPrimitivesCoder
 from apache_beam.pvalue import PCollection
 from apache_beam.transforms.core import Windowing
@@ -104,7 +106,9 @@ class Sequencing:
         Raises:
             LocalProtocolError: ``order_by`` or ``ends`` fails on it.
         """
-        order = None if self.order_by is None else _asked("order_by", self.order_by, element)
+        order = None
+        if self.order_by is not None:
+            order = _comparable(_asked("order_by", self.order_by, element))
         ends = self.ends not in (None, "window") and bool(_asked("ends", self.ends, element))
         return _Arrival(micros, order, ends, element)
 
@@ -124,11 +128,34 @@ def _asked(name: str, question: Any, element: Any) -> Any:
         raise LocalProtocolError(f"the callable of {name} failed: {type(error).__name__}: {error}") from error
 
 
+def _comparable(order: Any) -> tuple[Any, ...]:
+    """What ``order_by`` gives, comparable with all that it gives for other elements.
+
+    Raises:
+        LocalProtocolError: it has no order.
+    """
+    if isinstance(order, datetime):
+        order = order.timestamp()
+    elif isinstance(order, Timestamp):
+        order = order.micros / 1e6
+    elif isinstance(order, np.generic):
+        order = order.item()
+    if isinstance(order, int | float) and order == order:
+        return (0, order)
+    if isinstance(order, str):
+        return (1, order)
+    if isinstance(order, bytes):
+        return (2, order)
+    if isinstance(order, tuple | list):
+        return (3, *map(_comparable, order))
+    raise LocalProtocolError(
+        f"order_by gives {shorten(order)}, which has no order: it takes numbers, text, bytes, times, and "
+        f"tuples of these"
+    )
+
+
 def _in_order(arrivals: Iterable[_Arrival]) -> list[_Arrival]:
-    try:
-        return sorted(arrivals, key=lambda each: each[:2])
-    except TypeError as error:
-        raise ConfigurationError(f"order_by gives values that cannot be compared: {error}") from None
+    return sorted(arrivals, key=lambda each: each[:2])
 
 
 class SequenceDoFn(ModelDoFn):
@@ -531,7 +558,8 @@ class TritonSequenceInference(TritonInference):
         model_name: the model.
         inputs, output, keep, prefix, text_outputs, version_column, keep_example: as for `TritonInference`.
         order_by: order of elements that have the same timestamp: a callable that takes an element with its
-            key, or ``{"column": name}``. By default the order in which they come.
+            key and gives a number, text, bytes, a time, or a tuple of these; or ``{"column": name}``. By
+            default the order in which they come.
         ends: which element ends a sequence. ``"window"``: the last one of the window. A callable that takes
             an element with its key, or ``{"column": name}``, of True for the last element: the key's next one
             begins another sequence, and no element waits for the next. ``None``: none is marked, the server

@@ -21,6 +21,7 @@ from beam_triton import (
     InvalidRequestError,
     LateElementError,
     LocalProtocolError,
+    ModelExecutionError,
     SequenceEndedError,
     TritonSequenceInference,
 )
@@ -195,6 +196,21 @@ def test_elements_of_one_time_go_by_order_by(server: LocalTriton, stream: bool) 
 
 
 @both_ways
+@pytest.mark.parametrize("order", [float("nan"), None, {}, [1, {}]], ids=["NaN", "None", "dict", "in a list"])
+def test_element_without_an_order_fails_alone(server: LocalTriton, stream: bool, order: Any) -> None:
+    orders = {1: 2, 2: "b", 3: np.float32(1), 4: order, 5: ("c", 1)}
+    values = [element("a", number, 5) for number in orders]
+    run = score(server, values, order_by=lambda keyed: orders[int(keyed[1][0])], stream=stream)
+    assert {int(result.example[0]): int(result.inference["y"][0]) for _, result in run.results} == {
+        3: 3,
+        1: 4,
+        2: 6,
+        5: 11,
+    }
+    assert failures_of(run) == [("a", 4, "LocalProtocolError")]
+
+
+@both_ways
 @pytest.mark.parametrize(
     ("bad", "error"),
     [(-3, "InvalidRequestError"), (1_000_003, "ModelExecutionError")],
@@ -206,7 +222,8 @@ def test_failed_element_ends_its_sequence_and_no_other(
     numbers = [1, 2, bad, 4, 5]
     values = [element("bad", number, seconds) for seconds, number in enumerate(numbers)]
     values += [element("good", number) for number in range(1, 6)]
-    run = score(server, values, stream=stream)
+    # One at a time: a model that raises fails all requests of its batch.
+    run = score(server, values, max_concurrent_requests=1, stream=stream)
     assert sums_of(run) == {"bad": [1, 3], "good": [1, 3, 6, 10, 15]}
     assert failures_of(run) == [
         ("bad", bad, error),
@@ -447,17 +464,30 @@ def test_moved_sequence_remembers_how_it_ended(server: LocalTriton, monkeypatch:
     assert kinds == [InvalidRequestError, *[SequenceEndedError] * 3]
 
 
-@pytest.mark.parametrize("bad", [-2, 2_000_000])
-def test_moved_sequence_goes_on_without_an_element_that_failed(
-    server: LocalTriton, monkeypatch: pytest.MonkeyPatch, bad: int
+def test_moved_sequence_goes_on_without_an_element_that_was_refused(
+    server: LocalTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forget(monkeypatch)
     steps: list[Any] = []
-    for seconds, number in enumerate([1, bad, 3, bad, bad, 4, 5], 1):
+    for seconds, number in enumerate([1, -2, 3, -2, -2, 4, 5], 1):
         steps += [[element("a", number, seconds)], seconds + 0.5]
     run = streamed(server, steps, after_error="replay")
     assert sums(run) == {1: 1, 3: 4, 4: 8, 5: 13}
     assert len(run.failures) == 3
+
+
+def test_moved_sequence_ends_where_the_model_raises_again(
+    server: LocalTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have answered the element before, and raise for want of memory now."""
+    forget(monkeypatch)
+    steps: list[Any] = []
+    for seconds, number in enumerate([1, 2_000_000, 3, 4], 1):
+        steps += [[element("a", number, seconds)], seconds + 0.5]
+    run = streamed(server, steps, after_error="replay")
+    assert sums(run) == {1: 1}
+    kinds = [kind for _, (kind, *_) in run.failures]
+    assert kinds == [ModelExecutionError, SequenceEndedError, SequenceEndedError]
 
 
 def test_sequence_is_not_remembered_beyond_its_window(
