@@ -373,7 +373,7 @@ class SequenceScorer:
             sequence.losses = 0
             sequence.start_again(by_same_id=True)
             return
-        if sequence.is_replay and not self._is_lost(error):
+        if sequence.is_replay and (isinstance(error, ModelExecutionError) or not self._is_lost(error)):
             # An earlier element is why; it has failed before, in another process.
             error = ended_by(error)
         self._end_at(sequence, error)
