@@ -9,7 +9,7 @@ from uuid import uuid4
 import apache_beam as beam
 from apache_beam.pvalue import AsIter, AsList, PCollection
 from apache_beam.typehints import Any as AnyType
-from apache_beam.typehints import Tuple
+from apache_beam.typehints import Tuple, Union
 
 from beam_triton.errors import ConfigurationError, TritonError
 from beam_triton.options import InferenceOptions
@@ -490,11 +490,15 @@ def _same(element: Any) -> Any:
 
 
 def key_and_element(element_type: Any) -> tuple[Any, Any]:
-    """The types of key and element, as far as the input's type shows; None for no key."""
-    arguments = getattr(element_type, "tuple_types", None)
-    if arguments is not None and len(arguments) == 2:
-        return arguments[0], arguments[1]
-    return None, element_type
+    """The types of key and element, as far as the input's type shows; None for no key.
+
+    Pairs of many types, as Flatten and Create give them, are a union of pairs.
+    """
+    pairs = list(getattr(element_type, "union_types", (element_type,)))
+    if not all(len(getattr(pair, "tuple_types", ())) == 2 for pair in pairs):
+        return None, element_type
+    keys, elements = zip(*(pair.tuple_types for pair in pairs), strict=True)
+    return Union[keys], Union[elements]
 
 
 def keyed_type(key_type: Any, result_type: Any) -> Any:

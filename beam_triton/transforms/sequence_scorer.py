@@ -72,6 +72,14 @@ class Element(NamedTuple):
     position: int = 0
 
 
+class Place(NamedTuple):
+    """A server's place for a sequence that ends without its last element; ``prepared`` is sent for that."""
+
+    endpoint: Endpoint
+    correlation_id: int
+    prepared: PreparedElement
+
+
 @dataclass(eq=False)
 class RemoteSequence:
     """A sequence whose state one server has.
@@ -91,6 +99,7 @@ class RemoteSequence:
         prepared: the tensors of that one, once they are made.
         is_replay: what is in flight is an answered element.
         losses: how often the sequence was lost at that element.
+        to_free: what is in flight, or the next request, frees this place.
     """
 
     answered: list[PreparedElement] | None = field(default_factory=list)
@@ -106,6 +115,7 @@ class RemoteSequence:
     prepared: PreparedElement | None = None
     is_replay: bool = False
     losses: int = 0
+    to_free: Place | None = None
 
     def start_again(self, *, by_same_id: bool = False) -> None:
         """Leave what a server may have of it.
@@ -211,6 +221,8 @@ class SequenceScorer:
         self._inputs_of = self.results.reader(self._encoder)
         self._dispatcher: Dispatcher[RemoteSequence] = Dispatcher(self.model.channel)
         self._outputs: list[Iterable[Any]] = []
+        # The last element that was answered: a model can take it.
+        self._harmless: PreparedElement | None = None
 
     def prepare(self, inputs: Any) -> PreparedElement:
         """An element's tensors.
@@ -222,7 +234,7 @@ class SequenceScorer:
 
     def add(self, sequence: RemoteSequence, elements: Iterable[Element]) -> None:
         """Send the elements one after the other, after those that wait already; waits only for a slot."""
-        goes_on_by_itself = bool(sequence.waiting)
+        goes_on_by_itself = bool(sequence.waiting) or sequence.to_free is not None
         sequence.waiting.extend(elements)
         if sequence.waiting and not goes_on_by_itself:
             self._dispatcher.take_slot(self._take_ended)
@@ -262,7 +274,10 @@ class SequenceScorer:
 
     def _go_on(self, sequence: RemoteSequence) -> None:
         """Send what comes next, or give the slot back where nothing does."""
-        while sequence.waiting:
+        while sequence.waiting or sequence.to_free is not None:
+            if sequence.to_free is not None:
+                self._free(sequence, sequence.to_free)
+                return
             element = sequence.waiting[0]
             if sequence.failure is not None:
                 self._fail_next(sequence, ended_by(sequence.failure))
@@ -273,7 +288,7 @@ class SequenceScorer:
                 self._send(sequence, sequence.prepared, ends=element.ends)
                 return
             except TritonError as error:
-                self._end_at(sequence, error, was_sent=False)
+                self._end_at(sequence, error)
         self._dispatcher.release_slot()
 
     def _send(self, sequence: RemoteSequence, prepared: PreparedElement, *, ends: bool) -> None:
@@ -300,11 +315,46 @@ class SequenceScorer:
             takes_slots=False,
         )
 
+    def _free(self, sequence: RemoteSequence, place: Place) -> None:
+        """Let another sequence have the place, which a server keeps until its sequence ends or is idle.
+
+        A start forgets what the model knows under that ID.
+        """
+        flags = {"sequence_id": place.correlation_id, "sequence_start": True, "sequence_end": True}
+        self._dispatcher.submit(
+            sequence,
+            self.model.http_request(self._encoder.encode_batch([place.prepared], parameters=flags)),
+            self.model.read_response,
+            is_sequence=True,
+            pinned=place.endpoint,
+            takes_slots=False,
+        )
+
+    def _place(self, sequence: RemoteSequence, call: Call | None) -> Place | None:
+        """The place that the sequence has; None where its server did not answer, as that may be ill."""
+        if call is None:
+            endpoint = sequence.endpoint
+        else:
+            has_answered = call.error is None or isinstance(call.error, InferenceError)
+            endpoint = call.endpoint if has_answered else None
+        prepared = sequence.answered[-1] if sequence.answered else self._harmless
+        if prepared is None and not (call is not None and isinstance(call.error, ModelExecutionError)):
+            # One that makes the model raise would fail others that share its execution.
+            prepared = sequence.prepared
+        if endpoint is None or prepared is None:
+            return None
+        return Place(endpoint, sequence.correlation_id, prepared)
+
     def _take_ended(self) -> None:
         completed = self._dispatcher.completed
         while completed:
             sequence, call = completed.popleft()
             self.metrics.request_ended(1, call.record)
+            if sequence.to_free is not None:
+                # However it went: nothing of the sequence is sent under this ID any more.
+                sequence.to_free = None
+                self._go_on(sequence)
+                continue
             error = call.error
             if error is None:
                 try:
@@ -341,6 +391,7 @@ class SequenceScorer:
         self._outputs.append(outputs)
         self.metrics.count("elements")
         assert sequence.prepared is not None
+        self._harmless = sequence.prepared
         if not sequence.keep(sequence.prepared, self.max_replay_elements):
             self.metrics.count("sequences_not_replayable")
         self._next(sequence)
@@ -376,15 +427,19 @@ class SequenceScorer:
         if sequence.is_replay and (isinstance(error, ModelExecutionError) or not self._is_lost(error)):
             # An earlier element is why; it has failed before, in another process.
             error = ended_by(error)
-        self._end_at(sequence, error)
+        self._end_at(sequence, error, call)
 
-    def _end_at(self, sequence: RemoteSequence, error: TritonError, *, was_sent: bool = True) -> None:
-        """The next element fails, and its sequence with it or not."""
+    def _end_at(self, sequence: RemoteSequence, error: TritonError, call: Call | None = None) -> None:
+        """The next element fails, and its sequence with it or not; without ``call`` it was not sent."""
         element = sequence.waiting[0]
+        was_sent = call is not None
+        ends = not self.goes_on or (was_sent and (sequence.is_replay or sequence.answered is None))
+        if (ends or element.ends) and not (was_sent and element.ends and not sequence.is_replay):
+            sequence.to_free = self._place(sequence, call)
         self._fail_next(sequence, error)
         if element.ends:
             return
-        if not self.goes_on or (was_sent and (sequence.is_replay or sequence.answered is None)):
+        if ends:
             sequence.failure = error
             return
         sequence.skipped.append(element.position)

@@ -20,6 +20,7 @@ from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateS
 from apache_beam.transforms.window import BoundedWindow, GlobalWindows, NonMergingWindowFn
 from apache_beam.typehints import Any as AnyType
 from apache_beam.typehints import Tuple
+from apache_beam.typehints.typehints import is_consistent_with
 from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -622,7 +623,7 @@ class TritonSequenceInference(TritonInference):
     def expand(self, pcoll: PCollection[Any]) -> Any:
         """The results, or with exception handling ``(results, failures)``."""
         key_type, element_type = key_and_element(pcoll.element_type)
-        if key_type is None and not isinstance(element_type, type(AnyType)):
+        if key_type is None and not is_consistent_with(Tuple[AnyType, AnyType], element_type):
             raise ConfigurationError(
                 f"TritonSequenceInference takes (key, element), as a sequence is a key in a window, not "
                 f"{element_type}"

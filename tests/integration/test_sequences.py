@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from beam_triton.transforms import sequences
 from beam_triton.transforms.sequence_scorer import SequenceMemory
 from tests.support import pipelines
 from tests.support.executions import inferred
-from tests.support.models import throwaway_triton, write_models
+from tests.support.models import CATALOGUE, throwaway_triton, write_models
 
 MODELS = ["running_sum", "running_sum_oldest", "running_sum_forgetful"]
 ONE_WINDOW = window.FixedWindows(1_000_000)
@@ -296,6 +297,48 @@ def test_rows_have_the_kept_columns_and_the_outputs(server: LocalTriton, stream:
     run = score(server, values, output="row", keep={"id": str}, version_column="version", stream=stream)
     rows = sorted((row.id, row.y, row.version) for _, row in run.results)
     assert rows == [("i1", 1, "1"), ("i2", 3, "1"), ("i3", 6, "1")]
+
+
+@pytest.fixture(scope="module")
+def patient_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
+    """With four and eight places, which an idle sequence keeps for longer than any test takes."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("running_sum", "running_sum_forgetful"):
+        settings = re.sub(r"microseconds: \d+", "microseconds: 600000000", CATALOGUE[name].settings)
+        write_models(folder, [name], settings=settings)
+    with throwaway_triton(folder) as server:
+        yield server
+
+
+@both_ways
+@pytest.mark.parametrize(("model", "places"), [("running_sum", 8), ("running_sum_forgetful", 4)])
+@pytest.mark.parametrize("after_error", ["end", "replay"])
+@pytest.mark.parametrize(
+    ("bad", "position"),
+    [([-1], 1), ([-1], 2), ([-1], 3), ([2_000_000], 2), ([1, 2, 3], 2), ([1, 2, 3], 3)],
+    ids=["refused first", "refused", "refused last", "raising", "misshapen", "misshapen last"],
+)
+def test_failed_sequences_leave_their_places_to_others(
+    patient_server: LocalTriton,
+    bad: list[int],
+    position: int,
+    after_error: str,
+    model: str,
+    places: int,
+    stream: bool,
+) -> None:
+    """Were they kept, others would wait for them to be idle for ten minutes."""
+    values = {1: [1], 2: [2], 3: [3], position: bad}
+    failing = [
+        TimestampedValue((key, np.array(value, np.int32)), seconds)
+        for key in range(places)
+        for seconds, value in values.items()
+    ]
+    run = score(patient_server, failing, model=model, after_error=after_error, stream=stream)
+    assert len(run.failures) == places * (4 - position if after_error == "end" else 1)
+    good = [element(key, number) for key in range(places) for number in (1, 2, 3)]
+    run = score(patient_server, good, model=model, stream=stream)
+    assert sums_of(run) == {key: [1, 3, 6] for key in range(places)}
 
 
 def test_server_with_too_few_places_gives_them_to_others_and_gets_sequences_again(

@@ -112,6 +112,8 @@ def test_invalid_arguments_are_rejected_at_construction(
         (Tuple[int, int, int], AnyType),
         (Tuple[int, ...], AnyType),
         (Union[int, Tuple[str, int]], AnyType),
+        (Union[Tuple[str, int], Tuple[str, float]], Tuple[str, AnyType]),
+        (Union[Tuple[str, int], Tuple[int, float]], Tuple[Union[str, int], AnyType]),
     ],
 )
 def test_output_type_is_keyed_where_the_input_is(given: Any, expected: Any) -> None:

@@ -11,6 +11,8 @@ import apache_beam as beam
 import numpy as np
 import pytest
 from apache_beam.transforms import window
+from apache_beam.typehints import Any as AnyType
+from apache_beam.typehints import Optional, Tuple, Union
 
 from beam_triton import (
     ConfigurationError,
@@ -173,6 +175,26 @@ def test_elements_without_a_key_are_refused() -> None:
     with Fleet() as fleet, pytest.raises(Exception, match=r"takes \(key, element\).*not 1"):
         transform = TritonSequenceInference(fleet.endpoints, "m", model_spec=SPEC, binary=False)
         pipelines.score([1, 2], untyped | transform)
+
+
+@pytest.mark.parametrize(
+    "element_type",
+    [
+        Union[Tuple[str, int], Tuple[str, float]],
+        Union[Tuple[str, int], Tuple[None, int]],
+        Tuple[AnyType, ...],
+        Optional[Tuple[str, AnyType]],
+        object,
+    ],
+    ids=str,
+)
+def test_elements_that_may_have_a_key_are_taken(element_type: Any) -> None:
+    """As Create and Flatten give them of pairs of many types, or a function that does not say more."""
+    typed = beam.Map(lambda pair: pair).with_output_types(element_type)
+    with Fleet() as fleet:
+        transform = TritonSequenceInference(fleet.endpoints, "m", model_spec=SPEC, binary=False)
+        run = pipelines.score([("a", [1]), ("a", [2.5])], typed | transform.with_exception_handling())
+    assert sorted(result.inference["predict"][0] for _, result in run.results) == [1, 2.5]
 
 
 @pytest.mark.parametrize("datatype", ["UINT32", "INT32", "STRING"])
