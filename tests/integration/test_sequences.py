@@ -315,8 +315,8 @@ def patient_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTr
 @pytest.mark.parametrize("after_error", ["end", "replay"])
 @pytest.mark.parametrize(
     ("bad", "position"),
-    [([-1], 1), ([-1], 2), ([-1], 3), ([2_000_000], 2), ([1, 2, 3], 2), ([1, 2, 3], 3)],
-    ids=["refused first", "refused", "refused last", "raising", "misshapen", "misshapen last"],
+    [([-1], 1), ([-1], 2), ([-1], 3), ([1, 2, 3], 2), ([1, 2, 3], 3)],
+    ids=["refused first", "refused", "refused last", "misshapen", "misshapen last"],
 )
 def test_failed_sequences_leave_their_places_to_others(
     patient_server: LocalTriton,
