@@ -149,6 +149,7 @@ class Call(_CallState):
         is_sequence: the model would see a repeated request twice: nothing that may have run is repeated.
         pinned: the only endpoint that it may go to, which has the beginning of its sequence. Only an
             overloaded server is asked again: after other failures the owner sends the sequence again.
+        starts_sequence: it may wait in the server until another sequence ends, and hears nothing meanwhile.
         suspicion: that this request hangs the model, as in `History`.
         lost_at: when this request, or the batch that it is a part of, was first lost without a reason.
         joinable: by which it may share a request with others that wait for an admission; None: it may not.
@@ -171,6 +172,7 @@ class Call(_CallState):
     joinable: Joinable | None = None
     stream_limits: StreamLimits | None = None
     pinned: Endpoint | None = None
+    starts_sequence: bool = False
 
     def __post_init__(self) -> None:
         if self.suspicion:
@@ -375,7 +377,7 @@ class Call(_CallState):
         if redirect is not self._redirect:
             self._redirect = redirect
             self._redirects = 0 if redirect is None else self._redirects + 1
-        if not self.is_sequence or self.pinned is not None:
+        if not (self.is_sequence or self.starts_sequence) or self.pinned is not None:
             errors = self._history.errors
             silences = sum(isinstance(error, SilentConnectionError) for error in errors) if errors else 0
             self._silence_seconds = self.context.endpoints.silence_seconds(

@@ -65,6 +65,7 @@ class Dispatcher(Generic[T]):
         joinable: Joinable | None = None,
         stream_limits: StreamLimits | None = None,
         pinned: Endpoint | None = None,
+        starts_sequence: bool = False,
         takes_slots: bool = True,
     ) -> None:
         """Send a request; waits while the process has ``max_concurrent_requests`` in flight.
@@ -102,6 +103,7 @@ class Dispatcher(Generic[T]):
             joinable=joinable,
             stream_limits=stream_limits,
             pinned=pinned,
+            starts_sequence=starts_sequence,
         )
         self._calls.add(call)
         if span is not None and self._tracer is not None:

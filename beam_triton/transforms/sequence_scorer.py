@@ -311,6 +311,7 @@ class SequenceScorer:
             self.model.read_response,
             # A start that is repeated begins the sequence again.
             is_sequence=not starts,
+            starts_sequence=starts,
             pinned=sequence.endpoint,
             takes_slots=False,
         )

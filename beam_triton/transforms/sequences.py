@@ -110,8 +110,12 @@ class Sequencing:
         order = None
         if self.order_by is not None:
             order = _comparable(_asked("order_by", self.order_by, element))
-        ends = self.ends not in (None, "window") and bool(_asked("ends", self.ends, element))
-        return _Arrival(micros, order, ends, element)
+        ends = False
+        if self.ends not in (None, "window"):
+            ends = _asked("ends", self.ends, element)
+            if not isinstance(ends, bool | int | np.bool_ | np.integer):
+                raise LocalProtocolError(f"ends gives {shorten(ends)}, which is neither True nor False")
+        return _Arrival(micros, order, bool(ends), element)
 
 
 def _asked(name: str, question: Any, element: Any) -> Any:

@@ -197,6 +197,14 @@ def test_elements_of_one_time_go_by_order_by(server: LocalTriton, stream: bool) 
 
 
 @both_ways
+def test_text_ends_no_sequence(server: LocalTriton, stream: bool) -> None:
+    """As of a file: "no" would be true."""
+    run = score(server, numbered(1, 2), ends=lambda keyed: "no", stream=stream)
+    assert len(run.failures) == 2
+    assert "ends gives 'no', which is neither True nor False" in run.failures[0][1][1]
+
+
+@both_ways
 @pytest.mark.parametrize("order", [float("nan"), None, {}, [1, {}]], ids=["NaN", "None", "dict", "in a list"])
 def test_element_without_an_order_fails_alone(server: LocalTriton, stream: bool, order: Any) -> None:
     orders = {1: 2, 2: "b", 3: np.float32(1), 4: order, 5: ("c", 1)}
