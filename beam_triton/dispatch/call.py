@@ -53,7 +53,6 @@ from beam_triton.policy.retry import EndpointView, Fail, History, Hold, Limits, 
 from beam_triton.transport.attempt import Attempt
 from beam_triton.transport.event_stream import EventStream, StreamLimits
 from beam_triton.transport.exchange import Exchange
-from beam_triton.transport.origin import EndpointUrl
 from beam_triton.transport.redirects import MAX_REDIRECTS, Redirect, redirected
 
 _logger = logging.getLogger(__name__)
@@ -560,11 +559,6 @@ class Call(_CallState):
     def endpoint(self) -> Endpoint | None:
         """The endpoint that it was sent to last."""
         return self._endpoint
-
-    @property
-    def endpoint_url(self) -> EndpointUrl | None:
-        """The endpoint that it was sent to last."""
-        return None if self._endpoint is None else self._endpoint.url
 
     def describe(self, error: TritonError) -> None:
         """Say on an error which request failed, at which endpoint, if it was sent to one."""

@@ -82,7 +82,7 @@ class RequestTracer:
         attributes: dict[str, str | int] = {"beam_triton.attempts": call.record.attempts}
         if call.record.attempts > 1:
             attributes["http.request.resend_count"] = call.record.attempts - 1
-        url = call.endpoint_url
+        url = None if call.endpoint is None else call.endpoint.url
         if url is not None:
             attributes["server.address"], attributes["server.port"] = url.origin.host, url.origin.port
             # Without the query, which an auth may add.
