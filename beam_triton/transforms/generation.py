@@ -41,7 +41,7 @@ from beam_triton.transforms.inference import TritonInference, key_and_element, k
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.model_dofn import ModelDoFn, close_with, display_data_of
 from beam_triton.transforms.results import Outputs, failure_of, prediction_result, split_key
-from beam_triton.transforms.row_inputs import Columns, InputReader, checked_inputs, columns_of
+from beam_triton.transforms.row_inputs import Columns, InputReader, checked_inputs, columns_of, said_of
 from beam_triton.transforms.row_results import Fields, RowFailures, row_type
 from beam_triton.transforms.row_schema import Keep, RowSchema, columns_of_type
 from beam_triton.transport.event_stream import EventStream, StreamLimits
@@ -156,21 +156,8 @@ class Generating:
         fields = {self.prompt_field: inputs} if columns is None else dict(columns_to_inputs(inputs))
         parameters = {"stream": True} if self.stream and "stream" not in fields else {}
         for name, value in (self.parameters or {}).items():
-            if isinstance(value, Mapping):
-                column = value["column"]
-                if columns is None or column not in columns:
-                    raise LocalProtocolError(
-                        f"parameter {name!r} comes from column {column!r}, which the element does not have: "
-                        f"{shorten(inputs)}"
-                    )
-                value = columns[column]
-            elif callable(value):
-                try:
-                    value = value(element)
-                except Exception as error:
-                    raise LocalProtocolError(
-                        f"the callable of parameter {name!r} failed: {type(error).__name__}: {error}"
-                    ) from error
+            if isinstance(value, Mapping) or callable(value):
+                value = said_of(element, value, f"parameter {name!r}")
             # Triton refuses null, and a model has its own default.
             if value is not None:
                 parameters[name] = value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -17,6 +17,9 @@ from beam_triton.protocol.text import shorten
 
 Columns: TypeAlias = str | Sequence[str]
 """The column that feeds an input, or several that are its values, one each."""
+
+FromElement: TypeAlias = Callable[[Any], Any] | Mapping[str, str]
+"""A callable that takes an element with its key, or ``{"column": its column}``."""
 
 # What most elements are, and never rows: spares them the questions of `columns_of`.
 _NO_ROWS = frozenset({np.ndarray, list, str, bytes, int, float})
@@ -44,6 +47,28 @@ def columns_of(element: Any) -> Mapping[str, Any] | None:
     if pandas is not None and isinstance(element, pandas.Series) and element.index.inferred_type == "string":
         return dict(element.items())
     return None
+
+
+def said_of(element: Any, question: Any, option: str) -> Any:
+    """What a `FromElement`, which is the value of an option, gives for an element.
+
+    Raises:
+        LocalProtocolError: the element has no such column, or the callable fails on it.
+    """
+    if isinstance(question, Mapping):
+        inputs = element[1] if type(element) is tuple and len(element) == 2 else element
+        columns, column = columns_of(inputs), question["column"]
+        if columns is None or column not in columns:
+            raise LocalProtocolError(
+                f"{option} comes from column {column!r}, which the element does not have: {shorten(inputs)}"
+            )
+        return columns[column]
+    try:
+        return question(element)
+    except Exception as error:
+        raise LocalProtocolError(
+            f"the callable of {option} failed: {type(error).__name__}: {error}"
+        ) from error
 
 
 @lru_cache(maxsize=256)

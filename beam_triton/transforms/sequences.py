@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import apache_beam as beam
@@ -37,7 +37,7 @@ from beam_triton.transforms.inference import TritonInference, key_and_element
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.model_dofn import ModelDoFn, close_with, default_of, open_model
 from beam_triton.transforms.results import PredictionResults, split_key
-from beam_triton.transforms.row_inputs import Columns, columns_of
+from beam_triton.transforms.row_inputs import Columns, FromElement, said_of
 from beam_triton.transforms.row_results import RowResults
 from beam_triton.transforms.row_schema import Keep
 from beam_triton.transforms.sequence_scorer import (
@@ -47,9 +47,6 @@ from beam_triton.transforms.sequence_scorer import (
     SequenceScorer,
     ended_by,
 )
-
-FromElement: TypeAlias = Callable[[Any], Any] | Mapping[str, str]
-"""A callable that takes an element with its key, or ``{"column": its column}``."""
 
 _OWN_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
 
@@ -109,28 +106,13 @@ class Sequencing:
         """
         order = None
         if self.order_by is not None:
-            order = _comparable(_asked("order_by", self.order_by, element))
+            order = _comparable(said_of(element, self.order_by, "order_by"))
         ends = False
         if self.ends not in (None, "window"):
-            ends = _asked("ends", self.ends, element)
+            ends = said_of(element, self.ends, "ends")
             if not isinstance(ends, bool | int | np.bool_ | np.integer):
                 raise LocalProtocolError(f"ends gives {shorten(ends)}, which is neither True nor False")
         return _Arrival(micros, order, bool(ends), element)
-
-
-def _asked(name: str, question: Any, element: Any) -> Any:
-    inputs = split_key(element)[2]
-    if isinstance(question, Mapping):
-        columns, column = columns_of(inputs), question["column"]
-        if columns is None or column not in columns:
-            raise LocalProtocolError(
-                f"{name} comes from column {column!r}, which the element does not have: {shorten(inputs)}"
-            )
-        return columns[column]
-    try:
-        return question(element)
-    except Exception as error:
-        raise LocalProtocolError(f"the callable of {name} failed: {type(error).__name__}: {error}") from error
 
 
 def _comparable(order: Any) -> tuple[Any, ...]:
