@@ -56,8 +56,8 @@ class ResponseHead:
     def _content_length(self) -> int | None:
         if self.chunked:
             return None
-        values = set(self._tokens("content-length"))
-        if not values:
+        values = {value.strip() for value in (self.get("content-length") or "").split(",")}
+        if values == {""}:
             return None
         value = values.pop()
         if values or not (value.isascii() and value.isdigit() and len(value) < 19):

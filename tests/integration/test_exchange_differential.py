@@ -216,6 +216,8 @@ def test_well_formed_answers_are_read_as_by_http_client(answer: Answer) -> None:
 @settings(max_examples=600, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(cut(odd() | broken()))
 @example(Answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5\n\r\nhello", ()))
+@example(Answer(b"HTTP/1.1 200 OK\r\nContent-Length:\r\nContent-Length: 5\r\n\r\nhello, and more", ()))
+@example(Answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5,\r\n\r\nhello, and more", ()))
 @example(Answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\nhello", ()))
 def test_malformed_answers_are_read_as_by_http_client_or_refused(answer: Answer) -> None:
     """The exchange never returns a body that ``http.client`` would not return."""
