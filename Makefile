@@ -97,7 +97,7 @@ chaos-short: $(VENV)/all.stamp server
 
 .PHONY: chaos
 chaos: $(VENV)/all.stamp server ## Run the tests in which servers and networks fail, the long ones too; fuzz the decoder
-	$(PYTEST) tests/chaos --long
+	$(PYTEST) tests/chaos tests/integration/test_benchmarks_smoke.py --long
 	$(PYTHON) tests/chaos/fuzz_decoder.py --runs 1000000
 	@if $(PYTHON) -c 'import atheris' 2>/dev/null; then \
 	  $(PYTHON) tests/chaos/fuzz_decoder.py --atheris -runs=1000000 -max_total_time=300; \

@@ -13,7 +13,7 @@ from tests.support.tinyproxy import tinyproxy_binary
 
 _NO_NGINX = "need nginx, which is not installed (Debian: apt-get install nginx-light)"
 _NO_TINYPROXY = "need tinyproxy, which is not installed (Debian: apt-get install tinyproxy)"
-_LONG = "are long chaos runs (run them with --long)"
+_LONG = "are long runs (make chaos, or --long)"
 
 
 # A busy machine takes longer for an example now and then, which says nothing about the code.
@@ -22,7 +22,7 @@ settings.load_profile("no-deadline")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="also run the long chaos tests")
+    parser.addoption("--long", action="store_true", help="also run the long tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:

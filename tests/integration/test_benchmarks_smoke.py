@@ -54,7 +54,17 @@ EXAMPLE = CaseResult(
 )
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# They wait for what happens to servers, at any scale.
+_SLOW_CASES = ("situations", "processes", "polite")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(each, id=each.name, marks=[pytest.mark.long] if each.name in _SLOW_CASES else [])
+        for each in CASES
+    ],
+)
 def test_case_measures_and_checks_its_answers(case: Case, triton: LocalTriton, tmp_path: Path) -> None:
     """A case compares answers with what was sent, and gives figures, tables and charts."""
     try:
