@@ -119,7 +119,7 @@ foreign-servers: $(VENV)/all.stamp
 # What users meet of Beam, on the oldest release that setup.py takes.
 OLDEST_TESTS := tests/unit/transforms $(addprefix tests/integration/test_,$(addsuffix .py, \
 	run_inference model_updates keyed_models beam_base_test transform rows windows numpy_batches arrow_batches \
-	embeddings enrichment))
+	embeddings enrichment sequences roll_over))
 
 $(OLDEST_VENV)/stamp: tests/requirements-beam-oldest.txt | $(VENV)/bin/python
 	@echo "Installing the oldest Beam into $(OLDEST_VENV)"
