@@ -121,9 +121,7 @@ class ControlPlane:
                     else states.get(version) in ("UNAVAILABLE", "UNLOADING")
                 )
                 if version is not None and reworded.is_unavailable and "READY" in states.values():
-                    replaced = ModelNotFoundError(reworded.message)
-                    replaced.__dict__.update(reworded.__dict__)
-                    raise replaced from error
+                    raise with_message(reworded, reworded.message, ModelNotFoundError) from error
             raise reworded from error
 
     def repository_index(self) -> list[dict[str, Any]]:

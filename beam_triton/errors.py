@@ -292,9 +292,10 @@ class TooManyFailuresError(TritonError, ValueError):
     """
 
 
-def with_message(error: TritonError, message: str) -> TritonError:
-    """A copy of the error with another message; its attributes and earlier attempts stay."""
-    reworded = type(error)(message)
+def with_message(error: TritonError, message: str, kind: type[TritonError] | None = None) -> TritonError:
+    """A copy of the error with another message, of another ``kind`` where one is given; its attributes and
+    earlier attempts stay."""
+    reworded = (kind or type(error))(message)
     reworded.__dict__.update(error.__dict__)
     return reworded
 

@@ -100,6 +100,8 @@ class _CallState:
     error: TritonError | None = None
     is_throttled = False
     stream: EventStream | None = None
+    # The one that it was sent to last.
+    endpoint: Endpoint | None = None
     # The failures, the endpoints that come last now, and those whose breakers know that this request failed.
     _history = History()
     _tried: tuple[Endpoint, ...] = ()
@@ -110,7 +112,6 @@ class _CallState:
     # The last attempt: where and when it was sent, and how long its connection may be silent.
     _admission: Admission | None = None
     _attempt: Attempt | None = None
-    _endpoint: Endpoint | None = None
     _redirect: Redirect | None = None
     _redirects = 0
     _sent_at = 0.0
@@ -367,7 +368,7 @@ class Call(_CallState):
     def _send(self, admission: Admission, now: float, redirect: Redirect | None = None) -> None:
         self.phase = Phase.SENDING
         options = self.context.options
-        self._endpoint = endpoint = admission.endpoint
+        self.endpoint = endpoint = admission.endpoint
         url, request = endpoint.url, self.request
         if redirect is None:
             self.record.attempts += 1
@@ -410,15 +411,15 @@ class Call(_CallState):
 
     def _on_event(self, attempt: Attempt) -> None:
         """A server that sends events answers. The first one says how busy it is, not how long the text is."""
-        assert self._endpoint is not None and attempt.exchange is not None
+        assert self.endpoint is not None and attempt.exchange is not None
         stream = attempt.exchange.stream
         assert stream is not None
-        self._endpoint.answered_at = stream.last_at
+        self.endpoint.answered_at = stream.last_at
         if self.stream is not stream:
             self.stream = stream
-            self._endpoint.is_stalled = False
-            self._endpoint.limit.on_success(stream.first_at - self._sent_at)
-            self.context.endpoints.wake_another(self._endpoint)
+            self.endpoint.is_stalled = False
+            self.endpoint.limit.on_success(stream.first_at - self._sent_at)
+            self.context.endpoints.wake_another(self.endpoint)
 
     def _on_silence(self, attempt: Attempt) -> None:
         """Give up a connection that is silent for far too long, if the server is known to answer others."""
@@ -467,8 +468,8 @@ class Call(_CallState):
         head = attempt.exchange.head
         if not 300 <= head.status < 400:
             return error
-        assert self._admission is not None and self._endpoint is not None
-        url, path = self._redirect or (self._endpoint.url, self.request.path)
+        assert self._admission is not None and self.endpoint is not None
+        url, path = self._redirect or (self.endpoint.url, self.request.path)
         writer = self.context.head_writer
         try:
             step = redirected(
@@ -481,7 +482,7 @@ class Call(_CallState):
             step = step._replace(url=self.context.options.network.routed(step.url))
         except TritonError as caught:
             return caught
-        if self._endpoint.tells_redirect():
+        if self.endpoint.tells_redirect():
             _logger.warning("%s redirects to %s: as endpoint, it gets each request once", url, step.url)
         self._send(self._admission, now, step)
         return None
@@ -555,15 +556,10 @@ class Call(_CallState):
         view = self._view(tried, has_new_credentials=has_new_credentials)
         self._follow(self._history.after(error, view), tried, now, view)
 
-    @property
-    def endpoint(self) -> Endpoint | None:
-        """The endpoint that it was sent to last."""
-        return self._endpoint
-
     def describe(self, error: TritonError) -> None:
         """Say on an error which request failed, at which endpoint, if it was sent to one."""
-        if self._endpoint is not None:
-            error.endpoint = str(self._endpoint.url if self._redirect is None else self._redirect.url)
+        if self.endpoint is not None:
+            error.endpoint = str(self.endpoint.url if self._redirect is None else self._redirect.url)
             error.request_id = self.request.request_id or None
             error.attempt_count = self.record.attempts
 

@@ -130,7 +130,7 @@ class Background:
     def next_turn_at(self, in_flight: int) -> float:
         """When a request that was refused may try again; infinite where another's end decides.
 
-        One at a time is told: the others need not wake up for its turn.
+        Only one of those that wait gets a time: the others need not wake up for its turn.
         """
         with self._lock:
             now = self._clock()

@@ -57,7 +57,7 @@ _NO_MEANING = {
     "default_value": "use with_exception_handling",
     "input_parameters": "use parameters",
     "outputs": "use output_field",
-    "politeness": "a stream's load cannot be told from the model's statistics; use parameters for a priority",
+    "politeness": "the model's statistics do not show a stream's load; use parameters for a priority",
     "priority": "use parameters",
     "request_parameters": "use parameters",
     "response_compression": "a compressed stream comes late",
@@ -456,12 +456,7 @@ class TritonGenerateDoFn(ModelDoFn):
         self._check_use()
         if self._scorer is None:
             return ()
-        try:
-            outputs: Iterable[Any] = self._scorer.finish()
-            return outputs
-        except BaseException:
-            self._cancel()
-            raise
+        return self._finish()
 
     def _check_use(self) -> None:
         """Stop whoever catches what ``process`` raised and goes on, as Beam's ``ParDo`` may."""

@@ -3,7 +3,7 @@
 import logging
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -28,11 +28,13 @@ Owner = TypeVar("Owner")
 class ModelDoFn(beam.DoFn):
     """Holds a model, and a reference to the process's session, from ``setup`` to ``teardown``.
 
-    A subclass creates ``_scorer``, which has a method ``cancel``, in ``start_bundle``.
+    A subclass creates ``_scorer``, which has methods ``finish`` and ``cancel``, in ``start_bundle``.
 
     Raises:
         ConfigurationError: ``model_name`` is not a name.
     """
+
+    _of_sequences = False
 
     def __init__(self, options: InferenceOptions, model_name: str) -> None:
         model_path(model_name)  # Refuses what is not a name.
@@ -48,7 +50,7 @@ class ModelDoFn(beam.DoFn):
 
     def setup(self) -> None:
         """Open the model and take a reference to the shared session."""
-        self._model = open_model(self._options, self._model_name)
+        self._model = open_model(self._options, self._model_name, of_sequences=self._of_sequences)
         self._release = close_with(self, self._model)
 
     def teardown(self) -> None:
@@ -62,6 +64,18 @@ class ModelDoFn(beam.DoFn):
         except Exception:
             _logger.exception("teardown could not release everything")
         self._model = None
+
+    def _finish(self) -> Iterable[Any]:
+        """Wait until nothing is in flight; gives the remaining results.
+
+        `TritonInferenceDoFn` does so in its own file, which spares a reader one on the way of a request.
+        """
+        try:
+            outputs: Iterable[Any] = self._scorer.finish()
+            return outputs
+        except BaseException:
+            self._cancel()
+            raise
 
     def _cancel(self) -> None:
         """Abandon what the bundle has in flight, if anything."""

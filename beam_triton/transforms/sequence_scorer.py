@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
@@ -214,7 +213,7 @@ class SequenceScorer:
     dead_letters: DeadLetters | None
     default: DefaultValue | None
     goes_on: bool
-    max_replay_elements: int = sys.maxsize
+    max_replay_elements: int
 
     def __post_init__(self) -> None:
         self._encoder = self.model.encoder
@@ -434,13 +433,15 @@ class SequenceScorer:
         """The next element fails, and its sequence with it or not; without ``call`` it was not sent."""
         element = sequence.waiting[0]
         was_sent = call is not None
-        ends = not self.goes_on or (was_sent and (sequence.is_replay or sequence.answered is None))
-        if (ends or element.ends) and not (was_sent and element.ends and not sequence.is_replay):
+        is_over = not self.goes_on or (was_sent and (sequence.is_replay or sequence.answered is None))
+        # The end flag ends it, however the server answers the request that has it.
+        had_end_flag = was_sent and element.ends and not sequence.is_replay
+        if (is_over or element.ends) and not had_end_flag:
             sequence.to_free = self._place(sequence, call)
         self._fail_next(sequence, error)
         if element.ends:
             return
-        if ends:
+        if is_over:
             sequence.failure = error
             return
         sequence.skipped.append(element.position)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,11 +36,10 @@ from beam_triton.protocol.text import shorten
 from beam_triton.transforms.exception_handling import DeadLetters
 from beam_triton.transforms.inference import TritonInference, key_and_element
 from beam_triton.transforms.metrics import InferenceMetrics
-from beam_triton.transforms.model_dofn import ModelDoFn, close_with, default_of, open_model
+from beam_triton.transforms.model_dofn import ModelDoFn, default_of
 from beam_triton.transforms.results import PredictionResults, split_key
-from beam_triton.transforms.row_inputs import Columns, FromElement, said_of
+from beam_triton.transforms.row_inputs import FromElement, said_of
 from beam_triton.transforms.row_results import RowResults
-from beam_triton.transforms.row_schema import Keep
 from beam_triton.transforms.sequence_scorer import (
     Element,
     RemoteSequence,
@@ -145,9 +145,18 @@ def _in_order(arrivals: Iterable[_Arrival]) -> list[_Arrival]:
     return sorted(arrivals, key=lambda each: each[:2])
 
 
+def _taken(waiting: Any) -> list[_Arrival]:
+    """The elements that wait in a bag, in order; the bag is empty then."""
+    arrivals = _in_order(_Arrival(*each) for each in waiting.read())
+    waiting.clear()
+    return arrivals
+
+
 class SequenceDoFn(ModelDoFn):
     """What the DoFns of sequences share; the arguments are those of `TritonInferenceDoFn`, and
     ``sequencing``."""
+
+    _of_sequences = True
 
     def __init__(
         self,
@@ -164,11 +173,8 @@ class SequenceDoFn(ModelDoFn):
         self._sequencing = sequencing
         self._results = results
         self._dead_letters = DeadLetters.of_option(with_exception_handling)
-
-    def setup(self) -> None:
-        """Open the model and take a reference to the shared session."""
-        self._model = open_model(self._options, self._model_name, of_sequences=True)
-        self._release = close_with(self, self._model)
+        # Whole sequences are in memory in any case.
+        self._max_replay_elements = sys.maxsize
 
     def start_bundle(self) -> None:
         """Start with nothing in flight."""
@@ -183,6 +189,7 @@ class SequenceDoFn(ModelDoFn):
             dead_letters=self._dead_letters,
             default=default_of(self._options, model.encoder),
             goes_on=self._sequencing.after_error == "replay",
+            max_replay_elements=self._max_replay_elements,
         )
 
     def _arrival(self, micros: int, element: Any, window: BoundedWindow) -> _Arrival | None:
@@ -199,12 +206,7 @@ class SequenceDoFn(ModelDoFn):
 
     def finish_bundle(self) -> Iterable[Any]:
         """Wait until nothing is in flight, and give the remaining results."""
-        try:
-            outputs: Iterable[Any] = self._scorer.finish()
-            return outputs
-        except BaseException:
-            self._cancel()
-            raise
+        return self._finish()
 
 
 class WholeSequencesDoFn(SequenceDoFn):
@@ -258,6 +260,11 @@ class _Progress(NamedTuple):
     is_over: bool = False
     due_micros: int | None = None
 
+    @classmethod
+    def of(cls, state: Any) -> _Progress:
+        """What the state holds; the beginning where it is empty."""
+        return cls(*(state.read() or ()))
+
 
 class GrowingSequencesDoFn(SequenceDoFn):
     """Scores the elements of unbounded sequences when the watermark has passed them.
@@ -276,6 +283,7 @@ class GrowingSequencesDoFn(SequenceDoFn):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._max_replay_elements = self._sequencing.max_replay_elements
         # Pickled with it: names this step's sequences in every process.
         self._name = uuid4().hex
         self._open: dict[Any, RemoteSequence] = {}
@@ -283,7 +291,6 @@ class GrowingSequencesDoFn(SequenceDoFn):
     def start_bundle(self) -> None:
         """Start with nothing in flight."""
         super().start_bundle()
-        self._scorer.max_replay_elements = self._sequencing.max_replay_elements
         self._open = {}
 
     def process(
@@ -300,7 +307,7 @@ class GrowingSequencesDoFn(SequenceDoFn):
         if arrival is None:
             return self._ready()
         waiting.add(tuple(arrival))
-        known = _Progress(*(progress.read() or ()))
+        known = _Progress.of(progress)
         due_micros = _due_micros(arrival, window)
         if known.due_micros is None:
             window_end.set(window.max_timestamp())
@@ -322,10 +329,9 @@ class GrowingSequencesDoFn(SequenceDoFn):
         due: Any = beam.DoFn.TimerParam(DUE),
     ) -> Iterable[Any]:
         """Send what the watermark has passed."""
-        arrivals = _in_order(_Arrival(*each) for each in waiting.read())
+        arrivals = _taken(waiting)
         ready = [each for each in arrivals if each.micros <= timestamp.micros]
         later = arrivals[len(ready) :]
-        waiting.clear()
         # For half of them: one by one would read and write all that wait for each, and the last one may be of
         # the far future.
         waits = [at for each in later if (at := _due_micros(each, window)) is not None]
@@ -336,8 +342,9 @@ class GrowingSequencesDoFn(SequenceDoFn):
             later = [ready.pop()]
         for each in later:
             waiting.add(tuple(each))
-        known = _Progress(*(progress.read() or ()))._replace(due_micros=due_micros)
-        progress.write(tuple(self._send(key, window, ready, known, sent)))
+        known = _Progress.of(progress)._replace(due_micros=due_micros)
+        name = self._sequence_name(key, window)
+        progress.write(tuple(self._send(name, window, ready, known, sent)))
         return self._ready()
 
     @on_timer(WINDOW_END)
@@ -350,11 +357,8 @@ class GrowingSequencesDoFn(SequenceDoFn):
         progress: Any = beam.DoFn.StateParam(PROGRESS),
     ) -> Iterable[Any]:
         """Send the rest, and end the sequence."""
-        arrivals = _in_order(_Arrival(*each) for each in waiting.read())
-        waiting.clear()
-        known = _Progress(*(progress.read() or ()))
-        self._send(key, window, arrivals, known, sent, window_ends=True)
         name = self._sequence_name(key, window)
+        self._send(name, window, _taken(waiting), _Progress.of(progress), sent, window_ends=True)
         # Where the window's end sends nothing, the sequence is still remembered, for nothing.
         if self._open.pop(name, None) is None:
             _MEMORY.take(name)
@@ -372,7 +376,7 @@ class GrowingSequencesDoFn(SequenceDoFn):
 
     def _send(
         self,
-        key: Any,
+        name: Hashable,
         window: BoundedWindow,
         arrivals: list[_Arrival],
         known: _Progress,
@@ -395,7 +399,6 @@ class GrowingSequencesDoFn(SequenceDoFn):
                 on_time.append(arrival)
         if not on_time:
             return known
-        name = self._sequence_name(key, window)
         sequence = self._resumed(self._open.pop(name, None) or _MEMORY.take(name), known, sent)
         known = known._replace(token=secrets.token_hex(8))
         if not sequence.waiting:
@@ -543,7 +546,6 @@ class TritonSequenceInference(TritonInference):
             connections requests of a sequence would come to different servers: name these, or use
             ``discovery="dns"``.
         model_name: the model.
-        inputs, output, keep, prefix, text_outputs, version_column, keep_example: as for `TritonInference`.
         order_by: order of elements that have the same timestamp: a callable that takes an element with its
             key and gives a number, text, bytes, a time, or a tuple of these; or ``{"column": name}``. By
             default the order in which they come.
@@ -556,7 +558,8 @@ class TritonSequenceInference(TritonInference):
             again, as the server may have begun with the one that failed.
         max_replay_elements: of a sequence in a stream, so many elements are kept. A longer one cannot be sent
             again: where its server or its worker is lost, its other elements fail with SequenceEndedError.
-        options: the keyword arguments of `InferenceOptions`, but for ``batching``.
+        options: the keyword arguments of `TritonInference` (``inputs``, ``output``, ``keep``, …), but for
+            ``batching``.
             ``max_concurrent_requests`` is the number of sequences that a process sends at a time.
 
     Raises:
@@ -572,13 +575,6 @@ class TritonSequenceInference(TritonInference):
         endpoint: str | Sequence[str],
         model_name: str,
         *,
-        inputs: Mapping[str, Columns] | None = None,
-        output: str | None = None,
-        keep: Keep = None,
-        prefix: str = "",
-        text_outputs: bool | Sequence[str] = False,
-        version_column: str | None = None,
-        keep_example: bool = True,
         order_by: FromElement | None = None,
         ends: FromElement | str | None = "window",
         after_error: str = "end",
@@ -589,18 +585,7 @@ class TritonSequenceInference(TritonInference):
             order_by=order_by, ends=ends, after_error=after_error, max_replay_elements=max_replay_elements
         )
         self._grows = False
-        super().__init__(
-            endpoint,
-            model_name,
-            inputs=inputs,
-            output=output,
-            keep=keep,
-            prefix=prefix,
-            text_outputs=text_outputs,
-            version_column=version_column,
-            keep_example=keep_example,
-            **options,
-        )
+        super().__init__(endpoint, model_name, **options)
 
     def default_label(self) -> str:
         """The step's name where the user does not give one."""

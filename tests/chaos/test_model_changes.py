@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +24,8 @@ from beam_triton import (
 )
 from beam_triton.cli.main import main
 from beam_triton.options import InferenceOptions
-from beam_triton.testing import LocalTriton
 from beam_triton.transforms.numpy_batches import TritonBatchInferenceDoFn
-from tests.support.models import Model, Tensor, throwaway_triton
+from tests.support.models import Model, ReplaceableModel, Tensor, replaceable
 
 ELEMENTS = 5_000
 
@@ -45,31 +42,15 @@ FP64_OUTPUT = {"outputs": (Tensor("y", "FP64", (4,)),)}
 FURTHER_INPUT = {"inputs": (Tensor("x", "FP32", (4,)), Tensor("mask", "FP32", (1,)))}
 
 
-class Server:
-    """A Triton whose model can be replaced."""
-
-    def __init__(self, repository: Path, triton: LocalTriton) -> None:
-        self._repository = repository
-        self._triton = triton
-        self.endpoint = triton.endpoint
-
-    def replace_model(self, **changes: Any) -> None:
-        shutil.rmtree(self._repository / BEFORE.name)
-        dataclasses.replace(BEFORE, **changes).write(self._repository)
-        self._triton.load_model(BEFORE.name)
-
-
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    repository = tmp_path_factory.mktemp("model_changes") / "models"
-    BEFORE.write(repository)
-    with throwaway_triton(repository, models_control="explicit", load_models=[BEFORE.name]) as triton:
-        yield Server(repository, triton)
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplaceableModel]:
+    with replaceable(tmp_path_factory.mktemp("model_changes") / "models", BEFORE) as model:
+        yield model
 
 
 @pytest.fixture
-def server(running: Server) -> Server:
-    running.replace_model()
+def server(running: ReplaceableModel) -> ReplaceableModel:
+    running.replace()
     return running
 
 
@@ -98,13 +79,13 @@ def run(
     return results, failures
 
 
-def dofn_of(server: Server, **options: Any) -> TritonInferenceDoFn:
+def dofn_of(server: ReplaceableModel, **options: Any) -> TritonInferenceDoFn:
     return TritonInferenceDoFn(server.endpoint, BEFORE.name, with_exception_handling=True, **options)
 
 
-def test_other_output_datatype_comes_out(server: Server) -> None:
+def test_other_output_datatype_comes_out(server: ReplaceableModel) -> None:
     """FP32 before, FP64 after: results are what the model gives."""
-    results, failures = run(dofn_of(server), lambda: server.replace_model(**FP64_OUTPUT))
+    results, failures = run(dofn_of(server), lambda: server.replace(**FP64_OUTPUT))
     assert failures == {}
     assert results[0].inference["y"].dtype == np.float32
     assert results[ELEMENTS - 1].inference["y"].dtype == np.float64
@@ -125,30 +106,30 @@ def test_other_output_datatype_comes_out(server: Server) -> None:
     ],
     ids=["input renamed", "input datatype", "output renamed", "no batches"],
 )
-def test_elements_are_encoded_anew(server: Server, changes: dict[str, Any]) -> None:
+def test_elements_are_encoded_anew(server: ReplaceableModel, changes: dict[str, Any]) -> None:
     """An array fits the only input whatever its name, and a wider datatype."""
-    results, failures = run(dofn_of(server), lambda: server.replace_model(**changes))
+    results, failures = run(dofn_of(server), lambda: server.replace(**changes))
     assert failures == {}
     for number, result in results.items():
         ((_, values),) = result.inference.items()
         assert values.tolist() == [number] * 4
 
 
-def test_batches_are_formed_at_a_smaller_limit(server: Server) -> None:
+def test_batches_are_formed_at_a_smaller_limit(server: ReplaceableModel) -> None:
     """64 before, 16 after: no batch is bisected, and none above the limit is sent for long."""
     with TritonClient(server.endpoint) as client:
-        results, failures = run(dofn_of(server), lambda: server.replace_model(max_batch_size=16))
+        results, failures = run(dofn_of(server), lambda: server.replace(max_batch_size=16))
         statistics = client.statistics(BEFORE.name)
     assert (len(results), failures) == (ELEMENTS, {})
     sizes = [each["batch_size"] for each in statistics["model_stats"][0]["batch_stats"]]
     assert 16 in sizes
 
 
-def test_further_required_input_is_a_clear_dead_letter(server: Server) -> None:
+def test_further_required_input_is_a_clear_dead_letter(server: ReplaceableModel) -> None:
     """Nobody knows its value; the elements before it came are scored."""
     results, failures = run(
         dofn_of(server),
-        lambda: server.replace_model(**FURTHER_INPUT),
+        lambda: server.replace(**FURTHER_INPUT),
         lambda number: {"x": np.full(4, number, np.float32)},
     )
     assert len(results) >= 64
@@ -157,42 +138,42 @@ def test_further_required_input_is_a_clear_dead_letter(server: Server) -> None:
         assert "input 'mask' of model 'changing' is missing" in message, message
 
 
-def test_a_new_default_value_is_needed_for_other_outputs(server: Server) -> None:
+def test_a_new_default_value_is_needed_for_other_outputs(server: ReplaceableModel) -> None:
     """A default value that does not fit any more fails the bundle."""
     dofn = dofn_of(server, default_value={"y": np.zeros(4, np.float32)})
     with pytest.raises(ConfigurationError, match="default_value does not fit the outputs"):
-        run(dofn, lambda: server.replace_model(outputs=(Tensor("renamed", "FP32", (4,)),)))
+        run(dofn, lambda: server.replace(outputs=(Tensor("renamed", "FP32", (4,)),)))
 
 
-def test_given_model_spec_is_not_asked_for_again(server: Server) -> None:
+def test_given_model_spec_is_not_asked_for_again(server: ReplaceableModel) -> None:
     """The dead letters say that it does not fit."""
     spec = ModelSpec("changing", "", (TensorSpec("x", "FP32", (4,)),), (TensorSpec("y", "FP32", (4,)),), 64)
-    results, failures = run(dofn_of(server, model_spec=spec), lambda: server.replace_model(**FP64_OUTPUT))
+    results, failures = run(dofn_of(server, model_spec=spec), lambda: server.replace(**FP64_OUTPUT))
     assert len(results) >= 64
     _, message, _ = failures[ELEMENTS - 1]
     assert "output 'y' of model 'changing' is FP64, not FP32" in message
     assert "the given model_spec says inputs: x FP32 [4]" in message
 
 
-def test_lock_file_holds_in_mid_job(server: Server, tmp_path: Path) -> None:
+def test_lock_file_holds_in_mid_job(server: ReplaceableModel, tmp_path: Path) -> None:
     """Smaller batches are followed; another datatype fails the bundle, though dead letters are taken."""
     lock = tmp_path / "changing.lock.json"
     assert main(["lock", server.endpoint, BEFORE.name, "--output", str(lock)]) == 0
     locked = dofn_of(server, model_spec=lock)
-    results, failures = run(locked, lambda: server.replace_model(max_batch_size=16))
+    results, failures = run(locked, lambda: server.replace(max_batch_size=16))
     assert (len(results), failures) == (ELEMENTS, {})
     message = r"the model has changed: .*changing\.lock\.json.*output 'y' is FP64, not FP32"
     with pytest.raises(ModelMismatchError, match=message):
-        run(locked, lambda: server.replace_model(**FP64_OUTPUT))
+        run(locked, lambda: server.replace(**FP64_OUTPUT))
 
 
-def test_run_inference_follows_the_change(server: Server) -> None:
+def test_run_inference_follows_the_change(server: ReplaceableModel) -> None:
     """A handler's model is the same for all batches of a process."""
     handler = TritonModelHandler(server.endpoint, BEFORE.name)
     model = handler.load_model()
     batch = [np.full(4, number, np.float32) for number in range(200)]
     before: list[PredictionResult] = list(handler.run_inference(batch, model))
-    server.replace_model(max_batch_size=16, **FP64_OUTPUT)
+    server.replace(max_batch_size=16, **FP64_OUTPUT)
     after: list[PredictionResult] = list(handler.run_inference(batch, model))
     model.close()
     for results, dtype in ((before, np.float32), (after, np.float64)):
@@ -206,7 +187,7 @@ OTHER_TYPE = r"gives output y FP64 \[4\] now.*built for y FP32 \[4\]"
 
 
 @contextmanager
-def numpy_dofn(server: Server) -> Iterator[TritonBatchInferenceDoFn]:
+def numpy_dofn(server: ReplaceableModel) -> Iterator[TritonBatchInferenceDoFn]:
     """In a bundle."""
     options = InferenceOptions(endpoint=server.endpoint, outputs=("y",))
     output = TensorSpec("y", "FP32", (4,))
@@ -219,18 +200,18 @@ def numpy_dofn(server: Server) -> Iterator[TritonBatchInferenceDoFn]:
         dofn.teardown()
 
 
-def test_numpy_batches_follow_another_limit(server: Server) -> None:
+def test_numpy_batches_follow_another_limit(server: ReplaceableModel) -> None:
     """Rows are sent in slices of the new limit."""
     with numpy_dofn(server) as dofn:
-        server.replace_model(max_batch_size=16)
+        server.replace(max_batch_size=16)
         (scored,) = dofn.process_batch(ROWS, 0, None)
         assert np.array_equal(scored, ROWS)
 
 
-def test_numpy_batches_refuse_another_type(server: Server) -> None:
+def test_numpy_batches_refuse_another_type(server: ReplaceableModel) -> None:
     """Beam's types were fixed when the pipeline was built; also where a worker starts after the change."""
     with numpy_dofn(server) as dofn:
-        server.replace_model(**FP64_OUTPUT)
+        server.replace(**FP64_OUTPUT)
         with pytest.raises(ConfigurationError, match=OTHER_TYPE):
             list(dofn.process_batch(ROWS, 0, None))
     with pytest.raises(ConfigurationError, match=OTHER_TYPE), numpy_dofn(server):

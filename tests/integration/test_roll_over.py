@@ -39,7 +39,7 @@ from beam_triton import (
     TritonInferenceDoFn,
 )
 from beam_triton.testing import LocalTriton
-from tests.support.models import CATALOGUE, throwaway_triton
+from tests.support.models import CATALOGUE, ReplaceableModel, replaceable, throwaway_triton
 from tests.support.pipelines import Run, bundle_of, run, score
 
 ROLLING = dataclasses.replace(
@@ -57,32 +57,16 @@ THREADS = 4
 IMPATIENT: dict[str, Any] = {"timeout_seconds": 3, "circuit_breaker": {"max_wait_seconds": 4}}
 
 
-class Server:
-    """A Triton whose model has other versions every now and then."""
-
-    def __init__(self, repository: Path, triton: LocalTriton) -> None:
-        self._repository = repository
-        self._triton = triton
-        self.endpoint = triton.endpoint
-
-    def serve(self, *versions: int, **changes: Any) -> None:
-        """Have these versions in the repository, of which Triton's default policy serves the newest."""
-        shutil.rmtree(self._repository / ROLLING.name)
-        dataclasses.replace(ROLLING, versions=versions, **changes).write(self._repository)
-        self._triton.load_model(ROLLING.name)
-
-
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    repository = tmp_path_factory.mktemp("roll_over") / "models"
-    ROLLING.write(repository)
-    with throwaway_triton(repository, models_control="explicit", load_models=[ROLLING.name]) as triton:
-        yield Server(repository, triton)
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplaceableModel]:
+    with replaceable(tmp_path_factory.mktemp("roll_over") / "models", ROLLING) as model:
+        yield model
 
 
 @pytest.fixture
-def server(running: Server) -> Server:
-    running.serve(1)
+def server(running: ReplaceableModel) -> ReplaceableModel:
+    """The model, in version 1; Triton's default policy serves the newest of the versions that it is given."""
+    running.replace(versions=(1,))
     return running
 
 
@@ -167,12 +151,12 @@ class Stream:
         return found
 
 
-def test_the_servers_choice_rolls_over_and_back_under_load(server: Server) -> None:
+def test_the_servers_choice_rolls_over_and_back_under_load(server: ReplaceableModel) -> None:
     """Nothing is lost or answered by a mixture: each result was computed by the version that it names."""
     with Stream(TritonInferenceDoFn(server.endpoint, ROLLING.name)) as stream:
         stream.wait_for(50)
         for versions in ((1, 2), (1,), (1, 2, 3)):
-            server.serve(*versions)
+            server.replace(versions=versions)
             stream.wait_for(50)
     found = stream.versions()
     assert set(found) == {"1", "2", "3"}
@@ -201,25 +185,25 @@ def test_polled_repository_rolls_over(tmp_path: Path) -> None:
     assert set(stream.versions()) == {"1", "2"}
 
 
-def test_a_pinned_version_waits_while_it_is_unloaded(server: Server) -> None:
+def test_a_pinned_version_waits_while_it_is_unloaded(server: ReplaceableModel) -> None:
     """Requests in flight are answered; later ones are held until the version comes back, and none is lost."""
-    server.serve(1, 2, settings=ALL)
+    server.replace(versions=(1, 2), settings=ALL)
     breaker = {"open_seconds": 0.2, "health_check_interval_seconds": 0.1}
     pinned = TritonInferenceDoFn(server.endpoint, ROLLING.name, model_version=1, circuit_breaker=breaker)
     with Stream(pinned) as stream:
         stream.wait_for(50)
-        server.serve(2, settings=ALL)
+        server.replace(versions=(2,), settings=ALL)
         given = stream.given
         time.sleep(2)
         assert stream.given - given < 100
-        server.serve(1, 2, settings=ALL)
+        server.replace(versions=(1, 2), settings=ALL)
         stream.wait_for(50)
     assert set(stream.versions()) == {"1"}
 
 
-def test_an_unloaded_version_holds_up_no_other(server: Server) -> None:
+def test_an_unloaded_version_holds_up_no_other(server: ReplaceableModel) -> None:
     """Its elements become dead letters; those of the version that is there are scored meanwhile."""
-    server.serve(1, 2, settings=ALL)
+    server.replace(versions=(1, 2), settings=ALL)
     dofn = TritonInferenceDoFn(
         server.endpoint,
         ROLLING.name,
@@ -243,7 +227,7 @@ def test_an_unloaded_version_holds_up_no_other(server: Server) -> None:
 
     with bundle_of(dofn):
         assert versions(bundle(200)) == {"1": 100, "2": 100}
-        server.serve(2, settings=ALL)
+        server.replace(versions=(2,), settings=ALL)
         started = time.monotonic()
         late = threading.Thread(target=lambda: seconds.update(other=_seconds_of_version_2(server)))
         late.start()
@@ -259,7 +243,7 @@ def test_an_unloaded_version_holds_up_no_other(server: Server) -> None:
     assert seconds["other"] < seconds["held"] / 2
 
 
-def _seconds_of_version_2(server: Server) -> float:
+def _seconds_of_version_2(server: ReplaceableModel) -> float:
     """How long the same model's other version takes in this process, while requests for version 1 fail."""
     time.sleep(1)
     dofn = TritonInferenceDoFn(server.endpoint, ROLLING.name, model_version=2, **IMPATIENT)
@@ -464,12 +448,12 @@ def test_rows_name_the_version_that_answered(triton: LocalTriton) -> None:
     assert [row.id % 4 for row in outcome.failures] == [3] * 10
 
 
-def test_arrow_batches_name_the_version_that_answered(server: Server) -> None:
+def test_arrow_batches_name_the_version_that_answered(server: ReplaceableModel) -> None:
     """Row by row: the parts of one table may be answered by two versions."""
     transform = TritonBatchInference(
         server.endpoint, ROLLING.name, version_column="version", batching={"max_batch_size": 5}, keep=["x"]
     )
-    source = threading.Timer(1, server.serve, (1, 2))
+    source = threading.Timer(1, server.replace, kwargs={"versions": (1, 2)})
     table = pa.table({"x": pa.array(range(10_000), pa.float32())})
     source.start()
     (scored,) = score([table], transform).results
@@ -480,11 +464,11 @@ def test_arrow_batches_name_the_version_that_answered(server: Server) -> None:
     assert set(added) == {1, 2}
 
 
-def test_a_clients_batch_is_answered_by_one_version(server: Server) -> None:
+def test_a_clients_batch_is_answered_by_one_version(server: ReplaceableModel) -> None:
     """However many requests it is sent in."""
     rows = np.zeros((2_000, 1), np.float32)
     versions = []
-    timer = threading.Timer(0.5, server.serve, (1, 2))
+    timer = threading.Timer(0.5, server.replace, kwargs={"versions": (1, 2)})
     timer.start()
     with TritonClient(server.endpoint) as client:
         while "2" not in versions:

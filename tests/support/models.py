@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +358,30 @@ def write_models(
     for model in chosen:
         dataclasses.replace(model, **changes).write(folder)  # type: ignore[arg-type]
     return folder
+
+
+class ReplaceableModel:
+    """A model that a running Triton serves, and that can be replaced by others of its name."""
+
+    def __init__(self, repository: Path, model: Model, triton: LocalTriton) -> None:
+        self._repository = repository
+        self._model = model
+        self._triton = triton
+        self.endpoint = triton.endpoint
+
+    def replace(self, **changes: Any) -> None:
+        """Serve the model with these changes to its fields."""
+        shutil.rmtree(self._repository / self._model.name)
+        dataclasses.replace(self._model, **changes).write(self._repository)
+        self._triton.load_model(self._model.name)
+
+
+@contextmanager
+def replaceable(repository: Path, model: Model) -> Iterator[ReplaceableModel]:
+    """A Triton with that model only, of a repository that is made for it."""
+    model.write(repository)
+    with throwaway_triton(repository, models_control="explicit", load_models=[model.name]) as triton:
+        yield ReplaceableModel(repository, model, triton)
 
 
 def throwaway_triton(repository: Path, **options: Any) -> LocalTriton:
