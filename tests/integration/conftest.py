@@ -9,6 +9,7 @@ import pytest
 
 from beam_triton.testing import LocalTriton
 from tests.support.models import write_models
+from tests.support.pipelines import release_the_last_model
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +21,9 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalTriton]:
         repository, grpc=True, metrics=True, stop_timeout_seconds=0.1, startup_timeout_seconds=300
     ) as server:
         yield server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_model_of_another_file() -> None:
+    """Beam keeps the last model of a process alive, with a session; tests count those."""
+    release_the_last_model()

@@ -16,7 +16,6 @@ import apache_beam as beam
 import numpy as np
 import pytest
 from apache_beam.ml.inference.base import KeyedModelHandler, KeyModelMapping, PredictionResult, RunInference
-from apache_beam.utils import shared
 
 from beam_triton import (
     ConfigurationError,
@@ -29,7 +28,7 @@ from beam_triton import (
 )
 from beam_triton.testing import LocalTriton
 from beam_triton.transport.session import SESSIONS
-from tests.support.pipelines import Run, run, score
+from tests.support.pipelines import Run, release_the_last_model, run, score
 from tests.support.sockets import settles
 
 EnvoyRateLimiter: Any = None
@@ -37,18 +36,13 @@ with contextlib.suppress(ImportError):
     EnvoyRateLimiter = import_module("apache_beam.io.components.rate_limiter").EnvoyRateLimiter
 
 
-class _Nothing:
-    pass
-
-
 @pytest.fixture(autouse=True)
-def release_the_last_model(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Beam keeps the last model of a process alive: loading another one in its place releases it."""
+def no_session_is_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Nothing holds a session once Beam's last model is gone."""
     yield
     # Log records of errors hold tracebacks, whose frames hold the model.
     caplog.get_records("call").clear()
-    shared.Shared().acquire(_Nothing, tag="nothing")
-    gc.collect()
+    release_the_last_model()
     assert settles(lambda: len(SESSIONS), 0) == 0
 
 

@@ -45,10 +45,10 @@ class Busy:
     def __init__(self, triton: FakeTriton, model: GatedModel, **options: Any) -> None:
         self.model = model
         self._dofn = TritonInferenceDoFn(triton.endpoint, "m", with_exception_handling=True, **options)
-        self._endpoints = endpoints_of(triton)
         self._pool = ThreadPoolExecutor(32)
         self.first = self.start([BUSY])
         wait_until(lambda: bool(model.batches))
+        self._endpoints = endpoints_of(triton)
 
     def start(self, values: list[float], dofn: Any = None) -> Future[list[Any]]:
         """Run a bundle on a thread of its own, on a copy of the DoFn; gives its outputs."""
@@ -69,9 +69,11 @@ class Busy:
 
 
 def endpoints_of(triton: FakeTriton) -> EndpointSet:
-    """What all DoFns of this process have in common, kept alive by a reference of the test's own."""
+    """What all DoFns of this process have in common, for as long as one of them is open."""
     with TritonClient(triton.endpoint) as client:
-        return client.open_model("m").channel.endpoints
+        model = client.open_model("m")
+        model.close()
+        return model.channel.endpoints
 
 
 def wait_until_waiting(endpoints: EndpointSet, count: int) -> None:
