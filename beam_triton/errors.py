@@ -19,6 +19,7 @@
     ├── InferenceError                the server answered, and refused
     │   ├── InvalidRequestError       an element's fault: most 4xx, malformed-request 500s
     │   │   └── SequenceLostError     the server does not know the sequence, or no more
+    │   ├── SharedMemoryError         the request's shared memory is not what the server knows
     │   ├── ModelNotFoundError        no such model or version
     │   ├── ModelNotReadyError        known, but not loaded at the moment
     │   ├── ServerOverloadedError     queue full, 429
@@ -222,6 +223,11 @@ class SequenceLostError(InvalidRequestError):
     ``max_sequence_idle_microseconds`` of the model's configuration."""
 
     splits_batch = False
+
+
+class SharedMemoryError(InferenceError):
+    """The server does not know the shared memory that the request refers to, as it was restarted, or an
+    output does not fit into its place there. The request is sent again with its tensors in it."""
 
 
 class ModelNotFoundError(InferenceError):

@@ -94,6 +94,13 @@ class InferenceOptions(Options):
             keeps at most four times as many of the model's instances busy as are idle, and its requests have
             the lowest of the model's priorities unless ``priority`` is given. ``None`` shares the server with
             the others as they do (docs/tuning.md).
+        shared_memory: ``auto`` passes large tensors (128 KiB and more, a request's inputs and outputs
+            together) through Linux's shared memory where the endpoint is a loopback address or a unix socket
+            and the server allows it: Triton does by default up to 2.68, and later with
+            ``--allow-client-shm=true``. Otherwise they go by HTTP, which the log says once. ``on`` asks other
+            endpoints, too, such as a container with ``--ipc=host``; ``off`` asks none. Results are views of
+            the shared memory, which is not used again while anything refers to them
+            (docs/shared-memory.md).
         request_parameters: sent with every request.
         input_parameters: input name to parameters, sent with that input of every request, such as MLServer's
             ``{"text": {"content_type": "str"}}``.
@@ -135,6 +142,7 @@ class InferenceOptions(Options):
     response_compression: str | None = None
     priority: int | None = None
     politeness: str | None = None
+    shared_memory: str = "auto"
     request_parameters: Mapping[str, Any] | None = None
     input_parameters: Mapping[str, Mapping[str, Any]] | None = None
     binary: bool | None = None
@@ -151,6 +159,7 @@ class InferenceOptions(Options):
         check(self, one_of((None, True, False)), "tracing")
         check(self, positive_integer, "max_concurrent_requests", "max_response_bytes")
         check(self, one_of((None, "background")), "politeness")
+        check(self, one_of(("auto", "on", "off")), "shared_memory")
         check(self, one_of((None, *ENCODINGS)), "compression", "response_compression")
         if self.pool is _FITTING_POOL:
             fitting = ConnectionPoolConfig.for_requests(self.max_concurrent_requests, self.timeout_seconds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import lru_cache, partial
@@ -21,6 +21,7 @@ from beam_triton.dispatch.channel import ENDPOINT_SETS, CallOptions, Channel
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.dispatch.endpoints import EndpointSetKey
 from beam_triton.dispatch.request_head import HttpRequest
+from beam_triton.dispatch.shared_memory import may_share
 from beam_triton.doors import error_of_sagemaker, json_length_of
 from beam_triton.errors import RemoteProtocolError
 from beam_triton.options import InferenceOptions
@@ -97,6 +98,7 @@ class RemoteModel:
             binary=binary,
             new_id=new_request_id,
             padding=options.batching if options.batching.bucket_boundaries else None,
+            shared_memory=_shares_memory(options),
         )
         self._describe = describe
         # The answer depends on these: models that are equal in them share it.
@@ -205,14 +207,27 @@ class RemoteModel:
         headers = _body_headers(encoded.content_type, encoded.json_length, self._compression)
         if self._compression is None:
             parts, length = encoded.parts, encoded.content_length
-            return HttpRequest("POST", self._path, headers, parts, length, encoded.request_id, encoded.rows)
+            return HttpRequest(
+                "POST",
+                self._path,
+                headers,
+                parts,
+                length,
+                encoded.request_id,
+                encoded.rows,
+                layout=encoded.layout,
+            )
         body = compress(encoded.parts, self._compression)
         return HttpRequest("POST", self._path, headers, (body,), len(body), encoded.request_id, encoded.rows)
 
     def read_response(
-        self, exchange: Exchange, *, expected: Sequence[TensorSpec] | None = None
+        self,
+        exchange: Exchange,
+        *,
+        expected: Sequence[TensorSpec] | None = None,
+        places: Mapping[str, memoryview] | None = None,
     ) -> InferResponse:
-        """The answer's tensors.
+        """The answer's tensors; ``places`` hold those that are in shared memory.
 
         Raises:
             InferenceError: the server refused.
@@ -244,6 +259,7 @@ class RemoteModel:
             body,
             json_length,
             expected=self.encoder.required_outputs if expected is None else expected,
+            places=places,
         )
         # Results name the model that they are of, even where its server does not.
         return response if response.model_name else replace(response, model_name=self.spec.name)
@@ -281,6 +297,13 @@ def _endpoint_set_key(model_name: str, options: InferenceOptions) -> EndpointSet
         None if options.discovery is None else options.discovery_interval_seconds,
         checked_version(options.model_version) or "",
         options.politeness,
+        options.shared_memory if _shares_memory(options) else "off",
+    )
+
+
+def _shares_memory(options: InferenceOptions) -> bool:
+    return options.compression is None and may_share(
+        map(options.network.routed, options.urls), options.shared_memory
     )
 
 

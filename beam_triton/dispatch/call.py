@@ -38,27 +38,35 @@ from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.dispatch.server_statistics import ask_for_statistics
 from beam_triton.dispatch.slots import POLL_AGAIN_SECONDS, QueueEntry
 from beam_triton.errors import (
+    ConfigurationError,
+    ConnectError,
     ConnectionLostError,
     DeadlineExceededError,
     InferenceError,
     ModelExecutionError,
+    PoolTimeoutError,
     RemoteProtocolError,
     ServerUnavailableError,
+    SharedMemoryError,
     SilentConnectionError,
     TritonError,
     with_message,
     without_frames,
 )
 from beam_triton.policy.retry import EndpointView, Fail, History, Hold, Limits, Resend, Retry, next_step
+from beam_triton.protocol.region_layout import RegionLayout
 from beam_triton.transport.attempt import Attempt
 from beam_triton.transport.event_stream import EventStream, StreamLimits
 from beam_triton.transport.exchange import Exchange
 from beam_triton.transport.redirects import MAX_REDIRECTS, Redirect, redirected
+from beam_triton.transport.shared_region import SharedRegion
 
 _logger = logging.getLogger(__name__)
 
 # A model may take far longer for the first token of a long prompt than it usually does.
 _LEAST_STREAM_SILENCE_SECONDS = 30.0
+# The body of a request whose tensors are in shared memory.
+_JSON_HEADERS = (("Content-Type", "application/json"),)
 
 
 class Phase(Enum):
@@ -88,6 +96,7 @@ class CallRecord:
     joined_rows: int = 0
     has_joined: bool = False
     response_bytes: int = 0
+    shared_memory_requests: int = 0
     latency_seconds: float = 0.0
 
 
@@ -118,6 +127,9 @@ class _CallState:
     _was_stalled = False
     _silence_seconds = math.inf
     _gave_up_after_seconds = math.inf
+    # Where its tensors lie, and whether they travel by HTTP from now on.
+    _region: SharedRegion | None = None
+    _goes_by_http = False
     # Infinite before the first attempt, and before the first time that it is held.
     _deadline = math.inf
     _hold_until = math.inf
@@ -129,6 +141,7 @@ class _CallState:
     # The joint request that this call sends, and what it has sent without the others.
     _joint: JointRequest | None = None
     _own_request: HttpRequest
+    _sent_request: HttpRequest
     _own_is_batch: bool
     # Made when it is needed and dropped after: it refers back to this call.
     _queue_entry: QueueEntry | None = None
@@ -141,7 +154,8 @@ class Call(_CallState):
     Args:
         context: what it shares with the other calls of its bundle.
         token: by which the owner recognises this call.
-        read: turns the answer into the result; what it raises is this attempt's error.
+        read: turns the answer into the result; what it raises is this attempt's error. Of an answer whose
+            outputs are in shared memory, it gets them as ``places``.
         on_done: called on the reactor's thread, exactly once, with ``result`` or ``error`` set.
         slots: how many the owner has taken for it.
         is_batch: it holds several elements, one of which may have made the model raise, or too many: a plain
@@ -160,7 +174,7 @@ class Call(_CallState):
     context: CallContext
     token: Any
     request: HttpRequest
-    read: Callable[[Exchange], Any]
+    read: Callable[..., Any]
     on_done: Callable[[Call], None]
     record: CallRecord
     _: KW_ONLY
@@ -386,10 +400,14 @@ class Call(_CallState):
             if self.stream_limits is not None:
                 self._silence_seconds = max(self._silence_seconds, _LEAST_STREAM_SILENCE_SECONDS)
         self._was_stalled = endpoint.is_stalled
+        if request.layout is not None and redirect is None and not self._goes_by_http:
+            request = self._placed(request, endpoint)
+        self._sent_request = request
         try:
             parts = self.context.head_writer.parts(url, request)
         except TritonError as error:
             # A secret that cannot be read.
+            self._leave_region(error)
             self._finish_with(error)
             return
         self._sent_at = now
@@ -408,6 +426,17 @@ class Call(_CallState):
             on_event=self._on_event,
         )
         attempt.start()
+
+    def _placed(self, request: HttpRequest, endpoint: Endpoint) -> HttpRequest:
+        """The same request with its tensors in shared memory, where there is some."""
+        layout = request.layout
+        if layout is None or self.is_sequence or self.starts_sequence or self.pinned is not None:
+            return request
+        region = self._region = endpoint.regions.take(self.context, layout.nbytes)
+        if region is None:
+            return request
+        body = layout.put(region.name, region.memory)
+        return request._replace(body_headers=_JSON_HEADERS, body=(body,), content_length=len(body))
 
     def _on_event(self, attempt: Attempt) -> None:
         """A server that sends events answers. The first one says how busy it is, not how long the text is."""
@@ -447,7 +476,7 @@ class Call(_CallState):
             record.latency_seconds = now - self._sent_at
             record.response_bytes = len(attempt.exchange.body)
             try:
-                result = self.read(attempt.exchange)
+                result = self._read(attempt.exchange)
                 self.result = result if self._joint is None else self._joint.divide(result)
                 self._joint = None
             except TritonError as caught:
@@ -460,7 +489,51 @@ class Call(_CallState):
             else:
                 self._succeed()
                 return
+        else:
+            self._leave_region(error)
         self._fail(attempt, error, now)
+
+    def _read(self, exchange: Exchange) -> Any:
+        """The result that an answer holds, or that the server has written into shared memory."""
+        layout, region, self._region = self.request.layout, self._region, None
+        if layout is None:
+            return self.read(exchange)
+        places = None
+        if region is not None:
+            assert self.endpoint is not None and exchange.head is not None
+            regions = self.endpoint.regions
+            if exchange.head.status != 200:
+                regions.give_back(region)
+                return self._read_refusal(exchange, region, layout)
+            places = regions.answered(region, layout)
+            self.record.shared_memory_requests = 1
+            self.record.response_bytes += sum(map(len, places.values()))
+        result = self.read(exchange, places=places)
+        layout.learn(result)
+        return result
+
+    def _read_refusal(self, exchange: Exchange, region: SharedRegion, layout: RegionLayout) -> Any:
+        assert self.endpoint is not None
+        try:
+            return self.read(exchange)
+        except SharedMemoryError as error:
+            self._goes_by_http = True
+            if error.status == 404:
+                self.endpoint.regions.lost(region)
+            else:
+                layout.outgrown()
+            raise
+
+    def _leave_region(self, error: TritonError | None) -> None:
+        """Give the region up, where there is one, unless the server cannot have got the request."""
+        region, self._region = self._region, None
+        if region is None:
+            return
+        assert self.endpoint is not None
+        if isinstance(error, ConfigurationError | ConnectError | PoolTimeoutError):
+            self.endpoint.regions.give_back(region)
+        else:
+            self.endpoint.regions.leave(region)
 
     def _after_redirect(self, attempt: Attempt, error: TritonError, now: float) -> TritonError | None:
         """None where the answer was a redirect and the request is on its way there, otherwise the error."""
@@ -543,9 +616,10 @@ class Call(_CallState):
             writer = self.context.head_writer
             # A redirect's head is another one; the first endpoint decides again what follows.
             has_new_credentials = self._redirect is None and writer.is_outdated(
-                endpoint.url, self.request, attempt.parts[0]
+                endpoint.url, self._sent_request, attempt.parts[0]
             )
-        if self._joint is not None and not (error.is_overload or error.was_stale or has_new_credentials):
+        is_harmless = error.is_overload or error.was_stale or isinstance(error, SharedMemoryError)
+        if self._joint is not None and not (is_harmless or has_new_credentials):
             # It may be the doing of one call's element: each is sent by itself, as if it had not been before.
             self._end_admission(None)
             self._dissolve()
@@ -606,6 +680,7 @@ class Call(_CallState):
                 hold_seconds=min(self._hold_until - now, endpoints.max_hold_seconds),
                 max_server_error_retries=0 if self.is_batch else None,
                 is_sequence=self.is_sequence or self._may_not_repeat,
+                was_in_shared_memory=self._goes_by_http,
                 may_be_too_large=self._may_be_too_large,
             ),
             view,
@@ -688,6 +763,7 @@ class Call(_CallState):
         self.context.reactor.remove(self)
         if self._attempt is not None:
             self._attempt.cancel()
+        self._leave_region(None)
         self._dissolve()
         self._leave_joinable()
         self._leave_queue()

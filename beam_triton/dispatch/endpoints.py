@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from beam_triton.dispatch.discovery import Discovery
 from beam_triton.dispatch.joint_requests import JoinableCalls
+from beam_triton.dispatch.shared_memory import RegionPool
 from beam_triton.dispatch.slots import Slots, WaitQueue
 from beam_triton.errors import CircuitOpenError, PoolTimeoutError, TritonError
 from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State, max_hold_seconds
@@ -42,7 +43,8 @@ class EndpointSetKey(NamedTuple):
     ``timeout_seconds``. With ``discovery_seconds`` each address of a name is an endpoint; names are looked up
     again after that time. A version has a state of its own, and so has that of the server's choice ("", the
     default): one that is unloaded says nothing about the health of another, nor do their sizes and times.
-    With a ``politeness`` of "background" an endpoint's other users come first.
+    With a ``politeness`` of "background" an endpoint's other users come first. ``shared_memory`` is as in
+    `beam_triton.dispatch.shared_memory`.
     """
 
     urls: tuple[EndpointUrl, ...]
@@ -54,6 +56,7 @@ class EndpointSetKey(NamedTuple):
     discovery_seconds: float | None = None
     model_version: str = ""
     politeness: str | None = None
+    shared_memory: str = "off"
 
 
 class Endpoint:
@@ -77,6 +80,7 @@ class Endpoint:
             patience_seconds = max_hold_seconds(key.circuit_breaker) or key.timeout_seconds
             self.background = Background(time.monotonic, patience_seconds)
         self.silence = Silence(time.monotonic)
+        self.regions = RegionPool(url, key.shared_memory)
         self.answered_at = -math.inf
         self.checked_at = -math.inf
         self._timeout_seconds = key.timeout_seconds
@@ -199,9 +203,11 @@ class EndpointSet:
         return ", ".join(str(endpoint.url) for endpoint in self.endpoints)
 
     def close(self) -> None:
-        """End the discovery, where there is one."""
+        """End the discovery, where there is one, and the use of shared memory."""
         if self._discovery is not None:
             self._discovery.stop()
+        for endpoint in self.endpoints:
+            endpoint.regions.close()
 
     def replace(self, urls: Sequence[EndpointUrl]) -> None:
         """Send requests to ``urls`` from now on; those in flight to others end where they are."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from beam_triton.auth.hook import Auth, authorized, renew
 from beam_triton.errors import ConfigurationError
+from beam_triton.protocol.region_layout import RegionLayout
 from beam_triton.transport.exchange import Buffer
 from beam_triton.transport.origin import EndpointUrl
 from beam_triton.transport.redirects import given_host_of
@@ -29,7 +30,7 @@ class HttpRequest(NamedTuple):
     """Method, path below the endpoint's prefix, the body's own header fields, and the body.
 
     ``request_id`` is what the body names as its ``id``, ``rows`` its batch size. ``trace_headers`` are this
-    one request's own fields.
+    one request's own fields. ``layout`` says how the same request lies in shared memory, where it may.
     """
 
     method: str
@@ -40,6 +41,7 @@ class HttpRequest(NamedTuple):
     request_id: str = ""
     rows: int = 1
     trace_headers: tuple[tuple[str, str], ...] = ()
+    layout: RegionLayout | None = None
 
 
 class _Reading(NamedTuple):

@@ -18,6 +18,7 @@ from beam_triton.errors import (
     InferenceError,
     ModelExecutionError,
     ProxyError,
+    SharedMemoryError,
     SilentConnectionError,
     TlsError,
     TritonError,
@@ -118,6 +119,7 @@ class Limits(NamedTuple):
             nothing that may have run is repeated.
         may_be_too_large: the request is a batch that may have been refused for its size, and no other as
             large has passed lately.
+        was_in_shared_memory: its tensors were, and are not in the next attempt.
     """
 
     remaining_seconds: float
@@ -126,6 +128,7 @@ class Limits(NamedTuple):
     max_server_error_retries: int | None = None
     is_sequence: bool = False
     may_be_too_large: bool = False
+    was_in_shared_memory: bool = False
 
 
 class EndpointView(NamedTuple):
@@ -212,7 +215,7 @@ def next_step(
     In this order:
 
     1. A reused connection that the server had closed while it was idle, or credentials that have been
-       replaced since: resend. No retry is counted.
+       replaced since, or shared memory that the server does not know: resend. No retry is counted.
     2. A batch that may be too large: fail, to be bisected.
     3. An overloaded server, or a ``Retry-After`` that ends after the deadline: hold, if that is allowed.
     4. A retryable error, within the limits of the policy: retry. Another healthy endpoint, or another
@@ -228,6 +231,8 @@ def next_step(
     ``random`` gives numbers in [0, 1).
     """
     if endpoint.has_new_credentials or (error.was_stale and not limits.is_sequence):
+        return Resend()
+    if limits.was_in_shared_memory and isinstance(error, SharedMemoryError):
         return Resend()
     if limits.may_be_too_large:
         return Fail(error)

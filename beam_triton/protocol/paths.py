@@ -77,6 +77,14 @@ def repository_unload_path(model_name: str) -> str:
     return f"/v2/repository/models/{_segment(model_name)}/unload"
 
 
+SHARED_MEMORY_STATUS = "/v2/systemsharedmemory/status"
+
+
+def shared_memory_path(region: str, action: str) -> str:
+    """Of a system shared memory region, to ``register`` or ``unregister``."""
+    return f"/v2/systemsharedmemory/region/{_segment(region, 'region')}/{action}"
+
+
 def _segment(name: str, option: str = "model_name") -> str:
     try:
         encoded = quote(name, safe="")

@@ -29,12 +29,15 @@ from beam_triton.protocol.prepare import (
     mention_integers,
     to_buffer,
 )
+from beam_triton.protocol.region_layout import OutputSizes, RegionLayout
 from beam_triton.protocol.request_options import OutputRequest, checked_input_parameters, checked_parameters
 from beam_triton.protocol.tensors import flat_view
 from beam_triton.protocol.text import shorten
 
 # From this size on, a gathering system call is cheaper than a copy into one buffer.
 LARGE_BUFFER_BYTES = 64 * 1024
+# From this size on, a copy into shared memory by itself is cheaper than one into a buffer before.
+_LEAST_PLACED_BYTES = 8 * 1024
 # Content-Length and Inference-Header-Content-Length are parsed as int32 (server#5649).
 MAX_CONTENT_BYTES = 2**31 - 1
 
@@ -51,7 +54,8 @@ class EncodedRequest(NamedTuple):
     needs no such header. ``content_length`` is the total size of the parts in bytes. Large parts are views
     of the elements' own arrays, which must not change before they have been sent. ``request_id`` is the
     request's ``id``, empty where it has none; ``rows`` its batch size, 1 without a batch dimension;
-    ``lengths`` those of padded elements, to cut the answer by.
+    ``lengths`` those of padded elements, to cut the answer by. ``layout`` is the request's other form, with
+    its tensors in shared memory; None where it has none.
     """
 
     parts: list[bytes | memoryview]
@@ -61,6 +65,7 @@ class EncodedRequest(NamedTuple):
     request_id: str
     rows: int = 1
     lengths: PaddedLengths | None = None
+    layout: RegionLayout | None = None
 
 
 class InferRequestEncoder:
@@ -70,9 +75,10 @@ class InferRequestEncoder:
     (see ``checked_parameters``), ``input_parameters`` with every input of that name. ``classification`` maps
     an output to k: its k best classes are returned instead of its values, as BYTES ``value:index[:label]``.
     ``binary=False`` writes pure JSON, for servers without the binary tensor extension. ``new_id`` makes the
-    id of a request that is given none: plain ASCII that needs no escaping in JSON. With ``padding``, elements
-    of different lengths share requests; ``element_model`` is the model as they see it: the masks that
-    the encoder makes are optional there. ``expected_outputs`` are the outputs that the answer should hold,
+    id of a request that is given none: plain ASCII that needs no escaping in JSON. With ``shared_memory``,
+    large requests have a `RegionLayout`. With ``padding``, elements of different lengths share requests;
+    ``element_model`` is the model as they see it: the masks that the encoder makes are optional there.
+    ``expected_outputs`` are the outputs that the answer should hold,
     ``required_outputs`` those that it must hold, for ``decode_infer_response``.
 
     Raises ConfigurationError for outputs that the model does not have, wrong parameters, and padding that
@@ -94,6 +100,7 @@ class InferRequestEncoder:
         binary: bool = True,
         new_id: Callable[[], str] | None = None,
         padding: PaddingRules | None = None,
+        shared_memory: bool = False,
     ) -> None:
         self.model = model
         self.binary = binary
@@ -107,6 +114,9 @@ class InferRequestEncoder:
         self._after_id = b'",' + self._beginning[1:]
         of_inputs = checked_input_parameters(model, input_parameters)
         self._headers = _RequestHeaders(model, asked.json_text, binary, of_inputs)
+        # What goes into shared memory is copied there.
+        self._least_uncopied_bytes = _LEAST_PLACED_BYTES if shared_memory else LARGE_BUFFER_BYTES
+        self._output_sizes = OutputSizes(model, asked.entries) if shared_memory and binary else None
         # The bound method itself: a call in between would add a tenth to its cost for every element.
         self.prepare = self._prepare_exact = ElementPreparer(model, binary).prepare
         self.element_model = model
@@ -153,7 +163,7 @@ class InferRequestEncoder:
     def _column(self, buffers: Sequence[Buffer]) -> list[bytes | memoryview]:
         # Elements of a signature have as many values each: either all are empty, or none.
         separator = b"" if self.binary or not _size(buffers[0]) else b","
-        if _size(buffers[0]) >= LARGE_BUFFER_BYTES:
+        if _size(buffers[0]) >= self._least_uncopied_bytes:
             return _interleaved([_flat(buffer) for buffer in buffers], separator)
         return [separator.join(cast("Sequence[bytes]", buffers))]
 
@@ -245,6 +255,7 @@ class InferRequestEncoder:
             beginning = b'{"id":"' + request_id.encode("ascii") + self._after_id
         if has_own:
             beginning = self._begin({**self._parameters, **checked_parameters(parameters)}, request_id)
+        layout = None
         if self.binary:
             sizes = [sum(map(len, column)) for column in columns]
             text = beginning + header.fill(sizes)
@@ -253,6 +264,9 @@ class InferRequestEncoder:
             for column in columns:
                 parts += column
             json_length, content_type = len(text), BINARY_CONTENT_TYPE
+            if self._output_sizes is not None:
+                shape = (header.signature, header.rows)
+                layout = self._output_sizes.layout(header.inputs, columns, sizes, beginning, shape)
         else:
             parts = [beginning]
             for before, column in zip(header.texts, columns, strict=False):
@@ -265,7 +279,9 @@ class InferRequestEncoder:
             raise LocalProtocolError(
                 f"a request of {content_length} bytes: Triton takes less than 2 GiB; send fewer elements"
             )
-        return EncodedRequest(parts, json_length, content_length, content_type, request_id, header.rows)
+        return EncodedRequest(
+            parts, json_length, content_length, content_type, request_id, header.rows, layout=layout
+        )
 
     def _begin(self, parameters: Mapping[str, Any], request_id: str) -> bytes:
         """The JSON of a request up to its inputs."""
@@ -312,12 +328,15 @@ class _RequestHeader(NamedTuple):
     """A request's JSON from its inputs on.
 
     A binary request has one text, which ends the JSON, and ``sizes``: the bytes of each input, None for
-    BYTES. A request that is all JSON has a text before the values of each input, and one after the last.
+    BYTES; ``inputs`` are the JSON of each input up to its parameters, and further parameters of it. A request
+    that is all JSON has a text before the values of each input, and one after the last.
     """
 
     texts: tuple[bytes, ...]
     sizes: tuple[int | None, ...]
     rows: int
+    signature: Signature
+    inputs: tuple[tuple[bytes, bytes], ...] = ()
 
     def fill(self, sizes: list[int]) -> bytes:
         """The text of a binary request whose inputs have ``sizes`` bytes.
@@ -362,7 +381,8 @@ class _RequestHeaders:
         if header is None:
             self._check_rows(rows)
             inputs = self._named(signature)
-            header = self._binary_header(inputs, rows) if self._binary else self._json_header(inputs, rows)
+            texts = self._binary_header(inputs, rows) if self._binary else self._json_header(inputs, rows)
+            header = texts._replace(signature=signature)
             if len(self._headers) >= _MAX_CACHED_HEADERS:
                 self._headers.clear()
             self._headers[key] = header
@@ -397,16 +417,17 @@ class _RequestHeaders:
 
     def _binary_header(self, inputs: list[tuple[str, str, Shape]], rows: int) -> _RequestHeader:
         sizes = tuple(_byte_size(datatype, shape, rows) for _, datatype, shape in inputs)
+        pieces = tuple((self._entry(*named, rows), self._parameters_of(named[0])) for named in inputs)
         entries = [
-            _escaped(self._entry(*named, rows), None in sizes)
+            _escaped(entry, None in sizes)
             + b',"parameters":{"binary_data_size":'
             + (b"%d" if size is None else str(size).encode("ascii"))
-            + _escaped(self._parameters_of(named[0]), None in sizes)
+            + _escaped(parameters, None in sizes)
             + b"}}"
-            for named, size in zip(inputs, sizes, strict=True)
+            for (entry, parameters), size in zip(pieces, sizes, strict=True)
         ]
         text = b'"inputs":[' + b",".join(entries) + b"]" + _escaped(self._end, None in sizes)
-        return _RequestHeader((text,), sizes, rows)
+        return _RequestHeader((text,), sizes, rows, (), pieces)
 
     def _json_header(self, inputs: list[tuple[str, str, Shape]], rows: int) -> _RequestHeader:
         befores = [b'"inputs":['] + [b"]},"] * (len(inputs) - 1)
@@ -414,7 +435,7 @@ class _RequestHeaders:
             before + self._entry(*named, rows) + self._json_parameters(named[0]) + b',"data":['
             for before, named in zip(befores, inputs, strict=True)
         ]
-        return _RequestHeader((*texts, b"]}]" + self._end), (), rows)
+        return _RequestHeader((*texts, b"]}]" + self._end), (), rows, ())
 
     def _json_parameters(self, name: str) -> bytes:
         given = self._parameters_of(name)

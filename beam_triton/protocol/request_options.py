@@ -28,7 +28,8 @@ _COUNTS = frozenset({"priority", "timeout"})
 class OutputRequest:
     """The part of a request's JSON that names outputs.
 
-    ``json_text`` is ``,"outputs":[…]`` or empty, ``parameters`` the request parameters needed with it, and
+    ``entries`` are names and parameters of the outputs, ``json_text`` is ``,"outputs":[…]`` of them or empty,
+    ``parameters`` the request parameters needed with it, and
     ``expected`` the outputs that the answer should hold, as far as the model's outputs are known.
     ``required`` are those that it must hold: the same, unless the request names none. Servers without the
     binary extension give what they give then (MLServer's scikit-learn runtime ``predict``, and
@@ -63,6 +64,7 @@ class OutputRequest:
         self.json_text = (
             b',"outputs":' + json.dumps(entries, separators=(",", ":")).encode("ascii") if entries else b""
         )
+        self.entries = [(entry["name"], entry.get("parameters", {})) for entry in entries]
         self.parameters: dict[str, Any] = {"binary_data_output": True} if binary and not entries else {}
         self.expected = tuple(
             TensorSpec(name, "BYTES", (classes[name],)) if name in classes else known[name]

@@ -153,7 +153,8 @@ def _rows(array: Array) -> Iterator[Array]:
 
 
 class _Output(NamedTuple):
-    """One output as the header announces it; ``size`` is None if its values are JSON ``data``."""
+    """One output as the header announces it; ``size`` is None if its values are JSON ``data``, or where the
+    request has placed them."""
 
     name: str
     kind: Datatype
@@ -172,29 +173,42 @@ class _Header(NamedTuple):
     binary_bytes: int
 
 
+_PLACED = object()
 _headers: dict[bytes, _Header] = {}
 
 
 def decode_infer_response(
-    body: bytes | bytearray | memoryview, json_length: int | None, *, expected: Sequence[TensorSpec] = ()
+    body: bytes | bytearray | memoryview,
+    json_length: int | None,
+    *,
+    expected: Sequence[TensorSpec] = (),
+    places: Mapping[str, memoryview] | None = None,
 ) -> InferResponse:
     """Decode a decompressed response body.
 
     ``json_length`` is the value of ``Inference-Header-Content-Length``; None if the response has no such
     header and is all JSON. Each of the ``expected`` outputs must be present with its datatype; their shapes
     are not checked, and there may be other outputs. Others of a datatype that the protocol does not have are
-    left out, unless there are no others.
+    left out, unless there are no others. ``places`` hold the outputs that the request has placed in shared
+    memory, by name: the arrays are views of it.
 
     Raises RemoteProtocolError for anything else.
     """
     try:
-        return _decode(memoryview(body).cast("B"), json_length, expected)
+        return _decode(memoryview(body).cast("B"), json_length, expected, places or {})
     except RecursionError:
         raise RemoteProtocolError("the answer's JSON is nested too deeply") from None
 
 
-def _decode(view: memoryview, json_length: int | None, expected: Sequence[TensorSpec]) -> InferResponse:
-    if json_length is None:
+def _decode(
+    view: memoryview,
+    json_length: int | None,
+    expected: Sequence[TensorSpec],
+    places: Mapping[str, memoryview],
+) -> InferResponse:
+    if json_length is None and places:
+        (header, request_id), start = _binary_header(bytes(view)), len(view)
+    elif json_length is None:
         header, start = _parse_header(view), len(view)
         request_id = header.id
     else:
@@ -210,6 +224,9 @@ def _decode(view: memoryview, json_length: int | None, expected: Sequence[Tensor
         )
     outputs: dict[str, Array] = {}
     for name, kind, shape, length, size, data in header.outputs:
+        if data is _PLACED:
+            outputs[name] = _placed(name, kind, shape, length, places)
+            continue
         if size is None:
             outputs[name] = from_json_data(data, kind.name, shape, name)
             continue
@@ -227,6 +244,21 @@ def _decode(view: memoryview, json_length: int | None, expected: Sequence[Tensor
     return InferResponse(
         header.model_name, header.model_version, request_id, dict(header.parameters), outputs
     )
+
+
+def _placed(
+    name: str, kind: Datatype, shape: tuple[int, ...], length: int, places: Mapping[str, memoryview]
+) -> Array:
+    place, size = places.get(name), length * kind.item_bytes
+    if place is None or kind.is_bytes:
+        raise RemoteProtocolError(f"output {shorten(name)} has neither data nor a binary_data_size")
+    if size > len(place):
+        raise RemoteProtocolError(
+            f"output {shorten(name)} of shape {list(shape)} needs {size} bytes, but its place in shared "
+            f"memory has {len(place)}"
+        )
+    array: Array = np.ndarray(shape, kind.wire_dtype, place) if size else np.empty(shape, kind.wire_dtype)
+    return widen_bfloat16(array) if kind is BF16 else array
 
 
 def _check_expected(header: _Header, expected: Sequence[TensorSpec]) -> None:
@@ -332,9 +364,7 @@ def _parse_output(entry: Any) -> _Output:
     count = element_count(shape, name)
     size = parameters.get("binary_data_size")
     if size is None:
-        if "data" not in entry:
-            raise RemoteProtocolError(f"output {shorten(name)} has neither data nor a binary_data_size")
-        return _Output(name, kind, tuple(shape), count, None, entry["data"])
+        return _Output(name, kind, tuple(shape), count, None, entry.get("data", _PLACED))
     if type(size) is not int or size < 0 or "data" in entry:
         raise RemoteProtocolError(f"output {shorten(name)}: binary_data_size {shorten(size)} is not its size")
     if not kind.is_bytes and size != count * kind.item_bytes:

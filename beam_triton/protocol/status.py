@@ -22,6 +22,7 @@ from beam_triton.errors import (
     SequenceLostError,
     ServerOverloadedError,
     ServerUnavailableError,
+    SharedMemoryError,
 )
 from beam_triton.protocol.text import printable
 
@@ -60,6 +61,9 @@ _OTHER_MODEL = re.compile(
 _XHTML = re.compile(rb"\s*<\?xml", re.IGNORECASE)
 _OVERLOADED = ("Exceeds maximum queue size", "Request timeout expired")
 _NO_SEQUENCE = "must specify the START flag on the first request of the sequence"
+# A region that is not registered (404), and an output that is larger than its place (500). A model's own text
+# has others before it.
+_SHARED_MEMORY = ("Unable to find shared memory region", "shared memory size specified with the request")
 _UNKNOWN_MODEL = "Request for unknown model"
 _NOT_READY = ("has no available versions", "is not at ready state")
 # What MLServer (400 "Model m is not ready yet.") and KServe's server (503 "Model with name m is not ready.")
@@ -140,6 +144,8 @@ def _classify(status: int, message: str, what: str) -> tuple[type[InferenceError
         return InferenceError, "a proxy on the way asks for credentials: give them in its URL, see proxies"
     if status in (401, 403):
         return InferenceError, "check auth_token, headers and auth, and whether the server restricts this API"
+    if message.startswith(_SHARED_MEMORY):
+        return SharedMemoryError, ""
     if message.startswith(_UNKNOWN_MODEL) and status in (400, 404, 503):
         # 404 since Triton 2.42, 400 before; 503 where the request names the version that is not loaded.
         return (ModelNotReadyError if _says(message, _NOT_READY) else ModelNotFoundError), ""

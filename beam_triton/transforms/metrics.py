@@ -84,6 +84,7 @@ class InferenceMetrics:
         counts["connections_opened"] += record.connections_opened
         counts["connections_reused"] += record.connections_reused
         counts["connection_waits"] += record.connection_waits
+        counts["shared_memory_requests"] += record.shared_memory_requests
         if record.has_joined:
             return
         self._batch_size.update(batch_size + record.joined_rows)

@@ -93,7 +93,7 @@ def choose_proxy(url: str, given: Mapping[str, Secret | None], *, trust_env: boo
         chosen = resolve(chosen, said_by)
     elif chosen is None and trust_env and _environment_may_name_one():
         parts = urlsplit(url)
-        if not _is_loopback(parts.hostname or ""):
+        if not is_loopback(parts.hostname or ""):
             chosen = select_proxy(url, get_environ_proxies(url))
             said_by = f"{parts.scheme.upper()}_PROXY or ALL_PROXY"
     if not chosen:
@@ -114,7 +114,8 @@ def _log_once(url: str, proxy: Proxy, said_by: str) -> None:
     _logger.info("%s goes through the proxy %s (%s)", url, proxy, said_by)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether the host is this machine by its name or address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
