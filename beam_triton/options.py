@@ -97,9 +97,9 @@ class InferenceOptions(Options):
         shared_memory: ``auto`` passes large tensors (128 KiB and more, a request's inputs and outputs
             together) through Linux's shared memory where the endpoint is a loopback address or a unix socket
             and the server allows it: Triton does by default up to 2.68, and later with
-            ``--allow-client-shm=true``. Otherwise they go by HTTP, which the log says once. ``on`` asks other
-            endpoints, too, such as a container with ``--ipc=host``; ``off`` asks none. Results are views of
-            the shared memory, which is not used again while anything refers to them
+            ``--allow-client-shm=true``. Otherwise they go by HTTP, which the log says once. ``always`` asks
+            other endpoints, too, such as a container with ``--ipc=host``; ``never`` asks none. Results are
+            views of the shared memory, which is not used again while anything refers to them
             (docs/shared-memory.md).
         request_parameters: sent with every request.
         input_parameters: input name to parameters, sent with that input of every request, such as MLServer's
@@ -159,7 +159,7 @@ class InferenceOptions(Options):
         check(self, one_of((None, True, False)), "tracing")
         check(self, positive_integer, "max_concurrent_requests", "max_response_bytes")
         check(self, one_of((None, "background")), "politeness")
-        check(self, one_of(("auto", "on", "off")), "shared_memory")
+        check(self, one_of(("auto", "always", "never")), "shared_memory")
         check(self, one_of((None, *ENCODINGS)), "compression", "response_compression")
         if self.pool is _FITTING_POOL:
             fitting = ConnectionPoolConfig.for_requests(self.max_concurrent_requests, self.timeout_seconds)

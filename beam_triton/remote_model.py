@@ -297,7 +297,7 @@ def _endpoint_set_key(model_name: str, options: InferenceOptions) -> EndpointSet
         None if options.discovery is None else options.discovery_interval_seconds,
         checked_version(options.model_version) or "",
         options.politeness,
-        options.shared_memory if _shares_memory(options) else "off",
+        options.shared_memory if _shares_memory(options) else "never",
     )
 
 

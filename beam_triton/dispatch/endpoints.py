@@ -56,7 +56,7 @@ class EndpointSetKey(NamedTuple):
     discovery_seconds: float | None = None
     model_version: str = ""
     politeness: str | None = None
-    shared_memory: str = "off"
+    shared_memory: str = "never"
 
 
 class Endpoint:

@@ -46,8 +46,12 @@ MOST_BYTES = 512 * 1024 * 1024
 _PAGE_BYTES = 4096
 _TIMEOUT_SECONDS = 5.0
 _MAX_ANSWER_BYTES = 1 << 20
-# After a question that the server did not answer, or while the machine is short of memory.
-_PAUSE_SECONDS = 30.0
+# Before the server is asked again that did not answer, and before memory is that was short.
+_UNANSWERED_PAUSE_SECONDS = 1.0
+_MEMORY_PAUSE_SECONDS = 30.0
+# Each time that all regions are lost, four times as long goes by until the next is made.
+_MOST_LOSS_PAUSE_SECONDS = 120.0
+_LOSS_FORGOTTEN_SECONDS = 600.0
 # Triton ends itself when a region is unregistered that a request is using, up to 2.49 (server#7567).
 _SAFE_VERSION = (2, 50)
 
@@ -69,7 +73,10 @@ class RegionPool:
         self._lent_bytes = 0
         self._left: list[str] = []
         self._is_opening = False
+        self._is_closed = False
         self._is_safe_to_unregister = False
+        self._losses = 0
+        self._lost_at = -math.inf
         self._next_try_at = -math.inf if _may_share(url, mode) else math.inf
         self._has_told: set[str] = set()
         self._context: CallContext | None = None
@@ -120,14 +127,21 @@ class RegionPool:
         with self._lock:
             if region not in self._known:
                 return
-            _logger.info("%s was restarted: its shared memory is made anew", self._url)
+            _logger.info("%s does not know its shared memory any more: it is made anew", self._url)
             self._left += [each.name for each in self._known]
             self._known.clear()
             self._free.clear()
+            # Behind a load balancer on this machine, other servers never know it.
+            now = time.monotonic()
+            self._losses = 1 if now > self._lost_at + _LOSS_FORGOTTEN_SECONDS else self._losses + 1
+            self._lost_at = now
+            pause_seconds = min(_MOST_LOSS_PAUSE_SECONDS, 0.01 * 4.0**self._losses)
+            self._next_try_at = max(self._next_try_at, now + pause_seconds)
 
     def close(self) -> None:
         """Unregister everything; nothing is in flight."""
         with self._lock:
+            self._is_closed = True
             self._next_try_at = math.inf
             names = [region.name for region in self._known]
             names += self._left if self._is_safe_to_unregister else []
@@ -173,23 +187,26 @@ class RegionPool:
             region = self._register(context, nbytes)
             self._unregister_left(context)
         except TritonError:
-            self._pause()
+            self._pause(_UNANSWERED_PAUSE_SECONDS)
         finally:
             with self._lock:
                 self._is_opening = False
-                if region is not None and self._next_try_at != math.inf:
+                is_wanted = region is not None and not self._is_closed
+                if region is not None and is_wanted:
                     self._known.add(region)
                     self._free.append(region)
+            if region is not None and not is_wanted:
+                self._unregister(context, [region.name])
 
     def _register(self, context: CallContext, nbytes: int) -> SharedRegion | None:
         if nbytes > _free_bytes() // 2:
-            self._pause()
+            self._pause(_MEMORY_PAUSE_SECONDS)
             self._tell(logging.WARNING, f"/dev/shm has no room for {nbytes} bytes, {_free_bytes()} are free")
             return None
         try:
             region = SharedRegion(nbytes)
         except OSError as error:
-            self._pause()
+            self._pause(_MEMORY_PAUSE_SECONDS)
             self._tell(logging.WARNING, f"there is no shared memory of {nbytes} bytes: {error.strerror}")
             return None
         try:
@@ -205,12 +222,12 @@ class RegionPool:
             self._tell(logging.INFO, "", "large tensors go to %s through shared memory")
             return region
         if status in (429, 502, 503, 504):
-            self._pause()
+            self._pause(_UNANSWERED_PAUSE_SECONDS)
             return None
         with self._lock:
             self._next_try_at = math.inf
         # A server that has no such thing cannot be told to have it.
-        level = logging.INFO if status in (404, 405, 501) else logging.WARNING
+        level = logging.INFO if status in (404, 405) else logging.WARNING
         self._tell(level, f"it answered {status}: {_message(answer)}")
         return None
 
@@ -265,10 +282,10 @@ class RegionPool:
         assert exchange.head is not None
         return exchange.head.status, bytes(exchange.body)
 
-    def _pause(self) -> None:
+    def _pause(self, seconds: float) -> None:
         with self._lock:
             if self._next_try_at != math.inf:
-                self._next_try_at = time.monotonic() + _PAUSE_SECONDS
+                self._next_try_at = time.monotonic() + seconds
 
     def _tell(self, level: int, reason: str, text: str = "") -> None:
         text = text or "large tensors go to %s by HTTP: "
@@ -281,12 +298,12 @@ def _may_share(url: EndpointUrl, mode: str) -> bool:
     origin = url.origin
     if not shared_region.is_supported() or url.door is not None or origin.proxy is not None:
         return False
-    return mode == "on" or origin.scheme == UNIX or is_loopback(origin.address or origin.host)
+    return mode == "always" or origin.scheme == UNIX or is_loopback(origin.address or origin.host)
 
 
 def may_share(urls: Iterable[EndpointUrl], mode: str) -> bool:
     """Whether requests to one of ``urls`` may use shared memory."""
-    return mode != "off" and any(_may_share(url, mode) for url in urls)
+    return mode != "never" and any(_may_share(url, mode) for url in urls)
 
 
 def _size(region: SharedRegion) -> int:

@@ -76,6 +76,9 @@ class OutputSizes:
     """What is known of the sizes of one model's outputs.
 
     ``requested`` are names and parameters of the outputs that requests ask for.
+
+    Attributes:
+        row_bytes: of the outputs of one row, as far as they are known: those of the largest row so far.
     """
 
     def __init__(self, model: ModelSpec, requested: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
@@ -90,6 +93,7 @@ class OutputSizes:
         # Bytes a row by signature, as the largest answer so far had them.
         self._learned: dict[Any, dict[str, int]] = {}
         self._has_given_up = False
+        self.row_bytes = sum(self._output_bytes(None, 1).values())
 
     def layout(
         self,
@@ -146,6 +150,7 @@ class OutputSizes:
             if len(self._learned) >= _MAX_LEARNED:
                 self._learned.clear()
             self._learned[signature] = sizes
+            self.row_bytes = max(self.row_bytes, sum(sizes.values()))
 
     def give_up(self) -> None:
         """Outputs are not what was learned: from now on they travel in the answer."""

@@ -29,7 +29,7 @@ from beam_triton.protocol.prepare import (
     mention_integers,
     to_buffer,
 )
-from beam_triton.protocol.region_layout import OutputSizes, RegionLayout
+from beam_triton.protocol.region_layout import LEAST_SHARED_BYTES, OutputSizes, RegionLayout
 from beam_triton.protocol.request_options import OutputRequest, checked_input_parameters, checked_parameters
 from beam_triton.protocol.tensors import flat_view
 from beam_triton.protocol.text import shorten
@@ -264,9 +264,10 @@ class InferRequestEncoder:
             for column in columns:
                 parts += column
             json_length, content_type = len(text), BINARY_CONTENT_TYPE
-            if self._output_sizes is not None:
+            known = self._output_sizes
+            if known and content_length + header.rows * known.row_bytes >= LEAST_SHARED_BYTES:
                 shape = (header.signature, header.rows)
-                layout = self._output_sizes.layout(header.inputs, columns, sizes, beginning, shape)
+                layout = known.layout(header.inputs, columns, sizes, beginning, shape)
         else:
             parts = [beginning]
             for before, column in zip(header.texts, columns, strict=False):

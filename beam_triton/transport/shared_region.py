@@ -57,17 +57,16 @@ class SharedRegion:
         descriptor = os.open(_FOLDER / self.name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, nbytes)
-            memory = mmap.mmap(descriptor, nbytes)
+            self._mapping = mmap.mmap(descriptor, nbytes)
         except BaseException:
             self.unlink()
             raise
         finally:
             os.close(descriptor)
-        self._bytes = np.frombuffer(memory, np.uint8)
 
     @property
     def memory(self) -> memoryview:
-        return self._bytes.data
+        return memoryview(self._mapping)
 
     def unlink(self) -> None:
         """Take its name away: nobody else can open it now."""
@@ -76,9 +75,10 @@ class SharedRegion:
 
     def lend(self, on_return: Callable[[SharedRegion], None]) -> memoryview:
         """Its memory; ``on_return(self)`` is called, on any thread, once nothing refers to that any more."""
-        borrowed = self._bytes[:]
+        # NumPy's views refer to the first array of a chain: this one, as its own base is none.
+        borrowed = np.ndarray(self.nbytes, np.uint8, self._mapping)
         self._loan = ref(borrowed, partial(_returned, self, on_return))
-        return borrowed.data
+        return memoryview(borrowed)
 
 
 def _returned(region: SharedRegion, on_return: Callable[[SharedRegion], None], loan: object) -> None:

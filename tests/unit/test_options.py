@@ -92,6 +92,7 @@ def test_a_model_spec_may_be_plain_dicts() -> None:
         ({"response_compression": "zip"}, ["response_compression", "'zip'"]),
         ({"politeness": "polite"}, ["politeness", "None, 'background'", "'polite'"]),
         ({"politeness": True}, ["politeness", "'background'"]),
+        ({"shared_memory": True}, ["shared_memory", "'auto', 'always', 'never'"]),
         ({"discovery": "srv"}, ["discovery", "'dns'", "'srv'"]),
         ({"discovery": "dns", "discovery_interval_seconds": 0}, ["discovery_interval_seconds", "0"]),
         ({"request_parameters": {"triton_x": 1}}, ["triton_x"]),

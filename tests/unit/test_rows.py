@@ -54,6 +54,7 @@ EVERY_OPTION: dict[str, Any] = {
     "compression": "gzip",
     "response_compression": "gzip",
     "politeness": "background",
+    "shared_memory": "never",
     "priority": 1,
     "request_parameters": {"beam": 4},
     "input_parameters": {"image": {"content_type": "np"}},
