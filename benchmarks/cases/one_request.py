@@ -20,13 +20,13 @@ from benchmarks.results import CaseResult, Figure, Row, ratios
 from benchmarks.server import ECHO_VARIABLE, target
 from benchmarks.workload import Array, Target, Workload
 
-_WALL, _CPU = "wall us", "CPU us"
+WALL, CPU = "wall us", "CPU us"
 
 _PEERS: tuple[Peer, ...] = (BEAM_TRITON, TRITONCLIENT_HTTP, TRITONCLIENT_GRPC, REQUESTS_POST)
 
 
 @dataclass(frozen=True)
-class _Size:
+class Size:
     """``blocks`` turns of ``requests`` each a round.
 
     ``wall`` and ``cpu`` are the required shares of tritonclient.http's time.
@@ -45,15 +45,15 @@ class _Size:
 
 
 _SIZES = (
-    _Size(1, 16, 40, 50, wall=1.0),
-    _Size(64, 128, 40, 50, wall=0.85, cpu=0.6),
-    _Size(64, 3072, 40, 10, wall=0.65),
-    _Size(64, 65536, 15, 2, wall=0.6),
+    Size(1, 16, 40, 50, wall=1.0),
+    Size(64, 128, 40, 50, wall=0.85, cpu=0.6),
+    Size(64, 3072, 40, 10, wall=0.65),
+    Size(64, 65536, 15, 2, wall=0.6),
 )
 
 
 @dataclass
-class _Times:
+class Times:
     """Median wall time and mean CPU time of a request in microseconds, one value a block.
 
     A load generator has one wall time a round, and no CPU time.
@@ -76,12 +76,12 @@ def _one_request(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
         notes.append(f"left out: {missing}")
     for size in _SIZES:
         blocks = scale.count(size.blocks, least=2)
-        taken = _in_rounds(echo, size, rounds, blocks, scale.seconds(2, least=1) if has_wrk else None)
+        taken = in_rounds(echo, size, _PEERS, rounds, blocks, scale.seconds(2, least=1) if has_wrk else None)
         for name, times in taken.items():
             own = measured.setdefault(name, {})
-            own[f"{size.name} {_WALL}"] = times.wall
+            own[f"{size.name} {WALL}"] = times.wall
             if times.cpu:
-                own[f"{size.name} {_CPU}"] = times.cpu
+                own[f"{size.name} {CPU}"] = times.cpu
         ours, theirs = taken[BEAM_TRITON.name], taken[TRITONCLIENT_HTTP.name]
         relation = f"relative to {TRITONCLIENT_HTTP.name}, {size.name} FP32"
         wall = ratios(ours.wall, theirs.wall)
@@ -93,30 +93,36 @@ def _one_request(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     return CaseResult(CASE.name, CASE.title, rows, figures, notes=notes, rounds=rounds)
 
 
-def _in_rounds(
-    echo: Target, size: _Size, rounds: int, blocks: int, wrk_seconds: float | None
-) -> dict[str, _Times]:
-    taken: dict[str, _Times] = {}
+def in_rounds(
+    echo: Target,
+    size: Size,
+    peers: Sequence[Peer],
+    rounds: int,
+    blocks: int,
+    wrk_seconds: float | None = None,
+) -> dict[str, Times]:
+    """The times of ``peers`` by name, and with ``wrk_seconds`` those of wrk."""
+    taken: dict[str, Times] = {}
     for number in range(1, rounds + 1):
         print(
             f"  {size.name}, round {number}/{rounds}: {blocks} turns of {size.requests} requests",
             file=sys.stderr,
             flush=True,
         )
-        for name, times in run_in_fresh_process(_measure, echo, size, blocks).items():
-            own = taken.setdefault(name, _Times())
+        for name, times in run_in_fresh_process(_measure, echo, size, peers, blocks).items():
+            own = taken.setdefault(name, Times())
             own.wall += times.wall
             own.cpu += times.cpu
         if wrk_seconds is not None:
             load = post_for(wrk_seconds, echo, batch_size=size.rows, width=size.width, connections=1)
-            taken.setdefault(WRK.name, _Times()).wall.append(1e6 * load.latency_seconds)
+            taken.setdefault(WRK.name, Times()).wall.append(1e6 * load.latency_seconds)
     return taken
 
 
-def _measure(echo: Target, size: _Size, blocks: int) -> dict[str, _Times]:
+def _measure(echo: Target, size: Size, peers: Sequence[Peer], blocks: int) -> dict[str, Times]:
     batch = Workload(echo, size.rows, size.width).pattern(size.rows)
-    clients = {peer.name: peer.open_client(echo) for peer in _PEERS}
-    taken = {name: _Times() for name in clients}
+    clients = {peer.name: peer.open_client(echo) for peer in peers}
+    taken = {name: Times() for name in clients}
     for client in clients.values():
         _send(client, batch, 1)
     for _ in range(blocks):

@@ -9,8 +9,11 @@ from benchmarks.peers.tritonclient_peers import Tritonclient
 from benchmarks.peers.wrk import Wrk
 
 BEAM_TRITON = BeamTriton()
+BEAM_TRITON_SHARED = BeamTriton(shares_memory=True)
 TRITONCLIENT_HTTP = Tritonclient("http")
 TRITONCLIENT_GRPC = Tritonclient("grpc")
+TRITONCLIENT_HTTP_SHARED = Tritonclient("http", shares_memory=True)
+TRITONCLIENT_GRPC_SHARED = Tritonclient("grpc", shares_memory=True)
 REQUESTS_POST = RequestsPost()
 JSON_ROWS = JsonRows()
 WRK = Wrk()
@@ -18,10 +21,13 @@ NO_OP = NoOp()
 
 __all__ = [
     "BEAM_TRITON",
+    "BEAM_TRITON_SHARED",
     "JSON_ROWS",
     "NO_OP",
     "REQUESTS_POST",
     "TRITONCLIENT_GRPC",
+    "TRITONCLIENT_GRPC_SHARED",
     "TRITONCLIENT_HTTP",
+    "TRITONCLIENT_HTTP_SHARED",
     "WRK",
 ]

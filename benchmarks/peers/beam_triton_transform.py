@@ -1,4 +1,8 @@
-"""The library itself, with its defaults unless the workload sets options."""
+"""The library itself, with its defaults unless the workload sets options.
+
+The server on loopback stands for one on another machine: shared memory is used only where that is the
+question.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from benchmarks.workload import Array, Target, Workload
 
 class _Client:
     def __init__(self, target: Target, **options: Any) -> None:
-        self._client = TritonClient(target.endpoint, **options)
+        self._client = TritonClient(target.endpoint, **{"shared_memory": "never", **options})
         self._model_name = target.model_name
 
     def infer(self, batch: Array) -> Array:
@@ -24,7 +28,11 @@ class _Client:
 
 
 class BeamTriton(PipelinePeer):
-    name = "beam_triton"
+    """``shares_memory``: with the default, which is shared memory for what is large."""
+
+    def __init__(self, *, shares_memory: bool = False) -> None:
+        self._options = {"shared_memory": "auto"} if shares_memory else {}
+        self.name = "beam_triton, shared memory" if shares_memory else "beam_triton"
 
     def transform(self, workload: Workload) -> beam.PTransform[Any, Any]:
         target = workload.target
@@ -35,11 +43,11 @@ class BeamTriton(PipelinePeer):
         return TritonBatchInference(target.endpoint, target.model_name, **_options(workload))
 
     def open_client(self, target: Target, **options: Any) -> _Client:
-        return _Client(target, **options)
+        return _Client(target, **{**self._options, **options})
 
 
 def _options(workload: Workload) -> dict[str, Any]:
-    options = dict(workload.options)
+    options = {"shared_memory": "never", **workload.options}
     if workload.batch_size is not None:
         options["batching"] = {"max_batch_size": workload.batch_size, **options.get("batching", {})}
     return options
