@@ -27,6 +27,7 @@ from beam_triton.errors import (
     ProxyError,
     ServerOverloadedError,
     ServerUnavailableError,
+    SharedMemoryError,
     SilentConnectionError,
     TlsError,
     TritonError,
@@ -70,6 +71,7 @@ def step(
     remaining_seconds: float = 1000.0,
     hold_seconds: float = 0.0,
     sequence: bool = False,
+    was_in_shared_memory: bool = False,
     endpoint: EndpointView = EndpointView(),  # noqa: B008 # immutable
     holds: int = 0,
     suspicion: int = 0,
@@ -79,7 +81,12 @@ def step(
     others = attempts_made - server_error_attempts
     errors = [*[ConnectError("refused")] * others, *[ModelExecutionError("raised")] * server_error_attempts]
     history = History((*errors[: attempts_made - 1], error), holds=holds, suspicion=suspicion)
-    limits = Limits(remaining_seconds, hold_seconds, is_sequence=sequence)
+    limits = Limits(
+        remaining_seconds,
+        hold_seconds,
+        is_sequence=sequence,
+        was_in_shared_memory=was_in_shared_memory,
+    )
     return next_step(policy, error, history, limits, endpoint, random)
 
 
@@ -237,6 +244,8 @@ PASSED = {"hold_seconds": 600.0, "remaining_seconds": 0.0}
         (InferenceError("no", status=401), {"endpoint": EndpointView(has_new_credentials=True)}, Resend()),
         (InferenceError("no", status=401), {}, Fail),
         (STALE, {"sequence": True}, Fail),
+        (SharedMemoryError("gone", status=404), {"was_in_shared_memory": True}, Resend()),
+        (SharedMemoryError("gone", status=404), {}, Fail),
         # Backoff within the deadline, charged to the endpoint's budget where the retry costs the server work.
         (LOST, {}, Retry(0.5, is_budgeted=True)),
         (DeadlineExceededError("late"), {}, Retry(0.5, is_budgeted=True)),

@@ -19,6 +19,7 @@ from beam_triton.errors import (
     SequenceLostError,
     ServerOverloadedError,
     ServerUnavailableError,
+    SharedMemoryError,
 )
 from beam_triton.protocol.status import error_from_response, parse_retry_after
 
@@ -39,6 +40,12 @@ def body(message: str) -> bytes:
             "inference request for sequence 7 to model 'm' must specify the START flag on the first request "
             "of the sequence",
             SequenceLostError,
+        ),
+        (404, "Unable to find shared memory region: 'r'", SharedMemoryError),
+        (
+            500,
+            "shared memory size specified with the request for output 'y' (4 bytes) should be more",
+            SharedMemoryError,
         ),
         (405, "Method Not Allowed", InvalidRequestError),
         (413, "", InvalidRequestError),
