@@ -43,7 +43,7 @@ def local_triton() -> Iterator[Callable[..., LocalTriton]]:
     glibc 2.35) the test is skipped; everything else that goes wrong is an error.
     """
     from beam_triton.testing import LocalTriton
-    from beam_triton.testing.platform_check import unsupported_reason
+    from beam_triton.server.platform_check import unsupported_reason
 
     servers: dict[str, LocalTriton] = {}
 
