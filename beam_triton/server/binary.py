@@ -1,9 +1,10 @@
-"""Which tritonserver is started, with which backends and libraries, and the command line that all starts share."""
+"""Which tritonserver is started, with which backends and libraries, and the command that all starts share."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +56,24 @@ class ServerBinary:
         """The server's environment variables, with ``added``."""
         return server_variables(self.path, self.library_path, added)
 
+    def takes(self, argument: str) -> bool:
+        """Whether this version of tritonserver knows the argument."""
+        # It prints its help as an error.
+        ran = subprocess.run(
+            [str(self.executable), "--help"],
+            env=self.variables({}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        return argument.encode() in ran.stdout
+
     def lay_out_backends(self, folder: Path, packages: Path | None = None) -> Path | None:
         """The folder of backends, None for the server's own.
 
         For the server of the wheel it is made at ``folder``: Triton looks for the Python backend and its stub
-        in one place. The stub's Python ignores ``PYTHONPATH`` and finds ``packages`` there, after those of its
-        environment.
+        in one place. The stub's Python ignores ``PYTHONPATH`` and finds ``packages`` there, after those of
+        its environment.
         """
         if self.environment is None:
             return self.backends
@@ -78,8 +91,8 @@ class ServerBinary:
 
 def find_server_binary(given: str | os.PathLike[str] | None) -> ServerBinary:
     """The tritonserver at ``given``; without it the first of: the one on ``PATH``, that of NVIDIA's images
-    (``/opt/tritonserver``), that of the ``nvidia-pytriton`` wheel, which is installed in an environment of its
-    own if need be.
+    (``/opt/tritonserver``), that of the ``nvidia-pytriton`` wheel, which is installed in an environment of
+    its own if need be.
 
     Raises:
         ConfigurationError: there is none.

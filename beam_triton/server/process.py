@@ -130,6 +130,21 @@ def _has_running_member(group: int) -> bool:
     return False
 
 
+def end_group(group: int, mark: str) -> None:
+    """Kills a process group that its owner has left behind, if its leader's command line holds ``mark``.
+
+    The number may be another process's by now, which is left alone.
+    """
+    try:
+        command = Path(f"/proc/{group}/cmdline").read_bytes()
+    except OSError:
+        return
+    if mark.encode() in command:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+        _wait_until_gone(group)
+
+
 def server_variables(
     path: Iterable[str], library_path: Iterable[str], added: Mapping[str, str]
 ) -> dict[str, str]:

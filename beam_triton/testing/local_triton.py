@@ -20,12 +20,12 @@ from beam_triton.errors import ConfigurationError, DeadlineExceededError
 from beam_triton.protocol import error_from_response
 from beam_triton.protocol.paths import (
     REPOSITORY_INDEX,
-    SERVER_READY,
     repository_load_path,
     repository_unload_path,
 )
 from beam_triton.server.binary import ServerBinary, server_command
 from beam_triton.server.environment import find_or_make_packages, find_or_make_server_environment
+from beam_triton.server.probe import READY, answers
 from beam_triton.server.process import ServerProcess, log_tail, startup_log
 from beam_triton.testing import ports
 
@@ -235,9 +235,7 @@ class LocalTriton:
             backends=self._folder / "backends",
             shared_memory_prefix=shared_memory_prefix,
             exit_timeout_seconds=self._stop_timeout_seconds,
-            services={
-                name: None if port is None else ("127.0.0.1", port) for name, port in ports_of.items()
-            },
+            services={name: None if port is None else ("127.0.0.1", port) for name, port in ports_of.items()},
             more=[*more, *self._extra_args],
         )
 
@@ -349,16 +347,12 @@ class _PortTaken(ConfigurationError):
 
 
 def _is_ready(port: int) -> bool:
-    try:
-        status, _ = _call("GET", port, SERVER_READY, 2.0)
-    except (OSError, http.client.HTTPException):
-        return False
-    return status == 200
+    return answers(port, READY, 2.0)
 
 
 def _control(port: int, path: str, what: str, model_name: str, timeout_seconds: float) -> bytes:
     """The body of the answer to a POST. Raises `InferenceError` with the server's reason."""
-    status, body = _call("POST", port, path, timeout_seconds)
+    status, body = _post(port, path, timeout_seconds)
     if status != 200:
         raise error_from_response(status, body, model_name=model_name, what=what)
     return body
@@ -370,11 +364,11 @@ def _is_loaded(port: int, model_name: str, timeout_seconds: float) -> bool:
     return any(row["name"] == model_name and row.get("state", "UNAVAILABLE") != "UNAVAILABLE" for row in rows)
 
 
-def _call(method: str, port: int, path: str, timeout_seconds: float) -> tuple[int, bytes]:
+def _post(port: int, path: str, timeout_seconds: float) -> tuple[int, bytes]:
     # http.client, because urllib.request would send loopback requests to a proxy named in the environment.
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
     try:
-        connection.request(method, path, body=b"{}" if method == "POST" else None)
+        connection.request("POST", path, body=b"{}")
         response = connection.getresponse()
         return response.status, response.read()
     finally:

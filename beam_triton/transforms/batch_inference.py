@@ -19,6 +19,7 @@ from beam_triton.client import TritonClient
 from beam_triton.errors import ConfigurationError, LocalProtocolError, TritonError
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import InferRequestEncoder
+from beam_triton.server.worker_triton import WorkerTriton
 from beam_triton.transforms.arrow_batches import (
     ArrowInferenceDoFn,
     RowsAsTables,
@@ -100,7 +101,7 @@ class TritonBatchInference(TritonInference):
 
     def __init__(
         self,
-        endpoint: str | Sequence[str],
+        endpoint: str | Sequence[str] | WorkerTriton,
         model_name: str,
         *,
         output: str | None = None,
