@@ -1,8 +1,8 @@
 """A process's share in the server of its machine: leased by the first user, kept for a while after the last.
 
 Processes that share no parent meet in a folder, and the kernel keeps the score: each holds ``lease.lock``
-together with the others, and the supervisor holds ``supervisor.lock`` alone. Whoever finds the latter free may
-start a supervisor, and hands it the lock. A process that ends, by whatever signal, holds nothing any more.
+together with the others, and the supervisor holds ``supervisor.lock`` alone. Whoever finds the latter free
+starts a supervisor, and hands it the lock. A process that ends, by whatever signal, holds nothing any more.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class _MachineServer:
             self._wait()
 
     def drop(self, *, has_failed: bool = False) -> None:
-        """One user less. After the last one the lease is kept for a while, unless the server did not start."""
+        """One user less. After the last one the lease is kept for a while, unless there is no server."""
         with _lock:
             self.users -= 1
             self._unused_since = time.monotonic()

@@ -1,9 +1,9 @@
 """The process that holds a machine's tritonserver: starts it, and again, and ends it after its last user.
 
 It belongs to no user. It has the lock ``supervisor.lock`` for as long as it lives, which it inherits locked,
-and its users hold ``lease.lock`` together: the kernel releases both when a process ends, by whatever signal. If
-this process is killed, its server is killed with it by the watcher of `ServerProcess`, and a user that finds
-the lock free starts another supervisor.
+and its users hold ``lease.lock`` together: the kernel releases both when a process ends, by whatever signal.
+If this process is killed, its server is killed with it by the watcher of `ServerProcess`, and a user that
+finds the lock free starts another supervisor.
 
 It runs without the package around it (`beam_triton.server.lease` says how), in 20 MB.
 """

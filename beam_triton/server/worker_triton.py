@@ -45,8 +45,8 @@ class WorkerTriton(Options):
         URL of any file system that Beam knows on the workers (``gs://``, ``s3://``, …), which is copied to
         the temporary folder of each machine before its server starts. A server keeps the models that it
         started with: new ones belong at a new URL.
-      binary: the tritonserver program, with ``lib`` and ``backends`` beside its ``bin`` as in NVIDIA's images.
-        By default the first of: the one on ``PATH``, ``/opt/tritonserver/bin/tritonserver``, that of the
+      binary: the tritonserver program, with ``lib`` and ``backends`` beside its ``bin``, as in NVIDIA's
+        images. By default the first of: the one on ``PATH``, ``/opt/tritonserver/bin/tritonserver``, that of the
         ``nvidia-pytriton`` wheel (75 MB, installed once a machine, Python models only, no GPU).
       backend_directory: the folder of backends, where it is not beside ``bin``.
       model_names: loads these models only; by default all of the repository.

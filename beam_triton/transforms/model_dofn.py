@@ -142,8 +142,8 @@ def open_described(options: InferenceOptions, model_name: str, *, of_sequences: 
     if isinstance(options.endpoint, WorkerTriton):
         if spec is None:
             raise ConfigurationError(
-                f"{options.endpoint} is started on the workers, and what model {model_name!r} takes and gives "
-                f"is needed here, where the pipeline is built: give model_spec=ModelSpec(…), or a lock file, "
+                f"{options.endpoint} is started on the workers, and what model {model_name!r} takes and "
+                f"gives is needed here, where the pipeline is built: give model_spec=ModelSpec(…), or a lock file, "
                 f"which python -m beam_triton lock writes for any server of the model (docs/lock-file.md)"
             )
         options = replace(options, endpoint=options.endpoint.url)
