@@ -247,7 +247,11 @@ class _MachineServer:
                 more=[*more, *config.arguments],
             ),
             # Those of this process are not written down: some are secrets.
-            variables={name: text for name, text in variables.items() if os.environ.get(name) != text},
+            variables={
+                name: text
+                for name, text in variables.items()
+                if os.environ.get(name) != text or name.startswith("PYTHON")
+            },
             socket=None if isinstance(place, int) else str(place),
             port=place if isinstance(place, int) else None,
             shared_memory_prefix=prefix,

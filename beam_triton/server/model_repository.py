@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -66,12 +67,15 @@ def copy_repository(url: str, folder: Path) -> int:
 
 def _files(file_systems: Any, root: str) -> Iterator[Any]:
     """Metadata of all files below ``root``, and of the empty objects that stand for folders."""
+    from apache_beam.io.filesystem import BeamIOError
+
     has_folders = file_systems.get_filesystem(root).has_dirs()
     for found in file_systems.match([root + "**"])[0].metadata_list:
-        # File systems with folders may list them, not what is in them (HDFS).
-        inside = (
-            list(_files(file_systems, found.path + "/")) if has_folders and not found.size_in_bytes else []
-        )
+        inside = []
+        if has_folders and not found.size_in_bytes:
+            # File systems with folders may list them, not what is in them (HDFS).
+            with contextlib.suppress(BeamIOError):
+                inside = list(_files(file_systems, found.path + "/"))
         yield from inside or (found,)
 
 

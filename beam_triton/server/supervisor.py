@@ -38,7 +38,6 @@ _GRACE_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 30.0
 # A server that has run for so long did not crash because of its start.
 _SETTLED_SECONDS = 60.0
-_LIVE_EVERY_SECONDS = 5.0
 _LARGEST_LOG_BYTES = 64 << 20
 
 
@@ -83,6 +82,7 @@ class Spec:
     shared_memory_prefix: str
     startup_timeout_seconds: float
     stop_timeout_seconds: float = 10.0
+    live_every_seconds: float = 5.0
     unanswered_seconds: float = 60.0
     owns_repository: bool = False
 
@@ -182,9 +182,9 @@ class Supervisor:
         while process.exit_code is None:
             self._step(_STEP_SECONDS)
             now = time.monotonic()
-            if now - asked >= _LIVE_EVERY_SECONDS:
+            if now - asked >= self._spec.live_every_seconds:
                 asked = now
-                if answers(self._spec.place, LIVE, _LIVE_EVERY_SECONDS):
+                if answers(self._spec.place, LIVE, self._spec.live_every_seconds):
                     answered = time.monotonic()
                 elif now - answered > self._spec.unanswered_seconds:
                     return f"tritonserver did not answer for {now - answered:.0f} s"

@@ -18,7 +18,7 @@ from beam_triton.validation import Options, boolean, check, not_negative, positi
 _LONGEST_SOCKET_PATH = 100  # Linux takes 107 bytes.
 # Processes share a folder only where they agree on what is in it.
 _FORMAT = 1
-_OWN_ARGUMENTS = ("--http-address", "--http-port", "--allow-http", "--exit-timeout-secs")
+_OWN_ARGUMENTS = ("--http-address", "--http-port", "--allow-http")
 
 _port = rule(
     lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536,
@@ -46,8 +46,8 @@ class WorkerTriton(Options):
         the temporary folder of each machine before its server starts. A server keeps the models that it
         started with: new ones belong at a new URL.
       binary: the tritonserver program, with ``lib`` and ``backends`` beside its ``bin``, as in NVIDIA's
-        images. By default the first of: the one on ``PATH``, ``/opt/tritonserver/bin/tritonserver``, that of the
-        ``nvidia-pytriton`` wheel (75 MB, installed once a machine, Python models only, no GPU).
+        images. By default the first of: the one on ``PATH``, ``/opt/tritonserver/bin/tritonserver``, that of
+        the ``nvidia-pytriton`` wheel (75 MB, installed once a machine, Python models only, no GPU).
       backend_directory: the folder of backends, where it is not beside ``bin``.
       model_names: loads these models only; by default all of the repository.
       arguments: further arguments of tritonserver, such as ``["--log-info=1"]``; they come last. Left out of

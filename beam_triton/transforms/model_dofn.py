@@ -133,24 +133,30 @@ def open_model(options: InferenceOptions, model_name: str, *, of_sequences: bool
 
 def open_described(options: InferenceOptions, model_name: str, *, of_sequences: bool = False) -> RemoteModel:
     """As `open_model`, for a pipeline that is being built: the server is not asked where ``model_spec``
-    describes the model, not even for a comparison with a lock file.
-
-    Raises:
-        ConfigurationError: there is no server to be asked before the workers start theirs.
-    """
+    describes the model, not even for a comparison with a lock file."""
+    options = before_workers(options, model_name)
     spec = options.spec_of(model_name)
-    if isinstance(options.endpoint, WorkerTriton):
-        if spec is None:
-            raise ConfigurationError(
-                f"{options.endpoint} is started on the workers, and what model {model_name!r} takes and "
-                f"gives is needed here, where the pipeline is built: give model_spec=ModelSpec(…), or a lock file, "
-                f"which python -m beam_triton lock writes for any server of the model (docs/lock-file.md)"
-            )
-        options = replace(options, endpoint=options.endpoint.url)
     if spec is not None:
         # How tensors travel makes no difference to elements and results.
         options = replace(options, model_spec=replace(spec, lock_file=""), binary=True)
     return open_model(options, model_name, of_sequences=of_sequences)
+
+
+def before_workers(options: InferenceOptions, model_name: str) -> InferenceOptions:
+    """The options for a pipeline that is being built, where no `WorkerTriton` is started.
+
+    Raises:
+        ConfigurationError: it alone could describe the model.
+    """
+    if not isinstance(options.endpoint, WorkerTriton):
+        return options
+    if options.spec_of(model_name) is None:
+        raise ConfigurationError(
+            f"{options.endpoint} is started on the workers, and what model {model_name!r} takes and gives is "
+            f"needed here, where the pipeline is built: give model_spec=ModelSpec(…), or a lock file, which "
+            f"python -m beam_triton lock writes for any server of the model (docs/lock-file.md)"
+        )
+    return replace(options, endpoint=options.endpoint.url)
 
 
 def default_of(options: InferenceOptions, encoder: InferRequestEncoder) -> DefaultValue | None:
