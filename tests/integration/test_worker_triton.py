@@ -17,14 +17,25 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing.util import assert_that, equal_to
 
 from beam_triton import ConfigurationError, TritonClient, TritonInference, WorkerTriton
 from beam_triton.server import supervisor
 from beam_triton.server.lease import lease_server
+from beam_triton.server.supervisor import Status
+from beam_triton.testing import ports
 from tests.support.bucket import Bucket
 from tests.support.models import write_models
 from tests.support.numbered_run import MODEL, Progress, run_numbered
-from tests.support.server_users import ServerUser, processes_of, status_of, supervisor_of, wait_until
+from tests.support.server_users import (
+    ServerUser,
+    SharingWatch,
+    processes_of,
+    status_of,
+    supervisor_of,
+    wait_until,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -82,18 +93,23 @@ def test_processes_that_start_at_once_share_one_server(repository: Path, tempora
 def test_nothing_is_lost_while_the_server_and_its_supervisor_are_killed(repository: Path) -> None:
     """The same endpoint comes back each time, and the requests in flight are sent again."""
     config = worker_triton(repository, linger_seconds=0)
-    seen: list[tuple[str, int | None]] = []
+    seen: list[tuple[str, int]] = []
+
+    def note_ready() -> bool:
+        status = Status.read(config.folder)
+        if status is None or status.state != "ready" or status.server_pid is None:
+            return False
+        if (status.run, status.server_pid) not in seen:
+            seen.append((status.run, status.server_pid))
+        return True
 
     def kill_both(progress: Progress) -> None:
+        progress.wait_until(note_ready)
         for victim in ("server", "supervisor"):
-            progress.wait_until(lambda: config.folder.exists() and status_of(config).state == "ready")
-            time.sleep(0.5)
-            status = status_of(config)
-            seen.append((status.run, status.server_pid))
-            os.kill(status.server_pid if victim == "server" else supervisor_of(config), signal.SIGKILL)
-            wait_until(lambda status=status: status_of(config).server_pid not in (None, status.server_pid))
-        wait_until(lambda: status_of(config).state == "ready")
-        seen.append((status_of(config).run, status_of(config).server_pid))
+            time.sleep(0.4)
+            count = len(seen)
+            os.kill(seen[-1][1] if victim == "server" else supervisor_of(config), signal.SIGKILL)
+            progress.wait_until(lambda count=count: note_ready() and len(seen) > count)  # type: ignore[misc]
 
     transform = TritonInference(config, MODEL, batching={"max_batch_size": 4}, max_concurrent_requests=4)
     run_numbered(transform, 500, meanwhile=kill_both)
@@ -101,55 +117,42 @@ def test_nothing_is_lost_while_the_server_and_its_supervisor_are_killed(reposito
     assert first == again != another
 
 
-def test_two_jobs_and_processes_of_the_direct_runner_share_one_server(
-    repository: Path, temporary: Path
-) -> None:
+def test_two_jobs_and_processes_of_the_direct_runner_share_one_server(repository: Path) -> None:
     """A job of two worker processes, and a job in this process at the same time."""
     config = worker_triton(repository, linger_seconds=0)
-    servers: set[int] = set()
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.1):
-            commands = processes_of(temporary).items()
-            servers.update(pid for pid, command in commands if "bin/tritonserver" in command)
-
-    watching = threading.Thread(target=watch)
-    watching.start()
     here = threading.Thread(target=run_numbered, args=(TritonInference(config, MODEL), 500))
-    try:
-        with TritonClient(config):
-            here.start()
-            options = beam.options.pipeline_options.PipelineOptions(
-                ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    options = PipelineOptions(["--direct_running_mode=multi_processing", "--direct_num_workers=2"])
+    with SharingWatch(config) as watch, TritonClient(config):
+        here.start()
+        with beam.Pipeline("FnApiRunner", options=options) as pipeline:
+            numbers = (
+                pipeline
+                | beam.Create([np.array([n], np.float32) for n in range(40)], reshuffle=True)
+                | TritonInference(worker_triton(repository), MODEL)
+                | beam.Map(lambda result: float(result.inference["y"][0]))
             )
-            with beam.Pipeline("FnApiRunner", options=options) as pipeline:
-                processes = (
-                    pipeline
-                    | beam.Create([np.array([n], np.float32) for n in range(40)], reshuffle=True)
-                    | TritonInference(config, MODEL)
-                    | beam.Map(lambda result: (__import__("os").getpid(), float(result.inference["y"][0])))
-                    | beam.combiners.ToList()
-                )
-                beam.testing.util.assert_that(processes, answers_of_several_processes)
-            here.join()
-    finally:
-        over.set()
-        watching.join()
-    assert len(servers) == 1
-
-
-def answers_of_several_processes(lists: list[Any]) -> None:
-    (answers,) = lists
-    assert sorted(number for _, number in answers) == list(map(float, range(40)))
-    assert len({process for process, _ in answers}) == 2
+            assert_that(numbers, equal_to(list(map(float, range(40)))))
+        here.join()
+    assert len(watch.servers) == 1
+    assert os.getpid() in watch.users
+    assert len(watch.users) == 3
 
 
 def test_a_process_keeps_the_server_for_a_while(repository: Path) -> None:
-    """Torn down and set up again, a DoFn finds the server that it had; after linger_seconds it is drained."""
-    config = worker_triton(repository, linger_seconds=1.0)
-    with TritonClient(config):
+    """Torn down and set up again, a DoFn finds the server that it had; after linger_seconds it is drained.
+
+    At a port: where another server has it, the error says so.
+    """
+    config = worker_triton(repository, http_port=ports.free_port(), linger_seconds=1.0)
+    with TritonClient(config) as client:
+        assert config.url == f"http://127.0.0.1:{config.http_port}"
+        assert client.is_model_ready(MODEL)
         server = status_of(config).server_pid
+        other = worker_triton(repository, http_port=config.http_port, arguments=["--log-info=1"])
+        with pytest.raises(
+            ConfigurationError, match=r"http_port \d+ of 127.0.0.1 is in use by another process"
+        ):
+            lease_server(other)
     time.sleep(0.6)
     with TritonClient(pickle.loads(pickle.dumps(config))):
         assert (status_of(config).server_pid, status_of(config).restarts) == (server, 0)
@@ -216,18 +219,3 @@ def test_a_server_that_does_not_answer_is_started_again(
         wait_until(lambda: (status_of(config).restarts, status_of(config).state) == (1, "ready"))
         assert client.infer(MODEL, {"x": np.ones((1, 1), np.float32)}).outputs["y"] == 1.0
         assert status_of(config).server_pid != pid
-
-
-def test_a_port_instead_of_a_socket(repository: Path, tmp_path: Path) -> None:
-    """http_port is served; where something else has it, the error says so."""
-    from beam_triton.testing import ports
-
-    config = worker_triton(repository, http_port=ports.free_port(), linger_seconds=0)
-    with TritonClient(config) as client:
-        assert config.url == f"http://127.0.0.1:{config.http_port}"
-        assert client.is_model_ready(MODEL)
-        other = worker_triton(repository, http_port=config.http_port, arguments=["--log-info=1"])
-        with pytest.raises(
-            ConfigurationError, match=r"http_port \d+ of 127.0.0.1 is in use by another process"
-        ):
-            lease_server(other)

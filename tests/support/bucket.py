@@ -45,7 +45,7 @@ def _block(opened: Path, bytes_read: int) -> None:
     BucketFileSystem.blocks_after = bytes_read
 
 
-class BucketFileSystem(FileSystem):  # type: ignore[misc]
+class BucketFileSystem(FileSystem):
     """What Beam asks of a file system, for reading."""
 
     opened: Path | None = None
@@ -87,7 +87,8 @@ class BucketFileSystem(FileSystem):  # type: ignore[misc]
 
             file.read = read
         assert compression_type == CompressionTypes.UNCOMPRESSED
-        return file
+        opened: BinaryIO = file
+        return opened
 
     def join(self, basepath: str, *paths: str) -> str:
         return "/".join((basepath, *paths))
