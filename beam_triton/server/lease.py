@@ -28,17 +28,20 @@ from beam_triton.server.supervisor import (
     LEASE_LOCK,
     REPOSITORY,
     SERVER_LOG,
+    SPEC,
     SUPERVISOR_LOCK,
     Spec,
     Status,
 )
-from beam_triton.server.worker_triton import WorkerTriton
+from beam_triton.server.worker_triton import SOCKET, WorkerTriton
 
 _logger = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SUPERVISOR_LOG = "supervisor.log"
+_ATTEMPTS = 3
 _WATCH_EVERY_SECONDS = 0.5
+_TAKE_OVER_EVERY_SECONDS = 5.0
 _STOP_SECONDS = 10.0
 
 # The package's own __init__ would import Beam, which takes seconds and 100 MB.
@@ -92,13 +95,16 @@ class _MachineServer:
         Raises:
             ConfigurationError: it cannot be started.
         """
+        before = Status.read(self._folder)
+        # A failure from now on is that of an attempt that this call waits for.
+        seen = before.run if before is not None and before.state == "failed" else ""
         with self._starting:
             if self._lease is None:
                 self._lease = _take_lease(self._folder)
                 threading.Thread(
                     target=self._watch_supervisor, name="beam_triton-worker-server", daemon=True
                 ).start()
-            self._wait()
+            self._wait(seen)
 
     def drop(self, *, has_failed: bool = False) -> None:
         """One user less. After the last one the lease is kept for a while, unless there is no server."""
@@ -116,18 +122,27 @@ class _MachineServer:
         if lease is not None:
             os.close(lease)
 
-    def _wait(self) -> None:
-        before = Status.read(self._folder)
-        seen = before.run if before is not None and before.state == "failed" else ""
-        deadline = time.monotonic() + self._config.startup_timeout_seconds
+    def _wait(self, seen: str) -> None:
+        started = time.monotonic()
+        deadline = started + self._config.startup_timeout_seconds
+        attempts = 0
         while True:
             status = Status.read(self._folder)
             if status is not None and status.state == "failed" and status.run != seen:
                 raise ConfigurationError(f"{self._config} does not start on this machine: {status.detail}")
             if self._start_if_nobody_does(seen):
+                attempts += 1
+                if attempts > _ATTEMPTS:
+                    raise ConfigurationError(
+                        f"{self._config} does not start on this machine: its supervisor ends at once, and "
+                        f"says {log_tail(self._folder / _SUPERVISOR_LOG)!r}"
+                    )
                 continue
             if status is not None and status.state == "ready" and answers(self._config.place, READY, 5.0):
                 self._restarts = (status.run, status.restarts)
+                if attempts:
+                    seconds = time.monotonic() - started
+                    _logger.info("%s is ready after %.1f s, at %s", self._config, seconds, self._config.url)
                 return
             if status is None or status.state in ("preparing", "starting"):
                 # The supervisor itself bounds the start, and nothing bounds copying.
@@ -183,7 +198,7 @@ class _MachineServer:
         try:
             if before is not None and before.server_pid is not None:
                 # Its memory, that of the GPU most of all, is needed.
-                end_group(before.server_pid, str(folder))
+                end_group(before.server_pid, before.run)
             _remove_leftovers(folder, keeps_repository=keeps_repository)
             spec = self._spec(run)
             spec.write(folder)
@@ -262,6 +277,7 @@ class _MachineServer:
 
     def _watch_supervisor(self) -> None:
         """Starts another supervisor where the last one was killed, and gives the lease up after a while."""
+        taken_over = -_TAKE_OVER_EVERY_SECONDS
         while True:
             time.sleep(_WATCH_EVERY_SECONDS)
             with _lock:
@@ -274,14 +290,18 @@ class _MachineServer:
             if not self._starting.acquire(blocking=False):
                 continue
             try:
-                if self._lease is not None and self._start_if_nobody_does(is_first=False):
-                    _logger.warning(
-                        "%s: its supervisor was killed; this process has started another", self._config
-                    )
                 self._report_restarts()
+                if self._lease is not None and time.monotonic() - taken_over > _TAKE_OVER_EVERY_SECONDS:
+                    before = Status.read(self._folder)
+                    if self._start_if_nobody_does(is_first=False):
+                        taken_over = time.monotonic()
+                        why = before.detail if before is not None and before.state == "failed" else "killed"
+                        _logger.warning(
+                            "%s: another supervisor is started, the last one: %s", self._config, why
+                        )
             except Exception as error:
+                taken_over = time.monotonic()
                 _logger.error("%s: %s", self._config, error)
-                time.sleep(_WATCH_EVERY_SECONDS * 10)
             finally:
                 self._starting.release()
             self._supervisors = [each for each in self._supervisors if each.poll() is None]
@@ -373,6 +393,8 @@ def _remove_leftovers(folder: Path, *, keeps_repository: bool) -> None:
 def _remove_files(folder: Path, *, keeps_repository: bool) -> None:
     for entry in folder.glob("run-*"):
         shutil.rmtree(entry, ignore_errors=True)
+    for name in (SPEC, SOCKET):
+        (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / f"{REPOSITORY}.partial", ignore_errors=True)
     if not keeps_repository:
         shutil.rmtree(folder / REPOSITORY, ignore_errors=True)

@@ -11,7 +11,6 @@ It runs without the package around it (`beam_triton.server.lease` says how), in 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -149,13 +148,16 @@ class Supervisor:
             raise _NotStarted(f"http_port {spec.port} of 127.0.0.1 is in use by another process")
         log_start = self._log.stat().st_size if self._log.exists() else 0
         environment = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
-        self._process = ServerProcess(
-            spec.command,
-            environment={**environment, **spec.variables},
-            log_path=self._log,
-            shared_memory_prefix=spec.shared_memory_prefix,
-            folder=self._folder / spec.run,
-        )
+        try:
+            self._process = ServerProcess(
+                spec.command,
+                environment={**environment, **spec.variables},
+                log_path=self._log,
+                shared_memory_prefix=spec.shared_memory_prefix,
+                folder=self._folder / spec.run,
+            )
+        except OSError as error:
+            raise _NotStarted(f"tritonserver cannot be run: {error}") from error
         self._status.server_pid = self._process.pid
         self._publish(self._status.state)
         deadline = time.monotonic() + spec.startup_timeout_seconds
@@ -211,6 +213,8 @@ class Supervisor:
 
     def _step(self, seconds: float) -> None:
         """Waits. Raises `_Ended` where nobody uses the server any more, with ``lease.lock`` kept from all."""
+        import fcntl  # Windows has none, and imports this file
+
         time.sleep(seconds)
         if self._is_ending:
             raise _Ended

@@ -15,6 +15,7 @@ from beam_triton.credentials import redact_url
 from beam_triton.errors import ConfigurationError
 from beam_triton.validation import Options, boolean, check, not_negative, positive, rule
 
+SOCKET = "http.sock"
 _LONGEST_SOCKET_PATH = 100  # Linux takes 107 bytes.
 # Processes share a folder only where they agree on what is in it.
 _FORMAT = 1
@@ -122,14 +123,14 @@ class WorkerTriton(Options):
         user = os.getuid() if hasattr(os, "getuid") else 0
         for temporary in (tempfile.gettempdir(), "/tmp"):
             folder = Path(temporary) / f"beam_triton-{user}" / name
-            if len(os.fsencode(folder / "http.sock")) <= _LONGEST_SOCKET_PATH:
+            if len(os.fsencode(folder / SOCKET)) <= _LONGEST_SOCKET_PATH:
                 return folder
         raise AssertionError("/tmp is short enough")
 
     @property
     def place(self) -> Path | int:
         """The unix socket, or the port of 127.0.0.1, that the server listens on."""
-        return self.http_port or self.folder / "http.sock"
+        return self.http_port or self.folder / SOCKET
 
     @property
     def url(self) -> str:

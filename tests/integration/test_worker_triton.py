@@ -194,10 +194,18 @@ def test_a_copy_that_is_interrupted_is_made_again_and_only_once(
                 assert third.result() is None
                 assert third.scores(4.0)
             assert bucket.files_opened() == interrupted + 2
-            # A supervisor that takes over keeps the copy, as does whoever comes next.
+            # A supervisor that takes over keeps the copy.
             os.kill(supervisor_of(config), signal.SIGKILL)
             assert second.scores(5.0)
             assert bucket.files_opened() == interrupted + 2
+            # Where all are killed, the server is, too; whoever comes next removes what is left.
+            second.kill()
+            os.kill(supervisor_of(config), signal.SIGKILL)
+    wait_until(lambda: not processes_of(temporary), within_seconds=5.0)
+    assert (config.folder / "repository").exists()
+    with pytest.raises(ConfigurationError, match="failed to load 'broken'"):
+        lease_server(worker_triton(write_models(tmp_path / "broken", ["broken"])))
+    assert not (config.folder / "repository").exists()
 
 
 def test_a_server_that_does_not_answer_is_started_again(
