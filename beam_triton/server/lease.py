@@ -312,9 +312,8 @@ class _MachineServer:
         status = Status.read(self._folder)
         if status is None:
             return
-        run, restarts = self._restarts
-        if status.state == "restarting" and (run, restarts) != (status.run, status.restarts):
-            self._restarts = (status.run, status.restarts)
+        known, self._restarts = self._restarts, (status.run, status.restarts)
+        if self._restarts != known and status.restarts:
             _logger.warning("%s is started again: %s", self._config, status.detail)
 
 

@@ -45,7 +45,8 @@ class Status:
     """What users read of the supervisor.
 
     ``state`` is ``preparing`` (a user copies the models and looks for the server), ``starting``, ``ready``,
-    ``restarting``, ``failed`` (for the reason in ``detail``) or ``stopped``. ``run`` names the supervisor.
+    ``restarting``, ``failed`` or ``stopped``. ``detail`` is why it failed or was started again the last time.
+    ``run`` names the supervisor.
     """
 
     run: str
@@ -229,8 +230,10 @@ class Supervisor:
         self._unused_since = self._unused_since or now
         fcntl.flock(self._lease, fcntl.LOCK_UN)
 
-    def _publish(self, state: str, detail: str = "") -> None:
-        self._status.state, self._status.detail = state, detail
+    def _publish(self, state: str, detail: str | None = None) -> None:
+        self._status.state = state
+        if detail is not None:
+            self._status.detail = detail
         self._status.write(self._folder)
 
     def _kill(self) -> None:
@@ -238,7 +241,7 @@ class Supervisor:
         if process is not None:
             process.kill()
 
-    def _end(self, state: str, detail: str = "") -> None:
+    def _end(self, state: str, detail: str | None = None) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.stop(self._spec.stop_timeout_seconds)

@@ -37,7 +37,7 @@ class WorkerTriton(Options):
 
     The first process on a machine that needs it copies the models and starts the server; the others on the
     machine, which Dataflow starts one a vCPU, share it. A supervisor of its own, not a process of Beam, holds
-    the server: it starts a crashed one again, and ends it about a second after the last process that uses it
+    the server: it starts a crashed one again, and asks it to end a second after the last process that uses it
     has ended, by whatever signal. Requests wait while the server starts again. Nothing is started where the
     pipeline is built.
 

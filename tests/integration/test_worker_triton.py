@@ -90,8 +90,10 @@ def test_processes_that_start_at_once_share_one_server(repository: Path, tempora
     assert time.monotonic() - killed < 8.0
 
 
-def test_nothing_is_lost_while_the_server_and_its_supervisor_are_killed(repository: Path) -> None:
-    """The same endpoint comes back each time, and the requests in flight are sent again."""
+def test_nothing_is_lost_while_the_server_and_its_supervisor_are_killed(
+    repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same endpoint comes back each time, the requests in flight are sent again, and the log says why."""
     config = worker_triton(repository, linger_seconds=0)
     seen: list[tuple[str, int]] = []
 
@@ -115,6 +117,8 @@ def test_nothing_is_lost_while_the_server_and_its_supervisor_are_killed(reposito
     run_numbered(transform, 500, meanwhile=kill_both)
     (first, _), (again, _), (another, _) = seen
     assert first == again != another
+    assert "is started again: tritonserver ended with exit code -9; the last lines of its log:" in caplog.text
+    assert "another supervisor is started, the last one: killed" in caplog.text
 
 
 def test_two_jobs_and_processes_of_the_direct_runner_share_one_server(repository: Path) -> None:

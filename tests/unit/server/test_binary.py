@@ -105,3 +105,15 @@ def test_what_the_user_gives_comes_last(image: Path) -> None:
     assert command[-1] == "--log-info=1"
     assert "--allow-grpc=0" in command
     assert "--http-address=unix:/s" in command
+
+
+def test_a_supervisor_that_ends_at_once_is_not_started_for_ever(
+    image: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one whose Python does not run: the error has what it says."""
+    python = temporary / "python"
+    python.write_text("#!/bin/sh\necho no Python here\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(ConfigurationError, match="its supervisor ends at once, and says 'no Python here'"):
+        lease_server(WorkerTriton(str(temporary), binary=str(image)))
