@@ -27,7 +27,6 @@ from beam_triton.server.process import end_group, log_tail
 from beam_triton.server.supervisor import (
     LEASE_LOCK,
     REPOSITORY,
-    SERVER_LOG,
     SPEC,
     SUPERVISOR_LOCK,
     Spec,
@@ -132,7 +131,7 @@ class _MachineServer:
                 raise ConfigurationError(f"{self._config} does not start on this machine: {status.detail}")
             if self._start_if_nobody_does(seen):
                 attempts += 1
-                if attempts > _ATTEMPTS:
+                if attempts > _ATTEMPTS and self._last_one_ends_at_once():
                     raise ConfigurationError(
                         f"{self._config} does not start on this machine: its supervisor ends at once, and "
                         f"says {log_tail(self._folder / _SUPERVISOR_LOG)!r}"
@@ -175,6 +174,13 @@ class _MachineServer:
         finally:
             # The supervisor has inherited it, and holds the lock alone now.
             os.close(lock)
+
+    def _last_one_ends_at_once(self) -> bool:
+        try:
+            self._supervisors[-1].wait(1.0)
+            return True
+        except subprocess.TimeoutExpired:
+            return False
 
     def _is_alone(self) -> bool:
         """Whether no other process leases the server; only while there is no supervisor, who would end."""
@@ -222,6 +228,7 @@ class _MachineServer:
     def _spec(self, run: str) -> Spec:
         """What the supervisor is to run, once the models are on this machine."""
         config, folder = self._config, self._folder
+        binary = find_server_binary(config.binary)
         repository = Path(config.model_repository)
         if config.is_remote:
             repository = folder / REPOSITORY
@@ -235,7 +242,6 @@ class _MachineServer:
                 f"model_repository {config.model_repository!r} is no folder on this machine: workers need it "
                 f"at the same path, or a URL such as gs://bucket/models, which they copy"
             )
-        binary = find_server_binary(config.binary)
         backends = binary.lay_out_backends(folder / run / "backends")
         if config.backend_directory is not None:
             backends = Path(config.backend_directory)
@@ -303,8 +309,8 @@ class _MachineServer:
                 taken_over = time.monotonic()
                 _logger.error("%s: %s", self._config, error)
             finally:
+                self._supervisors = [each for each in self._supervisors if each.poll() is None]
                 self._starting.release()
-            self._supervisors = [each for each in self._supervisors if each.poll() is None]
         for supervisor in self._supervisors:
             supervisor.wait()
 
@@ -410,11 +416,6 @@ def _opened(path: Path) -> Iterator[int | None]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def server_log(config: WorkerTriton) -> str:
-    """The last lines that the server has written on this machine."""
-    return log_tail(config.folder / SERVER_LOG)
 
 
 def _forget_all() -> None:
