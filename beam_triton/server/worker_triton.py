@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from beam_triton.credentials import redact_url
 from beam_triton.errors import ConfigurationError
-from beam_triton.validation import Options, boolean, check, not_negative, positive, rule
+from beam_triton.validation import boolean, not_negative, positive, rule
 
 SOCKET = "http.sock"
 _LONGEST_SOCKET_PATH = 100  # Linux takes 107 bytes.
@@ -28,7 +28,7 @@ _port = rule(
 
 
 @dataclass(frozen=True)
-class WorkerTriton(Options):
+class WorkerTriton:
     """A Triton that runs on the workers; takes the place of ``endpoint`` everywhere.
 
     ::
@@ -102,10 +102,11 @@ class WorkerTriton(Options):
                     f"WorkerTriton.arguments: {argument.partition('=')[0]} is set by the library; http_port "
                     f"chooses a port"
                 )
-        check(self, boolean, "shared_memory")
-        check(self, _port, "http_port", allow_none=True)
-        check(self, positive, "startup_timeout_seconds")
-        check(self, not_negative, "linger_seconds")
+        boolean("WorkerTriton.shared_memory", self.shared_memory)
+        if self.http_port is not None:
+            _port("WorkerTriton.http_port", self.http_port)
+        positive("WorkerTriton.startup_timeout_seconds", self.startup_timeout_seconds)
+        not_negative("WorkerTriton.linger_seconds", self.linger_seconds)
 
     @property
     def is_remote(self) -> bool:
