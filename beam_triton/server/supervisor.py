@@ -110,7 +110,7 @@ class Supervisor:
     def __init__(self, folder: Path, spec: Spec) -> None:
         self._folder = folder
         self._spec = spec
-        self._log = folder / SERVER_LOG
+        self._log, self._log_start = folder / SERVER_LOG, 0
         self._status = Status(spec.run, "starting")
         self._lease = os.open(folder / LEASE_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._unused_since: float | None = None
@@ -147,7 +147,7 @@ class Supervisor:
             Path(spec.socket).unlink(missing_ok=True)
         elif _accepts(spec.port or 0):
             raise _NotStarted(f"http_port {spec.port} of 127.0.0.1 is in use by another process")
-        log_start = self._log.stat().st_size if self._log.exists() else 0
+        log_start = self._log_start = self._log.stat().st_size if self._log.exists() else 0
         environment = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
         try:
             self._process = ServerProcess(
@@ -193,12 +193,13 @@ class Supervisor:
                     return f"tritonserver did not answer for {now - answered:.0f} s"
             if self._log.exists() and self._log.stat().st_size > _LARGEST_LOG_BYTES:
                 os.truncate(self._log, 0)
+                self._log_start = 0
         return f"tritonserver ended with exit code {process.exit_code}"
 
     def _start_again(self, reason: str) -> None:
         while True:
             self._status.restarts += 1
-            log = log_tail(self._log, lines=10)
+            log = log_tail(self._log, self._log_start, lines=10)
             self._publish("restarting", f"{reason}; the last lines of its log:\n{log}")
             self._kill()
             backoff_seconds = 2.0 ** min(self._crashes, 10) / 2 if self._crashes else 0.0
