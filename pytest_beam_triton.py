@@ -42,8 +42,8 @@ def local_triton() -> Iterator[Callable[..., LocalTriton]]:
     killed is started again for the next one that asks. Where no Triton runs (it needs Linux on x86-64 and
     glibc 2.35) the test is skipped; everything else that goes wrong is an error.
     """
+    from beam_triton.server.platform_check import unsupported_reason
     from beam_triton.testing import LocalTriton
-    from beam_triton.testing.platform_check import unsupported_reason
 
     servers: dict[str, LocalTriton] = {}
 

@@ -36,6 +36,7 @@ from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
 from beam_triton.protocol import InferResponse, ModelSpec, TensorSpec
+from beam_triton.server.worker_triton import WorkerTriton
 from beam_triton.transforms.batch_inference import TritonBatchInference
 from beam_triton.transforms.embeddings import TritonImageEmbeddings, TritonTextEmbeddings
 from beam_triton.transforms.enrichment import TritonEnrichmentHandler
@@ -98,4 +99,5 @@ __all__ = [
     "TritonSequenceInference",
     "TritonTextEmbeddings",
     "UnexpectedOutputError",
+    "WorkerTriton",
 ]

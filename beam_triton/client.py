@@ -35,6 +35,8 @@ from beam_triton.protocol.paths import (
     model_statistics_path,
 )
 from beam_triton.remote_model import RemoteModel, new_request_id
+from beam_triton.server.lease import lease_server
+from beam_triton.server.worker_triton import WorkerTriton
 from beam_triton.transport.session import acquire_session
 
 _logger = logging.getLogger(__name__)
@@ -56,11 +58,13 @@ class TritonClient:
     `close`, or the end of a ``with`` block, releases the references.
 
     Args:
-        endpoint: URL such as ``http://triton:8000``, or a list of them for fail-over.
+        endpoint: URL such as ``http://triton:8000``, or a list of them for fail-over. A `WorkerTriton` is
+            started here, and waited for.
         options: the keyword arguments that `InferenceOptions` describes.
 
     Raises:
-        ConfigurationError: an option cannot work. Nothing is sent here.
+        ConfigurationError: an option cannot work, or the `WorkerTriton` does not start. No server that runs
+            elsewhere is asked anything here.
 
     Example::
 
@@ -69,8 +73,9 @@ class TritonClient:
             response.outputs["probabilities"]
     """
 
-    def __init__(self, endpoint: str | Sequence[str], **options: Any) -> None:
+    def __init__(self, endpoint: str | Sequence[str] | WorkerTriton, **options: Any) -> None:
         self._options = InferenceOptions.from_options({"endpoint": endpoint, **options}, owner=type(self))
+        self._server_lease = lease_server(self._options.endpoint)
         self._session_lease = acquire_session(self._options.pool, self._options.tls, self._options.network)
         self._parameters = self._options.parameters
         self._lock = threading.Lock()
@@ -84,7 +89,7 @@ class TritonClient:
         return cls(**{option.name: getattr(options, option.name) for option in dataclasses.fields(options)})
 
     def __repr__(self) -> str:
-        return f"TritonClient({', '.join(map(str, self._options.urls))})"
+        return f"TritonClient({self._options.servers})"
 
     def __enter__(self: Self) -> Self:
         return self
@@ -243,6 +248,8 @@ class TritonClient:
         for model in models.values():
             model.close()
         self._session_lease.release()
+        if self._server_lease is not None:
+            self._server_lease.release()
 
     def _version(self, model_version: str | int | None) -> str | int | None:
         return self._options.model_version if model_version is None else model_version
@@ -315,8 +322,7 @@ def _patiently(operation: Callable[[], T], options: InferenceOptions, wait_secon
         # On a thread of its own: a server that is starting may hold a request for longer than this.
         while not ended.wait(_LOG_EVERY_SECONDS):
             waited_seconds = time.monotonic() - started
-            servers = ", ".join(map(str, options.urls))
-            _logger.warning("waiting for %s for %.0f s so far: %s", servers, waited_seconds, reason)
+            _logger.warning("waiting for %s for %.0f s so far: %s", options.servers, waited_seconds, reason)
 
     logger = threading.Thread(target=log, name="beam_triton-waiting", daemon=True)
     logger.start()

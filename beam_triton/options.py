@@ -26,6 +26,7 @@ from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
 from beam_triton.policy.retry import RetryPolicy
 from beam_triton.protocol import ModelSpec, check_request_options, checked_parameters
 from beam_triton.protocol.paths import checked_version
+from beam_triton.server.worker_triton import WorkerTriton
 from beam_triton.transport.config import ConnectionPoolConfig, NetworkConfig, TlsConfig
 from beam_triton.transport.origin import EndpointUrl
 from beam_triton.validation import Options, boolean, check, one_of, positive, positive_integer
@@ -45,7 +46,7 @@ class InferenceOptions(Options):
             ``http+unix://%2Fpath%2Fto.sock``), or a list of them: requests are spread over the healthy ones,
             and a request that fails at one is tried at another. URLs of Vertex AI
             (``https://…/projects/…/locations/…/endpoints/…``) and SageMaker (``https://…/invocations``) are
-            recognised by their paths.
+            recognised by their paths. A `WorkerTriton` is a server that each worker machine runs for itself.
         discovery: ``dns`` makes an endpoint of each address that a name in ``endpoint`` has, such as the
             pods of a headless Kubernetes Service. New addresses are used, those that are gone get no more
             requests. The ``Host`` header and the check of certificates keep the name. ``None`` connects to
@@ -121,7 +122,7 @@ class InferenceOptions(Options):
         ConfigurationError: a value is out of range or of the wrong kind, or two contradict each other.
     """
 
-    endpoint: str | Sequence[str] = field(repr=False)
+    endpoint: str | Sequence[str] | WorkerTriton = field(repr=False)
     discovery: str | None = None
     discovery_interval_seconds: float = 30.0
     model_version: str | int | None = None
@@ -175,6 +176,8 @@ class InferenceOptions(Options):
             breaker = CircuitBreakerPolicy.from_options(self.circuit_breaker)
             object.__setattr__(self, "circuit_breaker", breaker)
         _ = self.urls, self.network
+        if self.discovery is not None and isinstance(self.endpoint, WorkerTriton):
+            raise ConfigurationError("discovery looks names up, and a WorkerTriton has none: leave it out")
         checked_version(self.model_version)
         checked_parameters(self.parameters)
         self._check_credentials()
@@ -194,11 +197,14 @@ class InferenceOptions(Options):
     @property
     def urls(self) -> tuple[EndpointUrl, ...]:
         """The endpoints, parsed."""
+        if isinstance(self.endpoint, WorkerTriton):
+            return (EndpointUrl.parse(self.endpoint.url),)
         given = [self.endpoint] if isinstance(self.endpoint, str) else self.endpoint
         # The message names the value's type alone: it may hold a URL with a password.
         if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray | memoryview):
             raise ConfigurationError(
-                f"endpoint must be a URL or a list of URLs, not a {type(self.endpoint).__name__}"
+                f"endpoint must be a URL, a list of URLs or a WorkerTriton, not a "
+                f"{type(self.endpoint).__name__}"
             )
         if not given:
             raise ConfigurationError("endpoint must be a URL or a list of URLs, not an empty list")
@@ -206,6 +212,13 @@ class InferenceOptions(Options):
         if len(set(urls)) != len(urls):
             raise ConfigurationError("endpoint names the same server twice: " + ", ".join(map(str, urls)))
         return urls
+
+    @property
+    def servers(self) -> str:
+        """The endpoints as people know them, without credentials."""
+        if isinstance(self.endpoint, WorkerTriton):
+            return str(self.endpoint)
+        return ", ".join(map(str, self.urls))
 
     @property
     def has_metadata(self) -> bool:
@@ -273,8 +286,11 @@ class InferenceOptions(Options):
 
     def shown(self) -> dict[str, str]:
         """The options that differ from their defaults, as text without secrets, for display data."""
-        endpoints = [self.endpoint] if isinstance(self.endpoint, str) else self.endpoint
-        shown = {"endpoint": ", ".join(redact_url(url) for url in endpoints)}
+        if isinstance(self.endpoint, WorkerTriton):
+            shown = {"endpoint": str(self.endpoint)}
+        else:
+            endpoints = [self.endpoint] if isinstance(self.endpoint, str) else self.endpoint
+            shown = {"endpoint": ", ".join(redact_url(url) for url in endpoints)}
         defaults = type(self)(endpoint="http://any")
         for option in fields(self):
             value, default = getattr(self, option.name), getattr(defaults, option.name)

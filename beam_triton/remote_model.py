@@ -43,6 +43,7 @@ from beam_triton.protocol.paths import (
     model_ready_path,
     model_statistics_path,
 )
+from beam_triton.server.lease import lease_server
 from beam_triton.transport.exchange import Exchange
 
 _request_numbers = itertools.count(1)
@@ -127,6 +128,7 @@ class RemoteModel:
             ),
             options.header_values,
             options.auth,
+            lease_server(options.endpoint),
         )
 
     @property

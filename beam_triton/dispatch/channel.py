@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from beam_triton.auth.hook import Auth
 from beam_triton.dispatch.endpoints import EndpointSet, EndpointSetKey
 from beam_triton.dispatch.request_head import HeadWriter
+from beam_triton.server.lease import ServerLease
 from beam_triton.transport.config import DEFAULT_NETWORK, ConnectionPoolConfig, NetworkConfig, TlsConfig
 from beam_triton.transport.pool import ConnectionPool
 from beam_triton.transport.reactor import Reactor
@@ -58,6 +59,7 @@ class Channel:
         options: of every call made here.
         headers: gives the user's own header fields, credentials resolved.
         auth: sees each attempt before it is sent.
+        server_lease: of the server on this machine that the calls go to; released with the others.
     """
 
     def __init__(
@@ -68,7 +70,9 @@ class Channel:
         options: CallOptions,
         headers: Callable[[], Mapping[str, str]],
         auth: Auth | None = None,
+        server_lease: ServerLease | None = None,
     ) -> None:
+        self._server_lease = server_lease
         self._session_lease = acquire_session(pool, tls, options.network)
         self._endpoints_lease = ENDPOINT_SETS.acquire(key)
         self.options = options
@@ -87,6 +91,8 @@ class Channel:
         return CallContext(reactor, self.pool, self.endpoints, self.head_writer, self.options)
 
     def close(self) -> None:
-        """Release both references; the last user's release closes the connections."""
+        """Release the references; the last user's release closes the connections."""
         self._endpoints_lease.release()
         self._session_lease.release()
+        if self._server_lease is not None:
+            self._server_lease.release()

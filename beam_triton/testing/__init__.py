@@ -8,10 +8,10 @@ Python-backend ``model.py``.
 
 from __future__ import annotations
 
+from beam_triton.server.environment import ServerEnvironment, find_or_make_server_environment
 from beam_triton.testing.fake_model import FakeModel
 from beam_triton.testing.fake_triton import FakeTriton, RecordedRequest
 from beam_triton.testing.local_triton import LocalTriton
-from beam_triton.testing.server_environment import ServerEnvironment, find_or_make_server_environment
 
 __all__ = [
     "FakeModel",

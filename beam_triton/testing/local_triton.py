@@ -20,22 +20,18 @@ from beam_triton.errors import ConfigurationError, DeadlineExceededError
 from beam_triton.protocol import error_from_response
 from beam_triton.protocol.paths import (
     REPOSITORY_INDEX,
-    SERVER_READY,
     repository_load_path,
     repository_unload_path,
 )
+from beam_triton.server.binary import ServerBinary, server_command
+from beam_triton.server.environment import find_or_make_packages, find_or_make_server_environment
+from beam_triton.server.probe import READY, answers
+from beam_triton.server.process import ServerProcess, log_tail, startup_log
 from beam_triton.testing import ports
-from beam_triton.testing.server_environment import (
-    ServerEnvironment,
-    find_or_make_packages,
-    find_or_make_server_environment,
-)
-from beam_triton.testing.server_process import ServerProcess, lay_out_backends, server_variables
 
 ModelsControl = Literal["none", "explicit", "poll"]
 
 _LOG_TAIL_LINES = 40
-_LOG_TAIL_BYTES = 256 * 1024
 _ATTEMPTS_TO_BIND = 3
 _BIND_FAILURES = ("address already in use", "failed to start http service", "failed to start grpc service")
 
@@ -186,7 +182,7 @@ class LocalTriton:
             packages = find_or_make_packages(environment, self._packages) if self._packages else None
             for attempt in range(1, _ATTEMPTS_TO_BIND + 1):
                 try:
-                    self._start_once(environment, packages)
+                    self._start_once(ServerBinary.of_wheel(environment), packages)
                     break
                 except _PortTaken:
                     # Another process took the port after it was chosen. A port that clients know already is
@@ -196,7 +192,7 @@ class LocalTriton:
             _started[self] = os.getpid()
             return self
 
-    def _start_once(self, environment: ServerEnvironment, packages: Path | None) -> None:
+    def _start_once(self, binary: ServerBinary, packages: Path | None) -> None:
         self._end_process(kill=True)
         http_port = self._http_port or ports.free_port()
         if not ports.is_free(http_port):
@@ -209,12 +205,12 @@ class LocalTriton:
         try:
             if self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="beam_triton_"))
-                lay_out_backends(environment, self._folder / "backends", packages)
+                binary.lay_out_backends(self._folder / "backends", packages)
             log_path = self._log_path()
             self._log_start_bytes = log_path.stat().st_size if log_path.exists() else 0
             self._process = ServerProcess(
-                self._command(environment, http_port, shared_memory_prefix),
-                environment=server_variables(environment, self._environment_variables),
+                self._command(binary, http_port, shared_memory_prefix),
+                environment=binary.variables(self._environment_variables),
                 log_path=log_path,
                 shared_memory_prefix=shared_memory_prefix,
                 folder=self._folder,
@@ -226,30 +222,22 @@ class LocalTriton:
             raise
         self._http_port = http_port
 
-    def _command(
-        self, environment: ServerEnvironment, http_port: int, shared_memory_prefix: str
-    ) -> list[str]:
+    def _command(self, binary: ServerBinary, http_port: int, shared_memory_prefix: str) -> list[str]:
         assert self._folder is not None
-        arguments = [
-            str(environment.tritonserver),
-            f"--model-repository={self._model_repository}",
-            f"--backend-directory={self._folder / 'backends'}",
-            # Servers with one prefix take each other's regions for their own.
-            f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
-            f"--model-control-mode={self._models_control}",
-            f"--exit-timeout-secs={max(1, round(self._stop_timeout_seconds))}",
-            "--log-info=0",
-        ]
         ports_of = {"http": http_port, "grpc": self._grpc_port, "metrics": self._metrics_port}
-        for service, port in ports_of.items():
-            if port is None:
-                arguments.append(f"--allow-{service}=0")
-            else:
-                arguments += [f"--{service}-address=127.0.0.1", f"--{service}-port={port}"]
+        more = [f"--model-control-mode={self._models_control}"]
         if self._models_control == "poll":
-            arguments.append("--repository-poll-secs=1")
-        arguments += [f"--load-model={name}" for name in self._load_models]
-        return [*arguments, *self._extra_args]
+            more.append("--repository-poll-secs=1")
+        more += [f"--load-model={name}" for name in self._load_models]
+        return server_command(
+            binary,
+            self._model_repository,
+            backends=self._folder / "backends",
+            shared_memory_prefix=shared_memory_prefix,
+            exit_timeout_seconds=self._stop_timeout_seconds,
+            services={name: None if port is None else ("127.0.0.1", port) for name, port in ports_of.items()},
+            more=[*more, *self._extra_args],
+        )
 
     def _wait_until_ready(self, http_port: int) -> None:
         process = self._process
@@ -259,7 +247,7 @@ class LocalTriton:
         others = [port for port in (self._grpc_port, self._metrics_port) if port is not None]
         while not (_is_ready(http_port) and all(map(ports.accepts, others))):
             if process.exit_code is not None:
-                log = self._startup_log()
+                log = startup_log(self._log_path(), self._log_start_bytes)
                 port_taken = any(text in log.lower() for text in _BIND_FAILURES)
                 raise (_PortTaken if port_taken else ConfigurationError)(
                     f"tritonserver ended with exit code {process.exit_code} while it started; its log:\n{log}"
@@ -315,21 +303,7 @@ class LocalTriton:
         """
         if self._folder is None:
             return "\n".join(self._last_log.splitlines()[-lines:])
-        try:
-            with self._log_path().open("rb") as log:
-                end = log.seek(0, os.SEEK_END)
-                log.seek(max(self._log_start_bytes, end - _LOG_TAIL_BYTES))
-                text = log.read().decode("utf-8", "replace")
-        except OSError:
-            return ""
-        return "\n".join(text.splitlines()[-lines:])
-
-    def _startup_log(self) -> str:
-        """The log's first and last lines: the first one names a wrong argument."""
-        lines = self.log_tail(lines=10_000).splitlines()
-        if len(lines) > 2 * _LOG_TAIL_LINES:
-            lines = [*lines[:5], "…", *lines[-_LOG_TAIL_LINES:]]
-        return "\n".join(lines)
+        return log_tail(self._log_path(), self._log_start_bytes, lines)
 
     def load_model(self, model_name: str, *, timeout_seconds: float = 60.0) -> None:
         """Loads, or reloads, a model of the repository; needs ``models_control="explicit"``.
@@ -373,16 +347,12 @@ class _PortTaken(ConfigurationError):
 
 
 def _is_ready(port: int) -> bool:
-    try:
-        status, _ = _call("GET", port, SERVER_READY, 2.0)
-    except (OSError, http.client.HTTPException):
-        return False
-    return status == 200
+    return answers(port, READY, 2.0)
 
 
 def _control(port: int, path: str, what: str, model_name: str, timeout_seconds: float) -> bytes:
     """The body of the answer to a POST. Raises `InferenceError` with the server's reason."""
-    status, body = _call("POST", port, path, timeout_seconds)
+    status, body = _post(port, path, timeout_seconds)
     if status != 200:
         raise error_from_response(status, body, model_name=model_name, what=what)
     return body
@@ -394,11 +364,11 @@ def _is_loaded(port: int, model_name: str, timeout_seconds: float) -> bool:
     return any(row["name"] == model_name and row.get("state", "UNAVAILABLE") != "UNAVAILABLE" for row in rows)
 
 
-def _call(method: str, port: int, path: str, timeout_seconds: float) -> tuple[int, bytes]:
+def _post(port: int, path: str, timeout_seconds: float) -> tuple[int, bytes]:
     # http.client, because urllib.request would send loopback requests to a proxy named in the environment.
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
     try:
-        connection.request(method, path, body=b"{}" if method == "POST" else None)
+        connection.request("POST", path, body=b"{}")
         response = connection.getresponse()
         return response.status, response.read()
     finally:

@@ -13,8 +13,8 @@ import time
 from types import FrameType
 
 from beam_triton.errors import ConfigurationError
+from beam_triton.server.environment import find_or_make_packages
 from beam_triton.testing import LocalTriton, find_or_make_server_environment
-from beam_triton.testing.server_environment import find_or_make_packages
 
 
 def main() -> int:

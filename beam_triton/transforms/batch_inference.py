@@ -19,6 +19,7 @@ from beam_triton.client import TritonClient
 from beam_triton.errors import ConfigurationError, LocalProtocolError, TritonError
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import InferRequestEncoder
+from beam_triton.server.worker_triton import WorkerTriton
 from beam_triton.transforms.arrow_batches import (
     ArrowInferenceDoFn,
     RowsAsTables,
@@ -29,7 +30,7 @@ from beam_triton.transforms.arrow_batches import (
 )
 from beam_triton.transforms.exception_handling import DeadLetters, Scored, dead_letter_type
 from beam_triton.transforms.inference import TritonInference, pass_on
-from beam_triton.transforms.model_dofn import check_can_be_scored
+from beam_triton.transforms.model_dofn import before_workers, check_can_be_scored
 from beam_triton.transforms.numpy_batches import (
     ArraysAsBatches,
     TritonBatchInferenceDoFn,
@@ -100,7 +101,7 @@ class TritonBatchInference(TritonInference):
 
     def __init__(
         self,
-        endpoint: str | Sequence[str],
+        endpoint: str | Sequence[str] | WorkerTriton,
         model_name: str,
         *,
         output: str | None = None,
@@ -132,7 +133,7 @@ class TritonBatchInference(TritonInference):
                 "bucket_boundaries: TritonBatchInference pads nothing, as rows of one length share requests; "
                 "TritonInference takes elements one by one, and pads them"
             )
-        with TritonClient.from_inference_options(given) as client:
+        with TritonClient.from_inference_options(before_workers(given, model_name)) as client:
             model = client.wait_for_model_spec(model_name)
         self._encoder = InferRequestEncoder(model, outputs=given.outputs, classification=given.classification)
         outputs = self._encoder.expected_outputs

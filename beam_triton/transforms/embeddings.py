@@ -29,6 +29,7 @@ from beam_triton.options import InferenceOptions
 from beam_triton.protocol import TensorSpec, checked_parameters
 from beam_triton.protocol.text import shorten
 from beam_triton.remote_model import RemoteModel
+from beam_triton.server.worker_triton import WorkerTriton
 from beam_triton.transforms.exception_handling import (
     DeadLetters,
     ExceptionHandling,
@@ -50,7 +51,7 @@ class _TritonEmbeddings(EmbeddingsManager):
 
     def __init__(
         self,
-        endpoint: str | Sequence[str],
+        endpoint: str | Sequence[str] | WorkerTriton,
         model_name: str,
         columns: list[str] | None = None,
         *,
@@ -172,7 +173,7 @@ class TritonTextEmbeddings(_TritonEmbeddings):
     fails is a dead letter alone; Beam's own embeddings make one of its whole batch.
 
     Args:
-        endpoint: URL of the server, or a list of them for fail-over.
+        endpoint: URL of the server, a list of them for fail-over, or a `WorkerTriton`.
         model_name: the model.
         columns: names of the columns of dicts or rows that hold text.
         type_adapter: Beam's ``EmbeddingTypeAdapter``, for elements of another type.
@@ -507,7 +508,10 @@ def _from_artifact(pickled: bytes) -> _Embed:
 
 
 def _check_holds_no_secret(options: InferenceOptions) -> None:
-    endpoints = [options.endpoint] if isinstance(options.endpoint, str) else options.endpoint
+    endpoint = options.endpoint
+    if isinstance(endpoint, WorkerTriton):
+        endpoint = endpoint.model_repository
+    endpoints = [endpoint] if isinstance(endpoint, str) else endpoint
     headers, proxies = options.headers or {}, options.proxies or {}
     secrets = [(f"header {name}", headers[name]) for name in headers if _is_hidden(name)]
     secrets += [("auth_token", options.auth_token)] if options.auth_token is not None else []

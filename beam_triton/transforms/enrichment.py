@@ -15,6 +15,7 @@ from beam_triton.options import InferenceOptions
 from beam_triton.protocol import ModelSpec
 from beam_triton.protocol.paths import model_path
 from beam_triton.remote_model import RemoteModel
+from beam_triton.server.worker_triton import WorkerTriton
 from beam_triton.transforms.model_dofn import close_with, open_described, open_model
 from beam_triton.transforms.row_inputs import Columns, InputReader, checked_inputs
 from beam_triton.transforms.row_results import row_of_outputs
@@ -56,7 +57,7 @@ class TritonEnrichmentHandler(EnrichmentSourceHandler):  # type: ignore[type-arg
     deadlines are those of the options.
 
     Args:
-        endpoint: URL of the server, or a list of them for fail-over.
+        endpoint: URL of the server, a list of them for fail-over, or a `WorkerTriton`.
         model_name: the model.
         inputs: input name to the column that feeds it, or to several columns of one value each; the others
             are fed by columns of their own name.
@@ -77,7 +78,7 @@ class TritonEnrichmentHandler(EnrichmentSourceHandler):  # type: ignore[type-arg
 
     def __init__(
         self,
-        endpoint: str | Sequence[str],
+        endpoint: str | Sequence[str] | WorkerTriton,
         model_name: str,
         *,
         inputs: Mapping[str, Columns] | None = None,

@@ -34,6 +34,7 @@ from beam_triton.protocol import error_from_response
 from beam_triton.protocol.paths import generate_path
 from beam_triton.protocol.text import printable, shorten
 from beam_triton.remote_model import RemoteModel, new_request_id
+from beam_triton.server.worker_triton import WorkerTriton
 from beam_triton.transforms.bundle import dead_letter, with_own_windows
 from beam_triton.transforms.column_check import check_kept
 from beam_triton.transforms.exception_handling import DeadLetters, dead_letter_type
@@ -396,7 +397,7 @@ class TritonGenerateDoFn(ModelDoFn):
 
     def __init__(
         self,
-        endpoint: str | Sequence[str],
+        endpoint: str | Sequence[str] | WorkerTriton,
         model_name: str,
         *,
         generating: Generating | None = None,
@@ -508,7 +509,7 @@ class TritonGenerate(TritonInference):
     sends, ``finish_bundle`` waits. docs/llm.md says what that means where a text takes minutes.
 
     Args:
-        endpoint: URL of the server, or a list of them for fail-over.
+        endpoint: URL of the server, a list of them for fail-over, or a `WorkerTriton`.
         model_name: the model; of TensorRT-LLM the ensemble or the BLS model.
         prompt_field: the input that a prompt feeds.
         inputs: input name to the column of rows that feeds it.
@@ -540,7 +541,7 @@ class TritonGenerate(TritonInference):
 
     def __init__(
         self,
-        endpoint: str | Sequence[str],
+        endpoint: str | Sequence[str] | WorkerTriton,
         model_name: str,
         *,
         prompt_field: str = "text_input",
@@ -641,7 +642,9 @@ class TritonGenerate(TritonInference):
         return kept
 
 
-def generate_options(endpoint: str | Sequence[str], options: Mapping[str, Any]) -> InferenceOptions:
+def generate_options(
+    endpoint: str | Sequence[str] | WorkerTriton, options: Mapping[str, Any]
+) -> InferenceOptions:
     """The options of requests.
 
     Raises:

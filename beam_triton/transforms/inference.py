@@ -14,6 +14,7 @@ from apache_beam.typehints import Tuple, Union
 from beam_triton.errors import ConfigurationError, TritonError
 from beam_triton.options import InferenceOptions
 from beam_triton.remote_model import RemoteModel
+from beam_triton.server.worker_triton import WorkerTriton
 from beam_triton.transforms.bundle import BundleScorer, with_own_windows
 from beam_triton.transforms.exception_handling import (
     DeadLetters,
@@ -69,7 +70,7 @@ class TritonInferenceDoFn(ModelDoFn):
 
     def __init__(
         self,
-        endpoint: str | Sequence[str],
+        endpoint: str | Sequence[str] | WorkerTriton,
         model_name: ModelName,
         *,
         model_version: ModelVersion = None,
@@ -218,7 +219,7 @@ class TritonInference(beam.PTransform[Any, Any]):
     compared with the model's inputs when the transform is applied.
 
     Args:
-        endpoint: URL of the server, or a list of them for fail-over.
+        endpoint: URL of the server, a list of them for fail-over, or a `WorkerTriton`.
         model_name: the model; or a callable that takes an element, with its key if it has one, and gives its
             model; or ``{"column": name}`` of the column that names it; or a side input, which names that of a
             window: ``AsSingleton(names)``, or ``AsIter(names)`` of equal ones. What gives a name may give
@@ -252,7 +253,7 @@ class TritonInference(beam.PTransform[Any, Any]):
 
     def __init__(
         self,
-        endpoint: str | Sequence[str],
+        endpoint: str | Sequence[str] | WorkerTriton,
         model_name: ModelName,
         *,
         model_version: ModelVersion = None,
@@ -413,7 +414,9 @@ class TritonInference(beam.PTransform[Any, Any]):
                 failures |= "FailedRows" >> pass_on(failure_type)
         return self._with_failures(pcoll, scored, failures)
 
-    def _dofn(self, endpoint: str | Sequence[str], model_name: ModelName, **options: Any) -> beam.DoFn:
+    def _dofn(
+        self, endpoint: str | Sequence[str] | WorkerTriton, model_name: ModelName, **options: Any
+    ) -> beam.DoFn:
         kind = SwitchedInferenceDoFn if self._side_inputs else TritonInferenceDoFn
         return kind(endpoint, model_name, **options)
 

@@ -18,6 +18,7 @@ from beam_triton.policy.circuit_breaker import max_hold_seconds
 from beam_triton.protocol import InferRequestEncoder, ModelSpec, TensorSpec
 from beam_triton.protocol.paths import model_path
 from beam_triton.remote_model import RemoteModel, is_in_use
+from beam_triton.server.worker_triton import WorkerTriton
 from beam_triton.transforms.results import DefaultValue
 
 _logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def annotations_of(
     """Annotations of a transform, in the words of ``RunInference``: runners find models by them."""
     kind, version = type(transform), options.model_version
     return {
-        "model_handler": f"{kind.__name__}({', '.join(map(str, options.urls))}, {model_name!r})",
+        "model_handler": f"{kind.__name__}({options.servers}, {model_name!r})",
         "model_handler_type": f"{kind.__module__}.{kind.__qualname__}",
         "model_identifier": model_name if version in (None, "") else f"{model_name}:{version}",
     }
@@ -133,11 +134,29 @@ def open_model(options: InferenceOptions, model_name: str, *, of_sequences: bool
 def open_described(options: InferenceOptions, model_name: str, *, of_sequences: bool = False) -> RemoteModel:
     """As `open_model`, for a pipeline that is being built: the server is not asked where ``model_spec``
     describes the model, not even for a comparison with a lock file."""
+    options = before_workers(options, model_name)
     spec = options.spec_of(model_name)
     if spec is not None:
         # How tensors travel makes no difference to elements and results.
         options = replace(options, model_spec=replace(spec, lock_file=""), binary=True)
     return open_model(options, model_name, of_sequences=of_sequences)
+
+
+def before_workers(options: InferenceOptions, model_name: str) -> InferenceOptions:
+    """The options for a pipeline that is being built, where no `WorkerTriton` is started.
+
+    Raises:
+        ConfigurationError: it alone could describe the model.
+    """
+    if not isinstance(options.endpoint, WorkerTriton):
+        return options
+    if options.spec_of(model_name) is None:
+        raise ConfigurationError(
+            f"{options.endpoint} is started on the workers, and what model {model_name!r} takes and gives is "
+            f"needed here, where the pipeline is built: give model_spec=ModelSpec(…), or a lock file, which "
+            f"python -m beam_triton lock writes for any server of the model (docs/lock-file.md)"
+        )
+    return replace(options, endpoint=options.endpoint.url)
 
 
 def default_of(options: InferenceOptions, encoder: InferRequestEncoder) -> DefaultValue | None:

@@ -26,6 +26,7 @@ from beam_triton.protocol import (
 )
 from beam_triton.protocol.paths import checked_version, model_path
 from beam_triton.remote_model import RemoteModel
+from beam_triton.server.worker_triton import WorkerTriton
 from beam_triton.transforms.bisection import BisectingSender
 from beam_triton.transforms.metrics import NAMESPACE, InferenceMetrics
 from beam_triton.transforms.model_dofn import close_with, default_of, open_model
@@ -97,7 +98,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, "HeldModel"]):
     the namespace ``beam_triton``.
 
     Args:
-        endpoint: URL of the server, or a list of them for fail-over.
+        endpoint: URL of the server, a list of them for fail-over, or a `WorkerTriton`.
         model_name: the model.
         inputs: input name to the column of a row that feeds it, where that has another name; or to a list of
             columns of one value each, which make up the tensor.
@@ -118,7 +119,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, "HeldModel"]):
 
     def __init__(
         self,
-        endpoint: str | Sequence[str],
+        endpoint: str | Sequence[str] | WorkerTriton,
         model_name: str,
         *,
         inputs: Mapping[str, Columns] | None = None,
@@ -165,7 +166,7 @@ class TritonModelHandler(ModelHandler[Any, PredictionResult, "HeldModel"]):
         return TritonModelHandler
 
     def __repr__(self) -> str:
-        return f"TritonModelHandler({', '.join(map(str, self._options.urls))}, {self._model_name!r})"
+        return f"TritonModelHandler({self._options.servers}, {self._model_name!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": None}

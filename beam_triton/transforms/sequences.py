@@ -33,6 +33,7 @@ from beam_triton.errors import (
 )
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol.text import shorten
+from beam_triton.server.worker_triton import WorkerTriton
 from beam_triton.transforms.exception_handling import DeadLetters
 from beam_triton.transforms.inference import TritonInference, key_and_element
 from beam_triton.transforms.metrics import InferenceMetrics
@@ -160,7 +161,7 @@ class SequenceDoFn(ModelDoFn):
 
     def __init__(
         self,
-        endpoint: str | Sequence[str],
+        endpoint: str | Sequence[str] | WorkerTriton,
         model_name: str,
         *,
         sequencing: Sequencing,
@@ -500,7 +501,9 @@ def _late(why: str) -> LateElementError:
     return LateElementError(f"the element came too late: {why}")
 
 
-def sequence_options(endpoint: str | Sequence[str], options: Mapping[str, Any]) -> InferenceOptions:
+def sequence_options(
+    endpoint: str | Sequence[str] | WorkerTriton, options: Mapping[str, Any]
+) -> InferenceOptions:
     """The options of requests.
 
     Raises:
@@ -572,7 +575,7 @@ class TritonSequenceInference(TritonInference):
 
     def __init__(
         self,
-        endpoint: str | Sequence[str],
+        endpoint: str | Sequence[str] | WorkerTriton,
         model_name: str,
         *,
         order_by: FromElement | None = None,
@@ -611,7 +614,9 @@ class TritonSequenceInference(TritonInference):
             )
         return super().expand(pcoll)
 
-    def _dofn(self, endpoint: str | Sequence[str], model_name: Any, **options: Any) -> beam.DoFn:
+    def _dofn(
+        self, endpoint: str | Sequence[str] | WorkerTriton, model_name: Any, **options: Any
+    ) -> beam.DoFn:
         kind = GrowingSequencesDoFn if self._grows else WholeSequencesDoFn
         return kind(endpoint, model_name, sequencing=self._sequencing, **options)
 

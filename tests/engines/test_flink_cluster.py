@@ -15,6 +15,7 @@ from engines.digits_job import score_digits
 from tests.engines.engines_table import record
 from tests.engines.numbers_job import SLOW_NUMBERS, scored_numbers, start_numbers, write_numbers
 from tests.engines.processes_and_connections import check_counts, count_on, wait_until
+from tests.engines.worker_triton_job import DIGITS, one_server, scored_digits, start_job
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -51,6 +52,14 @@ def test_processes_and_connections(cluster: FlinkCluster, triton: LocalTriton, t
     assert counts.dofns.instances == 8
     wait_until(lambda: set(cluster.members()) <= before, within_seconds=30)
     record("Flink cluster, batch", counts.figures())
+
+
+def test_its_workers_share_a_triton_of_their_machine(cluster: FlinkCluster, tmp_path: Path) -> None:
+    """Each of the two task managers has a worker process of its own."""
+    with one_server() as server:
+        start_job(cluster, tmp_path / "output").finish()
+    assert len(scored_digits(tmp_path / "output")) == DIGITS
+    assert len(server.users) >= 1 + 2
 
 
 def test_a_killed_task_manager_causes_no_lost_or_repeated_row(model_repository: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from engines import Prism
 from engines.digits_job import score_digits
 from tests.engines.engines_table import record
 from tests.engines.processes_and_connections import check_counts, count_on
+from tests.engines.worker_triton_job import DIGITS, one_server, scored_digits, start_job
 
 ELEMENTS = 20_000
 
@@ -34,3 +36,16 @@ def test_processes_and_connections(worker_processes: bool, triton: LocalTriton, 
         assert prism.members() == []
     check_counts(counts, elements=ELEMENTS)
     record("Prism, worker process" if worker_processes else "Prism, LOOPBACK", counts.figures())
+
+
+def test_worker_processes_of_two_jobs_share_a_triton_of_their_machine(tmp_path: Path) -> None:
+    """Each job has a worker process of its own, with the package installed; one server scores for both."""
+    outputs = [tmp_path / "first", tmp_path / "second"]
+    with one_server() as server, ExitStack() as engines:
+        prisms = [engines.enter_context(Prism(tmp_path / name, worker_processes=True)) for name in ("a", "b")]
+        for run in [start_job(prism, output) for prism, output in zip(prisms, outputs, strict=True)]:
+            run.finish()
+    results = [scored_digits(output) for output in outputs]
+    assert len(results[0]) == DIGITS
+    assert results[0] == results[1]
+    assert len(server.users) == 1 + 2

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 from beam_triton.errors import ConfigurationError
-from beam_triton.testing.platform_check import find_python
-from beam_triton.testing.server_environment import cache_folder, install, make_folder
+from beam_triton.server.environment import cache_folder, install, make_folder
+from beam_triton.server.platform_check import find_python
 
 _REQUIREMENTS = Path(__file__).parent / "requirements"
 

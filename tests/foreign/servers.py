@@ -20,9 +20,9 @@ from typing import Any
 
 import requests
 
+from beam_triton.server.platform_check import PythonInterpreter, examine
+from beam_triton.server.process import ServerProcess
 from beam_triton.testing import ports
-from beam_triton.testing.platform_check import PythonInterpreter, examine
-from beam_triton.testing.server_process import ServerProcess
 from tests.foreign.environments import python_of
 
 _MODELS = Path(__file__).parent / "models"

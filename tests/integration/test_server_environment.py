@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from beam_triton.errors import ConfigurationError
+from beam_triton.server.environment import SERVER_ENVIRONMENT_VARIABLE
 from beam_triton.testing import find_or_make_server_environment
-from beam_triton.testing.server_environment import SERVER_ENVIRONMENT_VARIABLE
 
 _ROOT = Path(__file__).parents[2]
 

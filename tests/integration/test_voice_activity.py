@@ -17,8 +17,8 @@ import pytest
 
 from beam_triton import TritonClient
 from beam_triton.errors import InferenceError
+from beam_triton.server.environment import find_or_make_packages
 from beam_triton.testing import LocalTriton, find_or_make_server_environment
-from beam_triton.testing.server_environment import find_or_make_packages
 from pipelines import voice_activity
 from pipelines.artificial_voice import SAMPLE_RATE, Audio, noise, silence, tones, voice
 from pipelines.voice_activity import CHUNK_SAMPLES

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from beam_triton.testing.server_environment import cache_folder, make_folder
+from beam_triton.server.environment import cache_folder, make_folder
 from tests.support.llama_tokenizer import LlamaTokenizer
 from tests.support.models import Model, Tensor
 

@@ -16,7 +16,7 @@ _LAYERS = (
     {"errors"},
     {"validation", "credentials", "compression", "doors"},
     {"auth"},
-    {"protocol", "policy", "transport"},
+    {"protocol", "policy", "transport", "server"},
     {"dispatch", "options"},
     {"remote_model", "control_plane", "flags"},
     {"client"},
@@ -32,6 +32,8 @@ _THIRD_PARTIES = {
     "auth": {"botocore", "google", "requests"},
     "protocol": {"numpy"},
     "transport": {"numpy", "requests", "urllib3"},
+    # Lazily, to copy models from its file systems.
+    "server": {"apache_beam"},
     "dispatch": {"opentelemetry", "requests", "urllib3"},
     "control_plane": {"requests"},
     "client": {"numpy"},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from beam_triton.testing.platform_check import (
+from beam_triton.server.platform_check import (
     SUPPORTED_PYTHON_VERSIONS,
     PythonInterpreter,
     candidate_executables,

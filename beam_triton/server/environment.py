@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beam_triton.errors import ConfigurationError
-from beam_triton.testing.platform_check import (
+from beam_triton.server.platform_check import (
     ADVICE,
     PythonInterpreter,
     examine,

@@ -1,7 +1,7 @@
 """One run of tritonserver: its environment variables, its process group, its end.
 
 The group holds the server and the stubs of its Python models. The shared memory that a killed group leaves
-behind is removed here too.
+behind is removed here too. This file imports nothing of the package: the supervisor runs without it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-
-from beam_triton.testing.server_environment import ServerEnvironment
 
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -28,6 +27,12 @@ sleep 1
 rm -f "$2"*
 rm -rf "$3"
 """
+
+# A connection to a unix socket has no such option, which the server says once for each.
+_NO_NEWS = "NODELAY NOT SUPPORTED"
+
+_LOG_TAIL_LINES = 40
+_LOG_TAIL_BYTES = 256 * 1024
 
 
 class ServerProcess:
@@ -125,16 +130,38 @@ def _has_running_member(group: int) -> bool:
     return False
 
 
-def server_variables(environment: ServerEnvironment, added: Mapping[str, str]) -> dict[str, str]:
-    """The server's environment variables: those of this process but for its Python's, and ``added``."""
+def end_group(group: int, mark: str) -> None:
+    """Kills a process group that its owner has left behind, if its leader's command line holds ``mark``.
+
+    The number may be another process's by now, which is left alone.
+    """
+    try:
+        command = Path(f"/proc/{group}/cmdline").read_bytes()
+    except OSError:
+        return
+    if mark.encode() in command:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+        _wait_until_gone(group)
+
+
+def server_variables(
+    path: Iterable[str], library_path: Iterable[str], added: Mapping[str, str]
+) -> dict[str, str]:
+    """The server's environment variables: those of this process but for its Python's, and ``added``.
+
+    The folders of ``path`` and ``library_path`` come first in ``PATH`` and ``LD_LIBRARY_PATH``.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    # The stub finds its standard library, and so its NumPy, through the first python3 on PATH.
-    path = [str(environment.folder / "bin"), inherited.get("PATH", os.defpath)]
-    library_path = [environment.library_path, inherited.get("LD_LIBRARY_PATH", "")]
+    # The Python backend's stub finds its standard library, and so its NumPy, through the first python3 on
+    # PATH: that of this process's virtual environment is not the server's.
+    own = os.path.join(sys.prefix, "bin") if sys.prefix != sys.base_prefix else ""
+    folders = inherited.get("PATH", os.defpath).split(os.pathsep)
+    libraries = [*library_path, inherited.get("LD_LIBRARY_PATH", "")]
     return {
         **inherited,
-        "PATH": os.pathsep.join(path),
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, library_path)),
+        "PATH": os.pathsep.join([*path, *(folder for folder in folders if folder != own)]),
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
         "PYTHONNOUSERSITE": "1",
         # A __pycache__ beside model.py would be a change of the model under "poll".
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -142,16 +169,21 @@ def server_variables(environment: ServerEnvironment, added: Mapping[str, str]) -
     }
 
 
-def lay_out_backends(environment: ServerEnvironment, folder: Path, packages: Path | None = None) -> None:
-    """Links the Python backend and its stub into ``folder/python``: Triton looks for both in one place.
+def log_tail(log_path: Path, start: int = 0, lines: int = _LOG_TAIL_LINES) -> str:
+    """The last lines of a server's log after its byte ``start``; empty where there is none."""
+    try:
+        with log_path.open("rb") as log:
+            end = log.seek(0, os.SEEK_END)
+            log.seek(max(start, end - _LOG_TAIL_BYTES))
+            text = log.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join([line for line in text.splitlines() if _NO_NEWS not in line][-lines:])
 
-    The stub's Python ignores ``PYTHONPATH`` and finds ``packages`` there, after those of ``environment``.
-    """
-    python = folder / "python"
-    python.mkdir(parents=True)
-    for file in environment.python_backend.iterdir():
-        if file.is_file():
-            (python / file.name).symlink_to(file)
-    (python / environment.python_backend_stub.name).symlink_to(environment.python_backend_stub)
-    for package in packages.iterdir() if packages is not None else ():
-        (python / package.name).symlink_to(package)
+
+def startup_log(log_path: Path, start: int = 0) -> str:
+    """The log's first and last lines: the first one names a wrong argument."""
+    lines = log_tail(log_path, start, lines=10_000).splitlines()
+    if len(lines) > 2 * _LOG_TAIL_LINES:
+        lines = [*lines[:5], "…", *lines[-_LOG_TAIL_LINES:]]
+    return "\n".join(lines)
