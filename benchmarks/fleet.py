@@ -31,7 +31,7 @@ from unittest import mock
 
 from beam_triton.dispatch import call as call_module
 from beam_triton.dispatch import endpoints as endpoints_module
-from beam_triton.dispatch.call import Call, CallRecord
+from beam_triton.dispatch.call import Call, CallRecord, Phase
 from beam_triton.dispatch.channel import CallContext, CallOptions
 from beam_triton.dispatch.endpoints import Endpoint, EndpointSet, EndpointSetKey
 from beam_triton.dispatch.request_head import HttpRequest
@@ -56,6 +56,9 @@ _REQUEST = HttpRequest("POST", "/v2/models/model/infer")
 _ANSWER, _QUEUE_FULL = SimpleNamespace(body=b""), SimpleNamespace(body=b"")
 # How often idle connections that are too old are looked for.
 _SWEEP_SECONDS = 5.0
+# Calls that wait for their turn look for themselves four times a second. Where one does, the others are woken by
+# it: they look this rarely here, as most of the simulation's time would go there.
+_OTHERS_POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -391,6 +394,7 @@ class _Process:
         # Times at which requests became ready, where a process has only so many.
         self._ready: deque[float] = deque()
         self._timers: set[Any] = set()
+        self._polls_at = -math.inf
 
     def start(self) -> None:
         if self.simulation.fleet.requests_per_second is not None:
@@ -407,6 +411,11 @@ class _Process:
 
     def add(self, timer: Any) -> None:
         self._timers.add(timer)
+        if timer.phase is Phase.QUEUED:
+            if self._polls_at > self.simulation.now:
+                timer.wake_at += _OTHERS_POLL_SECONDS
+            else:
+                self._polls_at = timer.wake_at
         if timer.wake_at < math.inf:
             self.simulation.at(timer.wake_at, lambda: self._on_time(timer))
 
@@ -820,7 +829,7 @@ def _in_simulated_time(simulation: _Simulation) -> Iterator[None]:
                 start_health_checks=_check_health,
                 ask_for_statistics=_ask_for_statistics,
             ),
-            mock.patch.object(endpoints_module, "time", clock),
+            mock.patch.multiple(endpoints_module, time=clock, random=simulation.random),
         ):
             yield
     finally:

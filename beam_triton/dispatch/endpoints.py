@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import threading
 import time
 from collections import defaultdict
@@ -380,9 +381,11 @@ class EndpointSet:
         return min(waits) if len(waits) == len(endpoints) else None
 
 
-def _preference(endpoint: Endpoint) -> tuple[int, float]:
+def _preference(endpoint: Endpoint) -> tuple[int, float, float]:
     load = endpoint.in_flight / max(1, endpoint.limit.limit)
+    # Of equals any: in the order of the list, processes with few requests in flight would all meet at its first.
+    tie = random.random()
     if endpoint.breaker is None or endpoint.is_healthy:
-        return 1, load
+        return 1, load, tie
     # A probe that is due comes first: while the others have room, this endpoint would never get a request.
-    return 2 if endpoint.breaker.seconds_until_probe() > 0 else 0, load
+    return 2 if endpoint.breaker.seconds_until_probe() > 0 else 0, load, tie
