@@ -58,7 +58,7 @@ _ANSWER, _QUEUE_FULL = SimpleNamespace(body=b""), SimpleNamespace(body=b"")
 _SWEEP_SECONDS = 5.0
 # Calls that wait for their turn look for themselves four times a second. Where one does, the others are woken by
 # it: they look this rarely here, as most of the simulation's time would go there.
-_OTHERS_POLL_SECONDS = 2.0
+_OTHERS_POLL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)

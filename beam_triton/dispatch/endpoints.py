@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -34,6 +35,8 @@ _logger = logging.getLogger(__name__)
 
 # For so long after it was overloaded, waiting for an endpoint is reported as throttling.
 _OVERLOADED_SECONDS = 10.0
+# Of several endpoints each process asks one for its queue, and another one after this time.
+_ASKED_SECONDS = 30.0
 
 
 class EndpointSetKey(NamedTuple):
@@ -69,11 +72,11 @@ class Endpoint:
         is_stalled: a request has passed its deadline, and none has been answered since.
     """
 
-    def __init__(self, url: EndpointUrl, key: EndpointSetKey) -> None:
+    def __init__(self, url: EndpointUrl, key: EndpointSetKey, of_all: ConcurrencyLimit | None = None) -> None:
         self.url = url
         self.in_flight = 0
         self.limit = ConcurrencyLimit(
-            key.max_concurrent_requests, key.timeout_seconds, time.monotonic, time.time
+            key.max_concurrent_requests, key.timeout_seconds, time.monotonic, time.time, of_all=of_all
         )
         self.statistics = ServerStatistics()
         self.background: Background | None = None
@@ -171,6 +174,8 @@ class EndpointSet:
 
     Attributes:
         endpoints: those that get requests now. Discovery replaces the tuple, on another thread: read it once.
+        limit: of all of them together, where there may be several: each gets one request at a time at least,
+            which for many processes with many endpoints is far too many.
         max_hold_seconds: how long a request may be held for an unhealthy or overloaded server.
         waiting_for_admission: is woken when a request to an endpoint has ended.
         joinable_calls: of those that wait, the ones that may share a request.
@@ -180,7 +185,15 @@ class EndpointSet:
 
     def __init__(self, key: EndpointSetKey) -> None:
         self._key = key
-        self.endpoints = tuple(Endpoint(url, key) for url in key.urls)
+        self.limit: ConcurrencyLimit | None = None
+        if len(key.urls) > 1 or key.discovery_seconds is not None:
+            self.limit = ConcurrencyLimit(
+                key.max_concurrent_requests, key.timeout_seconds, time.monotonic, time.time, is_of_several=True
+            )
+        self._in_flight = 0
+        self._asked: Endpoint | None = None
+        self._asked_until = -math.inf
+        self.endpoints = tuple(Endpoint(url, key, self.limit) for url in key.urls)
         self.slots = Slots(key.max_concurrent_requests)
         self.waiting_for_admission = WaitQueue()
         self.joinable_calls = JoinableCalls()
@@ -213,7 +226,7 @@ class EndpointSet:
     def replace(self, urls: Sequence[EndpointUrl]) -> None:
         """Send requests to ``urls`` from now on; those in flight to others end where they are."""
         known = {endpoint.url: endpoint for endpoint in self.endpoints}
-        self.endpoints = tuple(known.get(url) or Endpoint(url, self._key) for url in urls)
+        self.endpoints = tuple(known.get(url) or Endpoint(url, self._key, self.limit) for url in urls)
         for endpoint in self.endpoints:
             self.wake_another(endpoint)
 
@@ -289,9 +302,19 @@ class EndpointSet:
         return Refusal(self._open_seconds(endpoints))
 
     def leave(self, endpoint: Endpoint) -> None:
-        with self._lock:
-            endpoint.in_flight -= 1
+        self._left(endpoint)
         self.waiting_for_admission.wake_next()
+
+    def to_ask(self, now: float) -> Endpoint | None:
+        """The one of several endpoints whose statistics speak for all, where a request waits for its turn.
+
+        Each by itself may get too few requests to be asked.
+        """
+        if self.limit is None or not self.limit.was_reached or self.waiting_for_admission.is_empty:
+            return None
+        if self._asked is None or now >= self._asked_until:
+            self._asked, self._asked_until = random.choice(self.endpoints), now + _ASKED_SECONDS
+        return self._asked if now >= self._asked.statistics.ask_at else None
 
     def is_overloaded(self, now: float) -> bool:
         """Whether an endpoint was overloaded a short time ago."""
@@ -324,7 +347,9 @@ class EndpointSet:
 
     def wake_another(self, endpoint: Endpoint) -> None:
         """Wake one more that waits for an admission, if ``endpoint`` has room: its limit may have grown."""
-        if endpoint.in_flight < endpoint.limit.limit:
+        if endpoint.in_flight < endpoint.limit.limit and (
+            self.limit is None or self._in_flight < self.limit.limit
+        ):
             self.waiting_for_admission.wake_next()
 
     def unhealthy_error(self, open_seconds: float, waited_seconds: float) -> TritonError:
@@ -352,25 +377,35 @@ class EndpointSet:
         self, endpoint: Endpoint, waited_seconds: float, *, within_limit: bool = True
     ) -> Admission | None:
         limit = most = endpoint.limit.limit
+        limit_of_all = most_of_all = sys.maxsize if self.limit is None else self.limit.limit
         if waited_seconds < (endpoint.limit.usual_latency_seconds or 0.0):
             most = endpoint.limit.without_queue
+            if self.limit is not None:
+                most_of_all = self.limit.without_queue
         with self._lock:
             if within_limit:
-                if endpoint.in_flight >= most:
+                if endpoint.in_flight >= most or self._in_flight >= most_of_all:
                     return None
                 if endpoint.background is not None and not endpoint.background.try_send(endpoint.in_flight):
                     return None
             endpoint.in_flight += 1
+            self._in_flight += 1
             if endpoint.in_flight == limit:
                 endpoint.limit.was_reached = True
+            if self._in_flight == limit_of_all and self.limit is not None:
+                self.limit.was_reached = True
         permit = None
         if endpoint.breaker is not None:
             permit = endpoint.breaker.try_acquire()
             if permit is None:
-                with self._lock:
-                    endpoint.in_flight -= 1
+                self._left(endpoint)
                 return None
         return Admission(self, endpoint, permit)
+
+    def _left(self, endpoint: Endpoint) -> None:
+        with self._lock:
+            endpoint.in_flight -= 1
+            self._in_flight -= 1
 
     def _open_seconds(self, endpoints: Sequence[Endpoint]) -> float | None:
         waits = [

@@ -89,6 +89,9 @@ class ConcurrencyLimit:
         timeout_seconds: the deadline of a request.
         clock: monotonic seconds.
         wall_clock: seconds since the epoch, the same on all machines but for what their clocks are off.
+        of_all: the limit of several endpoints together, which hears of the answers of each.
+        is_of_several: this is such a limit. A queue at one of several servers helps none of the others, so as
+            many requests wait as are executed, beside those that wait at a single one.
 
     Attributes:
         was_reached: set by the owner when as many requests are in flight as may be.
@@ -106,12 +109,17 @@ class ConcurrencyLimit:
         timeout_seconds: float,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        *,
+        of_all: ConcurrencyLimit | None = None,
+        is_of_several: bool = False,
     ) -> None:
         positive_integer("max_concurrent_requests", maximum)
         self._maximum = float(maximum)
         self._timeout_seconds = timeout_seconds
         self._clock = clock
         self._wall_clock = wall_clock
+        self._of_all = of_all
+        self._waiting_share = 1.0 if is_of_several else 0.0
         self._lock = Lock()
         self.overloaded_at = -math.inf
         self.fastest_seconds = math.inf
@@ -194,6 +202,8 @@ class ConcurrencyLimit:
                 self._begin_dip(now)
             elif current.is_complete:
                 self._judge(now)
+        if self._of_all is not None:
+            self._of_all.on_success(latency_seconds)
 
     def on_overload(self, latency_seconds: float | None = None) -> None:
         """The server refused a request because it is overloaded.
@@ -237,6 +247,8 @@ class ConcurrencyLimit:
                 self._light_seconds = times.other_seconds + self._between_seconds
                 self._queue_known_until = self._clock() + valid_seconds
             self._answer_count, self._answer_seconds = 0, 0.0
+        if self._of_all is not None:
+            self._of_all.on_server_times(times, valid_seconds)
 
     def _judge(self, now: float) -> None:
         """Choose the limit of the next round after what the last one has shown."""
@@ -256,6 +268,8 @@ class ConcurrencyLimit:
             self._executing = unqueued
             self._executing_known_rounds = 0 if is_flat else _EXECUTING_KNOWN_ROUNDS
             waiting = _WAITING if is_queue_known else math.sqrt(limit)
+            if not is_flat:
+                waiting += self._waiting_share * unqueued
             target = min(unqueued + waiting, self._maximum)
             if self._is_starting and not self._shows_queue(latency):
                 target = min(2.0 * limit, self._maximum)
