@@ -2,8 +2,8 @@
 
 What decides is the library itself: each simulated request is a real `Call`, admitted by a real `EndpointSet`
 with its breakers, limits, budgets and slots. They read a simulated clock and send over a simulated network:
-`_in_simulated_time` replaces five names of two modules of ``dispatch/``. Re-stated here, because the real ones
-have sockets and threads:
+`_in_simulated_time` replaces names of two modules of ``dispatch/``. Re-stated here, as the real ones have
+sockets and threads:
 
 - `_Connections`: the decisions of `transport/pool.py`; ``tests/unit/benchmarks/test_fleet.py`` compares both;
 - `_Attempt`: when an attempt ends and with which error, of `transport/attempt.py`;
@@ -56,8 +56,8 @@ _REQUEST = HttpRequest("POST", "/v2/models/model/infer")
 _ANSWER, _QUEUE_FULL = SimpleNamespace(body=b""), SimpleNamespace(body=b"")
 # How often idle connections that are too old are looked for.
 _SWEEP_SECONDS = 5.0
-# Calls that wait for their turn look for themselves four times a second. Where one does, the others are woken by
-# it: they look this rarely here, as most of the simulation's time would go there.
+# Calls that wait for their turn look for themselves four times a second. Here one does, and wakes the others,
+# which look this rarely: most of the simulation's time would go there.
 _OTHERS_POLL_SECONDS = 5.0
 
 
@@ -590,7 +590,9 @@ class _Connections:
 
     def ages_at(self) -> float:
         age = self.config.max_age_seconds
-        return math.inf if age is None else self._simulation.now + self._simulation.random.uniform(age / 2, age)
+        return (
+            math.inf if age is None else self._simulation.now + self._simulation.random.uniform(age / 2, age)
+        )
 
     def _gone(self, connection: _Connection) -> None:
         connection.server.connections -= 1
@@ -697,9 +699,7 @@ class _Attempt:
         self._wake_later()
         if connection.epoch == server.epoch:
             server.unanswered[self] = None
-            simulation.at(
-                simulation.now + simulation.fleet.round_trip_seconds / 2, lambda: server.take(self)
-            )
+            simulation.at(simulation.now + simulation.fleet.round_trip_seconds / 2, lambda: server.take(self))
 
     def receive(self, answer: SimpleNamespace) -> None:
         """The answer has come: the thread takes it when it has time."""

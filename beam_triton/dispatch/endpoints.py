@@ -42,8 +42,9 @@ _ASKED_SECONDS = 30.0
 class EndpointSetKey(NamedTuple):
     """Users that agree on these share breakers, limits, budgets and slots.
 
-    Requests go to the healthy one of ``urls`` with the fewest in flight; ``max_concurrent_requests`` bounds
-    those of all endpoints together, waiting ones included. An endpoint's limit keeps answers within
+    Requests go to the healthy one of ``urls`` with the fewest in flight, in turns among equals;
+    ``max_concurrent_requests`` bounds those of all endpoints together, waiting ones included. An endpoint's
+    limit keeps answers within
     ``timeout_seconds``. With ``discovery_seconds`` each address of a name is an endpoint; names are looked up
     again after that time. A version has a state of its own, and so has that of the server's choice ("", the
     default): one that is unloaded says nothing about the health of another, nor do their sizes and times.
@@ -67,6 +68,8 @@ class Endpoint:
     """One server: its health, and how many requests it gets at a time.
 
     Attributes:
+        turn: of equals the one with the lowest is next. In the order of the list, processes with few requests
+            in flight would all meet at its first; by chance, requests would meet more often than in turns.
         answered_at: when it last answered a request for the model, be it that the model raised.
         checked_at: when it last passed a health check.
         is_stalled: a request has passed its deadline, and none has been answered since.
@@ -75,6 +78,7 @@ class Endpoint:
     def __init__(self, url: EndpointUrl, key: EndpointSetKey, of_all: ConcurrencyLimit | None = None) -> None:
         self.url = url
         self.in_flight = 0
+        self.turn = random.random()
         self.limit = ConcurrencyLimit(
             key.max_concurrent_requests, key.timeout_seconds, time.monotonic, time.time, of_all=of_all
         )
@@ -188,9 +192,14 @@ class EndpointSet:
         self.limit: ConcurrencyLimit | None = None
         if len(key.urls) > 1 or key.discovery_seconds is not None:
             self.limit = ConcurrencyLimit(
-                key.max_concurrent_requests, key.timeout_seconds, time.monotonic, time.time, is_of_several=True
+                key.max_concurrent_requests,
+                key.timeout_seconds,
+                time.monotonic,
+                time.time,
+                is_of_several=True,
             )
         self._in_flight = 0
+        self._turns = 0
         self._asked: Endpoint | None = None
         self._asked_until = -math.inf
         self.endpoints = tuple(Endpoint(url, key, self.limit) for url in key.urls)
@@ -293,12 +302,17 @@ class EndpointSet:
         endpoints = self.endpoints
         if len(endpoints) == 1:
             return self._try_enter(endpoints[0], waited_seconds) or Refusal(self._open_seconds(endpoints))
+        if self.limit is not None and self._in_flight >= self.limit.limit:
+            return Refusal(self._open_seconds(endpoints))
         preferred = [endpoint for endpoint in endpoints if endpoint not in avoid]
         for candidates in (preferred, endpoints if avoid else ()):
             for endpoint in sorted(candidates, key=_preference):
                 admission = self._try_enter(endpoint, waited_seconds)
                 if admission is not None:
                     return admission
+        if self.limit is not None:
+            # Or else it would not fall where those of the endpoints are what requests wait for.
+            self.limit.was_reached = True
         return Refusal(self._open_seconds(endpoints))
 
     def leave(self, endpoint: Endpoint) -> None:
@@ -390,6 +404,8 @@ class EndpointSet:
                     return None
             endpoint.in_flight += 1
             self._in_flight += 1
+            self._turns += 1
+            endpoint.turn = self._turns
             if endpoint.in_flight == limit:
                 endpoint.limit.was_reached = True
             if self._in_flight == limit_of_all and self.limit is not None:
@@ -418,9 +434,7 @@ class EndpointSet:
 
 def _preference(endpoint: Endpoint) -> tuple[int, float, float]:
     load = endpoint.in_flight / max(1, endpoint.limit.limit)
-    # Of equals any: in the order of the list, processes with few requests in flight would all meet at its first.
-    tie = random.random()
     if endpoint.breaker is None or endpoint.is_healthy:
-        return 1, load, tie
+        return 1, load, endpoint.turn
     # A probe that is due comes first: while the others have room, this endpoint would never get a request.
-    return 2 if endpoint.breaker.seconds_until_probe() > 0 else 0, load, tie
+    return 2 if endpoint.breaker.seconds_until_probe() > 0 else 0, load, endpoint.turn

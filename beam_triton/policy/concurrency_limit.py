@@ -20,6 +20,9 @@ has settled:
   nothing.
 - **Overload** (429, queue full): three tenths fewer, once per round trip; requests that were in flight at the
   last decrease carry no new information.
+- **Several endpoints.** Each has its own limit, of one request at least. For a thousand processes with twenty
+  endpoints that is twenty thousand requests, so they have a limit together as well, which goes by the answers
+  and server times of all.
 - **Deadlines.** A request that is too late is work done for nothing, and the server may go on executing it.
   So growth that may end there goes by smaller steps, is taken back if it does, and is not tried again for a
   while.
@@ -60,6 +63,9 @@ _BETWEEN_SMOOTHING = 1 / 16
 # number for all clients makes their limits equal; with this one, sixteen clients of sixteen instances settle
 # at 2.25, in the middle of what is rounded to two.
 _WAITING = 1.25
+# The same for several endpoints together, besides the square root of those that are executed. With more,
+# processes that outnumber the instances would keep two requests waiting each, rather than one.
+_WAITING_BESIDES = 1.0
 
 # A dip whose answers are faster than before by this ratio has emptied a queue.
 _DIP_RATIO = 1.25
@@ -90,8 +96,7 @@ class ConcurrencyLimit:
         clock: monotonic seconds.
         wall_clock: seconds since the epoch, the same on all machines but for what their clocks are off.
         of_all: the limit of several endpoints together, which hears of the answers of each.
-        is_of_several: this is such a limit. A queue at one of several servers helps none of the others, so as
-            many requests wait as are executed, beside those that wait at a single one.
+        is_of_several: this is such a limit.
 
     Attributes:
         was_reached: set by the owner when as many requests are in flight as may be.
@@ -119,7 +124,7 @@ class ConcurrencyLimit:
         self._clock = clock
         self._wall_clock = wall_clock
         self._of_all = of_all
-        self._waiting_share = 1.0 if is_of_several else 0.0
+        self._is_of_several = is_of_several
         self._lock = Lock()
         self.overloaded_at = -math.inf
         self.fastest_seconds = math.inf
@@ -268,8 +273,9 @@ class ConcurrencyLimit:
             self._executing = unqueued
             self._executing_known_rounds = 0 if is_flat else _EXECUTING_KNOWN_ROUNDS
             waiting = _WAITING if is_queue_known else math.sqrt(limit)
-            if not is_flat:
-                waiting += self._waiting_share * unqueued
+            if self._is_of_several and is_queue_known:
+                # A queue at one server keeps no other one busy.
+                waiting = _WAITING_BESIDES + math.sqrt(unqueued)
             target = min(unqueued + waiting, self._maximum)
             if self._is_starting and not self._shows_queue(latency):
                 target = min(2.0 * limit, self._maximum)
