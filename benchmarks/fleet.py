@@ -53,7 +53,8 @@ from beam_triton.transport.origin import EndpointUrl, Origin
 
 _BALANCER = "http://balancer:8000"
 _REQUEST = HttpRequest("POST", "/v2/models/model/infer")
-_ANSWER, _QUEUE_FULL = SimpleNamespace(body=b""), SimpleNamespace(body=b"")
+_ANSWER = SimpleNamespace(body=b"", head=SimpleNamespace(status=200))
+_QUEUE_FULL = SimpleNamespace(body=b"", head=SimpleNamespace(status=503))
 # How often idle connections that are too old are looked for.
 _SWEEP_SECONDS = 5.0
 # Calls that wait for their turn look for themselves four times a second. Here one does, and wakes the others,
