@@ -16,6 +16,7 @@ everything here calls back; each call would need a generator around it.
 
 from __future__ import annotations
 
+import gc
 import heapq
 import itertools
 import logging
@@ -820,6 +821,8 @@ def _in_simulated_time(simulation: _Simulation) -> Iterator[None]:
     logger = logging.getLogger("beam_triton")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    # It would look through all the fleet again and again, and find nothing.
+    gc.disable()
     try:
         with (
             mock.patch.multiple(
@@ -834,4 +837,5 @@ def _in_simulated_time(simulation: _Simulation) -> Iterator[None]:
         ):
             yield
     finally:
+        gc.enable()
         logger.setLevel(level)
