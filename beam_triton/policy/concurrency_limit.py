@@ -242,6 +242,7 @@ class ConcurrencyLimit:
 
         No dip is needed for ``valid_seconds``.
         """
+        light = None
         with self._lock:
             if self._answer_count:
                 latency = self._answer_seconds / self._answer_count
@@ -249,11 +250,17 @@ class ConcurrencyLimit:
                 # It may have a queue as well, in front of the server: the least is nearest to none.
                 drifted = (1 - _BETWEEN_SMOOTHING) * self._between_seconds + _BETWEEN_SMOOTHING * between
                 self._between_seconds = min(between, drifted)
-                self._light_seconds = times.other_seconds + self._between_seconds
+                light = self._light_seconds = times.other_seconds + self._between_seconds
                 self._queue_known_until = self._clock() + valid_seconds
             self._answer_count, self._answer_seconds = 0, 0.0
-        if self._of_all is not None:
-            self._of_all.on_server_times(times, valid_seconds)
+        if self._of_all is not None and light is not None:
+            self._of_all._on_light(light, valid_seconds)
+
+    def _on_light(self, light_seconds: float, valid_seconds: float) -> None:
+        """One of several servers has said how long requests took there; the others' queues may differ."""
+        with self._lock:
+            self._light_seconds = light_seconds
+            self._queue_known_until = self._clock() + valid_seconds
 
     def _judge(self, now: float) -> None:
         """Choose the limit of the next round after what the last one has shown."""
