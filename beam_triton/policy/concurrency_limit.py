@@ -266,7 +266,10 @@ class ConcurrencyLimit:
         """Choose the limit of the next round after what the last one has shown."""
         latency = self._last_round_seconds = self._round.mean_seconds
         self._is_wave = False
-        if self.was_reached:
+        # Where all endpoints together are at their limit, this one may never be; it may fall, or it would keep
+        # more than its share.
+        may_only_fall = not self.was_reached and self._of_all is not None and self._of_all.was_reached
+        if self.was_reached or may_only_fall:
             is_queue_known = now < self._queue_known_until
             noise = 2 * self._round.standard_error_seconds
             if latency + noise < self._light_seconds and not is_queue_known:
@@ -288,11 +291,11 @@ class ConcurrencyLimit:
                 target = min(2.0 * limit, self._maximum)
             else:
                 self._settle(now)
-            if target > limit:
+            if target <= limit:
+                self._limit = max(1.0, target if is_queue_known else (self._limit + target) / 2)
+            elif not may_only_fall:
                 self._last_good = self._limit
                 self._grow(target, latency, now)
-            else:
-                self._limit = max(1.0, target if is_queue_known else (self._limit + target) / 2)
         else:
             self._executing_known_rounds -= 1
         self._begin_round(now)

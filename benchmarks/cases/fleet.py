@@ -75,8 +75,8 @@ def _sizes(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     rows, points = [], []
     for processes in scale.points(_PROCESSES):
         for servers in scale.points(_SERVERS):
-            # A process needs some time for each of its rounds: longer where it gets few answers.
-            seconds = scale.seconds(40.0 if processes * servers < 100_000 else 24.0, least=3.0)
+            # A process learns from each answer: where it gets few, that takes longer.
+            seconds = scale.seconds(100.0 if processes > 10 * servers else 40.0, least=3.0)
             fleet = Fleet(processes, servers, seconds=seconds, ramp_seconds=seconds / 4)
             measures = _measures(simulate(fleet), 0.6 * seconds)
             name = f"{processes:,} with {servers:,}"
@@ -111,7 +111,7 @@ def _sizes(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
 
 def _settings(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     """A thousand processes with twenty servers: ways to reach them, and options."""
-    seconds = scale.seconds(45.0, least=3.0)
+    seconds = scale.seconds(100.0, least=3.0)
     base = Fleet(scale.count(1000, least=8), 20, seconds=seconds, ramp_seconds=seconds / 4)
     one = {"max_concurrent_requests": 1}
     fleets = {
@@ -244,7 +244,7 @@ def _measured(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     """
     if nginx_binary() is None:
         raise CaseLeftOut("nginx is not installed (Debian: apt-get install nginx-light)")
-    seconds = scale.seconds(24.0, least=8.0)
+    seconds = scale.seconds(20.0, least=8.0)
     base = Fleet(
         8, 4, 4, model_seconds=0.1, model_spread=0.0, seconds=seconds, ramp_seconds=2.0, cpu_seconds=0.6e-3
     )
