@@ -183,8 +183,9 @@ def _events(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
             )
         )
         by_second = Counter(int(each.at) for each in outcome.ended if each.error is None)
-        for second in range(int(seconds)):
-            points.append(Point(float(second), name, by_second[second] / base.capacity))
+        for second in range(0, int(seconds), 2):
+            answers = by_second[second] + by_second[second + 1]
+            points.append(Point(float(second), name, answers / 2 / base.capacity))
         print(f"  {name}: {before} {after} {later} {measures}", flush=True)
     curves = [
         Curves(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 from beam_triton.transport.config import ConnectionPoolConfig
 from beam_triton.transport.origin import Origin
 from beam_triton.transport.pool import AcquisitionState, ConnectionPool, PooledConnection
+from benchmarks.cases.case import SMOKE, Case
+from benchmarks.cases.fleet import EVENTS_CASE, SETTINGS_CASE, SIZES_CASE
+from benchmarks.charts import draw
 from benchmarks.fleet import Event, Fleet, _Connection, _Connections, _Server, simulate
 from tests.support.clock import FakeClock
 from tests.support.socket_pair_connections import Opener
@@ -120,3 +124,15 @@ def _connect(simulated: _Connections, attempt: Any, server: _Server) -> None:
     connection = _Connection(attempt.origin, server, 0, float("inf"))
     simulated.opened(connection)
     attempt.send_on(connection, is_reused=False)
+
+
+@pytest.mark.parametrize("case", [SIZES_CASE, SETTINGS_CASE, EVENTS_CASE], ids=lambda case: case.name)
+def test_case_gives_a_table_and_charts(case: Case, tmp_path: Path) -> None:
+    """At the smallest scale: no request fails, and servers give no more than they can."""
+    no_server: Any = None
+    result = case.measure(no_server, 1, SMOKE)
+    for row in result.rows:
+        assert row.measured["lost"].median == 0.0, row.name
+        rates = [taken.median for quantity, taken in row.measured.items() if quantity.startswith("rate")]
+        assert rates and all(0.0 < rate < 1.2 for rate in rates), row.name
+    assert len(draw([result], tmp_path)) == len(result.curves)
