@@ -320,11 +320,13 @@ class EndpointSet:
         self.waiting_for_admission.wake_next()
 
     def to_ask(self, now: float) -> Endpoint | None:
-        """The one of several endpoints whose statistics speak for all, where a request waits for its turn.
+        """The one of several endpoints whose statistics speak for all, where there may be a queue.
 
         Each by itself may get too few requests to be asked.
         """
-        if self.limit is None or not self.limit.was_reached or self.waiting_for_admission.is_empty:
+        if self.limit is None or not self.limit.was_reached:
+            return None
+        if self._in_flight < 2 and self.waiting_for_admission.is_empty:
             return None
         if self._asked is None or now >= self._asked_until:
             self._asked, self._asked_until = random.choice(self.endpoints), now + _ASKED_SECONDS

@@ -266,8 +266,8 @@ class ConcurrencyLimit:
         """Choose the limit of the next round after what the last one has shown."""
         latency = self._last_round_seconds = self._round.mean_seconds
         self._is_wave = False
-        # Where all endpoints together are at their limit, this one may never be. It may fall then, or it would
-        # keep a larger share than others.
+        # Where all endpoints together are at their limit, this one may never be. It may fall then, or it
+        # would keep a larger share than others.
         may_only_fall = not self.was_reached and self._of_all is not None and self._of_all.was_reached
         if self.was_reached or may_only_fall:
             is_queue_known = now < self._queue_known_until

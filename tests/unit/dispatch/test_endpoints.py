@@ -80,7 +80,7 @@ def test_one_endpoint_has_no_limit_beside_its_own() -> None:
 
 
 def test_one_of_several_is_asked_where_requests_wait() -> None:
-    """The same one for a while, and none while nothing waits."""
+    """The same one for a while, and none while a single request does not wait for others."""
     endpoints = several(4)
     admit(endpoints)
     assert isinstance(endpoints.admit(()), Refusal)
