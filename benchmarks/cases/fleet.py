@@ -76,7 +76,7 @@ def _sizes(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     for processes in scale.points(_PROCESSES):
         for servers in scale.points(_SERVERS):
             # A process learns from each answer: where it gets few, that takes longer.
-            seconds = scale.seconds(100.0 if processes > 10 * servers else 40.0, least=3.0)
+            seconds = scale.seconds(80.0 if processes > 10 * servers else 30.0, least=3.0)
             fleet = Fleet(processes, servers, seconds=seconds, ramp_seconds=seconds / 4)
             measures = _measures(simulate(fleet), 0.6 * seconds)
             name = f"{processes:,} with {servers:,}"
