@@ -61,8 +61,8 @@ class InferenceOptions(Options):
             request of several times ``batching.max_batch_bytes`` (at least 4 MiB) takes as many slots.
         pool: connection pool, shared by all users in the process with an equal configuration. By default it
             is `ConnectionPoolConfig` with a connect timeout of at most half of ``timeout_seconds``, and at
-            least ``max_concurrent_requests`` connections, idle ones too. A given pool that contradicts
-            these options is refused.
+            least as many connections, idle ones too, as ``max_concurrent_requests`` and as endpoints. A given
+            pool that contradicts these options is refused.
         tls: certificates of ``https`` endpoints.
         trust_env: the environment of the worker is asked for what these options leave open, as requests and
             curl do: proxies of all but loopback addresses (``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY``,
@@ -163,7 +163,9 @@ class InferenceOptions(Options):
         check(self, one_of(("auto", "always", "never")), "shared_memory")
         check(self, one_of((None, *ENCODINGS)), "compression", "response_compression")
         if self.pool is _FITTING_POOL:
-            fitting = ConnectionPoolConfig.for_requests(self.max_concurrent_requests, self.timeout_seconds)
+            # Endpoints take turns: each needs a connection that stays open until its next one.
+            connections = max(self.max_concurrent_requests, len(self.urls))
+            fitting = ConnectionPoolConfig.for_requests(connections, self.timeout_seconds)
             object.__setattr__(self, "pool", fitting)
         for name, kind in (
             ("pool", ConnectionPoolConfig),

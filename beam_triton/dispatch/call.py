@@ -573,6 +573,10 @@ class Call(_CallState):
                 background is not None or (endpoint.in_flight > 1 and endpoint.limit.was_reached)
             ):
                 ask_for_statistics(self.context, endpoint, answered_at)
+            elif self.context.endpoints.limit is not None:
+                asked = self.context.endpoints.to_ask(answered_at)
+                if asked is not None:
+                    ask_for_statistics(self.context, asked, answered_at)
             endpoint.limit.on_success(latency_seconds)
         endpoint.is_stalled = False
         errors = self._history.errors

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
+import random
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -33,13 +35,16 @@ _logger = logging.getLogger(__name__)
 
 # For so long after it was overloaded, waiting for an endpoint is reported as throttling.
 _OVERLOADED_SECONDS = 10.0
+# Of several endpoints each process asks one for its queue, and another one after this time.
+_ASKED_SECONDS = 30.0
 
 
 class EndpointSetKey(NamedTuple):
     """Users that agree on these share breakers, limits, budgets and slots.
 
-    Requests go to the healthy one of ``urls`` with the fewest in flight; ``max_concurrent_requests`` bounds
-    those of all endpoints together, waiting ones included. An endpoint's limit keeps answers within
+    Requests go to the healthy one of ``urls`` with the fewest in flight, in turns among equals;
+    ``max_concurrent_requests`` bounds those of all endpoints together, waiting ones included. An endpoint's
+    limit keeps answers within
     ``timeout_seconds``. With ``discovery_seconds`` each address of a name is an endpoint; names are looked up
     again after that time. A version has a state of its own, and so has that of the server's choice ("", the
     default): one that is unloaded says nothing about the health of another, nor do their sizes and times.
@@ -63,16 +68,19 @@ class Endpoint:
     """One server: its health, and how many requests it gets at a time.
 
     Attributes:
+        turn: of equals the one with the lowest is next. In the order of the list, processes with few requests
+            in flight would all meet at its first; by chance, requests would meet more often than in turns.
         answered_at: when it last answered a request for the model, be it that the model raised.
         checked_at: when it last passed a health check.
         is_stalled: a request has passed its deadline, and none has been answered since.
     """
 
-    def __init__(self, url: EndpointUrl, key: EndpointSetKey) -> None:
+    def __init__(self, url: EndpointUrl, key: EndpointSetKey, of_all: ConcurrencyLimit | None = None) -> None:
         self.url = url
         self.in_flight = 0
+        self.turn = random.random()
         self.limit = ConcurrencyLimit(
-            key.max_concurrent_requests, key.timeout_seconds, time.monotonic, time.time
+            key.max_concurrent_requests, key.timeout_seconds, time.monotonic, time.time, of_all=of_all
         )
         self.statistics = ServerStatistics()
         self.background: Background | None = None
@@ -170,6 +178,8 @@ class EndpointSet:
 
     Attributes:
         endpoints: those that get requests now. Discovery replaces the tuple, on another thread: read it once.
+        limit: of all of them together, where there may be several: each gets one request at a time at least,
+            which for many processes with many endpoints is far too many.
         max_hold_seconds: how long a request may be held for an unhealthy or overloaded server.
         waiting_for_admission: is woken when a request to an endpoint has ended.
         joinable_calls: of those that wait, the ones that may share a request.
@@ -179,7 +189,20 @@ class EndpointSet:
 
     def __init__(self, key: EndpointSetKey) -> None:
         self._key = key
-        self.endpoints = tuple(Endpoint(url, key) for url in key.urls)
+        self.limit: ConcurrencyLimit | None = None
+        if len(key.urls) > 1 or key.discovery_seconds is not None:
+            self.limit = ConcurrencyLimit(
+                key.max_concurrent_requests,
+                key.timeout_seconds,
+                time.monotonic,
+                time.time,
+                is_of_several=True,
+            )
+        self._in_flight = 0
+        self._turns = 0
+        self._asked: Endpoint | None = None
+        self._asked_until = -math.inf
+        self.endpoints = tuple(Endpoint(url, key, self.limit) for url in key.urls)
         self.slots = Slots(key.max_concurrent_requests)
         self.waiting_for_admission = WaitQueue()
         self.joinable_calls = JoinableCalls()
@@ -212,7 +235,7 @@ class EndpointSet:
     def replace(self, urls: Sequence[EndpointUrl]) -> None:
         """Send requests to ``urls`` from now on; those in flight to others end where they are."""
         known = {endpoint.url: endpoint for endpoint in self.endpoints}
-        self.endpoints = tuple(known.get(url) or Endpoint(url, self._key) for url in urls)
+        self.endpoints = tuple(known.get(url) or Endpoint(url, self._key, self.limit) for url in urls)
         for endpoint in self.endpoints:
             self.wake_another(endpoint)
 
@@ -279,18 +302,35 @@ class EndpointSet:
         endpoints = self.endpoints
         if len(endpoints) == 1:
             return self._try_enter(endpoints[0], waited_seconds) or Refusal(self._open_seconds(endpoints))
+        if self.limit is not None and self._in_flight >= self.limit.limit:
+            return Refusal(self._open_seconds(endpoints))
         preferred = [endpoint for endpoint in endpoints if endpoint not in avoid]
         for candidates in (preferred, endpoints if avoid else ()):
             for endpoint in sorted(candidates, key=_preference):
                 admission = self._try_enter(endpoint, waited_seconds)
                 if admission is not None:
                     return admission
+        if self.limit is not None:
+            # Or else it would not fall where those of the endpoints are what requests wait for.
+            self.limit.was_reached = True
         return Refusal(self._open_seconds(endpoints))
 
     def leave(self, endpoint: Endpoint) -> None:
-        with self._lock:
-            endpoint.in_flight -= 1
+        self._left(endpoint)
         self.waiting_for_admission.wake_next()
+
+    def to_ask(self, now: float) -> Endpoint | None:
+        """The one of several endpoints whose statistics speak for all, where there may be a queue.
+
+        Each by itself may get too few requests to be asked.
+        """
+        if self.limit is None or not self.limit.was_reached:
+            return None
+        if self._in_flight < 2 and self.waiting_for_admission.is_empty:
+            return None
+        if self._asked is None or now >= self._asked_until:
+            self._asked, self._asked_until = random.choice(self.endpoints), now + _ASKED_SECONDS
+        return self._asked if now >= self._asked.statistics.ask_at else None
 
     def is_overloaded(self, now: float) -> bool:
         """Whether an endpoint was overloaded a short time ago."""
@@ -323,7 +363,9 @@ class EndpointSet:
 
     def wake_another(self, endpoint: Endpoint) -> None:
         """Wake one more that waits for an admission, if ``endpoint`` has room: its limit may have grown."""
-        if endpoint.in_flight < endpoint.limit.limit:
+        if endpoint.in_flight < endpoint.limit.limit and (
+            self.limit is None or self._in_flight < self.limit.limit
+        ):
             self.waiting_for_admission.wake_next()
 
     def unhealthy_error(self, open_seconds: float, waited_seconds: float) -> TritonError:
@@ -351,25 +393,37 @@ class EndpointSet:
         self, endpoint: Endpoint, waited_seconds: float, *, within_limit: bool = True
     ) -> Admission | None:
         limit = most = endpoint.limit.limit
+        limit_of_all = most_of_all = sys.maxsize if self.limit is None else self.limit.limit
         if waited_seconds < (endpoint.limit.usual_latency_seconds or 0.0):
             most = endpoint.limit.without_queue
+            if self.limit is not None:
+                most_of_all = self.limit.without_queue
         with self._lock:
             if within_limit:
-                if endpoint.in_flight >= most:
+                if endpoint.in_flight >= most or self._in_flight >= most_of_all:
                     return None
                 if endpoint.background is not None and not endpoint.background.try_send(endpoint.in_flight):
                     return None
             endpoint.in_flight += 1
+            self._in_flight += 1
+            self._turns += 1
+            endpoint.turn = self._turns
             if endpoint.in_flight == limit:
                 endpoint.limit.was_reached = True
+            if self._in_flight == limit_of_all and self.limit is not None:
+                self.limit.was_reached = True
         permit = None
         if endpoint.breaker is not None:
             permit = endpoint.breaker.try_acquire()
             if permit is None:
-                with self._lock:
-                    endpoint.in_flight -= 1
+                self._left(endpoint)
                 return None
         return Admission(self, endpoint, permit)
+
+    def _left(self, endpoint: Endpoint) -> None:
+        with self._lock:
+            endpoint.in_flight -= 1
+            self._in_flight -= 1
 
     def _open_seconds(self, endpoints: Sequence[Endpoint]) -> float | None:
         waits = [
@@ -380,9 +434,9 @@ class EndpointSet:
         return min(waits) if len(waits) == len(endpoints) else None
 
 
-def _preference(endpoint: Endpoint) -> tuple[int, float]:
+def _preference(endpoint: Endpoint) -> tuple[int, float, float]:
     load = endpoint.in_flight / max(1, endpoint.limit.limit)
     if endpoint.breaker is None or endpoint.is_healthy:
-        return 1, load
+        return 1, load, endpoint.turn
     # A probe that is due comes first: while the others have room, this endpoint would never get a request.
-    return 2 if endpoint.breaker.seconds_until_probe() > 0 else 0, load
+    return 2 if endpoint.breaker.seconds_until_probe() > 0 else 0, load, endpoint.turn

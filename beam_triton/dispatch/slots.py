@@ -37,6 +37,11 @@ class WaitQueue:
             self._wakes.remove(wake)
             return True
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return not self._wakes
+
     def wake_next(self) -> None:
         """Call the entry that has waited longest, if there is one."""
         if not self._wakes:

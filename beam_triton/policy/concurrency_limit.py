@@ -20,6 +20,9 @@ has settled:
   nothing.
 - **Overload** (429, queue full): three tenths fewer, once per round trip; requests that were in flight at the
   last decrease carry no new information.
+- **Several endpoints.** Each has its own limit, of one request at least. For a thousand processes with twenty
+  endpoints that is twenty thousand requests, so they have a limit together as well, which goes by the answers
+  and server times of all.
 - **Deadlines.** A request that is too late is work done for nothing, and the server may go on executing it.
   So growth that may end there goes by smaller steps, is taken back if it does, and is not tried again for a
   while.
@@ -60,6 +63,9 @@ _BETWEEN_SMOOTHING = 1 / 16
 # number for all clients makes their limits equal; with this one, sixteen clients of sixteen instances settle
 # at 2.25, in the middle of what is rounded to two.
 _WAITING = 1.25
+# The same for several endpoints together, besides the square root of those that are executed. With more,
+# processes that outnumber the instances would keep two requests waiting each, rather than one.
+_WAITING_BESIDES = 1.0
 
 # A dip whose answers are faster than before by this ratio has emptied a queue.
 _DIP_RATIO = 1.25
@@ -89,6 +95,8 @@ class ConcurrencyLimit:
         timeout_seconds: the deadline of a request.
         clock: monotonic seconds.
         wall_clock: seconds since the epoch, the same on all machines but for what their clocks are off.
+        of_all: the limit of several endpoints together, which hears of the answers of each.
+        is_of_several: this is such a limit.
 
     Attributes:
         was_reached: set by the owner when as many requests are in flight as may be.
@@ -106,12 +114,17 @@ class ConcurrencyLimit:
         timeout_seconds: float,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        *,
+        of_all: ConcurrencyLimit | None = None,
+        is_of_several: bool = False,
     ) -> None:
         positive_integer("max_concurrent_requests", maximum)
         self._maximum = float(maximum)
         self._timeout_seconds = timeout_seconds
         self._clock = clock
         self._wall_clock = wall_clock
+        self._of_all = of_all
+        self._is_of_several = is_of_several
         self._lock = Lock()
         self.overloaded_at = -math.inf
         self.fastest_seconds = math.inf
@@ -194,6 +207,8 @@ class ConcurrencyLimit:
                 self._begin_dip(now)
             elif current.is_complete:
                 self._judge(now)
+        if self._of_all is not None:
+            self._of_all.on_success(latency_seconds)
 
     def on_overload(self, latency_seconds: float | None = None) -> None:
         """The server refused a request because it is overloaded.
@@ -227,6 +242,7 @@ class ConcurrencyLimit:
 
         No dip is needed for ``valid_seconds``.
         """
+        light = None
         with self._lock:
             if self._answer_count:
                 latency = self._answer_seconds / self._answer_count
@@ -234,15 +250,26 @@ class ConcurrencyLimit:
                 # It may have a queue as well, in front of the server: the least is nearest to none.
                 drifted = (1 - _BETWEEN_SMOOTHING) * self._between_seconds + _BETWEEN_SMOOTHING * between
                 self._between_seconds = min(between, drifted)
-                self._light_seconds = times.other_seconds + self._between_seconds
+                light = self._light_seconds = times.other_seconds + self._between_seconds
                 self._queue_known_until = self._clock() + valid_seconds
             self._answer_count, self._answer_seconds = 0, 0.0
+        if self._of_all is not None and light is not None:
+            self._of_all._on_light(light, valid_seconds)
+
+    def _on_light(self, light_seconds: float, valid_seconds: float) -> None:
+        """One of several servers has said how long requests took there; the others' queues may differ."""
+        with self._lock:
+            self._light_seconds = light_seconds
+            self._queue_known_until = self._clock() + valid_seconds
 
     def _judge(self, now: float) -> None:
         """Choose the limit of the next round after what the last one has shown."""
         latency = self._last_round_seconds = self._round.mean_seconds
         self._is_wave = False
-        if self.was_reached:
+        # Where all endpoints together are at their limit, this one may never be. It may fall then, or it
+        # would keep a larger share than others.
+        may_only_fall = not self.was_reached and self._of_all is not None and self._of_all.was_reached
+        if self.was_reached or may_only_fall:
             is_queue_known = now < self._queue_known_until
             noise = 2 * self._round.standard_error_seconds
             if latency + noise < self._light_seconds and not is_queue_known:
@@ -256,16 +283,19 @@ class ConcurrencyLimit:
             self._executing = unqueued
             self._executing_known_rounds = 0 if is_flat else _EXECUTING_KNOWN_ROUNDS
             waiting = _WAITING if is_queue_known else math.sqrt(limit)
+            if self._is_of_several and is_queue_known:
+                # A queue at one server keeps no other one busy.
+                waiting = _WAITING_BESIDES + math.sqrt(unqueued)
             target = min(unqueued + waiting, self._maximum)
             if self._is_starting and not self._shows_queue(latency):
                 target = min(2.0 * limit, self._maximum)
             else:
                 self._settle(now)
-            if target > limit:
+            if target <= limit:
+                self._limit = max(1.0, target if is_queue_known else (self._limit + target) / 2)
+            elif not may_only_fall:
                 self._last_good = self._limit
                 self._grow(target, latency, now)
-            else:
-                self._limit = max(1.0, target if is_queue_known else (self._limit + target) / 2)
         else:
             self._executing_known_rounds -= 1
         self._begin_round(now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.cases import (
     byte_strings,
     engines,
+    fleet,
     large_tensor,
     long_run,
     many_instances,
@@ -42,5 +43,5 @@ CASES = (
     situations.PROCESSES_CASE,
 )
 
-# The engines need Java, Maven and Go.
-NAMED_CASES = (engines.CASE,)
+# The engines need Java, Maven and Go; fleets take a quarter of an hour.
+NAMED_CASES = (engines.CASE, *fleet.CASES)

@@ -18,6 +18,7 @@ from beam_triton.testing import LocalTriton
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES
 from benchmarks.cases.case import SMOKE, Case, CaseLeftOut
+from benchmarks.cases.fleet import MEASURED_CASE
 from benchmarks.cases.throughput import COMPARED_WORK
 from benchmarks.charts import draw
 from benchmarks.compare import ComparisonError, compare
@@ -82,6 +83,19 @@ def test_case_measures_and_checks_its_answers(case: Case, triton: LocalTriton, t
     assert all(figure.text in render_case(result) for figure in result.figures)
     for chart in draw([result], tmp_path):
         ElementTree.parse(chart)
+
+
+@pytest.mark.long
+def test_simulated_fleet_is_near_the_measured_one(triton: LocalTriton) -> None:
+    """One process with sixteen instances, for some seconds: the simulation is not off by a fifth."""
+    try:
+        result = MEASURED_CASE.measure(triton, 1, SMOKE)
+    except CaseLeftOut as missing:
+        pytest.skip(str(missing))
+    (row,) = result.rows
+    for quantity in ("rate / best", "p50 / model's time"):
+        predicted = row.measured[f"{quantity}, predicted"].median
+        assert row.measured[quantity].median == pytest.approx(predicted, rel=0.2), quantity
 
 
 def test_lost_element_fails_the_measurement(triton: LocalTriton) -> None:

@@ -34,6 +34,12 @@ def test_an_endpoint_alone_gives_the_default_options() -> None:
     assert made.parameters == {} and made.header_values() == {}
 
 
+def test_each_endpoint_may_keep_a_connection() -> None:
+    """Endpoints take turns: with fewer idle connections each request would open one."""
+    made = options(endpoint=[f"http://triton-{number}:8000" for number in range(150)])
+    assert (made.pool.max_idle, made.pool.max_total) == (150, 150)
+
+
 def test_policies_may_be_plain_dicts() -> None:
     """Each policy may be a plain dict, as YAML gives it; None is the default, or no breaker."""
     made = options(

@@ -323,6 +323,7 @@ def test_request_to_a_frozen_endpoint_fails_over() -> None:
             for _ in range(4):
                 ask(channel)
             frozen.play(faults.silence)
+            # They take turns.
             calls = [ask(channel) for _ in range(2)]
             assert [call.result for call in calls] == [b"answer"] * 2
             assert sum(call.record.retries for call in calls) >= 1

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from beam_triton.errors import ConfigurationError
 from beam_triton.policy.concurrency_limit import ConcurrencyLimit
+from beam_triton.policy.server_times import ServerTimes
 from tests.support.clock import FakeClock
 from tests.unit.policy.simulation import Client, Server, Simulation
 
@@ -421,3 +422,46 @@ def test_maximum_below_one_is_rejected(maximum: object) -> None:
     """At least one request has to be allowed."""
     with pytest.raises(ConfigurationError, match="max_concurrent_requests must be a whole number"):
         ConcurrencyLimit(maximum, 30.0, FakeClock(), FakeClock())  # type: ignore[arg-type]  # the mistake under test
+
+
+def test_endpoints_teach_their_common_limit() -> None:
+    """It hears of the answers of each, and of what each server says a light load takes: with a queue it falls
+    below one request for each endpoint."""
+    clock = FakeClock()
+    of_all = ConcurrencyLimit(32, 30.0, clock, clock, is_of_several=True)
+    endpoints = [ConcurrencyLimit(32, 30.0, clock, clock, of_all=of_all) for _ in range(8)]
+
+    def answer(latency_seconds: float) -> None:
+        for number in range(128):
+            clock.advance(latency_seconds)
+            of_all.was_reached = True
+            endpoints[number % 8].on_success(latency_seconds)
+
+    answer(0.1)
+    assert of_all.limit == 32
+    for _ in range(4):
+        answer(1.0)
+        for endpoint in endpoints:
+            endpoint.on_server_times(ServerTimes(0.9, 0.1), 1000.0)
+    assert of_all.limit < 4
+
+
+def test_endpoint_falls_where_all_together_are_at_their_limit() -> None:
+    """One whose limit was high when requests were spread is not preferred for ever."""
+    clock = FakeClock()
+    of_all = ConcurrencyLimit(32, 30.0, clock, clock, is_of_several=True)
+    endpoint = ConcurrencyLimit(32, 30.0, clock, clock, of_all=of_all)
+
+    def answer(latency_seconds: float, *, is_reached: bool) -> None:
+        for _ in range(128):
+            clock.advance(latency_seconds)
+            of_all.was_reached, endpoint.was_reached = True, is_reached
+            endpoint.on_success(latency_seconds)
+
+    answer(0.1, is_reached=True)
+    high = endpoint.limit
+    endpoint.on_server_times(ServerTimes(0.0, 0.1), 1000.0)
+    answer(0.1, is_reached=False)
+    assert endpoint.limit == high > 8
+    answer(0.4, is_reached=False)
+    assert endpoint.limit < high / 2
