@@ -1,9 +1,11 @@
 import java.util.Collection;
 import java.util.HashSet;
 import java.util.Map;
+import java.util.Queue;
 import java.util.Set;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicLong;
 import okhttp3.ConnectionPool;
@@ -32,7 +34,8 @@ import org.apache.flink.table.types.logical.LogicalType;
  * function where it runs. Both need the process of the job to be that of its tasks, as in an embedded Flink.
  *
  * <p>{@code client} says which OkHttpClient sends the requests: the release's; the release's without OkHttp's limit of
- * five requests a host, which no option lifts; or one with the pool of the proposal that adds one.
+ * five requests a host, which no option lifts; or one with a pool as pull request 27568 of apache/flink proposes it, by
+ * its defaults, as it is tuned for high traffic there, or switched off.
  */
 public class MendedTriton implements ModelProviderFactory {
   private static final ConfigOption<Client> CLIENT =
@@ -42,8 +45,12 @@ public class MendedTriton implements ModelProviderFactory {
     RELEASED,
     UNLIMITED,
     POOLED,
+    TUNED,
     NOT_REUSED
   }
+
+  /** Nanoseconds of each request of this process. */
+  static final Queue<Long> LATENCIES = new ConcurrentLinkedQueue<>();
 
   private final ModelProviderFactory released = new TritonModelProviderFactory();
 
@@ -96,7 +103,7 @@ public class MendedTriton implements ModelProviderFactory {
     private static final AtomicLong NUMBERS = new AtomicLong();
 
     private final long number = NUMBERS.incrementAndGet();
-    private transient Function function;
+    private transient MendedFunction function;
 
     Holder(ModelProviderFactory.Context context, ReadableConfig options) {
       PARTS.put(number, new Parts(context, options));
@@ -105,13 +112,14 @@ public class MendedTriton implements ModelProviderFactory {
     @Override
     public void open(FunctionContext context) throws Exception {
       Parts parts = PARTS.get(number);
-      function = new Function(parts.context, parts.options);
+      function = new MendedFunction(parts.context, parts.options);
       function.open(context);
     }
 
     @Override
     public CompletableFuture<Collection<RowData>> asyncPredict(RowData row) {
-      return function.asyncPredict(row);
+      long begun = System.nanoTime();
+      return function.asyncPredict(row).whenComplete((rows, error) -> LATENCIES.add(System.nanoTime() - begun));
     }
 
     @Override
@@ -124,11 +132,11 @@ public class MendedTriton implements ModelProviderFactory {
 
   private record Parts(ModelProviderFactory.Context context, ReadableConfig options) {}
 
-  private static class Function extends TritonInferenceModelFunction {
+  private static class MendedFunction extends TritonInferenceModelFunction {
     private final Client client;
     private OkHttpClient released;
 
-    Function(ModelProviderFactory.Context context, ReadableConfig options) {
+    MendedFunction(ModelProviderFactory.Context context, ReadableConfig options) {
       super(context, options);
       client = options.get(CLIENT);
     }
@@ -140,15 +148,23 @@ public class MendedTriton implements ModelProviderFactory {
     public void open(FunctionContext context) throws Exception {
       super.open(context);
       released = httpClient;
-      if (client != Client.RELEASED) {
-        released.dispatcher().setMaxRequests(100);
-        released.dispatcher().setMaxRequestsPerHost(100);
+      switch (client) {
+        case RELEASED -> {}
+        case UNLIMITED -> admit(100);
+        case POOLED -> pool(100, new ConnectionPool(20, 5, TimeUnit.MINUTES));
+        case TUNED -> pool(200, new ConnectionPool(50, 10, TimeUnit.MINUTES));
+        case NOT_REUSED -> pool(100, new ConnectionPool(0, 1, TimeUnit.MILLISECONDS));
       }
-      if (client == Client.POOLED) {
-        httpClient = released.newBuilder().connectionPool(new ConnectionPool(20, 5, TimeUnit.MINUTES)).build();
-      } else if (client == Client.NOT_REUSED) {
-        httpClient = released.newBuilder().connectionPool(new ConnectionPool(0, 1, TimeUnit.MILLISECONDS)).build();
-      }
+    }
+
+    private void admit(int requests) {
+      released.dispatcher().setMaxRequests(requests);
+      released.dispatcher().setMaxRequestsPerHost(requests);
+    }
+
+    private void pool(int requests, ConnectionPool pool) {
+      admit(requests);
+      httpClient = released.newBuilder().connectionPool(pool).build();
     }
 
     @Override

@@ -18,7 +18,8 @@ import org.apache.flink.table.types.DataType;
 import org.apache.flink.types.Row;
 
 /**
- * Scores rows of 128 FP32 by SQL on a model that returns X as Y, in an embedded Flink, and prints one line of JSON: the rate and CPU time of the last nine tenths of the rows, by the clock of the sink.
+ * Scores rows of 128 FP32 by SQL on a model that returns X as Y, in an embedded Flink, and prints one line of JSON: the rate and CPU time of the last nine tenths of the rows, by the
+ * clock of the sink, and how long requests took.
  *
  * <pre>ScoreRows key=value...</pre>
  *
@@ -107,6 +108,7 @@ public class ScoreRows {
     private static volatile long[] last;
 
     static void begin(long expected) {
+      MendedTriton.LATENCIES.clear();
       rows = expected;
       SEEN.set(0);
       SUM.set(0);
@@ -138,9 +140,14 @@ public class ScoreRows {
       if (SEEN.get() != rows || SUM.get() != rows * (rows - 1) / 2) {
         throw new IllegalStateException(SEEN + " rows came instead of " + rows + ", or some twice");
       }
+      long[] latencies = MendedTriton.LATENCIES.stream().mapToLong(Long::longValue).sorted().toArray();
       return String.format(
-          "{\"rows\": %d, \"seconds\": %.6f, \"cpu_seconds\": %.6f}",
-          rows - rows / 10, (last[0] - first[0]) / 1e9, (last[1] - first[1]) / 1e9);
+          "{\"rows\": %d, \"seconds\": %.6f, \"cpu_seconds\": %.6f, \"p50_seconds\": %.6f, \"p99_seconds\": %.6f}",
+          rows - rows / 10,
+          (last[0] - first[0]) / 1e9,
+          (last[1] - first[1]) / 1e9,
+          latencies[latencies.length / 2] / 1e9,
+          latencies[latencies.length * 99 / 100] / 1e9);
     }
   }
 }
