@@ -1,8 +1,8 @@
-"""A network in front of a server of this machine: ``python -m benchmarks.delay_proxy PORT ROUND_TRIP_SECONDS``.
+"""A network in front of a server: ``python -m benchmarks.delay_proxy PORT ROUND_TRIP_SECONDS``.
 
 Bytes take half a round trip each way. A connection costs a whole one more, before its first bytes: the
-handshake, which the kernel of this machine answers at once. The proxy is a process of its own, so that it takes
-no part of the client's time.
+handshake, which the kernel of this machine answers at once. The proxy is a process of its own, so that it
+takes no part of the client's time.
 """
 
 from __future__ import annotations

@@ -145,9 +145,7 @@ def _dependencies_command(target: Path, pom: Path, *versions: str) -> Command:
 
 
 def _beam_java_commands(target: Path) -> Iterator[Command]:
-    yield _dependencies_command(
-        target, _POM, f"-Dflink.minor={_FLINK_MINOR}", f"-Dbeam.version={BEAM_JAVA}"
-    )
+    yield _dependencies_command(target, _POM, f"-Dflink.minor={_FLINK_MINOR}", f"-Dbeam.version={BEAM_JAVA}")
 
 
 def _flink_function_commands(target: Path) -> Iterator[Command]:

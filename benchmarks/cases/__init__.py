@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.cases import (
     byte_strings,
     engines,
+    flink_function,
     large_tensor,
     long_run,
     many_instances,
@@ -42,5 +43,5 @@ CASES = (
     situations.PROCESSES_CASE,
 )
 
-# The engines need Java, Maven and Go.
-NAMED_CASES = (engines.CASE,)
+# The engines need Java, Maven and Go; Flink's own function needs Java and Maven.
+NAMED_CASES = (engines.CASE, flink_function.FLINK_FUNCTION, flink_function.PROPOSAL)
