@@ -24,7 +24,7 @@ _LONGEST_RUN_SECONDS = 300
 
 @dataclass(frozen=True)
 class Rows:
-    """What one job measured: the last nine tenths of its rows, and the times of all its requests."""
+    """What one job measured: the last nine tenths of its rows, and how long their requests took."""
 
     rows: int
     seconds: float

@@ -18,8 +18,8 @@ import org.apache.flink.table.types.DataType;
 import org.apache.flink.types.Row;
 
 /**
- * Scores rows of 128 FP32 by SQL on a model that returns X as Y, in an embedded Flink, and prints one line of JSON: the rate and CPU time of the last nine tenths of the rows, by the
- * clock of the sink, and how long requests took.
+ * Scores rows of 128 FP32 by SQL on a model that returns X as Y, in an embedded Flink, and prints one line of JSON: the
+ * rate and CPU time of the last nine tenths of the rows, by the clock of the sink, and how long their requests took.
  *
  * <pre>ScoreRows key=value...</pre>
  *
@@ -108,7 +108,6 @@ public class ScoreRows {
     private static volatile long[] last;
 
     static void begin(long expected) {
-      MendedTriton.LATENCIES.clear();
       rows = expected;
       SEEN.set(0);
       SUM.set(0);
@@ -128,6 +127,7 @@ public class ScoreRows {
       SUM.addAndGet(row.<Long>getFieldAs("N"));
       long seen = SEEN.incrementAndGet();
       if (seen == rows / 10) {
+        MendedTriton.LATENCIES.clear();
         first = now();
       }
       if (seen == rows) {
