@@ -38,13 +38,22 @@ class FlinkFunction(Peer):
 
     ``client`` is the OkHttpClient that sends them: ``released``; ``unlimited``, without OkHttp's limit of
     five requests a host; or one with the pool that a pull request proposes: with its defaults (``pooled``),
-    as it advises for high traffic (``tuned``), or switched off (``not_reused``).
+    as it advises for high traffic (``tuned``), or switched off (``not_reused``). ``warm_up`` are a model and
+    the rows that it scores first; by default half of the rows on the model itself.
     """
 
-    def __init__(self, client: OkHttp, *, parallelism: int = 1, in_flight: int = 100) -> None:
+    def __init__(
+        self,
+        client: OkHttp,
+        *,
+        parallelism: int = 1,
+        in_flight: int = 100,
+        warm_up: tuple[str, int] | None = None,
+    ) -> None:
         self._client = client
         self._parallelism = parallelism
         self._in_flight = in_flight
+        self._warm_up = warm_up
         self.name = f"Flink's function, {client}"
 
     def check_installed(self) -> None:
@@ -61,17 +70,19 @@ class FlinkFunction(Peer):
     def run(self, target: Target, rows: int) -> Rows:
         """Score rows of 128 FP32 on a model that returns ``X`` as ``Y``: the function sends no other names.
 
-        A job of half as many rows comes first, in the same process, which loads and compiles the classes.
+        A job to warm up comes first, in the same process, which loads and compiles classes.
 
         Raises:
             AssertionError: the job failed, or a row was lost, repeated or wrong.
         """
         folder = install.flink_function()
+        warm_up_model, warm_up_rows = self._warm_up or (target.model_name, max(1, rows // 2))
         arguments = {
             "endpoint": target.endpoint,
             "model": target.model_name,
             "rows": rows,
-            "warm_up_rows": max(1, rows // 2),
+            "warm_up_model": warm_up_model,
+            "warm_up_rows": warm_up_rows,
             "parallelism": self._parallelism,
             "in_flight": self._in_flight,
             "client": self._client.upper(),

@@ -23,7 +23,7 @@ import org.apache.flink.types.Row;
  *
  * <pre>ScoreRows key=value...</pre>
  *
- * Keys: endpoint, model, rows, warm_up_rows (a job before the one that counts, which loads and compiles), parallelism,
+ * Keys: endpoint, model, rows, warm_up_model, warm_up_rows (a job before the one that counts), parallelism,
  * in_flight (max-concurrent-operations), client (see MendedTriton).
  */
 public class ScoreRows {
@@ -35,13 +35,13 @@ public class ScoreRows {
       String[] pair = argument.split("=", 2);
       given.put(pair[0], pair[1]);
     }
-    score(given, Long.parseLong(given.get("warm_up_rows")));
-    System.out.println("RESULT " + score(given, Long.parseLong(given.get("rows"))));
+    score(given, given.get("warm_up_model"), Long.parseLong(given.get("warm_up_rows")));
+    System.out.println("RESULT " + score(given, given.get("model"), Long.parseLong(given.get("rows"))));
     // Threads of OkHttp would keep the process alive for a minute.
     System.exit(0);
   }
 
-  private static String score(Map<String, String> given, long rows) throws Exception {
+  private static String score(Map<String, String> given, String model, long rows) throws Exception {
     CheckAndClock.begin(rows);
     StreamExecutionEnvironment environment =
         StreamExecutionEnvironment.getExecutionEnvironment(new Configuration());
@@ -55,7 +55,7 @@ public class ScoreRows {
     tables.executeSql(
         "CREATE TEMPORARY MODEL SCORER INPUT (X ARRAY<FLOAT NOT NULL>) OUTPUT (Y ARRAY<FLOAT NOT NULL>) WITH ("
             + "'provider' = 'triton-mended', 'model-version' = '1', 'endpoint' = '" + given.get("endpoint")
-            + "', 'model-name' = '" + given.get("model") + "', 'client' = '" + given.get("client") + "')");
+            + "', 'model-name' = '" + model + "', 'client' = '" + given.get("client") + "')");
     Table scored =
         tables.sqlQuery(
             "SELECT N, X, Y FROM ML_PREDICT(TABLE SENT, MODEL SCORER, DESCRIPTOR(X), MAP["
