@@ -55,7 +55,7 @@ def test_case_measures_and_checks_its_answers(case: Case, triton: LocalTriton) -
 def test_a_job_that_fails_gives_no_figure(tmp_path: Path) -> None:
     """The measurement ends with what Flink said: here, that a tensor has another name than the one sent."""
     with (
-        LocalTriton(write_models(tmp_path, [ECHO]), stop_timeout_seconds=2) as server,
+        LocalTriton(write_models(tmp_path, [ECHO]), grpc=True, stop_timeout_seconds=2) as server,
         pytest.raises(AssertionError, match="Triton inference failed with HTTP 400"),
     ):
         FlinkFunction("released").run(target(server, ECHO), 20)
