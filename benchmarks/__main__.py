@@ -21,10 +21,8 @@ from benchmarks.tables import fill_page, render_case, render_figures
 
 _ROOT = Path(__file__).resolve().parent.parent
 RESULTS, _IMAGES = _ROOT / "benchmarks" / "results", _ROOT / "docs" / "images"
-PAGES = tuple(
-    _ROOT / "docs" / f"{name}.md"
-    for name in ("performance", "engines", "reliability", "scale", "shared-memory")
-)
+_MEASURED = ("performance", "engines", "reliability", "scale", "shared-memory", "migrating-from-flink")
+PAGES = tuple(_ROOT / "docs" / f"{name}.md" for name in _MEASURED)
 """The pages with tables of these results."""
 _QUICK_OUTPUT = _ROOT / "out" / "benchmarks"
 _CHARTS, _COMPARE = "charts", "compare"
@@ -127,7 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         description="Measures the library beside its peers against a real Triton on this machine.",
         epilog=f"cases: {', '.join(case.name for case in CASES)}; "
-        f"only when named: {', '.join(case.name for case in NAMED_CASES)} (needs Java 17, Maven and Go). "
+        f"only when named, with Java 17, Maven and, for engines, Go: "
+        f"{', '.join(case.name for case in NAMED_CASES)}. "
         f"'{_COMPARE} PATH' measures this checkout beside another one: see '{_COMPARE} --help'",
     )
     parser.add_argument(

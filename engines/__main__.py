@@ -12,6 +12,7 @@ parser = argparse.ArgumentParser(prog="python -m engines", description=__doc__)
 commands = parser.add_subparsers(dest="command", required=True)
 commands.add_parser("install", help="install every engine that is not there yet into .engines")
 commands.add_parser("install-worker-packages", help="install only the Python packages of a bare worker")
+commands.add_parser("install-flink-function", help="install only Flink's own Triton function")
 commands.add_parser("check-tools", help="check that Java, Maven and Go are there; install nothing")
 environment = commands.add_parser("worker-environment", help="make the Python environment of one worker")
 environment.add_argument("folder", type=Path)
@@ -21,6 +22,8 @@ try:
         install.install_all()
     elif arguments.command == "install-worker-packages":
         install.install_worker_packages()
+    elif arguments.command == "install-flink-function":
+        install.install_flink_function()
     elif arguments.command == "check-tools":
         tools.require_all()
     else:

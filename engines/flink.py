@@ -29,7 +29,7 @@ _JAVA_OPENED = (
     "java.util.concurrent.atomic",
     "java.util.concurrent.locks",
 )
-_JAVA_MODULE_OPTIONS = (
+JAVA_MODULE_OPTIONS = (
     "--add-exports=java.base/sun.net.util=ALL-UNNAMED",
     "--add-exports=java.rmi/sun.rmi.registry=ALL-UNNAMED",
     *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _JAVA_OPENED),
@@ -117,7 +117,7 @@ class FlinkJobServer(Engine):
             "job-server",
             [
                 tools.java(),
-                *(*_JAVA_MODULE_OPTIONS, "-Xmx1g", f"-Djava.io.tmpdir={scratch}"),
+                *(*JAVA_MODULE_OPTIONS, "-Xmx1g", f"-Djava.io.tmpdir={scratch}"),
                 *(f"-Dlog4j.configurationFile={_LOGGING}", "-cp", os.pathsep.join(classpath)),
                 "org.apache.beam.runners.flink.FlinkJobServerDriver",
                 *("--job-host=127.0.0.1", f"--job-port={self._job_port}"),
@@ -224,7 +224,7 @@ class FlinkCluster(Engine):
             name,
             [
                 tools.java(),
-                *(*_JAVA_MODULE_OPTIONS, *memory, f"-Dlog4j.configurationFile={_LOGGING}"),
+                *(*JAVA_MODULE_OPTIONS, *memory, f"-Dlog4j.configurationFile={_LOGGING}"),
                 *("-cp", f"{install.flink()}/*", main_class),
                 *("--configDir", str(self._configuration), *(arguments or [])),
             ],

@@ -42,10 +42,14 @@ BEAM_JAVA = "2.62.0"
 pipeline, too. The job API is stable across releases; ``tests/engines`` proves that it works with the
 installed SDK."""
 
+FLINK_FUNCTION = "2.3.0"
+"""The release of Flink whose own Triton function is a peer of the benchmarks; Flink's SQL comes with it."""
+
 _FLINK_MINOR = FLINK.rpartition(".")[0]
 
 _POM = HERE / "pom.xml"
 _GO_PIPELINE = REPOSITORY / "pipelines" / "score_rows.go"
+_FLINK_FUNCTION_SOURCE = REPOSITORY / "benchmarks" / "peers" / "flink_triton"
 
 _WORKER_CONSTRAINTS = HERE / "worker_constraints.txt"
 _WORKER_REQUIREMENTS = (f"apache-beam=={BEAM}", "setuptools", "wheel", "pip")
@@ -122,18 +126,38 @@ def _go_commands(target: Path) -> Iterator[Command]:
     yield Command([tools.go(), "build", "-C", source, "-mod=mod", "-o", output, "."], environment)
 
 
-def _maven_commands(target: Path) -> Iterator[Command]:
-    yield Command(
+def _maven_command(*words: str) -> Command:
+    return Command(
         [
-            *(tools.maven(), "--batch-mode", "--file", _POM),
+            *(tools.maven(), "--batch-mode"),
             # Maven caches failed downloads and would not repeat them for a day.
             "--update-snapshots",
             # Give up on a silent server after a minute; Maven 3.8 reads the first name, 3.9 the second.
             *("-Dmaven.wagon.rto=60000", "-Daether.connector.requestTimeout=60000"),
-            *(f"-Dflink.minor={_FLINK_MINOR}", f"-Dbeam.version={BEAM_JAVA}"),
-            *("dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={target}"),
+            *words,
         ]
     )
+
+
+def _dependencies_command(target: Path, pom: Path, *versions: str) -> Command:
+    copy = ("dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={target}")
+    return _maven_command(f"--file={pom}", *versions, *copy)
+
+
+def _beam_java_commands(target: Path) -> Iterator[Command]:
+    yield _dependencies_command(target, _POM, f"-Dflink.minor={_FLINK_MINOR}", f"-Dbeam.version={BEAM_JAVA}")
+
+
+def _flink_function_commands(target: Path) -> Iterator[Command]:
+    pom = _FLINK_FUNCTION_SOURCE / "pom.xml"
+    yield _dependencies_command(target, pom, f"-Dflink.version={FLINK_FUNCTION}")
+    jar = f"org.apache.flink:flink-model-triton:{FLINK_FUNCTION}"
+    yield _maven_command("dependency:copy", f"-Dartifact={jar}", f"-DoutputDirectory={target}")
+    shutil.copytree(_FLINK_FUNCTION_SOURCE / "META-INF", target / "META-INF")
+    compiler = (tools.java(), "--module", "jdk.compiler/com.sun.tools.javac.Main")
+    jars = os.pathsep.join(map(str, sorted(target.glob("*.jar"))))
+    sources = sorted(_FLINK_FUNCTION_SOURCE.glob("*.java"))
+    yield Command([*compiler, "-d", target, "--class-path", jars, *sources])
 
 
 def _pip_command(target: Path, *requirements: str) -> Command:
@@ -166,12 +190,29 @@ _GO_PROGRAMS = Part(
 _BEAM_JAVA = Part(
     "Beam's Flink job server and Java SDK (Maven)",
     f"beam-java-{BEAM_JAVA}-flink-{_FLINK_MINOR}-{_digest(_POM.read_bytes())}",
-    _maven_commands,
+    _beam_java_commands,
 )
 _FLINK = Part(f"Flink {FLINK} (pip)", f"flink-{FLINK}", _flink_commands)
 _WORKER_PACKAGES = Part(
     "the Python packages of a bare worker (pip)", _worker_folder(), _worker_commands, "worker-packages"
 )
+_FLINK_FUNCTION = Part(
+    f"Flink {FLINK_FUNCTION} with its own Triton function (Maven)",
+    f"flink-function-{FLINK_FUNCTION}-"
+    + _digest(b"".join(file.read_bytes() for file in sorted(_FLINK_FUNCTION_SOURCE.glob("*.*")))),
+    _flink_function_commands,
+    "flink-function",
+)
+
+
+def install_flink_function() -> None:
+    """Install Flink's own Triton function if it is not there: 150 MB, half a minute. Needs Java and Maven.
+
+    Raises:
+        MissingToolsError: Java or Maven is missing.
+        InstallError: it failed in every attempt.
+    """
+    install(_FLINK_FUNCTION)
 
 
 def install_worker_packages() -> None:
@@ -339,3 +380,11 @@ def worker_packages() -> Path:
     NotInstalledError if the folder is not there.
     """
     return _WORKER_PACKAGES.path()
+
+
+def flink_function() -> Path:
+    """The folder of the jars of Flink's own Triton function, and of the classes that run it.
+
+    NotInstalledError if the folder is not there.
+    """
+    return _FLINK_FUNCTION.path()

@@ -29,6 +29,7 @@ from beam_triton.errors import ConnectError, TritonError
 from beam_triton.transport.config import ConnectionPoolConfig
 from beam_triton.transport.connector import ConnectionOpener
 from beam_triton.transport.dialing import USER_TIMEOUT_SECONDS, unset_user_timeout
+from beam_triton.transport.opening_threads import OpeningThreads
 from beam_triton.transport.origin import Origin
 
 Clock = Callable[[], float]
@@ -148,6 +149,7 @@ class ConnectionPool:
         self.config = config
         self._open_connection = open_connection
         self._clock = clock
+        self._threads = OpeningThreads(self._connect)
         self._lock = threading.Lock()
         self._idle: deque[PooledConnection] = deque()  # the longest idle first
         self._open: Counter[Origin] = Counter()
@@ -268,6 +270,7 @@ class ConnectionPool:
             for acquisition in waiting:
                 acquisition.state = AcquisitionState.FAILED
                 acquisition.error = ConnectError("the connection pool was closed while a request waited")
+        self._threads.end()
         for connection in idle:
             connection.connection.close()
         for acquisition in waiting:
@@ -377,11 +380,8 @@ class ConnectionPool:
         for connection in decision.surplus:
             connection.connection.close()
         for acquisition in decision.connect:
-            thread = threading.Thread(
-                target=self._connect, args=(acquisition,), name="beam_triton-connect", daemon=True
-            )
             try:
-                thread.start()
+                self._threads.start(acquisition)
             except RuntimeError as error:
                 self._connected(acquisition, None, ConnectError(f"no thread to connect on: {error}"))
         for acquisition in decision.ready:

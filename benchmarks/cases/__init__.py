@@ -6,6 +6,7 @@ from benchmarks.cases import (
     byte_strings,
     engines,
     fleet,
+    flink_function,
     large_tensor,
     long_run,
     many_instances,
@@ -43,5 +44,5 @@ CASES = (
     situations.PROCESSES_CASE,
 )
 
-# The engines need Java, Maven and Go; fleets take a quarter of an hour.
-NAMED_CASES = (engines.CASE, *fleet.CASES)
+# The engines need Java, Maven and Go, Flink's own function Java and Maven; fleets take a quarter of an hour.
+NAMED_CASES = (engines.CASE, flink_function.FLINK_FUNCTION, flink_function.PROPOSAL, *fleet.CASES)

@@ -143,7 +143,13 @@ def _row_name(place: _Place, peer: Peer) -> str:
 
 
 def score_on(
-    engine: Engine, peer: Peer, served: Target, elements: int, more: Sequence[str] = ()
+    engine: Engine,
+    peer: Peer,
+    served: Target,
+    elements: int,
+    more: Sequence[str] = (),
+    *,
+    batch_size: int = BATCH_SIZE,
 ) -> EngineRun:
     """Run `engine_pipeline.py`, with ``more`` arguments, on a started engine.
 
@@ -155,7 +161,7 @@ def score_on(
         "peer": peer.name,
         "endpoint": served.endpoint,
         "model": served.model_name,
-        "batch_size": BATCH_SIZE,
+        "batch_size": batch_size,
         "elements": elements,
         "summary": summary,
     }

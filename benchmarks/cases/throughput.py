@@ -9,7 +9,6 @@ from beam_triton.testing import LocalTriton
 from benchmarks.cases.case import ELEMENTS_PER_SECOND, Case, Scale, rates, score_in_turns, throughput_row
 from benchmarks.peers import (
     BEAM_TRITON,
-    JSON_ROWS,
     NO_OP,
     REQUESTS_POST,
     TRITONCLIENT_GRPC,
@@ -51,7 +50,6 @@ def _remote_like(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
         rounds,
         _remote_like_work(server, scale),
         peer_elements=scale.count(50_000, least=500),
-        json_row_elements=scale.count(500, least=20),
         required=(12, 0.95),
     )
 
@@ -63,7 +61,6 @@ def _echo(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
         rounds,
         _echo_work(server, scale),
         peer_elements=scale.count(400_000, least=2_000),
-        json_row_elements=scale.count(5_000, least=50),
         required=(2, 0.4),
     )
 
@@ -74,7 +71,6 @@ def _beside_peers(
     work: Workload,
     *,
     peer_elements: int,
-    json_row_elements: int,
     required: tuple[float, float],
 ) -> CaseResult:
     """The library scores ``work``; peers that send one request at a time score fewer elements.
@@ -89,7 +85,6 @@ def _beside_peers(
             TRITONCLIENT_HTTP: one_at_a_time,
             TRITONCLIENT_GRPC: one_at_a_time,
             REQUESTS_POST: one_at_a_time,
-            JSON_ROWS: replace(work, elements=json_row_elements),
             NO_OP: work,
             WRK: work,
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.peers.beam_triton_transform import BeamTriton
 from benchmarks.peers.no_op import NoOp
-from benchmarks.peers.requests_peers import JsonRows, RequestsPost
+from benchmarks.peers.requests_peers import RequestsPost
 from benchmarks.peers.tritonclient_peers import Tritonclient
 from benchmarks.peers.wrk import Wrk
 
@@ -15,14 +15,12 @@ TRITONCLIENT_GRPC = Tritonclient("grpc")
 TRITONCLIENT_HTTP_SHARED = Tritonclient("http", shares_memory=True)
 TRITONCLIENT_GRPC_SHARED = Tritonclient("grpc", shares_memory=True)
 REQUESTS_POST = RequestsPost()
-JSON_ROWS = JsonRows()
 WRK = Wrk()
 NO_OP = NoOp()
 
 __all__ = [
     "BEAM_TRITON",
     "BEAM_TRITON_SHARED",
-    "JSON_ROWS",
     "NO_OP",
     "REQUESTS_POST",
     "TRITONCLIENT_GRPC",

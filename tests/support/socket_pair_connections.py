@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import CodeType
 
 from urllib3.connection import HTTPConnection
 
 from beam_triton.errors import TritonError
+from beam_triton.transport.opening_threads import OpeningThreads
 from beam_triton.transport.origin import Origin
 
 _TIMEOUT_SECONDS = 10
+
+
+def waits_for_a_job(thread: threading.Thread, *, within_seconds: float) -> bool:
+    """Wait until a thread of `OpeningThreads` has done what it was to do, and keeps nothing of it."""
+    deadline = time.monotonic() + within_seconds
+    while thread.is_alive() and not _is_in(thread, OpeningThreads._next.__code__):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.0005)
+    return True
+
+
+def _is_in(thread: threading.Thread, code: CodeType) -> bool:
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
 
 
 @dataclass(eq=False)
@@ -34,8 +55,7 @@ class Opening:
     def _end(self, error: BaseException | None) -> None:
         self._error = error
         self._done.set()
-        self.thread.join(_TIMEOUT_SECONDS)
-        assert not self.thread.is_alive()
+        assert waits_for_a_job(self.thread, within_seconds=_TIMEOUT_SECONDS)
 
     def wait(self) -> None:
         assert self._done.wait(_TIMEOUT_SECONDS), "the test did not end the opening"

@@ -32,6 +32,7 @@ from tests.support import faults, sockets
 from tests.support.answers import Answer, Request, always
 from tests.support.dispatching import NO_RETRIES, QUICK_RETRIES, ask, free_slots, open_channel, post, read
 from tests.support.fault_server import Fault, FaultServer, serve
+from tests.support.socket_pair_connections import waits_for_a_job
 
 OK = always(Answer(200, b"answer"))
 OVERRUN_SECONDS = 0.5
@@ -551,7 +552,7 @@ def let_connecting_threads_end() -> None:
     """A thread that has just handed over its connection keeps the request until it runs again."""
     for thread in threading.enumerate():
         if thread.name == "beam_triton-connect":
-            thread.join(5)
+            assert waits_for_a_job(thread, within_seconds=5)
 
 
 @pytest.mark.parametrize("fault", [serve, status(400), status(503), faults.reset_after_reading])

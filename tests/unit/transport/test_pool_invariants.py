@@ -32,12 +32,15 @@ class PoolMachine(RuleBasedStateMachine):
         self.clock = FakeClock()
         self.opener = Opener(by_hand=True)
         self.pool = ConnectionPool(CONFIG, self.opener.open, self.clock)
+        self.asks = 0
         self.asked: list[Acquisition] = []
         self.held: list[PooledConnection] = []
 
     @rule(origin=ORIGIN)
     def ask(self, origin: Origin) -> None:
-        self.asked.append(self.pool.acquire(origin, 5.0, lambda: None))
+        # A timeout of its own, by which `end_an_opening` knows it again.
+        self.asks += 1
+        self.asked.append(self.pool.acquire(origin, 1.0 + self.asks / 1000, lambda: None))
 
     @rule(origin=ORIGIN)
     def take_idle(self, origin: Origin) -> None:
@@ -49,8 +52,8 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.opener.pending)
     @rule(pick=PICK, succeeds=st.booleans())
     def end_an_opening(self, pick: random.Random, succeeds: bool) -> None:
-        # In the order in which the pool started them, which may differ from that of their threads.
-        opening = pick.choice(sorted(self.opener.pending, key=lambda each: each.thread.native_id or 0))
+        # In the order in which they were asked for; that of their threads differs from run to run.
+        opening = pick.choice(sorted(self.opener.pending, key=lambda each: each.timeout_seconds))
         if succeeds:
             opening.succeed()
         else:
