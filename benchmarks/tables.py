@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.results import CaseResult, Figure, Row
 
-_PLACE = re.compile(r"(<!-- measured: (\w+) -->\n).*?(\n<!-- end of measured -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- measured: (\w+) -->\n)(?:.*?\n)??(<!-- end of measured -->)", re.DOTALL)
 _FIGURE_HEADER = ["figure", "required", "reached", "quartiles", "holds"]
 
 
@@ -43,7 +43,7 @@ def filled_text(text: str, results: Sequence[CaseResult]) -> str:
             body = render_defaults([result for result in results if result.is_of_defaults])
         else:
             body = render_rows(named[name].rows)
-        return f"{before}{body}{after}"
+        return f"{before}{body}\n{after}"
 
     return _PLACE.sub(table, text)
 

@@ -40,7 +40,9 @@ def _constant(text: str) -> bytes:
     return b"\x01" + len(text).to_bytes(2, "big") + text.encode()
 
 
-@pytest.mark.parametrize("case", [FLINK_FUNCTION, PROPOSAL], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [FLINK_FUNCTION, pytest.param(PROPOSAL, marks=pytest.mark.long)], ids=lambda case: case.name
+)
 def test_case_measures_and_checks_its_answers(case: Case, triton: LocalTriton) -> None:
     """Every row of every peer comes back as it was sent, and gives figures."""
     result = case.measure(triton, 1, SMOKE)
