@@ -58,8 +58,18 @@ def test_memory_that_the_system_does_not_have_is_an_error_and_leaves_nothing() -
 
 
 def test_names_that_are_not_of_this_library_are_never_abandoned(region: SharedRegion) -> None:
-    for name in ("", "other", "beam_triton.x.1", "beam_triton.0123456789abcdef.1x", region.name):
+    namespace = region.name.split(".")[1].split("-")[0]
+    owner = f"{namespace}-0123456789abcdef"
+    for name in ("", "other", "beam_triton.x.1", f"beam_triton.{owner}.1x", region.name):
         assert not is_abandoned(name)
+    assert is_abandoned(f"beam_triton.{owner}.1")
+
+
+def test_an_owner_whose_sockets_cannot_be_seen_is_never_called_dead(region: SharedRegion) -> None:
+    """Containers may share memory and have networks of their own: each would take the others for dead."""
+    namespace = region.name.split(".")[1].split("-")[0]
+    other = f"{int(namespace, 16) + 1:x}-0123456789abcdef"
+    assert not is_abandoned(f"beam_triton.{other}.1")
 
 
 def _make_region(names: Any, may_end: Any) -> None:
