@@ -55,6 +55,7 @@ from beam_triton.errors import (
 )
 from beam_triton.policy.retry import EndpointView, Fail, History, Hold, Limits, Resend, Retry, next_step
 from beam_triton.protocol.region_layout import RegionLayout
+from beam_triton.protocol.status import NO_SUCH_REGION
 from beam_triton.transport.attempt import Attempt
 from beam_triton.transport.event_stream import EventStream, StreamLimits
 from beam_triton.transport.exchange import Exchange
@@ -67,6 +68,8 @@ _logger = logging.getLogger(__name__)
 _LEAST_STREAM_SILENCE_SECONDS = 30.0
 # The body of a request whose tensors are in shared memory.
 _JSON_HEADERS = (("Content-Type", "application/json"),)
+# How Triton's refusals begin, and those of proxies do not.
+_ERROR_OF_SERVER = b'{"error":'
 
 
 class Phase(Enum):
@@ -127,8 +130,10 @@ class _CallState:
     _was_stalled = False
     _silence_seconds = math.inf
     _gave_up_after_seconds = math.inf
-    # Where its tensors lie, and whether they travel by HTTP from now on.
+    # Where its tensors lie, whether those of the last attempt lay there, and whether they travel by HTTP from
+    # now on.
     _region: SharedRegion | None = None
+    _was_in_region = False
     _goes_by_http = False
     # Infinite before the first attempt, and before the first time that it is held.
     _deadline = math.inf
@@ -402,7 +407,7 @@ class Call(_CallState):
         self._was_stalled = endpoint.is_stalled
         if request.layout is not None and redirect is None and not self._goes_by_http:
             request = self._placed(request, endpoint)
-        self._sent_request = request
+        self._sent_request, self._was_in_region = request, self._region is not None
         try:
             parts = self.context.head_writer.parts(url, request)
         except TritonError as error:
@@ -503,7 +508,9 @@ class Call(_CallState):
             assert self.endpoint is not None and exchange.head is not None
             regions = self.endpoint.regions
             if exchange.head.status != 200:
-                regions.give_back(region)
+                # A proxy gives a request up that the server goes on with, and writes the outputs of.
+                is_of_server = bytes(exchange.body[: len(_ERROR_OF_SERVER)]) == _ERROR_OF_SERVER
+                (regions.give_back if is_of_server else regions.leave)(region)
                 return self._read_refusal(exchange, region, layout)
             places = regions.answered(region, layout)
             self.record.shared_memory_requests = 1
@@ -518,7 +525,8 @@ class Call(_CallState):
             return self.read(exchange)
         except SharedMemoryError as error:
             self._goes_by_http = True
-            if error.status == 404:
+            # By the message: Triton up to 2.41 answers 400 to both.
+            if error.server_message.startswith(NO_SUCH_REGION):
                 self.endpoint.regions.lost(region)
             else:
                 layout.outgrown()
@@ -622,7 +630,8 @@ class Call(_CallState):
             has_new_credentials = self._redirect is None and writer.is_outdated(
                 endpoint.url, self._sent_request, attempt.parts[0]
             )
-        is_harmless = error.is_overload or error.was_stale or isinstance(error, SharedMemoryError)
+        lacks_region = self._was_in_region and isinstance(error, SharedMemoryError)
+        is_harmless = error.is_overload or error.was_stale or lacks_region
         if self._joint is not None and not (is_harmless or has_new_credentials):
             # It may be the doing of one call's element: each is sent by itself, as if it had not been before.
             self._end_admission(None)
@@ -684,7 +693,7 @@ class Call(_CallState):
                 hold_seconds=min(self._hold_until - now, endpoints.max_hold_seconds),
                 max_server_error_retries=0 if self.is_batch else None,
                 is_sequence=self.is_sequence or self._may_not_repeat,
-                was_in_shared_memory=self._goes_by_http,
+                was_in_shared_memory=self._was_in_region,
                 may_be_too_large=self._may_be_too_large,
             ),
             view,

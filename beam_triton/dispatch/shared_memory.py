@@ -37,6 +37,7 @@ from beam_triton.transport.shared_region import SharedRegion
 
 if TYPE_CHECKING:
     from beam_triton.dispatch.channel import CallContext
+    from beam_triton.transport.pool import ConnectionPool
 
 _logger = logging.getLogger(__name__)
 
@@ -79,20 +80,23 @@ class RegionPool:
         self._lost_at = -math.inf
         self._next_try_at = -math.inf if _may_share(url, mode) else math.inf
         self._has_told: set[str] = set()
-        self._context: CallContext | None = None
+        # Of each connection pool that requests came over: one that is closed asks nothing.
+        self._contexts: dict[ConnectionPool, CallContext] = {}
 
     def take(self, context: CallContext, nbytes: int) -> SharedRegion | None:
         """A region for one request of ``nbytes``; None where there is none now."""
         if self._next_try_at == math.inf and not self._known:
             return None
         with self._lock:
+            if context.pool not in self._contexts:
+                self._contexts = {pool: each for pool, each in self._contexts.items() if not pool.is_closed}
+                self._contexts[context.pool] = context
             self._take_back()
             fitting = [region for region in self._free if region.nbytes >= nbytes]
             if fitting:
                 region = min(fitting, key=_size)
                 self._free.remove(region)
                 return region
-            self._context = context
             if not self._is_opening and time.monotonic() >= self._next_try_at:
                 self._start_opening(context, _rounded(nbytes))
         return None
@@ -147,20 +151,29 @@ class RegionPool:
             names += self._left if self._is_safe_to_unregister else []
             self._known.clear()
             self._free.clear()
-            context = self._context
-        if context is not None and names:
-            self._unregister(context, names)
+            contexts, self._contexts = list(self._contexts.values()), {}
+        for context in contexts:
+            if names:
+                names = self._unregister(context, names)
 
     def _take_back(self) -> None:
         while self._returned:
             region = self._returned.popleft()
             self._lent_bytes -= region.nbytes
-            if region in self._known:
+            if region not in self._known:
+                continue
+            if region.is_shared_with_child:
+                self._known.discard(region)
+                self._left.append(region.name)
+            else:
                 self._free.append(region)
 
     def _start_opening(self, context: CallContext, nbytes: int) -> None:
         """Begin to open a region; smaller ones that are free make room for it. The lock is held."""
         room = MOST_BYTES - sum(map(_size, self._known))
+        if room + sum(map(_size, self._free)) < nbytes:
+            # Others hold too much of it: what is free stays for smaller requests.
+            return
         for region in sorted(self._free, key=_size):
             if room >= nbytes:
                 break
@@ -168,8 +181,6 @@ class RegionPool:
             self._known.discard(region)
             self._free.remove(region)
             self._left.append(region.name)
-        if room < nbytes:
-            return
         self._is_opening = True
         try:
             threading.Thread(
@@ -188,6 +199,11 @@ class RegionPool:
             self._unregister_left(context)
         except TritonError:
             self._pause(_UNANSWERED_PAUSE_SECONDS)
+        except Exception as error:
+            # Requests do without; a thread each that ends like this would help nobody.
+            self._tell(logging.WARNING, f"{type(error).__name__}: {error}")
+            with self._lock:
+                self._next_try_at = math.inf
         finally:
             with self._lock:
                 self._is_opening = False
@@ -216,6 +232,11 @@ class RegionPool:
                 shared_memory_path(region.name, "register"),
                 {"key": f"/{region.name}", "offset": 0, "byte_size": nbytes},
             )
+        except TritonError:
+            # The server may have opened it, or be about to.
+            with self._lock:
+                self._left.append(region.name)
+            raise
         finally:
             region.unlink()
         if status == 200:
@@ -255,16 +276,17 @@ class RegionPool:
                 self._left += still_used
 
     def _unregister(self, context: CallContext, names: Iterable[str]) -> list[str]:
-        """Unregister regions as long as the server answers; returns those that requests are using."""
-        used = []
+        """Unregister regions as long as the server answers; returns those that are still registered."""
+        remaining, used = deque(names), []
         try:
-            for name in names:
-                status, _ = self._ask(context, "POST", shared_memory_path(name, "unregister"))
+            while remaining:
+                status, _ = self._ask(context, "POST", shared_memory_path(remaining[0], "unregister"))
+                name = remaining.popleft()
                 if status != 200:
                     used.append(name)
         except TritonError:
             pass
-        return used
+        return [*used, *remaining]
 
     def _ask(
         self, context: CallContext, method: str, path: str, content: Mapping[str, Any] | None = None

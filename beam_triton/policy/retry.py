@@ -119,7 +119,7 @@ class Limits(NamedTuple):
             nothing that may have run is repeated.
         may_be_too_large: the request is a batch that may have been refused for its size, and no other as
             large has passed lately.
-        was_in_shared_memory: its tensors were, and are not in the next attempt.
+        was_in_shared_memory: its tensors were in the last attempt. Those of the next one go by HTTP.
     """
 
     remaining_seconds: float

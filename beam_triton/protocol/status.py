@@ -61,9 +61,10 @@ _OTHER_MODEL = re.compile(
 _XHTML = re.compile(rb"\s*<\?xml", re.IGNORECASE)
 _OVERLOADED = ("Exceeds maximum queue size", "Request timeout expired")
 _NO_SEQUENCE = "must specify the START flag on the first request of the sequence"
-# A region that is not registered (404), and an output that is larger than its place (500). A model's own text
-# has others before it.
-_SHARED_MEMORY = ("Unable to find shared memory region", "shared memory size specified with the request")
+NO_SUCH_REGION = "Unable to find shared memory region"
+# A region that is not registered, and an output that is larger than its place. Other words stand before a
+# model's own text.
+_SHARED_MEMORY = (NO_SUCH_REGION, "shared memory size specified with the request")
 _UNKNOWN_MODEL = "Request for unknown model"
 _NOT_READY = ("has no available versions", "is not at ready state")
 # What MLServer (400 "Model m is not ready yet.") and KServe's server (503 "Model with name m is not ready.")

@@ -259,6 +259,11 @@ class ConnectionPool:
         # One that is released in the meantime is due after ``keep_alive_seconds`` or at its age.
         return min(self.config.keep_alive_seconds, self.config.max_age_seconds or math.inf, *due)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called: no connection is to be had."""
+        return self._closed
+
     def close(self) -> None:
         """Close idle connections and fail queued requests; active connections are closed on return."""
         with self._lock:
