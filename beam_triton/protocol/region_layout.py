@@ -103,7 +103,7 @@ class OutputSizes:
         beginning: bytes,
         shape: tuple[Any, int],
     ) -> RegionLayout | None:
-        """The layout of a request; None where it is too small for one.
+        """The layout of a request; None where it is too small for one, or an input is empty.
 
         Args:
             inputs: the JSON of each input up to its parameters, and what follows its place.
@@ -112,7 +112,8 @@ class OutputSizes:
             shape: signature and number of rows.
         """
         placed = self._output_bytes(*shape)
-        if not columns or sum(sizes) + sum(placed.values()) < LEAST_SHARED_BYTES:
+        # Triton refuses a place of no bytes.
+        if not columns or 0 in sizes or sum(sizes) + sum(placed.values()) < LEAST_SHARED_BYTES:
             return None
         texts: list[bytes] = []
         laid: list[tuple[int, Sequence[Buffer]]] = []

@@ -158,6 +158,20 @@ def test_every_datatype(client: TritonClient, triton: LocalTriton, everything_is
         assert lies_in_region(array) == (name not in ("y_bytes", "y_bf16")), name
 
 
+def test_an_empty_input_beside_a_large_one(client: TritonClient) -> None:
+    """Triton refuses a place of no bytes: such requests go by HTTP."""
+    until_view(client)
+    inputs: dict[str, Any] = {
+        f"x_{datatype.lower()}": np.empty((2, 0), _dtype(datatype)) for datatype in DATATYPES
+    }
+    inputs["x_fp32"] = large(5)
+    for _ in range(20):
+        outputs = client.infer("every_datatype", inputs).outputs
+        assert np.array_equal(outputs["y_fp32"], large(5))
+        assert outputs["y_int8"].shape == (2, 0)
+        time.sleep(0.01)
+
+
 def _dtype(datatype: str) -> Any:
     names = {"BYTES": object, "BOOL": bool, "BF16": np.float32, "FP16": np.float16}
     return names.get(datatype) or np.dtype(datatype.lower().replace("fp", "float"))
