@@ -266,10 +266,10 @@ class ConcurrencyLimit:
         """Choose the limit of the next round after what the last one has shown."""
         latency = self._last_round_seconds = self._round.mean_seconds
         self._is_wave = False
-        # Where all endpoints together are at their limit, this one may never be. It may fall then, or it
-        # would keep a larger share than others.
-        may_only_fall = not self.was_reached and self._of_all is not None and self._of_all.was_reached
-        if self.was_reached or may_only_fall:
+        # Where all endpoints together are at their limit, this one may never be. It follows theirs then, or
+        # what it was at first would decide about its share.
+        of_all = None if self.was_reached else self._of_all
+        if self.was_reached or (of_all is not None and of_all.was_reached):
             is_queue_known = now < self._queue_known_until
             noise = 2 * self._round.standard_error_seconds
             if latency + noise < self._light_seconds and not is_queue_known:
@@ -291,9 +291,11 @@ class ConcurrencyLimit:
                 target = min(2.0 * limit, self._maximum)
             else:
                 self._settle(now)
+            if of_all is not None:
+                target = min(target, of_all._limit)
             if target <= limit:
                 self._limit = max(1.0, target if is_queue_known else (self._limit + target) / 2)
-            elif not may_only_fall:
+            else:
                 self._last_good = self._limit
                 self._grow(target, latency, now)
         else:
