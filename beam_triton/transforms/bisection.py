@@ -144,7 +144,9 @@ class BisectingSender(Generic[Batch]):
                     call.describe(caught)
                     error = caught
                 else:
-                    self._learned.passed(size)
+                    # A body that went through shared memory has passed no proxy.
+                    over_http = 0 if call.record.shared_memory_requests else size.nbytes
+                    self._learned.passed(BatchSize(len(batch), over_http))
                     if sent.whole is not None and sent.whole.part_passed(size):
                         self._learn(sent.whole)
                     self._count(batch)

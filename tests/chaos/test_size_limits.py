@@ -48,7 +48,11 @@ def numbers(count: int) -> Iterator[npt.NDArray[np.float32]]:
 def score(
     endpoint: str, model: str, elements: Iterator[npt.NDArray[np.float32]], **options: Any
 ) -> tuple[list[Any], list[Any], float]:
-    """The results of one bundle, its dead letters, and the seconds that it took."""
+    """The results of one bundle, its dead letters, and the seconds that it took.
+
+    Tensors go by HTTP, as to the proxies on other machines that the tests' proxies stand for.
+    """
+    options = {"shared_memory": "never", **options}
     dofn = TritonInferenceDoFn(endpoint, model, with_exception_handling=True, **options)
     dofn.setup()
     try:
