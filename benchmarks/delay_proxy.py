@@ -1,4 +1,4 @@
-"""A network in front of a server: ``python -m benchmarks.delay_proxy PORT ROUND_TRIP_SECONDS``.
+"""A network in front of a server: ``python -m benchmarks.delay_proxy URL ROUND_TRIP_SECONDS``.
 
 Bytes take half a round trip each way. A connection costs a whole one more, before its first bytes: the
 handshake, which the kernel of this machine answers at once. The proxy is a process of its own, so that it
@@ -14,14 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from beam_triton.transport.origin import UNIX, EndpointUrl
+
 _ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
 def delayed(endpoint: str, round_trip_seconds: float) -> Iterator[str]:
-    """The endpoint of a proxy in front of ``endpoint``, a server of this machine."""
-    port = endpoint.rpartition(":")[2]
-    command = [sys.executable, "-m", "benchmarks.delay_proxy", port, str(round_trip_seconds)]
+    """The endpoint of a proxy in front of ``endpoint``, a server of this machine, or its unix socket."""
+    command = [sys.executable, "-m", "benchmarks.delay_proxy", endpoint, str(round_trip_seconds)]
     with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -76,8 +77,9 @@ class _Side(asyncio.Protocol):
         self._loop.call_at(when, getattr(self.other, name), *arguments)
 
 
-async def _serve(backend_port: int, round_trip_seconds: float) -> None:
+async def _serve(endpoint: str, round_trip_seconds: float) -> None:
     loop = asyncio.get_running_loop()
+    backend = EndpointUrl.parse(endpoint).origin
     one_way = round_trip_seconds / 2
     opening = set[asyncio.Task[None]]()
 
@@ -92,7 +94,10 @@ async def _serve(backend_port: int, round_trip_seconds: float) -> None:
 
     async def _open(client: _Side, server: _Side) -> None:
         try:
-            await loop.create_connection(lambda: server, "127.0.0.1", backend_port)
+            if backend.scheme == UNIX:
+                await loop.create_unix_connection(lambda: server, backend.host)
+            else:
+                await loop.create_connection(lambda: server, "127.0.0.1", backend.port)
         except OSError:
             client.end()
 
@@ -102,4 +107,4 @@ async def _serve(backend_port: int, round_trip_seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(int(sys.argv[1]), float(sys.argv[2])))
+    asyncio.run(_serve(sys.argv[1], float(sys.argv[2])))

@@ -26,6 +26,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
 from unittest import mock
@@ -219,7 +220,7 @@ class _Simulation:
                 starts_at = begin + fleet.ramp_seconds * process.number / fleet.processes
                 self.at(starts_at, process.start)
             for event in fleet.events:
-                self.at(begin + event.at, lambda event=event: self._happen(event, processes))  # type: ignore[misc]
+                self.at(begin + event.at, partial(self._happen, event, processes))
             end = begin + fleet.seconds
             events = self._events
             while events and events[0][0] <= end:
@@ -253,7 +254,7 @@ class _Simulation:
                 urls = [EndpointUrl.parse(each.url) for each in self.servers if each.is_up]
                 for process in processes:
                     hears_at = self.now + self.random.random() * self.fleet.discovery_seconds
-                    self.at(hears_at, lambda known=process.endpoints: known.replace(urls))  # type: ignore[misc]
+                    self.at(hears_at, partial(process.endpoints.replace, urls))
         else:
             server.leave(is_silent=event.kind == "vanished")
 
@@ -307,7 +308,7 @@ class _Server:
             return
         hears_at = simulation.now + self._fleet.round_trip_seconds / 2
         for attempt in lost:
-            simulation.at(hears_at, lambda attempt=attempt: attempt.end(ConnectionLostError("reset")))  # type: ignore[misc]
+            simulation.at(hears_at, partial(attempt.end, ConnectionLostError("reset")))
 
     def _execute(self) -> None:
         simulation, fleet = self._simulation, self._fleet

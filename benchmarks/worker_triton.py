@@ -6,15 +6,11 @@ bandwidth than a network, and takes CPU time of this machine, which a network wo
 
 from __future__ import annotations
 
-import asyncio
-import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +18,10 @@ import apache_beam as beam
 import numpy as np
 
 from beam_triton import TritonClient, TritonInference, WorkerTriton
+from benchmarks.delay_proxy import delayed
 from tests.support.models import write_models
 
-_ONE_WAY_SECONDS = 0.005
+_ROUND_TRIP_SECONDS = 0.01
 _ROUNDS = 5
 _BLOCK = 500
 _ECHO, _SLOW = "echo", "slow"
@@ -44,43 +41,6 @@ _WORK = (
     Work("64 x 3072 FP32, echo", _ECHO, 3072, 10_000),
     Work("64 x 128 FP32, 20 ms, 8 instances", _SLOW, 128, 40_000),
 )
-
-
-async def _hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    loop = asyncio.get_running_loop()
-    while data := await reader.read(1 << 20):
-        loop.call_later(_ONE_WAY_SECONDS, writer.write, data)
-    loop.call_later(_ONE_WAY_SECONDS, writer.close)
-
-
-async def _proxy(path: str, told: Connection) -> None:
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_unix_connection(path)
-        await asyncio.gather(_hand_on(reader, there_writer), _hand_on(there_reader, writer))
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    told.send(server.sockets[0].getsockname()[1])
-    async with server:
-        await server.serve_forever()
-
-
-def _run_proxy(path: str, told: Connection) -> None:
-    asyncio.run(_proxy(path, told))
-
-
-@contextmanager
-def _elsewhere(config: WorkerTriton) -> Iterator[str]:
-    """The endpoint of the same server, 10 ms away."""
-    mine, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(
-        target=_run_proxy, args=(str(config.place), theirs), daemon=True
-    )
-    process.start()
-    try:
-        yield f"http://127.0.0.1:{mine.recv()}"
-    finally:
-        process.kill()
-        process.join()
 
 
 def _elements(block: int, length: int) -> Iterator[Any]:
@@ -126,7 +86,7 @@ def main() -> None:
         write_models(repository, ["echo_variable"], name=_SLOW, **slow)
         worker = WorkerTriton(str(repository), linger_seconds=0)
         started = time.monotonic()
-        with TritonClient(worker), _elsewhere(worker) as away:
+        with TritonClient(worker), delayed(worker.url, _ROUND_TRIP_SECONDS) as away:
             print(f"the server was ready after {time.monotonic() - started:.1f} s", file=sys.stderr)
             print("| | | on the worker | 10 ms away |\n|---|---|--:|--:|")
             for work in _WORK:

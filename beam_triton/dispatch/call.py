@@ -34,7 +34,7 @@ from beam_triton.dispatch.channel import CallContext
 from beam_triton.dispatch.endpoints import Admission, Endpoint, Refusal
 from beam_triton.dispatch.health import start_health_checks
 from beam_triton.dispatch.joint_requests import Joinable, JointRequest
-from beam_triton.dispatch.request_head import HttpRequest
+from beam_triton.dispatch.request_head import JSON_HEADERS, HttpRequest
 from beam_triton.dispatch.server_statistics import ask_for_statistics
 from beam_triton.dispatch.slots import POLL_AGAIN_SECONDS, QueueEntry
 from beam_triton.errors import (
@@ -66,8 +66,6 @@ _logger = logging.getLogger(__name__)
 
 # A model may take far longer for the first token of a long prompt than it usually does.
 _LEAST_STREAM_SILENCE_SECONDS = 30.0
-# The body of a request whose tensors are in shared memory.
-_JSON_HEADERS = (("Content-Type", "application/json"),)
 # How Triton's refusals begin, and those of proxies do not.
 _ERROR_OF_SERVER = b'{"error":'
 
@@ -441,7 +439,7 @@ class Call(_CallState):
         if region is None:
             return request
         body = layout.put(region.name, region.memory)
-        return request._replace(body_headers=_JSON_HEADERS, body=(body,), content_length=len(body))
+        return request._replace(body_headers=JSON_HEADERS, body=(body,), content_length=len(body))
 
     def _on_event(self, attempt: Attempt) -> None:
         """A server that sends events answers. The first one says how busy it is, not how long the text is."""

@@ -20,6 +20,9 @@ _logger = logging.getLogger(__name__)
 HEADERS_GRACE_SECONDS = 10.0
 """How long the last good headers stay in use when secrets can no longer be read."""
 
+JSON_HEADERS = (("Content-Type", "application/json"),)
+"""The fields of a body that is all JSON."""
+
 # Secrets are read again after this time, so that a rotated token is noticed.
 _HEADERS_FRESH_SECONDS = 1.0
 # Each kind of body has a head of its own.

@@ -8,8 +8,8 @@ A region carries one request at a time, and belongs to its results until nothing
 that the application keeps hold half of the memory, further ones are copied. A request that got no answer
 leaves its region behind: the server may still write into it.
 
-What is found to be lost, as the server was restarted, is made anew. What a process that was killed has left
-registered is unregistered by the next one that uses the same server.
+A server that was restarted knows no regions: new ones are made. What a killed process has left registered,
+the next one that uses the same server unregisters.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from beam_triton.dispatch.request_head import HttpRequest
+from beam_triton.dispatch.request_head import JSON_HEADERS, HttpRequest
 from beam_triton.errors import TritonError
 from beam_triton.protocol.paths import SERVER_METADATA, SHARED_MEMORY_STATUS, shared_memory_path
 from beam_triton.protocol.region_layout import RegionLayout
+from beam_triton.protocol.status import error_from_response
 from beam_triton.transport import shared_region
 from beam_triton.transport.attempt import exchange_within
 from beam_triton.transport.origin import UNIX, EndpointUrl
@@ -79,7 +80,7 @@ class RegionPool:
         self._losses = 0
         self._lost_at = -math.inf
         self._next_try_at = -math.inf if _may_share(url, mode) else math.inf
-        self._has_told: set[str] = set()
+        self._logged: set[str] = set()
         # Of each connection pool that requests came over: one that is closed asks nothing.
         self._contexts: dict[ConnectionPool, CallContext] = {}
 
@@ -131,7 +132,7 @@ class RegionPool:
         with self._lock:
             if region not in self._known:
                 return
-            _logger.info("%s does not know its shared memory any more: it is made anew", self._url)
+            _logger.info("%s no longer knows its shared memory: new regions are made", self._url)
             self._left += [each.name for each in self._known]
             self._known.clear()
             self._free.clear()
@@ -201,7 +202,7 @@ class RegionPool:
             self._pause(_UNANSWERED_PAUSE_SECONDS)
         except Exception as error:
             # Requests do without; a thread each that ends like this would help nobody.
-            self._tell(logging.WARNING, f"{type(error).__name__}: {error}")
+            self._log_once(logging.WARNING, f"{type(error).__name__}: {error}")
             with self._lock:
                 self._next_try_at = math.inf
         finally:
@@ -217,13 +218,15 @@ class RegionPool:
     def _register(self, context: CallContext, nbytes: int) -> SharedRegion | None:
         if nbytes > _free_bytes() // 2:
             self._pause(_MEMORY_PAUSE_SECONDS)
-            self._tell(logging.WARNING, f"/dev/shm has no room for {nbytes} bytes, {_free_bytes()} are free")
+            self._log_once(
+                logging.WARNING, f"/dev/shm has no room for {nbytes} bytes, {_free_bytes()} are free"
+            )
             return None
         try:
             region = SharedRegion(nbytes)
         except OSError as error:
             self._pause(_MEMORY_PAUSE_SECONDS)
-            self._tell(logging.WARNING, f"there is no shared memory of {nbytes} bytes: {error.strerror}")
+            self._log_once(logging.WARNING, f"there is no shared memory of {nbytes} bytes: {error.strerror}")
             return None
         try:
             status, answer = self._ask(
@@ -240,16 +243,17 @@ class RegionPool:
         finally:
             region.unlink()
         if status == 200:
-            self._tell(logging.INFO, "", "large tensors go to %s through shared memory")
+            self._log_once(logging.INFO, "", "large tensors go to %s through shared memory")
             return region
         if status in (429, 502, 503, 504):
             self._pause(_UNANSWERED_PAUSE_SECONDS)
             return None
         with self._lock:
             self._next_try_at = math.inf
-        # A server that has no such thing cannot be told to have it.
+        # Nobody can switch on what a server does not have.
         level = logging.INFO if status in (404, 405) else logging.WARNING
-        self._tell(level, f"it answered {status}: {_message(answer)}")
+        reason = error_from_response(status, answer).server_message or "no message"
+        self._log_once(level, f"it answered {status}: {reason}")
         return None
 
     def _tidy_up(self, context: CallContext) -> None:
@@ -292,7 +296,7 @@ class RegionPool:
         self, context: CallContext, method: str, path: str, content: Mapping[str, Any] | None = None
     ) -> tuple[int, bytes]:
         body = b"" if content is None else json.dumps(content).encode("ascii")
-        headers = (("Content-Type", "application/json"),) if body else ()
+        headers = JSON_HEADERS if body else ()
         request = HttpRequest(method, path, headers, (body,) if body else (), len(body))
         exchange = exchange_within(
             context.pool,
@@ -309,10 +313,10 @@ class RegionPool:
             if self._next_try_at != math.inf:
                 self._next_try_at = time.monotonic() + seconds
 
-    def _tell(self, level: int, reason: str, text: str = "") -> None:
+    def _log_once(self, level: int, reason: str, text: str = "") -> None:
         text = text or "large tensors go to %s by HTTP: "
-        if text not in self._has_told:
-            self._has_told.add(text)
+        if text not in self._logged:
+            self._logged.add(text)
             _logger.log(level, text + "%s", self._url, reason)
 
 
@@ -341,10 +345,3 @@ def _rounded(nbytes: int) -> int:
 def _free_bytes() -> int:
     figures = os.statvfs("/dev/shm")
     return figures.f_bavail * figures.f_frsize
-
-
-def _message(answer: bytes) -> str:
-    try:
-        return str(json.loads(answer)["error"])[:300]
-    except (ValueError, TypeError, KeyError):
-        return answer[:100].decode("utf-8", "replace") or "no message"

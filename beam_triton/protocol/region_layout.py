@@ -19,7 +19,7 @@ from beam_triton.protocol.response import InferResponse
 
 LEAST_SHARED_BYTES = 128 * 1024
 """Smaller requests, their outputs included, are sent by HTTP: their tensors cost less than another region
-(docs/performance.md)."""
+(docs/shared-memory.md)."""
 
 # A cache line, which is also what NumPy and the backends' kernels align to.
 _ALIGNMENT = 64

@@ -1,4 +1,4 @@
-"""A question to a server on this machine: is it live, is it ready?
+"""Questions to a server on this machine: does it accept connections, is it live, is it ready?
 
 This file imports nothing of the package: the supervisor runs without it.
 """
@@ -11,6 +11,15 @@ from pathlib import Path
 
 LIVE = "/v2/health/live"
 READY = "/v2/health/ready"
+
+
+def accepts(port: int) -> bool:
+    """Whether something on 127.0.0.1 accepts connections on ``port``."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0):
+            return True
+    except OSError:
+        return False
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -15,13 +15,12 @@ import json
 import os
 import shutil
 import signal
-import socket
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from beam_triton.server.probe import LIVE, READY, answers
+from beam_triton.server.probe import LIVE, READY, accepts, answers
 from beam_triton.server.process import ServerProcess, log_tail, startup_log
 
 LEASE_LOCK = "lease.lock"
@@ -145,7 +144,7 @@ class Supervisor:
         if spec.socket is not None:
             # tritonserver does not take the place of a socket that a killed one has left.
             Path(spec.socket).unlink(missing_ok=True)
-        elif _accepts(spec.port or 0):
+        elif accepts(spec.port or 0):
             raise _NotStarted(f"http_port {spec.port} of 127.0.0.1 is in use by another process")
         log_start = self._log_start = self._log.stat().st_size if self._log.exists() else 0
         environment = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
@@ -254,14 +253,6 @@ class Supervisor:
         (self._folder / SPEC).unlink(missing_ok=True)
         self._status.server_pid = None
         self._publish(state, detail)
-
-
-def _accepts(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1.0):
-            return True
-    except OSError:
-        return False
 
 
 def main(folder: str) -> None:

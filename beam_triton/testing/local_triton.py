@@ -25,7 +25,7 @@ from beam_triton.protocol.paths import (
 )
 from beam_triton.server.binary import ServerBinary, server_command
 from beam_triton.server.environment import find_or_make_packages, find_or_make_server_environment
-from beam_triton.server.probe import READY, answers
+from beam_triton.server.probe import READY, accepts, answers
 from beam_triton.server.process import ServerProcess, log_tail, startup_log
 from beam_triton.testing import ports
 
@@ -245,7 +245,7 @@ class LocalTriton:
         deadline = time.monotonic() + self._startup_timeout_seconds
         # Triton binds the metrics port last, after it reports itself ready.
         others = [port for port in (self._grpc_port, self._metrics_port) if port is not None]
-        while not (_is_ready(http_port) and all(map(ports.accepts, others))):
+        while not (_is_ready(http_port) and all(map(accepts, others))):
             if process.exit_code is not None:
                 log = startup_log(self._log_path(), self._log_start_bytes)
                 port_taken = any(text in log.lower() for text in _BIND_FAILURES)

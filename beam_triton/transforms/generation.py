@@ -19,7 +19,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from beam_triton.client import TritonClient
 from beam_triton.dispatch.call import Call
 from beam_triton.dispatch.dispatcher import Dispatcher
-from beam_triton.dispatch.request_head import HttpRequest
+from beam_triton.dispatch.request_head import JSON_HEADERS, HttpRequest
 from beam_triton.errors import (
     ConfigurationError,
     InferenceError,
@@ -292,7 +292,7 @@ class BundleGenerator:
             request = HttpRequest(
                 "POST",
                 self._path,
-                (("Content-Type", "application/json"),),
+                JSON_HEADERS,
                 (body,),
                 len(body),
                 request_id,

@@ -8,23 +8,23 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from apache_beam.transforms.window import GlobalWindows
 
-from beam_triton import TritonClient, TritonInferenceDoFn
+from beam_triton import TritonClient
 from beam_triton.testing import LocalTriton
 from benchmarks.cases.case import Case, CaseLeftOut, Scale
+from benchmarks.cases.situations import keep_busy
 from benchmarks.fleet import Ended, Event, Fleet, Outcome, quantile, simulate
 from benchmarks.process import run_in_fresh_process
 from benchmarks.results import CaseResult, Curves, Point, Row
-from tests.support.models import Model, Tensor
+from tests.support.models import sleeping
 from tests.support.nginx import LoggedAnswer, Nginx, nginx_binary
 
 _RATE, _P50, _P99 = "rate / best", "p50 / model's time", "p99 / model's time"
@@ -220,21 +220,8 @@ def _capacity(fleet: Fleet, *, before: bool) -> float:
 
 # Beside real servers.
 
-_SENDER = "X-Sender"
 _PREDICTED = ", predicted"
 _COMPARED = (_RATE, _P50, _P99, _LEAST, _MOST)
-
-
-def _busy(seconds: float, instances: int) -> Model:
-    return Model(
-        "busy",
-        (Tensor("x", "FP32", (1,)),),
-        (Tensor("y", "FP32", (1,)),),
-        source="identity",
-        max_batch_size=20,
-        instances=instances,
-        parameters={"sleep_seconds": str(seconds)},
-    )
 
 
 def _measured(_: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
@@ -295,7 +282,8 @@ def _run(fleet: Fleet) -> Outcome:
         answers: list[LoggedAnswer] = []
         for number in range(fleet.servers):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="beam_triton_fleet_")))
-            _busy(fleet.model_seconds * slowed.get(number, 1.0), fleet.instances).write(folder)
+            model_seconds = fleet.model_seconds * slowed.get(number, 1.0)
+            sleeping("busy", model_seconds, instances=fleet.instances).write(folder)
             servers.append(stack.enter_context(LocalTriton(folder)))
             port = int(servers[-1].endpoint.rpartition(":")[2])
             proxies.append(stack.enter_context(Nginx([port], access_log=True)))
@@ -308,11 +296,8 @@ def _run(fleet: Fleet) -> Outcome:
         runs = []
         for number in range(fleet.processes):
             time.sleep(max(0.0, begin + fleet.ramp_seconds * number / fleet.processes - time.time()))
-            runs.append(
-                threads.submit(
-                    run_in_fresh_process, _keep_busy, endpoints, str(number), end, dict(fleet.options)
-                )
-            )
+            busy = partial(keep_busy, endpoints, "busy", str(number), end, **fleet.options)
+            runs.append(threads.submit(run_in_fresh_process, busy))
         for event in fleet.events:
             if event.kind == "lost":
                 time.sleep(max(0.0, begin + event.at - time.time()))
@@ -329,25 +314,6 @@ def _run(fleet: Fleet) -> Outcome:
                 Ended(answer.at - begin, int(answer.sender), answer.seconds, answer.seconds, 1, None)
             )
     return outcome
-
-
-def _keep_busy(endpoints: Sequence[str], sender: str, end: float, options: Mapping[str, Any]) -> None:
-    """Score one bundle until a time. AssertionError if an element gets no answer, or another's."""
-    dofn = TritonInferenceDoFn(list(endpoints), "busy", headers={_SENDER: sender}, **options)
-    dofn.setup()
-    try:
-        dofn.start_bundle()
-        outputs: list[Any] = []
-        for number in itertools.count():
-            element = np.array([number], np.float32)
-            outputs += dofn.process(element, GlobalWindows.windowed_value(element)) or ()
-            if time.time() > end:
-                break
-        outputs += dofn.finish_bundle()
-    finally:
-        dofn.teardown()
-    assert len(outputs) == number + 1
-    assert all(output.value.inference["y"] == output.value.example for output in outputs)
 
 
 SIZES_CASE = Case("fleet", "Fleets of any size, simulated", _sizes)

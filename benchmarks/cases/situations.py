@@ -6,7 +6,7 @@ import itertools
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +23,7 @@ from benchmarks.process import run_in_fresh_process
 from benchmarks.results import CaseResult, Figure, Relation, Row
 from tests.support.certificates import Certificates
 from tests.support.connection_proxy import ConnectionProxy
-from tests.support.models import Model, Tensor, write_models
+from tests.support.models import Model, sleeping, write_models
 from tests.support.nginx import Nginx, nginx_binary
 from tests.support.numbered_run import Run, kill_and_restart, repeat_during_run, run_numbered
 
@@ -32,20 +32,8 @@ _SHORT_OF_MEMORY = "short_of_memory"
 """Takes batches of 64 by its configuration, and raises above 32; 20 ms a request, one instance."""
 
 
-def _sleeping(name: str, sleep_seconds: float, instances: int, max_batch_size: int) -> Model:
-    return Model(
-        name,
-        (Tensor("x", "FP32", (1,)),),
-        (Tensor("y", "FP32", (1,)),),
-        source="identity",
-        max_batch_size=max_batch_size,
-        instances=instances,
-        parameters={"sleep_seconds": str(sleep_seconds)},
-    )
-
-
-_SLOW, _SLOWER = _sleeping("slow", 0.3, 1, 100), _sleeping("slower", 2.0, 1, 100)
-_REMOTE = _sleeping("remote", 0.02, 4, 20)
+_SLOW, _SLOWER = sleeping("slow", 0.3, max_batch_size=100), sleeping("slower", 2.0, max_batch_size=100)
+_REMOTE = sleeping("remote", 0.02, instances=4)
 
 
 @contextmanager
@@ -155,8 +143,8 @@ def _cost(run: Run, start_seconds: float, model: Model, batches: int) -> dict[st
 
 _PROCESSES = (1, 4, 16)
 _INSTANCES = 16
-_BUSY = _sleeping("busy", 0.2, _INSTANCES, 20)
-_SENDER = "X-Sender"
+_BUSY = sleeping("busy", 0.2, instances=_INSTANCES)
+SENDER = "X-Sender"
 """The header by which nginx tells processes apart."""
 _RATE, _P99, _LEAST, _MOST = "rate / best", "p99 / model's time", "least share", "most share"
 _REQUIRED: tuple[tuple[str, Relation, float], ...] = (
@@ -202,9 +190,9 @@ def _share(server: LocalTriton, count: int, seconds: float) -> dict[str, float]:
         with ThreadPoolExecutor(count) as threads:
             runs = []
             for number in range(count):
-                runs.append(
-                    threads.submit(run_in_fresh_process, _keep_busy, nginx.endpoint, str(number), seconds)
-                )
+                end = time.time() + seconds
+                busy = partial(keep_busy, nginx.endpoint, _BUSY.name, str(number), end)
+                runs.append(threads.submit(run_in_fresh_process, busy))
                 time.sleep(apart_seconds)
             for run in runs:
                 run.result()
@@ -225,18 +213,23 @@ def _share(server: LocalTriton, count: int, seconds: float) -> dict[str, float]:
     }
 
 
-def _keep_busy(endpoint: str, sender: str, seconds: float) -> None:
-    """Score one bundle for so long. AssertionError if an element gets no answer, or another's."""
-    dofn = TritonInferenceDoFn(endpoint, _BUSY.name, headers={_SENDER: sender})
+def keep_busy(
+    endpoint: str | Sequence[str], model_name: str, sender: str, end: float, **options: Any
+) -> None:
+    """Score one bundle until a time, in seconds since the epoch.
+
+    Raises:
+        AssertionError: an element gets no answer, or another's.
+    """
+    dofn = TritonInferenceDoFn(endpoint, model_name, headers={SENDER: sender}, **options)
     dofn.setup()
     try:
         dofn.start_bundle()
         outputs: list[Any] = []
-        end = time.monotonic() + seconds
         for number in itertools.count():
             element = np.array([number], np.float32)
             outputs += dofn.process(element, GlobalWindows.windowed_value(element)) or ()
-            if time.monotonic() > end:
+            if time.time() > end:
                 break
         outputs += dofn.finish_bundle()
     finally:

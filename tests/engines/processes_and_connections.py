@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from engines.engine import Engine
 from tests.engines.numbers_job import NUMBERS
 from tests.support.sockets import established, settles
+from tests.support.watch import Watch
 
 NUMBERS_PIPELINE = Path(__file__).resolve().parent / "numbers_pipeline.py"
 
@@ -33,34 +32,22 @@ def connections_by_process(port: int, processes: Iterable[int]) -> Counter[int]:
     return counts
 
 
-class ConnectionWatch:
+class ConnectionWatch(Watch):
     """Counts five times a second a server's connections and the processes that hold them.
 
     ``at_server`` is the highest count of the server, ``by_process`` that of each process id.
     """
 
     def __init__(self, port: int, engine: Engine) -> None:
+        super().__init__()
         self._port = port
         self._engine = engine
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="connection watch")
         self.at_server = 0
         self.by_process: Counter[int] = Counter()
 
-    def __enter__(self) -> ConnectionWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.2):
-            self.at_server = max(self.at_server, established(self._port))
-            self.by_process |= connections_by_process(self._port, self._engine.members())
+    def look(self) -> None:
+        self.at_server = max(self.at_server, established(self._port))
+        self.by_process |= connections_by_process(self._port, self._engine.members())
 
 
 @dataclass(frozen=True)

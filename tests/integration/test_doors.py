@@ -24,6 +24,7 @@ from beam_triton import (
     TritonInference,
 )
 from beam_triton.auth import AwsSignature
+from beam_triton.server.probe import accepts
 from beam_triton.testing import ports
 from tests.support.answers import forward_to
 from tests.support.fault_server import FaultServer
@@ -65,7 +66,7 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
         },
     ):
         until = time.monotonic() + 30
-        while not (ports.accepts(vertex_port) and ports.accepts(sagemaker_port)):
+        while not (accepts(vertex_port) and accepts(sagemaker_port)):
             # Triton opens them after it reports itself ready.
             assert time.monotonic() < until, "the doors did not open"
             time.sleep(0.05)

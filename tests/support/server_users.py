@@ -7,7 +7,6 @@ import multiprocessing.util
 import os
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -20,6 +19,7 @@ import numpy as np
 from beam_triton import TritonClient, WorkerTriton
 from beam_triton.server.supervisor import LEASE_LOCK, Status
 from tests.support.numbered_run import MODEL
+from tests.support.watch import Watch
 
 # A server process that has imported the library forks the users: an import in each would take seconds.
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -120,33 +120,21 @@ def wait_until(condition: Callable[[], object], within_seconds: float = 20.0) ->
         time.sleep(0.05)
 
 
-class SharingWatch:
-    """Notes who leases the server of a configuration, and which servers there are; a context manager."""
+class SharingWatch(Watch):
+    """Notes which processes lease the server of a configuration, and which servers there are."""
 
     def __init__(self, config: WorkerTriton) -> None:
+        super().__init__()
         self._folder = config.folder
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="sharing watch")
         self.servers: set[int] = set()
         self.users: set[int] = set()
 
-    def __enter__(self) -> SharingWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.2):
-            status = Status.read(self._folder)
-            if status is not None and status.server_pid is not None:
-                self.servers.add(status.server_pid)
-            supervisors = processes_of(self._folder)
-            self.users |= {pid for pid in _holders(self._folder / LEASE_LOCK) if pid not in supervisors}
+    def look(self) -> None:
+        status = Status.read(self._folder)
+        if status is not None and status.server_pid is not None:
+            self.servers.add(status.server_pid)
+        supervisors = processes_of(self._folder)
+        self.users |= {pid for pid in _holders(self._folder / LEASE_LOCK) if pid not in supervisors}
 
 
 def _holders(file: Path) -> Iterator[int]:
