@@ -21,7 +21,9 @@ from benchmarks.tables import fill_page, render_case, render_figures
 
 _ROOT = Path(__file__).resolve().parent.parent
 RESULTS, _IMAGES = _ROOT / "benchmarks" / "results", _ROOT / "docs" / "images"
-PAGES = tuple(_ROOT / "docs" / f"{name}.md" for name in ("performance", "engines", "reliability", "shared-memory"))
+PAGES = tuple(
+    _ROOT / "docs" / f"{name}.md" for name in ("performance", "engines", "reliability", "shared-memory")
+)
 """The pages with tables of these results."""
 _QUICK_OUTPUT = _ROOT / "out" / "benchmarks"
 _CHARTS, _COMPARE = "charts", "compare"
