@@ -2,8 +2,8 @@
 
 A profiler that samples from within the process sees a thread where it lets go of the GIL, and one that traces
 every call makes small functions look large. Here a few functions are wrapped, each of them called once or a
-few times a request, and a thread's CPU clock is read as one begins and ends. A section's time excludes that of
-the sections within it. What the clock and the wrappers take is measured for themselves and taken out.
+few times a request, and a thread's CPU clock is read as one begins and ends. A section's time excludes that
+of the sections within it. What the clock and the wrappers take is measured by themselves and taken out.
 """
 
 from __future__ import annotations

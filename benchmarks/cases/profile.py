@@ -160,7 +160,6 @@ def _sections(profiler: Profiler) -> Iterator[None]:
             (InferRequestEncoder, "encode_arrays"),
             (InferRequestEncoder, "encode_batch"),
             (InferRequestEncoder, "encode"),
-            (RemoteModel, "http_request"),
         ),
         DISPATCH: ((BisectingSender, "send"), (BisectingSender, "take_ended"), (BisectingSender, "finish")),
         DECODE: ((RemoteModel, "read_response"),),
@@ -204,7 +203,7 @@ def _with_timed_socket(init: Callable[..., None], profiler: Profiler) -> Callabl
 def _with_timed_poller(init: Callable[..., None], profiler: Profiler) -> Callable[..., None]:
     def timed_init(self: Reactor) -> None:
         init(self)
-        self._poller = _SystemCalls(self._poller, profiler, "poll", "register", "unregister")  # type: ignore[assignment]
+        self._poller = _SystemCalls(self._poller, profiler, "poll")  # type: ignore[assignment]
 
     return timed_init
 
@@ -278,24 +277,27 @@ def _without_collector(profiled: Profile) -> float:
     return profiled.process - profiled.cost - profiled.sections.get(GARBAGE_COLLECTOR, 0.0)
 
 
+def _apart(peer: PipelinePeer, work: Workload, has_sections: bool) -> Callable[[], Profile]:
+    return functools.partial(run_in_fresh_process, profile, peer, work, has_sections=has_sections)
+
+
 def _profile(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
     """Pipelines take turns: the library with the profile and without, and those that show Beam's share."""
     echo = target(server, ECHO)
-    elements = scale.count(200_000, least=12_800)
+    elements = scale.count(128_000, least=12_800)
     by_element = Workload(echo, elements, batch_size=BATCH_SIZE)
     batches = replace(by_element, in_batches=True)
-    apart = functools.partial(functools.partial, run_in_fresh_process, profile)
     measures: dict[str, Callable[[], Any]] = {
         "requests alone": functools.partial(
             run_in_fresh_process, _requests_alone, echo, scale.count(4_000, least=200)
         ),
-        "windows": apart(_Windows(), by_element, has_sections=True),
+        "windows": _apart(_Windows(), by_element, True),
     }
     works = {"by element": by_element, "NumPy batches": batches}
     for kind, work in works.items():
-        measures[f"{kind}: nothing"] = apart(NO_OP, work, has_sections=True)
-        measures[f"{kind}: profiled"] = apart(BEAM_TRITON, work, has_sections=True)
-        measures[f"{kind}: plain"] = apart(BEAM_TRITON, work, has_sections=False)
+        measures[f"{kind}: nothing"] = _apart(NO_OP, work, True)
+        measures[f"{kind}: profiled"] = _apart(BEAM_TRITON, work, True)
+        measures[f"{kind}: plain"] = _apart(BEAM_TRITON, work, False)
     taken = take_turns(rounds, measures)
     columns: dict[str, dict[str, list[float]]] = {}
     figures = [
