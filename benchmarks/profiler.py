@@ -33,14 +33,24 @@ class _Section:
 
 @dataclass(frozen=True)
 class Spent:
-    """Microseconds of CPU time by section, without what the profile costs; ``profile`` is that, of all.
+    """Microseconds of CPU time by section, and what the profile's clock and wrappers cost in each of them.
 
     ``calls`` are how often a section began.
     """
 
     sections: dict[str, float]
+    costs: dict[str, float]
     calls: dict[str, int]
-    profile: float
+
+    @property
+    def cost(self) -> float:
+        """Of the whole profile."""
+        return sum(self.costs.values())
+
+    def own(self, name: str, factor: float = 1.0) -> float:
+        """A section's own time. ``factor`` is how many times as much the profile costs as it did in a loop,
+        where everything that it touches is in the processor's caches."""
+        return self.sections.get(name, 0.0) - factor * self.costs.get(name, 0.0)
 
 
 @dataclass
@@ -69,14 +79,12 @@ class Profiler:
     def spent(self) -> Spent:
         """All that was spent between `start` and `pause`."""
         within, around = _cost_of_a_section()
-        cost = {
-            name: within * section.calls + around * section.inner for name, section in self._sections.items()
-        }
-        sections = {
-            name: (section.nanoseconds - cost[name]) / 1e3 for name, section in self._sections.items()
-        }
-        calls = {name: section.calls for name, section in self._sections.items()}
-        return Spent(sections, calls, sum(cost.values()) / 1e3)
+        spent, costs, calls = {}, {}, {}
+        for name, section in self._sections.items():
+            spent[name] = section.nanoseconds / 1e3
+            costs[name] = (within * section.calls + around * section.inner) / 1e3
+            calls[name] = section.calls
+        return Spent(spent, costs, calls)
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function`` as a section."""

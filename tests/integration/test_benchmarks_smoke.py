@@ -218,13 +218,22 @@ def test_compare_reports_a_failed_run(triton: LocalTriton, tmp_path: Path) -> No
 def test_parts_of_a_profile_add_up(triton: LocalTriton, in_batches: bool) -> None:
     """Beam's share and the sections make up what the process spent: little is left that no part explains."""
     work = Workload(target(triton, ECHO), 64_000, batch_size=64, in_batches=in_batches)
-    whole, empty = (
-        run_in_fresh_process(profile.profile, peer, work, has_sections=True) for peer in (BEAM_TRITON, NO_OP)
+    peers = (BEAM_TRITON, NO_OP, profile.KEEPS_WINDOWS)
+    whole, empty, windows = (
+        run_in_fresh_process(profile.profile, peer, work, has_sections=True) for peer in peers
     )
-    assert set(whole.sections) >= {profile.ENCODE, profile.DISPATCH, profile.KERNEL, profile.DECODE}
-    assert all(whole.sections[name] > 1 for name in (profile.TAKING, profile.ENCODE, profile.RESULTS))
-    parts = profile.parts_of(whole, empty, None)
+    plain = run_in_fresh_process(profile.profile, BEAM_TRITON, work, has_sections=False)
+    parts = profile.parts_of(whole, empty, windows, profile.cost_factor([whole], [plain]))
     assert set(parts) == set(profile.PARTS)
-    assert 0 < whole.cost < 0.2 * whole.process
-    # By element, what Beam charges for windows is not taken out here.
-    assert abs(parts[profile.REST]) < 0.4 * whole.process
+    sections = (
+        profile.TAKING,
+        profile.ENCODE,
+        profile.DISPATCH,
+        profile.KERNEL,
+        profile.DECODE,
+        profile.RESULTS,
+    )
+    assert all(parts[name] > 1 for name in sections)
+    assert whole.spent.cost < 0.2 * whole.process
+    # A single round, beside other tests: the case's own figure is stricter.
+    assert abs(parts[profile.REST]) < 0.25 * plain.all_of_it()
