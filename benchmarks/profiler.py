@@ -47,10 +47,9 @@ class Spent:
         """Of the whole profile."""
         return sum(self.costs.values())
 
-    def own(self, name: str, factor: float = 1.0) -> float:
-        """A section's own time. ``factor`` is how many times as much the profile costs as it did in a loop,
-        where everything that it touches is in the processor's caches."""
-        return self.sections.get(name, 0.0) - factor * self.costs.get(name, 0.0)
+    def own(self, name: str) -> float:
+        """A section's own time."""
+        return self.sections.get(name, 0.0) - self.costs.get(name, 0.0)
 
 
 @dataclass

@@ -3,7 +3,6 @@
 # No postponed annotations here: Beam reads the types of batches from them.
 
 import functools
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -42,7 +41,7 @@ from benchmarks.workload import Check, Target, Workload
 
 BEAM, WINDOWS, TAKING, REST = "Beam", "Beam, for timestamps and windows", "taking elements", "rest"
 ENCODE, DISPATCH, KERNEL, DECODE, RESULTS = "encode", "dispatch", "kernel", "decode", "results"
-WHOLE, COST = "all of it", "the profile itself, taken out above"
+WHOLE, COST = "all of it", "the profile itself, not in it"
 PARTS = (BEAM, WINDOWS, TAKING, ENCODE, DISPATCH, KERNEL, DECODE, RESULTS, GARBAGE_COLLECTOR, REST)
 MICROSECONDS, PERCENT = "us a request", "%"
 
@@ -123,17 +122,18 @@ class Profile:
     process: float
     spent: Spent
 
-    def own(self, name: str, factor: float = 1.0) -> float:
-        """Microseconds a request of a section, see `Spent.own`."""
-        own = self.spent.own(name, factor) / self.requests
+    def own(self, name: str) -> float:
+        """Microseconds a request of a section, without what the profile costs there."""
+        own = self.spent.own(name) / self.requests
         timed = self.spent.calls.get(_ONE_ELEMENT, 0)
         if name == TAKING and timed:
-            own += self.spent.own(_ONE_ELEMENT, factor) * BATCH_SIZE / timed
+            own += self.spent.own(_ONE_ELEMENT) * BATCH_SIZE / timed
         return own
 
-    def all_of_it(self, factor: float = 1.0) -> float:
-        """Microseconds a request of the process."""
-        return (self.process - factor * self.spent.cost) / self.requests
+    @property
+    def all_of_it(self) -> float:
+        """Microseconds a request of the process, with what the profile costs."""
+        return self.process / self.requests
 
 
 class _SystemCalls:
@@ -295,22 +295,16 @@ def _requests_alone(server_target: Target, requests: int) -> float:
     return microseconds
 
 
-def cost_factor(profiled: Sequence[Profile], plain: Sequence[Profile]) -> float:
-    """How many times as much the profile costs in a pipeline as in a loop."""
-    more = [each.all_of_it(0) - other.all_of_it() for each, other in zip(profiled, plain, strict=True)]
-    return max(0.0, statistics.median(ratios(more, [each.spent.cost / each.requests for each in profiled])))
+def parts_of(profiled: Profile, plain: Profile, empty: Profile, windows: Profile) -> dict[str, float]:
+    """What each of `PARTS` takes of ``plain``, the library without a profile, in microseconds a request.
 
-
-def parts_of(whole: Profile, empty: Profile, windows: Profile, factor: float = 1.0) -> dict[str, float]:
-    """What each of `PARTS` takes of ``whole``, in microseconds a request; the rest is what is left.
-
-    ``empty`` is a pipeline whose DoFn does nothing, ``windows`` one that keeps timestamps and windows as
-    well; ``factor`` is that of `Spent.own`.
+    Sections are those of ``profiled``. ``empty`` is a pipeline whose DoFn does nothing, ``windows`` one that
+    keeps timestamps and windows as well. The rest is what none of these explains.
     """
-    parts = {name: whole.own(name, factor) for name in PARTS}
-    parts[BEAM] = empty.all_of_it() - empty.own(GARBAGE_COLLECTOR)
-    parts[WINDOWS] = windows.all_of_it() - windows.own(GARBAGE_COLLECTOR) - parts[BEAM]
-    parts[REST] = whole.all_of_it(factor) - sum(parts.values())
+    parts = {name: profiled.own(name) for name in PARTS}
+    parts[BEAM] = empty.all_of_it - empty.own(GARBAGE_COLLECTOR)
+    parts[WINDOWS] = windows.all_of_it - windows.own(GARBAGE_COLLECTOR) - parts[BEAM]
+    parts[REST] = plain.all_of_it - sum(parts.values())
     return parts
 
 
@@ -346,9 +340,8 @@ def _profile(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
         empty, windows, profiled, plain = (
             taken[f"{kind}: {which}"] for which in ("nothing", "windows", "profiled", "plain")
         )
-        factor = cost_factor(profiled, plain)
-        parts = [parts_of(*each, factor=factor) for each in zip(profiled, empty, windows, strict=True)]
-        wholes = [sum(each.values()) for each in parts]
+        parts = [parts_of(*each) for each in zip(profiled, plain, empty, windows, strict=True)]
+        wholes = [each.all_of_it for each in plain]
         for name in PARTS:
             spent = [each[name] for each in parts]
             column = columns.setdefault(name, {})
@@ -356,7 +349,7 @@ def _profile(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
             column[f"{kind}, {PERCENT}"] = [100 * share for share in ratios(spent, wholes)]
         columns.setdefault(WHOLE, {})[f"{kind}, {MICROSECONDS}"] = wholes
         columns.setdefault(COST, {})[f"{kind}, {MICROSECONDS}"] = [
-            factor * each.spent.cost / each.requests for each in profiled
+            each.all_of_it - whole for each, whole in zip(profiled, wholes, strict=True)
         ]
         unexplained = [abs(each[REST]) / whole for each, whole in zip(parts, wholes, strict=True)]
         figures.append(Figure.of_rounds(f"{kind}: share that no part explains", "at most", 0.1, unexplained))

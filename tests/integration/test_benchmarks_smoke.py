@@ -223,7 +223,7 @@ def test_parts_of_a_profile_add_up(triton: LocalTriton, in_batches: bool) -> Non
         run_in_fresh_process(profile.profile, peer, work, has_sections=True) for peer in peers
     )
     plain = run_in_fresh_process(profile.profile, BEAM_TRITON, work, has_sections=False)
-    parts = profile.parts_of(whole, empty, windows, profile.cost_factor([whole], [plain]))
+    parts = profile.parts_of(whole, plain, empty, windows)
     assert set(parts) == set(profile.PARTS)
     sections = (
         profile.TAKING,
@@ -236,4 +236,4 @@ def test_parts_of_a_profile_add_up(triton: LocalTriton, in_batches: bool) -> Non
     assert all(parts[name] > 1 for name in sections)
     assert whole.spent.cost < 0.2 * whole.process
     # A single round, beside other tests: the case's own figure is stricter.
-    assert abs(parts[profile.REST]) < 0.25 * plain.all_of_it()
+    assert abs(parts[profile.REST]) < 0.25 * plain.all_of_it
