@@ -16,12 +16,13 @@ from apache_beam.ml.inference.base import PredictionResult
 
 from beam_triton.testing import LocalTriton
 from benchmarks.__main__ import main
-from benchmarks.cases import CASES
+from benchmarks.cases import CASES, profile
 from benchmarks.cases.case import SMOKE, Case, CaseLeftOut
 from benchmarks.cases.fleet import MEASURED_CASE
 from benchmarks.cases.throughput import COMPARED_WORK
 from benchmarks.charts import draw
 from benchmarks.compare import ComparisonError, compare
+from benchmarks.peers import BEAM_TRITON, NO_OP
 from benchmarks.process import MeasurementError, peak_bytes, reset_peak, resident_bytes, run_in_fresh_process
 from benchmarks.results import CaseResult, Curves, Figure, Point, Row, Summary, ratios, read_results
 from benchmarks.server import ECHO, target
@@ -225,3 +226,28 @@ def test_compare_reports_a_failed_run(triton: LocalTriton, tmp_path: Path) -> No
     (tmp_path / "beam_triton" / "__init__.py").write_text("raise ImportError")
     with pytest.raises(ComparisonError, match=re.escape(str(tmp_path))):
         list(compare({ECHO: COMPARED_WORK[ECHO](triton, SMOKE)}, tmp_path, 1))
+
+
+@pytest.mark.parametrize("in_batches", [False, True], ids=["by element", "NumPy batches"])
+def test_parts_of_a_profile_add_up(triton: LocalTriton, in_batches: bool) -> None:
+    """Beam's share and the sections make up what the process spent: little is left that no part explains."""
+    work = Workload(target(triton, ECHO), 64_000, batch_size=64, in_batches=in_batches)
+    peers = (BEAM_TRITON, NO_OP, profile.KEEPS_WINDOWS)
+    whole, empty, windows = (
+        run_in_fresh_process(profile.profile, peer, work, has_sections=True) for peer in peers
+    )
+    plain = run_in_fresh_process(profile.profile, BEAM_TRITON, work, has_sections=False)
+    parts = profile.parts_of(whole, plain, empty, windows)
+    assert set(parts) == set(profile.PARTS)
+    sections = (
+        profile.TAKING,
+        profile.ENCODE,
+        profile.DISPATCH,
+        profile.KERNEL,
+        profile.DECODE,
+        profile.RESULTS,
+    )
+    assert all(parts[name] > 1 for name in sections)
+    assert whole.spent.cost < 0.2 * whole.process
+    # A single round, beside other tests: the case's own figure is stricter.
+    assert abs(parts[profile.REST]) < 0.25 * plain.all_of_it
