@@ -61,7 +61,7 @@ def _echo(server: LocalTriton, rounds: int, scale: Scale) -> CaseResult:
         rounds,
         _echo_work(server, scale),
         peer_elements=scale.count(400_000, least=2_000),
-        required=(2, 0.4),
+        required=(2, 0.55),
     )
 
 
