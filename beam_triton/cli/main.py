@@ -18,15 +18,16 @@ _COMMANDS = (check, tune, lock)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Exit codes: 0 no problems, 1 a problem with the server or model, 2 wrong use."""
     words = sys.argv[1:] if argv is None else argv
-    if words and words[0] == "score":
-        # It takes Beam's options as well, which argparse's subcommands would refuse.
+    if words and words[0] in ("score", "replay"):
+        # They take Beam's options as well, which argparse's subcommands would refuse.
         from beam_triton.score import score_command
 
-        return score_command.main(words[1:])
+        program = f"python -m beam_triton {words[0]}"
+        return score_command.main(words[1:], program, replays=words[0] == "replay")
     parser = argparse.ArgumentParser(
         prog="python -m beam_triton",
         description="Inspect and measure a server of the Open Inference Protocol, such as Triton.",
-        epilog="The rows of files are scored by a command of its own, see score --help. "
+        epilog="Files are scored by score, and rows that failed again by replay: see their --help. "
         "Exit codes: 0 no problems, 1 a problem with the server or model, 2 wrong use.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

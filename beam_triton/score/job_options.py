@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from beam_triton.options import InferenceOptions
 from beam_triton.score.file_reading import AnyFileSource, ImageDecoding
 from beam_triton.score.input_columns import InputColumns
 from beam_triton.score.pipeline_steps import RowSelection, ServedModel
+from beam_triton.score.replay import FailedRows
 from beam_triton.score.result_writing import Target
 from beam_triton.transforms.pipeline_options import TritonOptions
 
@@ -44,6 +46,12 @@ class ScoreOptions(PipelineOptions):
     def _add_argparse_args(cls, parser: Any) -> None:
         add = parser.add_argument_group("files").add_argument
         add("--files", nargs="+", action="extend", metavar="PATH", help="files and globs to read; repeatable")
+        add(
+            "--replay",
+            action="store_true",
+            help="the files are failures of an earlier run, whose rows are scored again: results join those "
+            "in --output, and --failures, by default the file itself, keeps what fails again",
+        )
         add("--input_format", help="csv, jsonl, parquet, image or bytes; default: by the suffix")
         add("--delimiter", help="of CSV fields; default: a comma, or a tab for .tsv")
         add("--columns", help="a,b,c: names of the columns of CSV files without a header")
@@ -117,7 +125,7 @@ class ScoreJob:
         self.outputs: Sequence[str] | None = self._options.get("outputs")
         self.model_repository = Path(given.model_repository) if given.model_repository else model_repository
         columns = _names("--columns", given.columns) or None
-        self.source = AnyFileSource(
+        self.source = (FailedRows if given.replay else AnyFileSource)(
             format=given.input_format,
             delimiter=given.delimiter,
             columns=columns,
@@ -128,7 +136,10 @@ class ScoreJob:
         where = tuple(_where(text) for text in given.where or ())
         self.selection = RowSelection(inputs=inputs, keep=tuple(self.keep.values()), where=where)
         self.output = Target(given.output)
-        self.failures = Target(given.failures or _failures_beside(given.output), "jsonl")
+        if given.replay and not given.failures and len(given.files) > 1:
+            raise ConfigurationError("--failures is needed: several files cannot be replaced by one")
+        by_default = given.files[0] if given.replay else _failures_beside(given.output)
+        self.failures = Target(given.failures or by_default, "jsonl")
 
     def served(self, endpoint: Sequence[str], name: str) -> ServedModel:
         """The model of that name on a server."""
@@ -139,6 +150,12 @@ class ScoreJob:
                 "TritonInference takes elements one by one, and pads them"
             )
         return ServedModel(name=name, options=options)
+
+
+def replay_arguments(words: Sequence[str]) -> list[str]:
+    """The arguments of `score` for those of ``replay``, which begin with the files."""
+    files = [*takewhile(lambda word: not word.startswith("-"), words)]
+    return ["--replay", *(["--files", *files] if files else ()), *words[len(files) :]]
 
 
 def parse_options(arguments: Sequence[str], program: str = "score_files") -> PipelineOptions:

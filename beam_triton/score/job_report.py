@@ -120,6 +120,7 @@ def summary(counts: Counter[str], seconds: float, output: str, failures: str) ->
         counts["requests"],
         counts["connections_reused"],
     )
+    failed, replay = counts["failures_written"], "; python -m beam_triton replay scores them again"
     rate = max(counts["rows_read"], results) / (seconds or 1)
     batch = f"{results / (requests or 1):,.1f} elements a request, {counts['retries']:,} of them retries"
     buckets = {bucket: n for name, n in counts.items() if (bucket := bucket_of_counter(name)) is not None}
@@ -128,7 +129,7 @@ def summary(counts: Counter[str], seconds: float, output: str, failures: str) ->
     rows = [
         ("elements", f"{counts['rows_read']:,}", f"{rate:,.0f} elements/s"),
         ("results", f"{results:,}", f"in {output}"),
-        ("failures", f"{counts['failures_written']:,}", f"in {failures}"),
+        ("failures", f"{failed:,}", f"in {failures}{replay if failed else ''}"),
         ("requests", f"{requests:,}", batch),
         ("connections", f"{counts['connections_opened']:,}", f"opened, {reused:,} times reused"),
         ("latency", "", latency or "no request was answered"),

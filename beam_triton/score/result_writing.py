@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 from apache_beam.io.filebasedsink import FileBasedSink
-from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics.metric import Metrics
 
@@ -64,8 +65,36 @@ def result_columns(scored: ScoredRows, *, keep: Mapping[str, str], with_origin: 
 
 
 def failure_columns(failure: Failure) -> Columns:
-    """One row: ``file``, ``row``, ``error``, ``message`` and ``data``, the row's own data."""
-    return {name: [value] for name, value in failure._asdict().items()}
+    """One row: ``file``, ``row``, ``error``, ``message`` and ``data``, the row's own data.
+
+    Of these data, numbers that JSON lacks are ``{"float": "NaN"}``, so that `restored` makes numbers of them.
+    """
+    columns: dict[str, Any] = {name: [value] for name, value in failure._asdict().items()}
+    try:
+        json.dumps(failure.data, allow_nan=False, default=str)
+    except ValueError:
+        columns["data"] = [_with_marked_numbers(failure.data)]
+    return columns
+
+
+def _with_marked_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_marked_numbers(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_with_marked_numbers(each) for each in value]
+    is_marked = isinstance(value, float) and not math.isfinite(value)
+    return {"float": json_text(value).strip('"')} if is_marked else value
+
+
+def restored(data: Any) -> Any:
+    """A failure's data as they were before they were JSON."""
+    return json.loads(json.dumps(data), object_hook=_restored_value)
+
+
+def _restored_value(value: dict[str, Any]) -> Any:
+    if [*value] == ["base64"]:
+        return base64.b64decode(value["base64"])
+    return float(value["float"]) if [*value] == ["float"] else value
 
 
 def _lists(array: Any) -> Any:
@@ -138,11 +167,12 @@ def json_lines(columns: Columns) -> memoryview:
 
 
 class ColumnWriter:
-    """Writes columns to one stream; the first rows set the types of a Parquet file."""
+    """Writes columns to one stream; ``schema`` or the first rows set the types of a Parquet file."""
 
-    def __init__(self, stream: IO[bytes], format: str) -> None:
+    def __init__(self, stream: IO[bytes], format: str, schema: pa.Schema | None = None) -> None:
         self._stream = stream
         self._is_parquet = format == "parquet"
+        self._schema = schema
         self._parquet: Any = None
         self._group: list[pa.RecordBatch] = []
         self._group_bytes = 0
@@ -154,7 +184,7 @@ class ColumnWriter:
             return len(next(iter(columns.values())))
         try:
             batch = pa.RecordBatch.from_pydict(columns)
-            writer = self._parquet or self._open_parquet(batch.schema)
+            writer = self._parquet or self._open_parquet(self._schema or batch.schema)
             self._group.append(batch.cast(writer.schema))
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
             message = f"results of several types: {error}; write JSON Lines, or keep other columns"
@@ -166,7 +196,7 @@ class ColumnWriter:
 
     def close(self) -> None:
         if self._is_parquet:
-            writer = self._parquet or self._open_parquet(pa.schema([]))
+            writer = self._parquet or self._open_parquet(self._schema or pa.schema([]))
             if self._group:
                 self._write_group()
             writer.close()
@@ -230,9 +260,14 @@ class Target:
 
     @property
     def temporary_folder(self) -> str:
-        """The folder of this run's files until they are renamed: beside the target."""
+        """How the folder of this run's files is called until they are renamed, or how its name begins."""
         folder, name = os.path.split(self.full_path)
         return f"{folder.rstrip('/')}/.{name.replace('*', '')}-{self.run_id}"
+
+    def files(self) -> list[str]:
+        """The files of earlier runs with this target, in order."""
+        (match,) = FileSystems.match([self.full_path])
+        return sorted(each.path for each in match.metadata_list if self.writes(each.path))
 
     def writes(self, path: str) -> bool:
         """Whether some run with this target replaces or deletes the file of that path."""
@@ -245,11 +280,13 @@ class ColumnSink(FileBasedSink):
     """Beam's writer of files, for elements that ``to_columns`` converts.
 
     Each bundle writes a file of its own in a temporary folder; Beam lists the files of committed bundles,
-    and renames them when all exist. Without an element there is one empty file. ``kind``, "results" or
-    "failures", names the counters of the rows written.
+    and they are renamed when all exist. Without an element there is one empty file. ``kind``, "results" or
+    "failures", names the counters of the rows written. With ``joins`` the target's rows of earlier runs stay.
     """
 
-    def __init__(self, target: Target, to_columns: Callable[[Any], Columns], kind: str) -> None:
+    def __init__(
+        self, target: Target, to_columns: Callable[[Any], Columns], kind: str, *, joins: bool = False
+    ) -> None:
         prefix, star, suffix = target.full_path.partition("*")
         template = "SSSSS-of-NNNNN" if star else ""
         super().__init__(prefix, None, suffix, shard_name_template=template)  # type: ignore[no-untyped-call]
@@ -259,12 +296,22 @@ class ColumnSink(FileBasedSink):
         self._is_sharded = bool(star)
         self._to_columns = to_columns
         self._kind = kind
+        self._joins = joins
 
     def initialize_write(self) -> str:
-        return self._target.temporary_folder
+        if not self._joins:
+            return self._target.temporary_folder
+        # Copied, and counted in the folder's name, so that the last step does the same when it is repeated.
+        earlier = self._target.files()
+        folder = f"{self._target.temporary_folder}-{len(earlier)}"
+        if earlier:
+            with contextlib.suppress(BeamIOError):
+                FileSystems.mkdirs(folder)
+            FileSystems.copy(earlier, self._earlier(folder))
+        return folder
 
     def open(self, temp_path: str) -> ColumnWriter:
-        return ColumnWriter(super().open(temp_path), self._target.format)
+        return ColumnWriter(super().open(temp_path), self._target.format, self._earlier_schema(temp_path))
 
     def write_record(self, file_handle: ColumnWriter, value: Any) -> None:
         count = file_handle.write(self._to_columns(value))
@@ -273,30 +320,64 @@ class ColumnSink(FileBasedSink):
         if isinstance(value, Failure):
             PROGRESS.failed(value.reason, value.describe())
 
+    def pre_finalize(self, init_result: str, writer_results: Iterable[str]) -> None:
+        # Beam deletes what is to be replaced here; a single file is replaced by the renaming itself.
+        if self._is_sharded:
+            super().pre_finalize(init_result, writer_results)  # type: ignore[no-untyped-call]
+
     def finalize_write(
         self, init_result: str, writer_results: Iterable[str], pre_finalize: Any
     ) -> Iterator[str]:
-        shards = sorted(writer_results)
-        if not self._is_sharded and len(shards) > 1:
-            joined = f"{init_result}/joined-{os.path.split(self._target.path)[1]}"
+        shards = [*self._earlier(init_result), *sorted(writer_results)]
+        if not self._is_sharded:
+            yield self._put_in_place(init_result, shards)
+            return
+        yield from super().finalize_write(init_result, shards, pre_finalize)
+        # A reader of the pattern would read the shards of an earlier run with another number of them.
+        found = self._target.files()
+        FileSystems.delete([path for path in found if f"-of-{len(shards):05d}" not in os.path.split(path)[1]])
+
+    def _earlier(self, folder: str) -> list[str]:
+        """The copies of the files that others are to join."""
+        count = int(folder.rpartition("-")[2]) if self._joins else 0
+        return [f"{folder}/earlier-{number:05d}" for number in range(count)]
+
+    def _earlier_schema(self, temp_path: str) -> pa.Schema | None:
+        """The types of the rows that others are to join, if it is a Parquet file that has any."""
+        earlier = self._earlier(os.path.split(temp_path)[0]) if self._target.format == "parquet" else []
+        for path in earlier:
+            with contextlib.closing(FileSystems.open(path)) as source:
+                schema = pyarrow.parquet.read_schema(source)
+            if schema.names:
+                return schema
+        return None
+
+    def _put_in_place(self, folder: str, shards: Sequence[str]) -> str:
+        path, made = self._target.full_path, shards[0]
+        if len(shards) > 1:
+            made = f"{folder}/joined-{os.path.split(path)[1]}"
             # An earlier attempt at this step may have deleted them, with the joined file in its place.
             if all(map(FileSystems.exists, shards)):
-                self._join(shards, joined)
-            shards = [joined]
-        yield from super().finalize_write(init_result, shards, pre_finalize)
-        if self._is_sharded:
-            # A reader of the pattern would read the shards of an earlier run with another number of them.
-            (match,) = FileSystems.match([self._target.full_path])
-            found = [each.path for each in match.metadata_list if self._target.writes(each.path)]
-            FileSystems.delete(
-                [path for path in found if f"-of-{len(shards):05d}" not in os.path.split(path)[1]]
-            )
+                self._join(shards, made)
+        if FileSystems.exists(made):
+            try:
+                FileSystems.rename([made], [path])
+            except BeamIOError:
+                # HDFS renames over no file.
+                FileSystems.delete([path])
+                FileSystems.rename([made], [path])
+        elif not FileSystems.exists(path):
+            raise BeamIOError(f"{made} and {path} do not exist")
+        FileSystems.report_sink_lineage(path)
+        with contextlib.suppress(BeamIOError):
+            FileSystems.delete([f"{folder}/*", folder])
+        return path
 
     def _join(self, shards: Sequence[str], joined: str) -> None:
         # Lines follow each other as they are stored: the members of a compressed file may do so, too.
         raw = {"compression_type": CompressionTypes.UNCOMPRESSED}
         with contextlib.closing(FileSystems.create(joined, **raw)) as stream:
-            writer = ColumnWriter(stream, self._target.format)
+            writer = ColumnWriter(stream, self._target.format, self._earlier_schema(joined))
             for shard in shards:
                 with contextlib.closing(FileSystems.open(shard, **raw)) as source:
                     if self._target.format == "jsonl":

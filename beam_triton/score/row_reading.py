@@ -39,6 +39,10 @@ _MAX_BLOCK_ROWS = 8192
 # What a call for compressed data gives before damage is found is lost: calls are small.
 _CALL_BYTES = 1 << 17
 
+NOT_UTF8 = "not valid UTF-8"
+OPEN_QUOTE = "a quote is not closed: it takes all that follows"
+"""Messages of failures whose data are not the row's own."""
+
 # Says which of a Parquet file's columns to read.
 Wanted = Callable[[Sequence[str]], Collection[str]]
 
@@ -264,7 +268,7 @@ class FileSource:
             elif content.damage is not None and rows is not None:
                 rows = rows.take(np.arange(len(rows) - 1))
             elif rows and content.quotes % 2 and "\n" in "".join(rows.row(-1).values()):
-                yield rows.failure(-1, RowError("a quote is not closed: it takes all that follows"))
+                yield rows.failure(-1, RowError(OPEN_QUOTE))
                 rows = rows.take(np.arange(len(rows) - 1))
         yield from _valid_text(rows)
         yield from refused.values()
@@ -374,7 +378,7 @@ def _valid_text(rows: RowBlock | None) -> Iterator[RowBlock | Failure]:
             if all(data[name].encode() == text for name, text in stored.items()):
                 good.append(index)
             else:
-                yield Failure(rows.file, number, "RowError", "not valid UTF-8", data)
+                yield Failure(rows.file, number, "RowError", NOT_UTF8, data)
         rows = rows.take(np.array(good, np.int64))
     if len(rows):
         yield rows
@@ -405,7 +409,7 @@ def _json_object(line: bytes, text: str) -> dict[str, Any]:
         line.decode()
         found = json.loads(text)
     except UnicodeDecodeError:
-        raise RowError("not valid UTF-8") from None
+        raise RowError(NOT_UTF8) from None
     except (ValueError, RecursionError) as error:
         where = f"{error.msg} at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
         raise RowError(f"not JSON: {where}") from None

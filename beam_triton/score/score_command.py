@@ -26,10 +26,10 @@ from beam_triton.errors import ConfigurationError, TransportError, TritonError
 from beam_triton.score import pipeline_steps
 from beam_triton.score.column_arrays import ColumnArrays
 from beam_triton.score.input_columns import list_columns
-from beam_triton.score.job_options import ScoreJob, parse_options, runner_of, runs_here
+from beam_triton.score.job_options import ScoreJob, parse_options, replay_arguments, runner_of, runs_here
 from beam_triton.score.job_report import complaint, counts_of, progress_lines, summary
 from beam_triton.score.result_writing import ColumnSink, check_fields, failure_columns, result_columns
-from beam_triton.score.row_reading import CorruptFileError, Piece, RowBlock, match_files
+from beam_triton.score.row_reading import CorruptFileError, FileSource, Piece, RowBlock, match_files
 from beam_triton.testing import LocalTriton
 
 _logger = logging.getLogger(__name__)
@@ -49,7 +49,13 @@ def build(pipeline: beam.Pipeline, job: ScoreJob, model: pipeline_steps.ServedMo
         after = failures | "AfterFailures" >> beam.FlatMap(lambda failure: ())
         results = (results, after) | "Results" >> beam.Flatten()
     to_columns = partial(result_columns, keep=job.keep, with_origin=job.given.with_origin)
-    _ = results | "WriteResults" >> beam.io.Write(ColumnSink(job.output, to_columns, "results"))
+    replays = job.given.replay
+    sink = ColumnSink(job.output, to_columns, "results", joins=replays)
+    written = results | "WriteResults" >> beam.io.Write(sink)
+    if replays:
+        # A row leaves the failures once its result is in place: a job that ends in between loses none.
+        after = written | "AfterResults" >> beam.FlatMap(lambda name: ())
+        failures = (failures, after) | "Failures" >> beam.Flatten()
     _ = failures | "WriteFailures" >> beam.io.Write(ColumnSink(job.failures, failure_columns, "failures"))
 
 
@@ -97,7 +103,7 @@ def run(options: PipelineOptions, job: ScoreJob) -> str:
             # A runner that fails does not delete the temporary files.
             for target in (job.output, job.failures) if is_local else ():
                 with contextlib.suppress(BeamIOError):
-                    FileSystems.delete([f"{target.temporary_folder}/*", target.temporary_folder])
+                    FileSystems.delete([f"{target.temporary_folder}*/*", f"{target.temporary_folder}*"])
             raise
         seconds = time.monotonic() - started_at
     counts = counts_of(result.metrics())
@@ -117,7 +123,8 @@ def check_outputs(job: ScoreJob, files: Iterable[str]) -> None:
         raise ConfigurationError(f"{both} are the same file; one would overwrite the other")
     for option, target in (("--output", job.output), ("--failures", job.failures)):
         FileSystems.get_filesystem(target.path)
-        for path in filter(target.writes, files):
+        is_replaced = job.given.replay and target is job.failures
+        for path in () if is_replaced else filter(target.writes, files):
             raise ConfigurationError(f"{option} {target.path} would overwrite {path}, which --files reads")
 
 
@@ -135,6 +142,8 @@ def check_job(job: ScoreJob, model: pipeline_steps.ServedModel, files: Sequence[
     for name in job.outputs or ():
         if names and name not in names:
             raise ConfigurationError(f"model {spec.name!r} has no output {name!r}; {spec.describe()}")
+    if job.given.replay:
+        check_joined(job, names)
     arrays = ColumnArrays(spec, job.selection.inputs)
     errors: list[str] = []
     for path in files:
@@ -153,6 +162,24 @@ def check_job(job: ScoreJob, model: pipeline_steps.ServedModel, files: Sequence[
             errors.append("; ".join([error.message, *(text for text in known if text not in error.message)]))
     if errors:
         raise ConfigurationError(errors[0])
+
+
+def check_joined(job: ScoreJob, outputs: Sequence[str]) -> None:
+    """Raise ConfigurationError where results would lack fields of those that they join, or have others.
+
+    ``outputs`` are the model's, of which a result may have any.
+    """
+    own = {*job.keep, "model", *(("file", "row") if job.given.with_origin else ())}
+    for path in job.output.files():
+        first = next(FileSource().read(Piece(path), lambda names: names), None)
+        if isinstance(first, RowBlock):
+            found = {*first.keys} - {*outputs}
+            if found != own:
+                raise ConfigurationError(
+                    f"the results in {path} have {list_columns(sorted(found))} beside the model's outputs, "
+                    f"those of this run {list_columns(sorted(own))}; --keep and --with_origin must be alike"
+                )
+            return
 
 
 @contextlib.contextmanager
@@ -186,14 +213,19 @@ def main(
     arguments: Sequence[str],
     program: str = "python -m beam_triton score",
     model_repository: Path | None = None,
+    *,
+    replays: bool = False,
 ) -> int:
-    """Run from the command line; the exit code. ``model_repository`` is served where there is no endpoint."""
+    """Run from the command line; the exit code. ``model_repository`` is served where there is no endpoint.
+
+    The arguments are those of ``score``, or with ``replays`` those of ``replay``.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # They log the traceback of an error that is reported below, and each earlier output that is replaced.
     logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
     logging.getLogger("apache_beam.io.filebasedsink").setLevel(logging.ERROR)
     try:
-        options = parse_options(arguments, program)
+        options = parse_options(replay_arguments(arguments) if replays else arguments, program)
         message = run(options, ScoreJob(options, model_repository))
         exit_code = 1 if message else 0
     except (ConfigurationError, BeamIOError) as error:

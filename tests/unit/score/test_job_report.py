@@ -71,7 +71,7 @@ def test_the_table_shows_counts_rates_and_latencies() -> None:
     assert lines == [
         "  elements       1,000,010  50,000 elements/s",
         "  results        1,000,000  in out/r.jsonl",
-        "  failures              10  in out/f.jsonl",
+        "  failures              10  in out/f.jsonl; python -m beam_triton replay scores them again",
         "  requests           7,900  126.6 elements a request, 3 of them retries",
         "  connections           16  opened, 7,884 times reused",
         "  time              20.0 s",

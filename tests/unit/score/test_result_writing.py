@@ -34,6 +34,7 @@ from beam_triton.score.result_writing import (
     failure_columns,
     json_lines,
     json_text,
+    restored,
     result_columns,
 )
 from beam_triton.score.row_reading import Failure, RowBlock
@@ -172,8 +173,21 @@ def test_what_json_lacks_is_written_as_text() -> None:
         "row": 7,
         "error": "RowError",
         "message": "no number",
-        "data": json.loads(json_text(value)),
+        "data": {
+            "date": "2024-02-29",
+            "price": "1.10",
+            "raw": {"base64": "/w=="},
+            "nan": [{"float": "NaN"}, {"float": "-Infinity"}],
+            "1": [True, None],
+        },
     }
+
+
+def test_data_of_a_failure_become_what_they_were() -> None:
+    """Numbers and bytes that JSON lacks, at any depth; text that looks like them stays text."""
+    data = {"x": [1.5, float("inf"), [float("-inf")]], "b": b"\xff\x00", "text": "NaN", "none": None}
+    line = bytes(json_lines(failure_columns(Failure("f.parquet", 7, "E", "m", data))))
+    assert restored(json.loads(line)["data"]) == data
 
 
 def parquet(*rows: Columns) -> Any:
@@ -292,6 +306,52 @@ def test_nothing_to_write_gives_an_empty_file(tmp_path: Path, name: str) -> None
     (path,) = tmp_path.iterdir()
     assert path.name == name.replace("*", "00000-of-00001")
     assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.parquet", "out-*.jsonl", "out-*.parquet"])
+def test_rows_join_those_of_earlier_runs(tmp_path: Path, name: str) -> None:
+    """Though the last step is repeated, a row is there once."""
+    target = Target(str(tmp_path / name))
+    write(["a", "b"], target)
+    for number in range(2):
+        used = ColumnSink(Target(str(tmp_path / name)), text_columns, "results", joins=True)
+        folder = used.initialize_write()
+        writer = used.open_writer(folder, "one")
+        writer.write(f"joins {number}")
+        shard = writer.close()
+        used.pre_finalize(folder, [shard])
+        list(used.finalize_write(folder, [shard], None))
+        list(used.finalize_write(folder, [shard], None))
+    texts = [text for path in sorted(tmp_path.iterdir()) for text in texts_of(path)]
+    assert texts == ["a", "b", "joins 0", "joins 1"]
+
+
+def test_parquet_rows_take_the_types_of_those_that_they_join(tmp_path: Path) -> None:
+    """Text of a failure becomes the date that it was; what cannot become one is an error."""
+    path = tmp_path / "out.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"day": [datetime.date(2024, 2, 29)]}), path)
+
+    def join(day: str) -> None:
+        used = ColumnSink(Target(str(path)), lambda day: {"day": [day]}, "results", joins=True)
+        folder = used.initialize_write()
+        writer = used.open_writer(folder, "one")
+        writer.write(day)
+        list(used.finalize_write(folder, [writer.close()], None))
+
+    join("2024-03-01")
+    assert pyarrow.parquet.read_table(path).to_pydict() == {
+        "day": [datetime.date(2024, 2, 29), datetime.date(2024, 3, 1)]
+    }
+    with pytest.raises(ConfigurationError, match="several types"):
+        join("tomorrow")
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_a_file_of_the_same_size_is_replaced(tmp_path: Path, name: str) -> None:
+    """Beam takes files of equal sizes for equal."""
+    for value in ("a", "b"):
+        write([value], Target(str(tmp_path / name)))
+    assert texts_of(tmp_path / name) == ["b"]
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out-*.jsonl"])
