@@ -9,6 +9,7 @@ PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check --no-input
 PYTEST := $(PYTHON) -m pytest
 OLDEST_VENV := .venv-beam-oldest
+WHEEL_VENV := .venv-wheel
 # Two processes whatever the machine has: the tests of one file stay together and share its server.
 PARALLEL := --numprocesses 2 --dist loadfile
 
@@ -150,9 +151,19 @@ format: $(VENV)/all.stamp ## Format the code, sort imports and fix what ruff can
 
 .PHONY: dist
 dist: $(VENV)/all.stamp ## Build the wheel and the sdist in dist
-	@$(PYTHON) -m build --no-isolation --outdir dist .
+	@rm -rf build dist
+	@$(PYTHON) -m build --no-isolation --outdir dist . >/dev/null
+	@$(PYTHON) -m twine check --strict dist/*
+
+.PHONY: test-wheel
+test-wheel: dist ## Install the wheel in an environment that has nothing else, and use it there
+	@echo "Installing the wheel into $(WHEEL_VENV)"
+	@$(PYTHON) -m venv --clear $(WHEEL_VENV)
+	@$(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check --no-input install --quiet \
+	  --constraint requirements.txt dist/*.whl
+	$(PYTEST) tests/wheel
 
 .PHONY: clean
 clean: ## Remove everything that make made here, but not the server in the user's cache
-	rm -rf $(VENV) $(OLDEST_VENV) .cache .engines build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST_VENV) $(WHEEL_VENV) .cache .engines build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

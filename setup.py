@@ -2,31 +2,64 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+VERSION = "0.2.0"
+# The release workflow says where the repository is: a fork's package links to the fork.
+REPOSITORY_URL = os.environ.get("BEAM_TRITON_REPOSITORY_URL", "")
+
+
+def description() -> str:
+    """The README; with a repository, its relative links are those of this version there."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    if not REPOSITORY_URL:
+        return text
+    images = re.sub(r"(!\[[^]]*\]\()(?!https?:)", rf"\1{REPOSITORY_URL}/raw/v{VERSION}/", text)
+    return re.sub(r"(\]\()(?!https?:|#)", rf"\1{REPOSITORY_URL}/blob/v{VERSION}/", images)
+
+
+def links() -> dict[str, str]:
+    pages = {"Source": "", "Issues": "/issues", "Changelog": f"/blob/v{VERSION}/CHANGELOG.md"}
+    return {name: REPOSITORY_URL + path for name, path in pages.items()} if REPOSITORY_URL else {}
+
 
 setup(
     name="beam-triton",
-    version="0.2.0",
+    version=VERSION,
     description="Score Apache Beam elements on an NVIDIA Triton Inference Server",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=description(),
     long_description_content_type="text/markdown",
+    author="The beam_triton authors",
+    url=REPOSITORY_URL or None,
+    project_urls=links(),
     license="Apache-2.0",
-    keywords=["apache beam", "triton inference server", "open inference protocol", "machine learning"],
+    license_files=["LICENSE"],
+    keywords=[
+        *("apache beam", "dataflow", "flink", "triton inference server", "kserve", "open inference protocol"),
+        *("machine learning", "batch inference"),
+    ],
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Developers",
-        "Operating System :: OS Independent",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX",
+        "Programming Language :: Python",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3 :: Only",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: Implementation :: CPython",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Software Development :: Libraries :: Python Modules",
+        "Topic :: System :: Distributed Computing",
         "Typing :: Typed",
     ],
     packages=find_packages(include=["beam_triton", "beam_triton.*"]),
@@ -55,6 +88,8 @@ setup(
         "tracing": ["opentelemetry-api>=1.20"],
         # `score` on files of images.
         "image": ["pillow>=9.1"],
+        # beam_triton.watch, and `score`: the picture on a terminal.
+        "live": ["rich>=13"],
         # For the fixtures fake_triton and local_triton.
         "test": ["pytest>=7"],
         # This project's own tests, benchmarks and documentation.
@@ -65,22 +100,30 @@ setup(
             "python_version >= '3.11' and python_version < '3.14'",
             "botocore",
             "build",
+            "check-jsonschema",
             "cryptography",
             "furo",
             "hypothesis",
+            # The notebooks of the documentation.
+            "ipykernel",
             "ml_dtypes",
             "mypy",
             "myst-parser",
+            "nbclient",
             "opentelemetry-sdk",
             "pillow",
+            "pyte",
             "pytest-timeout",
             "pytest-xdist",
+            "rich",
             "ruff",
             "setuptools",
             "sphinx",
             "tritonclient[grpc,http]",
             "trustme",
+            "twine",
             "types-requests",
+            "websockets",
             "wheel",
             "zstandard",
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from beam_triton.cli import EXIT_PROBLEM, EXIT_WRONG_USE, check, lock, tune
 from beam_triton.cli.arguments import explained
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="Files are scored by score, and rows that failed again by replay: see their --help. "
         "Exit codes: 0 no problems, 1 a problem with the server or model, 2 wrong use.",
     )
+    parser.add_argument("--version", action="version", version=f"beam-triton {version('beam-triton')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_arguments(commands)

@@ -168,12 +168,14 @@ def parse_options(arguments: Sequence[str], program: str = "score_files") -> Pip
         # That of all of Beam's options would fill screens at each error.
         usage=argparse.SUPPRESS,
         description="Score rows of CSV, JSON Lines or Parquet files, images, or whole files on a model of a "
-        "Triton server.",
+        "Triton server; or again the rows that failed.",
         epilog="All of Beam's options, such as --runner, work as well.",
         allow_abbrev=False,
     )
     ScoreOptions._add_argparse_args(parser)
     if {"-h", "--help"}.intersection(arguments):
+        files = "FAILURES" if "--replay" in arguments else "--files PATH"
+        parser.usage = f"{program} {files} --endpoint URL --model NAME --output PATH [option ...]"
         # Beam's options would fill screens.
         parser.parse_args(["--help"])
     for options_class in PipelineOptions.__subclasses__():
