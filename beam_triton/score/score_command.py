@@ -142,7 +142,7 @@ def check_job(job: ScoreJob, model: pipeline_steps.ServedModel, files: Sequence[
     for name in job.outputs or ():
         if names and name not in names:
             raise ConfigurationError(f"model {spec.name!r} has no output {name!r}; {spec.describe()}")
-    if job.given.replay:
+    if job.given.replay and files:
         check_joined(job, names)
     arrays = ColumnArrays(spec, job.selection.inputs)
     errors: list[str] = []
