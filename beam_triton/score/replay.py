@@ -17,7 +17,16 @@ from apache_beam.io.filesystem import BeamIOError
 from beam_triton.errors import ConfigurationError
 from beam_triton.score.file_reading import IMAGE, AnyFileSource
 from beam_triton.score.result_writing import restored
-from beam_triton.score.row_reading import NOT_UTF8, OPEN_QUOTE, Failure, FileSource, Piece, RowBlock, Wanted
+from beam_triton.score.row_reading import (
+    NOT_UTF8,
+    OPEN_QUOTE,
+    Failure,
+    FileSource,
+    Piece,
+    RowBlock,
+    Wanted,
+    match_files,
+)
 
 _FAILURES = FileSource(format="jsonl")
 
@@ -39,7 +48,7 @@ class FailedRows(AnyFileSource):
         Raises ConfigurationError where the file does not hold failures.
         """
         kept: list[Failure] = []
-        whole: list[str] = []
+        whole: list[tuple[str, int]] = []
         for item in _FAILURES.read(piece, lambda names: names):
             if isinstance(item, Failure):
                 kept.append(item)
@@ -48,19 +57,20 @@ class FailedRows(AnyFileSource):
             for failed in (_failed_row(piece.file, row) for row in item.objects):
                 if isinstance(failed.data, dict) and failed.message not in (NOT_UTF8, OPEN_QUOTE):
                     alike.setdefault((failed.file, *failed.data), []).append(failed)
-                elif failed.data is None and self._is_row(failed.file):
-                    whole.append(failed.file)
+                elif failed.data is None and self.format_of(failed.file) in (IMAGE, "bytes"):
+                    try:
+                        whole += match_files([failed.file])
+                    except ConfigurationError:
+                        # It is gone.
+                        kept.append(failed)
                 elif failed.data is None and self.format_of(failed.file) != "parquet":
                     yield from self._rest(failed, wanted)
                 else:
                     kept.append(failed)
             yield from map(self._block, alike.values())
-        if whole:
-            yield from super().read(Piece(whole[0], others=tuple(whole[1:])), wanted)
+        for files in super().all_pieces(whole):
+            yield from super().read(files, wanted)
         yield from kept
-
-    def _is_row(self, path: str) -> bool:
-        return self.format_of(path) in (IMAGE, "bytes")
 
     def _block(self, failed: Sequence[Failure]) -> RowBlock:
         file, numbers = failed[0].file, np.array([each.row for each in failed])

@@ -147,19 +147,21 @@ def test_a_mended_file_is_read_from_where_it_was_damaged(
 
 
 def test_whole_files_are_read_again(triton: LocalTriton, tmp_path: Path) -> None:
-    """A file that is a row is not in its failure."""
+    """A file that is a row is not in its failure; one that is gone stays a failure."""
     for name in ("good", "bad"):
         (tmp_path / f"{name}.bin").write_bytes(name.encode())
     same = ("--input_format", "bytes", "--input", "text=content", "--keep", "file")
     output, failures = tmp_path / "out.jsonl", tmp_path / "failures.jsonl"
     failed = {"file": str(tmp_path / "bad.bin"), "row": None, "error": "E", "message": "m", "data": None}
-    failures.write_text(json.dumps(failed) + "\n")
+    gone = {**failed, "file": str(tmp_path / "gone.bin")}
+    failures.write_text("".join(json.dumps(each) + "\n" for each in (failed, gone)))
     assert run("score", "--files", tmp_path / "good.bin", *options(triton, "shout", output, *same)) == 0
     assert run("replay", failures, *options(triton, "shout", output, *same)) == 0
     assert [(Path(row["file"]).name, row["loud"]) for row in lines(output)] == [
         ("good.bin", "GOOD"),
         ("bad.bin", "BAD"),
     ]
+    assert lines(failures) == [gone]
 
 
 @pytest.mark.parametrize(
