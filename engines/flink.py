@@ -13,7 +13,7 @@ from engines.flink_rest import FlinkRest
 from engines.processes import accepts, free_ports, kill
 from engines.workers import LOOPBACK, process_environment_options
 
-_LOGGING = Path(__file__).resolve().parent / "log4j2.properties"
+LOGGING = Path(__file__).resolve().parent / "log4j2.properties"
 
 _JAVA_OPENED = (
     "java.lang",
@@ -118,7 +118,7 @@ class FlinkJobServer(Engine):
             [
                 tools.java(),
                 *(*JAVA_MODULE_OPTIONS, "-Xmx1g", f"-Djava.io.tmpdir={scratch}"),
-                *(f"-Dlog4j.configurationFile={_LOGGING}", "-cp", os.pathsep.join(classpath)),
+                *(f"-Dlog4j.configurationFile={LOGGING}", "-cp", os.pathsep.join(classpath)),
                 "org.apache.beam.runners.flink.FlinkJobServerDriver",
                 *("--job-host=127.0.0.1", f"--job-port={self._job_port}"),
                 *(f"--artifact-port={self._artifact_port}", f"--expansion-port={self._expansion_port}"),
@@ -224,7 +224,7 @@ class FlinkCluster(Engine):
             name,
             [
                 tools.java(),
-                *(*JAVA_MODULE_OPTIONS, *memory, f"-Dlog4j.configurationFile={_LOGGING}"),
+                *(*JAVA_MODULE_OPTIONS, *memory, f"-Dlog4j.configurationFile={LOGGING}"),
                 *("-cp", f"{install.flink()}/*", main_class),
                 *("--configDir", str(self._configuration), *(arguments or [])),
             ],

@@ -42,12 +42,16 @@ BEAM_JAVA = "2.62.0"
 pipeline, too. The job API is stable across releases; ``tests/engines`` proves that it works with the
 installed SDK."""
 
+SPARK = "3.5.0"
+"""The newest Spark that Beam's job server of that release is tested with."""
+
 FLINK_FUNCTION = "2.3.0"
 """The release of Flink whose own Triton function is a peer of the benchmarks; Flink's SQL comes with it."""
 
 _FLINK_MINOR = FLINK.rpartition(".")[0]
 
 _POM = HERE / "pom.xml"
+_SPARK_POM = HERE / "spark_pom.xml"
 _GO_PIPELINE = REPOSITORY / "pipelines" / "score_rows.go"
 _FLINK_FUNCTION_SOURCE = REPOSITORY / "benchmarks" / "peers" / "flink_triton"
 
@@ -148,6 +152,11 @@ def _beam_java_commands(target: Path) -> Iterator[Command]:
     yield _dependencies_command(target, _POM, f"-Dflink.minor={_FLINK_MINOR}", f"-Dbeam.version={BEAM_JAVA}")
 
 
+def _beam_spark_commands(target: Path) -> Iterator[Command]:
+    versions = (f"-Dspark.version={SPARK}", f"-Dbeam.version={BEAM_JAVA}")
+    yield _dependencies_command(target, _SPARK_POM, *versions)
+
+
 def _flink_function_commands(target: Path) -> Iterator[Command]:
     pom = _FLINK_FUNCTION_SOURCE / "pom.xml"
     yield _dependencies_command(target, pom, f"-Dflink.version={FLINK_FUNCTION}")
@@ -192,6 +201,11 @@ _BEAM_JAVA = Part(
     f"beam-java-{BEAM_JAVA}-flink-{_FLINK_MINOR}-{_digest(_POM.read_bytes())}",
     _beam_java_commands,
 )
+_BEAM_SPARK = Part(
+    f"Beam's Spark job server with Spark {SPARK} (Maven)",
+    f"beam-java-{BEAM_JAVA}-spark-{SPARK}-{_digest(_SPARK_POM.read_bytes())}",
+    _beam_spark_commands,
+)
 _FLINK = Part(f"Flink {FLINK} (pip)", f"flink-{FLINK}", _flink_commands)
 _WORKER_PACKAGES = Part(
     "the Python packages of a bare worker (pip)", _worker_folder(), _worker_commands, "worker-packages"
@@ -221,21 +235,21 @@ def install_worker_packages() -> None:
 
 
 def install_all() -> None:
-    """Install every part that is not there: about 900 MB of downloads, six minutes.
+    """Install every part that is not there: about 1.1 GB of downloads, seven minutes.
 
     Raises:
         MissingToolsError: Java, Maven or Go is missing; nothing was downloaded.
         InstallError: a part failed in every attempt.
     """
     tools.require_all()
-    for part in (_GO_PROGRAMS, _BEAM_JAVA, _FLINK, _WORKER_PACKAGES):
+    for part in (_GO_PROGRAMS, _BEAM_JAVA, _BEAM_SPARK, _FLINK, _WORKER_PACKAGES):
         install(part)
 
 
 def require_all() -> None:
     """Raise MissingToolsError or NotInstalledError unless every engine can be started."""
     tools.require_all()
-    for part in (_GO_PROGRAMS, _BEAM_JAVA, _FLINK, _WORKER_PACKAGES):
+    for part in (_GO_PROGRAMS, _BEAM_JAVA, _BEAM_SPARK, _FLINK, _WORKER_PACKAGES):
         part.path()
 
 
@@ -366,6 +380,11 @@ def go_programs() -> GoPrograms:
 def beam_java() -> Path:
     """The folder of the 160 jars of Beam's Flink job server and Java SDK. NotInstalledError if not there."""
     return _BEAM_JAVA.path()
+
+
+def beam_spark() -> Path:
+    """The folder of the jars of Beam's Spark job server and of Spark. NotInstalledError if not there."""
+    return _BEAM_SPARK.path()
 
 
 def flink() -> Path:

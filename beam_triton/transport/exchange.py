@@ -32,6 +32,8 @@ _READ_BYTES = 262_144
 _MAX_CALLS_PER_ADVANCE = 16
 # Linux takes at most 1,024 buffers in one call (IOV_MAX).
 _MAX_BUFFERS = 1_024
+# How the first frame of an HTTP/2 server begins, after its length: a gRPC server sends it to everybody.
+_HTTP2_SETTINGS = b"\x04\x00\x00\x00\x00\x00"
 # TLS has no gathering send; parts below this are copied together to fill its 16 KiB records.
 _TLS_JOIN_BYTES = 262_144
 
@@ -215,6 +217,11 @@ class Exchange:
             if (len(data) if end < 0 else end) - start > MAX_HEAD_BYTES:
                 raise RemoteProtocolError(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes")
             if end < 0:
+                if data[3:9] == _HTTP2_SETTINGS:
+                    raise RemoteProtocolError(
+                        "the server speaks HTTP/2, not HTTP/1.1: if this is its gRPC port (Triton's is "
+                        "8001), give its HTTP port (8000)"
+                    )
                 self._pieces = bytearray(data[start:])
                 return False
             head = parse_response_head(data[start:end])

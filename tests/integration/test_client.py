@@ -27,7 +27,6 @@ from beam_triton.errors import (
     ModelNotFoundError,
     ModelNotReadyError,
     RemoteProtocolError,
-    TransportError,
     TritonError,
 )
 from beam_triton.protocol import ModelSpec, TensorSpec
@@ -357,10 +356,10 @@ def test_non_inference_servers_raise_library_errors(answer: Answer) -> None:
 
 
 def test_grpc_port_fails_within_the_deadline(triton: LocalTriton) -> None:
-    """The gRPC port does not speak HTTP/1.1: a library error in time, and health checks return False."""
+    """The gRPC port speaks HTTP/2: the error says so at once, and health checks return False."""
     with TritonClient(f"http://{triton.grpc_endpoint}", **IMPATIENT) as client:
         started = time.monotonic()
-        with pytest.raises((RemoteProtocolError, TransportError)):
+        with pytest.raises(RemoteProtocolError, match="gRPC port"):
             client.infer("double", X4)
         assert time.monotonic() - started < 2.5
         assert client.is_server_live() is False
