@@ -5,6 +5,8 @@ copyright = "the beam_triton authors, Apache-2.0"
 html_title = "beam_triton"
 html_theme = "furo"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["colon_fence", "deflist"]

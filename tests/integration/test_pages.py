@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
+import csv
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+
+from beam_triton.testing import LocalTriton
 from beam_triton.testing.ports import free_port
 from tests.support.pages import ROOT, run_page
 
+RunPage = Callable[[str], list[str]]
+
 DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def digits() -> Iterator[LocalTriton]:
+    with LocalTriton(ROOT / "pipelines" / "model_repository", stop_timeout_seconds=0.1) as triton:
+        yield triton
+
+
+@pytest.fixture(scope="module")
+def images() -> Any:
+    """Twenty digits, FP32 [20, 64]."""
+    with (ROOT / "pipelines" / "data" / "digits.csv").open() as file:
+        rows = [json.loads(row["image"]) for row in csv.DictReader(file) if row["split"] == "test"]
+    return np.array(rows[:20], np.float32)
 
 
 def test_getting_started(tmp_path: Path) -> None:
     """From nothing to dead letters, with a server that the page starts."""
     port = free_port()
     own_port = {"127.0.0.1:8000": f"127.0.0.1:{port}", "--http_port 8000": f"--http_port {port}"}
-    assert run_page(DOCS / "getting-started.md", tmp_path, replacements=own_port) == 8
+    assert len(run_page(DOCS / "getting-started.md", tmp_path, replacements=own_port)) == 8
+
+
+@pytest.fixture
+def run(digits: LocalTriton, images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPage:
+    """Runs a page that has images of digits, on a Triton that has the model."""
+    monkeypatch.chdir(tmp_path)
+    port = digits.endpoint.rpartition(":")[2]
+    replacements = {"http://triton:8000": digits.endpoint, "triton:8000": f"127.0.0.1:{port}"}
+    return lambda page: run_page(DOCS / page, tmp_path, replacements=replacements, names={"images": images})
+
+
+@pytest.mark.parametrize(("page", "blocks"), [("client.md", 5), ("failures.md", 4)])
+def test_examples_print_what_the_page_says(page: str, blocks: int, run: RunPage) -> None:
+    assert len(run(page)) == blocks
+
+
+def test_both_sides_of_a_comparison_give_the_same(run: RunPage) -> None:
+    """Each example of docs/coming-from.md prints the labels of the same digits."""
+    printed = run("coming-from.md")
+    assert len(printed) == 4
+    assert set(printed) == {"[0, 0, 1, 1, 2, 2, 3, 3, 3, 4, 4, 5, 6, 7, 8, 8, 8, 9, 9, 9]\n"}

@@ -2,7 +2,8 @@
 
 ::
 
-    ```python                     run, all of a page in one namespace
+    ```python                     run, all of a page in one namespace; prints what follows ``print(…)  # ``
+    ```text                       printed by the python block before it, where there is no marker
     ```console                    lines after ``$`` are run by bash; the others are looked for in the output
     <!-- file: PATH -->           above a block of any language: its text is that file
     <!-- in the background -->    above a console block: it goes on running until the page ends
@@ -14,6 +15,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import signal
@@ -29,6 +32,7 @@ from tests.support.local_process import START_SECONDS
 
 ROOT = Path(__file__).parents[2]
 
+_PRINTS = re.compile(r"^ *print\(.*\)  # (.*)$", re.MULTILINE)
 _BLOCK = re.compile(r"^(?:<!-- ([^\n]*?) -->\n)?```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -80,14 +84,15 @@ def _started(commands: list[str], folder: Path) -> Iterator[None]:
 
 def run_page(
     page: Path, folder: Path, *, replacements: Mapping[str, str], names: Mapping[str, Any] | None = None
-) -> int:
-    """Run a page's examples in an empty folder, in their order; the number of blocks that were run.
+) -> list[str]:
+    """Run a page's examples in an empty folder, in their order; what each block that was run has printed, a
+    Python block or none.
 
     Raises:
         AssertionError: an example failed, or gave another output; the message has the page's line.
     """
     namespace: dict[str, Any] = {"__name__": f"page_{page.stem}", **(names or {})}
-    count = 0
+    printed = [""]
     background: list[Any] = []
     try:
         for block in blocks_of(page):
@@ -108,16 +113,21 @@ def run_page(
                 background.append(running)
                 _await_output(folder / "background.log", expected, where)
             elif block.language == "python":
-                _run_python(text, namespace, where)
+                printed.append(_run_python(text, namespace, where))
+                continue
             elif block.language == "console":
                 _run_console(text, folder, where)
+            elif block.language == "text":
+                for line in filter(None, text.splitlines()):
+                    assert _is_in(line, printed[-1]), f"{where}: {line!r} is not printed, but\n{printed[-1]}"
+                continue
             else:
                 continue
-            count += 1
+            printed.append("")
     finally:
         for running in reversed(background):
             running.__exit__(None, None, None)
-    return count
+    return printed[1:]
 
 
 def _environment() -> dict[str, str]:
@@ -151,11 +161,17 @@ def _await_output(log: Path, expected: list[str], where: str) -> None:
         time.sleep(0.1)
 
 
-def _run_python(text: str, namespace: dict[str, Any], where: str) -> None:
-    try:
-        exec(compile(text, where, "exec"), namespace)
-    except Exception as error:
-        raise AssertionError(f"{where}: {type(error).__name__}: {error}") from error
+def _run_python(text: str, namespace: dict[str, Any], where: str) -> str:
+    """Run a block and look for what its comments say that it prints; all that it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        try:
+            exec(compile(text, where, "exec"), namespace)
+        except Exception as error:
+            raise AssertionError(f"{where}: {type(error).__name__}: {error}") from error
+    printed = output.getvalue()
+    for expected in _PRINTS.findall(text):
+        assert _is_in(expected, printed), f"{where}: {expected!r} is not printed, but\n{printed}"
+    return printed
 
 
 def _run_console(text: str, folder: Path, where: str) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 
+from beam_triton import BatchingPolicy, CircuitBreakerPolicy, ConnectionPoolConfig, RetryPolicy, TlsConfig
+from beam_triton.options import InferenceOptions
 from benchmarks.__main__ import PAGES as MEASURED_PAGES
 from benchmarks.__main__ import RESULTS, results_of
 from benchmarks.cases import CASES, NAMED_CASES
@@ -14,6 +17,13 @@ from benchmarks.tables import filled_text
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+POLICIES = {
+    "batching": BatchingPolicy,
+    "circuit_breaker": CircuitBreakerPolicy,
+    "pool": ConnectionPoolConfig,
+    "retry": RetryPolicy,
+    "tls": TlsConfig,
+}
 TEST_NAME = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 EXCERPT = re.compile(r"<!-- from: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
 CODE = re.compile(r"```.*?```", re.DOTALL)
@@ -55,3 +65,41 @@ def test_links_lead_to_files(page: Path) -> None:
     """A relative link leads to a file of the repository."""
     for target in LINK.findall(CODE.sub("", page.read_text(encoding="utf-8"))):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def defaults_of_options() -> dict[str, object]:
+    """Every option and every field of a policy, with its default."""
+    defaults: dict[str, object] = {}
+    for option in fields(InferenceOptions):
+        kind = POLICIES.get(option.name)
+        if kind is None or option.name == "circuit_breaker":
+            defaults[option.name] = option.default
+        if kind is not None:
+            defaults.update({f"{option.name}.{each.name}": each.default for each in fields(kind)})
+    return defaults
+
+
+def shown_default(value: object) -> str:
+    if value is MISSING:
+        return ""
+    return "none" if value is None else f"`{value}`" if isinstance(value, bool) else f"{value:g}"  # type: ignore[str-format]
+
+
+def test_every_option_has_its_row() -> None:
+    """docs/options.md has each option with its default, and no other; what it costs and when to change it
+    is for people to judge."""
+    rows = re.findall(
+        r"^\| `([\w.]+)` \| ([^|]*?) ?\| [^|]*\|",
+        (ROOT / "docs" / "options.md").read_text(encoding="utf-8"),
+        re.M,
+    )
+    assert sorted(name for name, _ in rows) == sorted(defaults_of_options())
+    odd = {
+        "batching.max_batch_bytes": "4 MiB",
+        "max_response_bytes": "1 GiB",
+        "circuit_breaker": "`CircuitBreakerPolicy()`",
+    }
+    for name, default in rows:
+        value = defaults_of_options()[name]
+        expected = odd.get(name) or (f'`"{value}"`' if isinstance(value, str) else shown_default(value))
+        assert default == expected, f"{name} is {value!r} by default"
