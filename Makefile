@@ -105,7 +105,7 @@ chaos: $(VENV)/all.stamp server ## Run the tests in which servers and networks f
 	else echo "The decoder was fuzzed without coverage guidance: atheris has no wheel for this platform"; fi
 
 .PHONY: test-engines
-test-engines: engines flink-function server ## Run the tests on Prism and Flink; needs Java 17, Maven and Go
+test-engines: engines flink-function server ## Run the tests on Prism, Flink and Spark; needs Java 17, Maven and Go
 	$(PYTEST) tests/engines
 
 .PHONY: test-foreign
@@ -133,7 +133,7 @@ test-beam-oldest: $(OLDEST_VENV)/stamp server ## Run the tests of the Beam trans
 	$(OLDEST_VENV)/bin/python -m pytest $(OLDEST_TESTS) $(PARALLEL)
 
 .PHONY: engines
-engines: $(VENV)/all.stamp ## Install Prism and Flink in .engines; needs Java 17, Maven and Go
+engines: $(VENV)/all.stamp ## Install Prism, Flink and Spark in .engines; needs Java 17, Maven and Go
 	@$(PYTHON) -m engines install
 
 .PHONY: flink-function

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 import numpy as np
 import pytest
 
+import beam_triton
 from beam_triton.testing import LocalTriton
 from beam_triton.testing.ports import free_port
 from tests.support.pages import ROOT, run_page
@@ -18,11 +20,12 @@ from tests.support.pages import ROOT, run_page
 RunPage = Callable[[str], list[str]]
 
 DOCS = ROOT / "docs"
+MODELS = ROOT / "pipelines" / "model_repository"
 
 
 @pytest.fixture(scope="module")
 def digits() -> Iterator[LocalTriton]:
-    with LocalTriton(ROOT / "pipelines" / "model_repository", stop_timeout_seconds=0.1) as triton:
+    with LocalTriton(MODELS, stop_timeout_seconds=0.1) as triton:
         yield triton
 
 
@@ -38,7 +41,7 @@ def test_getting_started(tmp_path: Path) -> None:
     """From nothing to dead letters, with a server that the page starts."""
     port = free_port()
     own_port = {"127.0.0.1:8000": f"127.0.0.1:{port}", "--http_port 8000": f"--http_port {port}"}
-    assert len(run_page(DOCS / "getting-started.md", tmp_path, replacements=own_port)) == 8
+    assert len(run_page(DOCS / "getting-started.md", tmp_path, replacements=own_port)) == 9
 
 
 @pytest.fixture
@@ -59,4 +62,35 @@ def test_both_sides_of_a_comparison_give_the_same(run: RunPage) -> None:
     """Each example of docs/coming-from.md prints the labels of the same digits."""
     printed = run("coming-from.md")
     assert len(printed) == 4
-    assert set(printed) == {"[0, 0, 1, 1, 2, 2, 3, 3, 3, 4, 4, 5, 6, 7, 8, 8, 8, 9, 9, 9]\n"}
+    assert {"".join(sorted(labels.split())) for labels in printed} == {"00112233344567888999"}
+
+
+def shown(names: dict[str, Any]) -> dict[str, Any]:
+    """The names that pages take for granted."""
+    return {**{name: getattr(beam_triton, name) for name in beam_triton.__all__}, "beam": beam, **names}
+
+
+OF_OPTIONS = (
+    "doors",
+    "index",
+    "lock-file",
+    "network",
+    "options",
+    "security",
+    "sequences",
+    "shared-memory",
+    "tuning",
+)
+
+
+@pytest.mark.parametrize("page", OF_OPTIONS)
+def test_examples_of_options_are_taken(
+    page: str, digits: LocalTriton, images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What shows options only is constructed, which checks them; what shows a pipeline is run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model_repository").symlink_to(MODELS)
+    chunks = beam.Pipeline("FnApiRunner") | beam.Create([("a call", images[0])])
+    names = shown({"endpoint": digits.endpoint, "model": "digits", "images": images, "chunks": chunks})
+    own = {"http://triton:8000": digits.endpoint, "beam.Pipeline()": "beam.Pipeline('FnApiRunner')"}
+    assert run_page(DOCS / f"{page}.md", tmp_path, replacements=own, names=names)

@@ -3,7 +3,7 @@
 ::
 
     ```python                     run, all of a page in one namespace; prints what follows ``print(…)  # ``
-    ```text                       printed by the python block before it, where there is no marker
+    ```text                       printed by the python block before it, where it has no marker
     ```console                    lines after ``$`` are run by bash; the others are looked for in the output
     <!-- file: PATH -->           above a block of any language: its text is that file
     <!-- in the background -->    above a console block: it goes on running until the page ends
@@ -117,7 +117,7 @@ def run_page(
                 continue
             elif block.language == "console":
                 _run_console(text, folder, where)
-            elif block.language == "text":
+            elif block.language == "text" and not block.marker:
                 for line in filter(None, text.splitlines()):
                     assert _is_in(line, printed[-1]), f"{where}: {line!r} is not printed, but\n{printed[-1]}"
                 continue

@@ -14,6 +14,7 @@ from benchmarks.__main__ import PAGES as MEASURED_PAGES
 from benchmarks.__main__ import RESULTS, results_of
 from benchmarks.cases import CASES, NAMED_CASES
 from benchmarks.tables import filled_text
+from tests.support.pages import blocks_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -67,6 +68,15 @@ def test_links_lead_to_files(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+def test_python_examples_are_run(page: Path) -> None:
+    """Each is an excerpt of what tests run, says why it is not run, or is on a page that a test runs."""
+    unmarked = [block.line for block in blocks_of(page) if block.language == "python" and not block.marker]
+    tests = (ROOT / "tests" / "integration").glob("test_*.py")
+    runs = any(re.search(rf'"{page.stem}(\.md)?"', test.read_text(encoding="utf-8")) for test in tests)
+    assert runs or not unmarked, f"no test runs {page.name}, with examples in the lines {unmarked}"
+
+
 def defaults_of_options() -> dict[str, object]:
     """Every option and every field of a policy, with its default."""
     defaults: dict[str, object] = {}
@@ -82,7 +92,7 @@ def defaults_of_options() -> dict[str, object]:
 def shown_default(value: object) -> str:
     if value is MISSING:
         return ""
-    return "none" if value is None else f"`{value}`" if isinstance(value, bool) else f"{value:g}"  # type: ignore[str-format]
+    return "none" if value is None else f"`{value}`" if isinstance(value, bool) else f"{value:g}"
 
 
 def test_every_option_has_its_row() -> None:
