@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 import beam_triton
+from beam_triton import TritonInference
 from beam_triton.testing import LocalTriton
 from beam_triton.testing.ports import free_port
+from tests.support.models import throwaway_triton, write_models
 from tests.support.pages import ROOT, run_page
+from tests.support.pipelines import score
 
 RunPage = Callable[[str], list[str]]
 
@@ -94,3 +97,16 @@ def test_examples_of_options_are_taken(
     names = shown({"endpoint": digits.endpoint, "model": "digits", "images": images, "chunks": chunks})
     own = {"http://triton:8000": digits.endpoint, "beam.Pipeline()": "beam.Pipeline('FnApiRunner')"}
     assert run_page(DOCS / f"{page}.md", tmp_path, replacements=own, names=names)
+
+
+def test_a_server_with_restricted_apis_works_as_well(tmp_path: Path) -> None:
+    """What docs/security.md says of Triton: without index, statistics and shared memory, or with the header."""
+    repository = write_models(tmp_path / "models", ["echo_variable"])
+    restricted = "--http-restricted-api=model-repository,shared-memory,statistics:key=s3cret"
+    elements = [np.full(100_000, number, np.float32) for number in range(8)]
+    with throwaway_triton(repository, extra_args=[restricted]) as triton:
+        for headers in (None, {"key": "s3cret"}):
+            results = score(
+                elements, TritonInference(triton.endpoint, "echo_variable", headers=headers)
+            ).results
+            assert sorted(result.inference["y"][0] for result in results) == list(range(8))
