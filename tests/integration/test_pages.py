@@ -100,7 +100,7 @@ def test_examples_of_options_are_taken(
 
 
 def test_a_server_with_restricted_apis_works_as_well(tmp_path: Path) -> None:
-    """What docs/security.md says of Triton: without index, statistics and shared memory, or with the header."""
+    """As docs/security.md says: without index, statistics and shared memory, or with the header."""
     repository = write_models(tmp_path / "models", ["echo_variable"])
     restricted = "--http-restricted-api=model-repository,shared-memory,statistics:key=s3cret"
     elements = [np.full(100_000, number, np.float32) for number in range(8)]
