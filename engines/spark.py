@@ -8,25 +8,29 @@ from engines import install, tools
 from engines.engine import Engine
 from engines.flink import JAVA_MODULE_OPTIONS, LOGGING
 from engines.processes import accepts, free_ports
-from engines.workers import LOOPBACK
+from engines.workers import LOOPBACK, process_environment_options
 
 _JAVA_OPENED_FOR_SPARK = ("java.lang.invoke", "sun.nio.cs", "sun.security.action", "sun.util.calendar")
 
 
 class SparkJobServer(Engine):
-    """Beam's Spark job server on 127.0.0.1, with the DoFns in the process that submits (LOOPBACK).
+    """Beam's Spark job server on 127.0.0.1.
 
-    ``master`` is a Spark master's URL; ``local[2]`` is a Spark of two threads inside the job server.
+    ``master`` is a Spark master's URL; ``local[2]`` is a Spark of two threads inside the job server. With
+    ``worker_processes`` the DoFns run in worker processes that Beam's boot program starts; without, in the
+    process that submits (LOOPBACK).
     """
 
-    def __init__(self, folder: Path, *, master: str = "local[2]") -> None:
+    def __init__(self, folder: Path, *, master: str = "local[2]", worker_processes: bool = False) -> None:
         super().__init__(folder)
         self._master = master
+        self._worker_processes = worker_processes
         self._job_port, self._artifact_port, self._expansion_port = free_ports(3)
 
     @property
     def options(self) -> list[str]:
-        return ["--runner=PortableRunner", f"--job_endpoint=127.0.0.1:{self._job_port}", *LOOPBACK]
+        workers = process_environment_options(self.folder) if self._worker_processes else LOOPBACK
+        return ["--runner=PortableRunner", f"--job_endpoint=127.0.0.1:{self._job_port}", *workers]
 
     def _start(self) -> None:
         scratch = self.folder / "job-server"

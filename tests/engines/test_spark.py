@@ -1,4 +1,4 @@
-"""Spark inside Beam's portable job server, with the DoFns in the process that submits."""
+"""Spark inside Beam's portable job server, with the DoFns in the process that submits, or in workers."""
 
 from __future__ import annotations
 
@@ -34,3 +34,11 @@ def test_processes_and_connections(spark: SparkJobServer, triton: LocalTriton, t
     counts = count_on(spark, triton.endpoint, tmp_path, elements=ELEMENTS)
     check_counts(counts, elements=ELEMENTS)
     record("Spark, embedded", counts.figures())
+
+
+def test_workers_install_the_package(
+    triton: LocalTriton, digits: dict[str, tuple[int, int]], tmp_path: Path
+) -> None:
+    """Worker processes of Beam's boot program give the same results."""
+    with SparkJobServer(tmp_path, worker_processes=True) as spark:
+        assert score_digits(spark, triton.endpoint, tmp_path / "results.jsonl") == digits
