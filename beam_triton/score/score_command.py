@@ -80,7 +80,7 @@ def run(options: PipelineOptions, job: ScoreJob) -> str:
         raise ConfigurationError(str(error)) from error
     if job.given.report is not None and not is_local:
         raise ConfigurationError(
-            f"--report {job.given.report}: a report shows requests of this process, and the job's workers are "
+            f"--report {job.given.report}: a report shows requests of this process, and the workers are "
             f"elsewhere; leave it out"
         )
     with _served(job, is_local) as model:

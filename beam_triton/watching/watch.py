@@ -50,7 +50,8 @@ def watch(
         title: the report's and the picture's; by default the names of models and servers.
 
     Raises:
-        ConfigurationError: ``report`` is not named ``.html`` or cannot be written, or ``progress_seconds`` is negative.
+        ConfigurationError: ``report`` is not named ``.html`` or cannot be written, or ``progress_seconds`` is
+            negative.
     """
     return Watch(report, progress_seconds=progress_seconds, title=title)
 
