@@ -132,7 +132,7 @@ class RemoteModel:
             lease_server(options.endpoint),
         )
         if ACTIVITY.watchers:
-            ACTIVITY.tell(OpenedModel(spec.describe(), options.shown()))
+            ACTIVITY.tell(OpenedModel(spec.name, spec.describe(), options.shown()))
 
     @property
     def spec(self) -> ModelSpec:

@@ -41,6 +41,7 @@ class FailedElements(NamedTuple):
 class OpenedModel(NamedTuple):
     """A model that scores elements from now on, with the options that are not the defaults, no secrets."""
 
+    name: str
     description: str
     settings: dict[str, str]
 

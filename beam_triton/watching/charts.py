@@ -31,7 +31,8 @@ class Series:
         name: in the legend.
         colour: number of a colour of the page's style.
         values: one for each time of the chart; None makes a gap.
-        kind: ``line``, ``area``, ``dashed``, or ``band``, which lies between ``lows`` and ``values``.
+        kind: ``line``, ``area``, ``dashed``, ``band``, which lies between ``lows`` and ``values``, or
+            ``marks``: a short stroke at the bottom wherever the value is not 0.
     """
 
     name: str
@@ -45,7 +46,8 @@ class Series:
 class Chart:
     """Lines over ``times`` (seconds since the beginning of a run of ``seconds``).
 
-    ``unit`` is how values are written: ``number``, ``rate`` or ``duration``.
+    ``unit`` is how values are written: ``number``, ``rate`` or ``duration``. On a logarithmic scale, one slow
+    answer leaves the others their height.
     """
 
     title: str
@@ -53,19 +55,26 @@ class Chart:
     times: Sequence[float]
     seconds: float
     series: Sequence[Series]
+    is_logarithmic: bool = False
 
     def svg(self) -> str:
         """The drawing, with words for those who cannot see it."""
-        highest = max((v for each in self.series for v in each.values if v is not None), default=0.0)
-        ticks = _nice_ticks(highest)
-        top = ticks[-1]
+        values = [v for each in self.series if each.kind != "marks" for v in each.values if v is not None]
+        if self.is_logarithmic:
+            ticks = _logarithmic_ticks([value for value in values if value > 0])
+        else:
+            ticks = _nice_ticks(max(values, default=0.0))
+        bottom, top = ticks[0], ticks[-1]
         bottom_y = HEIGHT - BOTTOM
 
         def x(time: float) -> float:
             return LEFT + (WIDTH - LEFT - RIGHT) * time / (self.seconds or 1)
 
         def y(value: float) -> float:
-            return bottom_y - (bottom_y - TOP) * value / top
+            share = value / top
+            if self.is_logarithmic:
+                share = math.log(max(value, bottom) / bottom) / math.log(top / bottom)
+            return bottom_y - (bottom_y - TOP) * share
 
         parts = [
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(self._words())}">',
@@ -83,6 +92,10 @@ class Chart:
         for each in self.series:
             for run in _runs(self.times, each):
                 has_values = True
+                if each.kind == "marks":
+                    strokes = "".join(f"M{x(time):.1f} {bottom_y}v-7" for time, value, _ in run if value)
+                    parts.append(f'<path class="line c{each.colour}" d="{strokes}"/>')
+                    continue
                 points = [(x(time), y(value)) for time, value, _ in run]
                 if each.kind == "band":
                     lows = [(x(time), y(low)) for time, _, low in reversed(run)]
@@ -130,6 +143,22 @@ def _nice_ticks(highest: float) -> list[float]:
     power: float = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
     return [step * index for index in range(math.ceil(highest / step * 0.999) + 1)]
+
+
+def _logarithmic_ticks(values: Sequence[float]) -> list[float]:
+    """Around the values, at 1, 2 and 5 of each power of ten, or of the powers alone where these are many."""
+    if not values:
+        return [0.001, 1.0]
+    lowest, highest = min(values), max(values)
+    powers = range(math.floor(math.log10(lowest)) - 1, math.ceil(math.log10(highest)) + 1)
+    for factors in ((1, 2, 5), (1,)):
+        steps = [10.0**power * factor for power in powers for factor in factors]
+        first = max(index for index, step in enumerate(steps) if step <= lowest)
+        last = min(index for index, step in enumerate(steps) if step >= highest)
+        ticks = steps[first : max(last, first + 1) + 1]
+        if len(ticks) <= _TICKS + 2:
+            break
+    return ticks
 
 
 def _time_ticks(seconds: float) -> list[tuple[float, str]]:

@@ -32,7 +32,8 @@ _GROWTH = 1.05
 _FIRST_BOUND_SECONDS = 1e-5
 
 _SUMS = ("elements", "failures", "requests", "retries", "request_bytes", "response_bytes", "opened")
-_MEANS = ("in_flight", "waiting", "limit", "active", "idle")
+_MEANS = ("in_flight", "waiting", "active", "idle")
+_MEANS_OF_KNOWN = ("limit", "queue_seconds")
 
 
 @dataclass
@@ -40,8 +41,9 @@ class Sample:
     """What happened between ``start`` and ``start + seconds``, counted from the beginning of the history.
 
     ``latencies`` are counts of requests by bucket, ``sizes`` by the elements in a request. ``in_flight``,
-    ``waiting`` (for their turn), ``limit``, ``active`` and ``idle`` (connections) are means.
-    ``queue_seconds`` is what a request lately waited in the server's queue, None where that is not known.
+    ``waiting`` (for their turn), ``limit``, ``active`` and ``idle`` (connections) are means; ``limit`` is
+    None while no model is open. ``queue_seconds`` is what a request lately waited in the server's queue, None
+    where that is not known.
     ``unhealthy`` endpoints are the most that there were.
     """
 
@@ -58,9 +60,9 @@ class Sample:
     sizes: Counter[int] = field(default_factory=Counter)
     in_flight: float = 0.0
     waiting: float = 0.0
-    limit: float = 0.0
     active: float = 0.0
     idle: float = 0.0
+    limit: float | None = None
     queue_seconds: float | None = None
     unhealthy: int = 0
 
@@ -81,8 +83,12 @@ class Sample:
         for name in _MEANS:
             before = getattr(self, name)
             setattr(self, name, before + (getattr(later, name) - before) * share)
-        queues = [each.queue_seconds for each in (self, later) if each.queue_seconds is not None]
-        self.queue_seconds = sum(queues) / len(queues) if queues else None
+        for name in _MEANS_OF_KNOWN:
+            before, new = getattr(self, name), getattr(later, name)
+            if before is None or new is None:
+                setattr(self, name, new if before is None else before)
+            else:
+                setattr(self, name, before + (new - before) * share)
         self.unhealthy = max(self.unhealthy, later.unhealthy)
         self.seconds = total
         self.latencies.update(later.latencies)
@@ -108,7 +114,7 @@ class History:
         recent: the newest ones, unmerged, of about a minute.
         total: the sums of all, with the latencies and sizes of every request.
         reasons: by kind of failure, in the order of their first; those of further kinds under "others".
-        models: descriptions of models with their settings.
+        models: those that were opened, with their settings.
         servers: models and their endpoints as text; the values say nothing.
     """
 
@@ -117,7 +123,7 @@ class History:
         self.recent: deque[Sample] = deque()
         self.total = Sample()
         self.reasons: dict[str, Reason] = {}
-        self.models: dict[str, dict[str, str]] = {}
+        self.models: list[OpenedModel] = []
         self.servers: dict[str, None] = {}
         self._seconds = 0.0
 
@@ -206,8 +212,8 @@ class Sampler:
             elif isinstance(event, FailedElements):
                 sample.failures += event.elements
                 self.history.failed(event.kind, event.message, event.elements, at)
-            elif isinstance(event, OpenedModel) and len(self.history.models) < _MOST_MODELS:
-                self.history.models[event.description] = event.settings
+            elif len(self.history.models) < _MOST_MODELS and event not in self.history.models:
+                self.history.models.append(event)
 
     def _read_endpoints(self, sample: Sample, now: float) -> None:
         before, self._observed = self._observed, {}
@@ -218,7 +224,8 @@ class Sampler:
                 self.history.servers[f"{endpoints.model_name} on {endpoints}"] = None
             sample.in_flight += sum(server.in_flight for server in servers)
             limit = sum(server.limit.limit for server in servers)
-            sample.limit += limit if endpoints.limit is None else min(limit, endpoints.limit.limit)
+            limit = limit if endpoints.limit is None else min(limit, endpoints.limit.limit)
+            sample.limit = (sample.limit or 0.0) + limit
             sample.waiting += len(endpoints.waiting_for_admission)
             sample.unhealthy += sum(not server.is_healthy for server in servers)
             for server in servers:

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from beam_triton.watching.charts import LEFT, RIGHT, WIDTH, Chart, Series
 from beam_triton.watching.history import History, quantile
 from beam_triton.watching.terminal import headline
-from beam_triton.watching.units import clock, duration, number, size
+from beam_triton.watching.units import clock, duration, number, size, span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def report_html(report: Report) -> str:
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>",
         f'<header><h1>{html.escape(title)}</h1><p class="state {state}">{html.escape(report.outcome)}</p>',
         f'<p class="when">{report.began_at:%d %B %Y, %H:%M:%S} UTC · ',
-        f"{clock(history.total.seconds)}</p></header>",
+        f"{span(history.total.seconds)}</p></header>",
         _tiles(history),
     ]
     if not history.total.requests:
@@ -64,7 +64,7 @@ def report_html(report: Report) -> str:
     parts.append('<section class="charts">')
     for index, chart in enumerate(charts):
         legend = "".join(
-            f'<span class="key c{each.colour}{" dashed" if each.kind == "dashed" else ""}"><i></i>'
+            f'<span class="key c{each.colour} {each.kind}"><i></i>'
             f'{html.escape(each.name)} <b data-series="{index}.{number_}"></b></span>'
             for number_, each in enumerate(chart.series)
         )
@@ -77,8 +77,8 @@ def report_html(report: Report) -> str:
         _table("Summary", _summary(report), ("", "", "")),
         _failures(history),
         *(
-            _table("Settings", [("model", description, ""), *((k, v, "") for k, v in settings.items())])
-            for description, settings in history.models.items()
+            _table(f"Settings of {model.name}", [("model", model.description), *model.settings.items()])
+            for model in history.models
         ),
         f"<footer>{html.escape(_versions())}. A point of a chart is "
         f"{duration(max((each.seconds for each in history.samples), default=0.0))}.</footer></main>",
@@ -101,17 +101,17 @@ def _charts(history: History) -> list[Chart]:
 
     throughput = [Series("elements", 1, rates(each.done for each in samples), "area")]
     if history.total.failures:
-        throughput.append(Series("failures", 6, rates(each.failures for each in samples)))
+        throughput.append(Series("failures", 6, rates(each.failures for each in samples), "marks"))
     percentiles = [
         Series(f"p{round(q * 100)}", colour, [each.latency(q) for each in samples])
         for q, colour in ((0.99, 5), (0.95, 4), (0.5, 3))
     ]
-    waiting = [Series("wait for their turn", 4, [each.waiting for each in samples], "dashed")]
+    waiting = [Series("waiting for their turn", 4, [each.waiting for each in samples], "dashed")]
     return [
         Chart("Elements per second", "rate", times, seconds, throughput),
-        Chart("Latency of requests", "duration", times, seconds, percentiles),
+        Chart("Latency of requests", "duration", times, seconds, percentiles, is_logarithmic=True),
         Chart(
-            "Requests in flight, and their limit",
+            "Requests in flight",
             "number",
             times,
             seconds,
@@ -157,17 +157,18 @@ def _tiles(history: History) -> str:
     p50, p95, p99 = ("-" if each is None else duration(each) for each in percentiles.values())
     batch = quantile(total.sizes, 0.5)
     queues = [each.queue_seconds for each in samples if each.queue_seconds is not None]
+    limits = [each.limit for each in samples if each.limit is not None]
     tiles = [
         (
             f"{total.done / (total.seconds or 1):,.0f}",
             "elements/s",
-            f"{total.done:,} in {clock(total.seconds)}",
+            f"{total.done:,} in {span(total.seconds)}",
             "",
         ),
         (p50, "latency, median", f"p95 {p95}, p99 {p99}", ""),
         ("-" if batch is None else f"{batch:,}", "elements in a request", f"{total.requests:,} requests", ""),
         (
-            number(max((each.limit for each in samples), default=0.0)),
+            number(max(limits)) if limits else "-",
             "limit, at most",
             f"{number(total.in_flight)} in flight on average",
             "",
@@ -212,7 +213,7 @@ def _summary(report: Report) -> list[tuple[str, str, str]]:
         ("received", size(total.response_bytes), f"{size(total.response_bytes / seconds)}/s"),
         ("connections", f"{total.opened:,}", "opened"),
         *([("unhealthy", str(unhealthy), "endpoints at the worst moment")] if unhealthy else []),
-        *(("model", each, "") for each in report.history.servers),
+        *(("model", "", each) for each in report.history.servers),
     ]
 
 
@@ -233,7 +234,7 @@ def _table(title: str, rows: Iterable[Sequence[str]], head: Sequence[str] = ()) 
     )
     top = f"<thead><tr>{heads}</tr></thead>" if any(head) else ""
     return (
-        f'<section class="{title.lower()}"><h2>{html.escape(title)}</h2>'
+        f'<section class="table {title.partition(" ")[0].lower()}"><h2>{html.escape(title)}</h2>'
         f'<div class="wide"><table>{top}<tbody>{body}</tbody></table></div></section>'
     )
 
@@ -295,8 +296,8 @@ h2 { font-size: 14px; margin: 0; font-weight: 600; }
 .state { overflow-wrap: anywhere; }
 .finished { color: var(--good); }
 .failed, .interrupted { color: var(--bad); }
-.tiles { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); }
-.tiles div, figure, .summary, .failures, .settings {
+.tiles { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
+.tiles div, figure, .table {
   background: var(--card); border: 1px solid var(--line); border-radius: 10px;
 }
 .tiles div { padding: 14px 16px; display: flex; flex-direction: column; }
@@ -313,6 +314,8 @@ figcaption { margin-bottom: 8px; }
 .legend { margin: 0; color: var(--soft); font-size: 12px; display: flex; flex-wrap: wrap; gap: 0 14px; }
 .key i { display: inline-block; width: 14px; margin: 0 3px 4px 0; border-top: 2px solid var(--c); }
 .key.dashed i { border-top-style: dashed; }
+.key.band i { border-top-width: 8px; margin-bottom: 0; opacity: .3; }
+.key.marks i { width: 2px; border-top-width: 9px; margin-bottom: 0; }
 .key b { color: var(--text); font-weight: 600; font-variant-numeric: tabular-nums; }
 svg { display: block; width: 100%; height: auto; touch-action: pan-y; }
 svg text { fill: var(--soft); font-size: 10.5px; font-variant-numeric: tabular-nums; }
@@ -324,7 +327,7 @@ svg .none { font-size: 13px; }
 .cursor { stroke: var(--soft); visibility: hidden; }
 .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); }
 .c4 { --c: var(--c4); } .c5 { --c: var(--c5); } .c6 { --c: var(--c6); }
-.summary, .failures, .settings { padding: 14px 16px; margin-top: 12px; }
+.table { padding: 14px 16px; margin-top: 12px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; margin-top: 6px; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--soft); font-weight: 400; font-size: 12px; }
@@ -332,9 +335,13 @@ td, th { padding: 5px 16px 5px 0; vertical-align: top; }
 td { border-top: 1px solid var(--line); overflow-wrap: anywhere; }
 td:first-child { width: 14em; color: var(--soft); overflow-wrap: normal; }
 .failures td:first-child { color: var(--bad); }
-td:last-child { width: 60%; }
+.summary td:last-child, .failures td:last-child { width: 60%; }
 footer { margin-top: 18px; color: var(--soft); font-size: 12px; }
-@media (max-width: 520px) { .charts { grid-template-columns: 1fr; } td:last-child { width: auto; } }
+@media (max-width: 520px) {
+  .charts { grid-template-columns: 1fr; }
+  .summary table, .failures table { min-width: 560px; }
+  td:first-child { width: 9em; }
+}
 @media print { body { background: none; } figure, section > div { break-inside: avoid; } }
 """
 

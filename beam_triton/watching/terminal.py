@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-=+*%#"
 
-_SHOWN_SECONDS = 60.0
+# A course shows the whole run at first, and its last minute from then on.
+_SHOWN_SECONDS = (10.0, 20.0, 30.0, 60.0)
 # What a rate or a percentile is taken over: steady enough to be read.
 _RATE_SECONDS = 3.0
 _LATENCY_SECONDS = 10.0
 
-_MOST_CELLS = 40
-_LEAST_CELLS = 10
-# Label, value, the spaces between, and room for the text behind.
-_OTHER_COLUMNS = 60
+_MOST_WIDTH = 100
+_LABEL_WIDTH, _VALUE_WIDTH = 11, 9
+# Of the courses; the text behind them, which comes after three spaces, has what is left.
+_MOST_CELLS, _LEAST_CELLS, _TEXT_WIDTH = 40, 8, 34
 
 
 def can_draw(stream: TextIO) -> bool:
@@ -111,32 +112,31 @@ class Picture:
 
         history, console = self._history, self._console
         width = console.width
-        cells = min(max(width - _OTHER_COLUMNS, _LEAST_CELLS), _MOST_CELLS)
+        left = width - _LABEL_WIDTH - _VALUE_WIDTH - _TEXT_WIDTH - 3
+        cells = min(max(left, _LEAST_CELLS), _MOST_CELLS)
         blocks = _ASCII_BLOCKS if console.options.ascii_only else _BLOCKS
-        samples = spread(history.recent, cells, _SHOWN_SECONDS, history.total.seconds)
+        seconds = history.total.seconds
+        shown = next((each for each in _SHOWN_SECONDS if seconds <= each), _SHOWN_SECONDS[-1])
+        samples = spread(history.recent, cells, shown, seconds)
         head = Table.grid(expand=True)
         head.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         head.add_column(justify="right", no_wrap=True)
         head.add_row(
             Text(self._title or headline(history), style="bold"),
-            Text(f"  {clock(history.total.seconds)}", style="dim"),
+            Text(f"  {clock(seconds)}", style="dim"),
         )
-        rows = Table.grid(padding=(0, 1, 0, 0))
-        rows.add_column(style="dim", no_wrap=True)
-        rows.add_column(style="bold", justify="right", no_wrap=True, min_width=9)
-        rows.add_column(no_wrap=True, overflow="crop")
-        rows.add_column(style="dim", no_wrap=True, overflow="ellipsis")
+        rows = Table.grid(padding=(0, 1, 0, 0), expand=True)
+        rows.add_column(style="dim", no_wrap=True, width=_LABEL_WIDTH)
+        rows.add_column(style="bold", no_wrap=True, width=_VALUE_WIDTH, justify="right")
+        rows.add_column(no_wrap=True, width=cells)
+        rows.add_column(style="dim", no_wrap=True, overflow="ellipsis", ratio=1)
         for label, value, course, colour, text in _rows(history, self._note()):
             values = [None if each is None else course(each) for each in samples] if course else []
             bar = Text(sparkline(values, blocks), style=colour)
             rows.add_row(label, Text(value, style=colour if label == "failures" else ""), bar, Text(text))
         # No wider than it needs to be: a terminal that is made narrower does not break its lines.
-        return Group(head if width <= 100 else _narrowed(head, 100), rows)
-
-
-def _narrowed(renderable: Any, width: int) -> Any:
-    renderable.width = width
-    return renderable
+        head.width = rows.width = min(width, _MOST_WIDTH)
+        return Group(head, rows)
 
 
 Course = Callable[[Sample], float | None]
@@ -155,10 +155,11 @@ def _rows(history: History, note: str) -> Iterator[tuple[str, str, Course | None
         "green",
         ", ".join(filter(None, (done, note))),
     )
-    waiting = f"{number(rate.waiting)} wait for their turn" if rate.waiting >= 1 else ""
+    waiting = f"{rate.waiting:.0f} waiting for their turn" if rate.waiting >= 1 else ""
     yield "in flight", number(rate.in_flight), lambda each: each.in_flight, "cyan", waiting
     unhealthy = f"{now.unhealthy} endpoint(s) unhealthy" if now.unhealthy else ""
-    yield "limit", number(now.limit), lambda each: each.limit, "red" if unhealthy else "cyan", unhealthy
+    limit = "-" if now.limit is None else number(now.limit)
+    yield "limit", limit, lambda each: each.limit, "red" if unhealthy else "cyan", unhealthy
     p50, p99 = lately.latency(0.5), lately.latency(0.99)
     batch = sum(k * n for k, n in lately.sizes.items()) / (sum(lately.sizes.values()) or 1)
     yield (
@@ -215,7 +216,8 @@ def line(history: History) -> str:
         f"{total.seconds:5.0f} s",
         f"{total.done:>11,} elements done",
         f"{rate.done / (rate.seconds or 1):>9,.0f}/s",
-        f"{number(rate.in_flight)} in flight (limit {number(lately.limit)})",
+        f"{number(rate.in_flight)} in flight",
+        "" if lately.limit is None else f"limit {number(lately.limit)}",
         "" if p50 is None else f"p50 {duration(p50)}",
         "" if queue is None else f"server queue {duration(queue)}",
         f"{number(rate.active + rate.idle)} connections",

@@ -25,6 +25,15 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"
 
 
+def span(seconds: float) -> str:
+    """The same in words: 7.2 s, 12 min 34 s, 1 h 2 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole} s"
+
+
 def size(nbytes: float) -> str:
     """Bytes in decimal units: 12.3 MB."""
     for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
