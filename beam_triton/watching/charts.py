@@ -82,7 +82,8 @@ class Chart:
         for tick in ticks:
             at = y(tick)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-            label = html.escape(WRITTEN[self.unit](tick))
+            # The title says that a rate is one.
+            label = html.escape(WRITTEN["number" if self.unit == "rate" else self.unit](tick))
             parts.append(f'<text x="{LEFT - 8}" y="{at + 3.5:.1f}" text-anchor="end">{label}</text>')
         for seconds, label in _time_ticks(self.seconds):
             at = x(seconds)
@@ -130,7 +131,7 @@ class Chart:
 
 WRITTEN: dict[str, Callable[[float], str]] = {
     "number": number,
-    "rate": lambda value: f"{number(value)}/s" if value else "0",
+    "rate": lambda value: f"{number(value)}/s",
     "duration": lambda value: duration(value) if value else "0",
 }
 

@@ -341,6 +341,7 @@ footer { margin-top: 18px; color: var(--soft); font-size: 12px; }
   .charts { grid-template-columns: 1fr; }
   .summary table, .failures table { min-width: 560px; }
   td:first-child { width: 9em; }
+  svg text { font-size: 14px; }
 }
 @media print { body { background: none; } figure, section > div { break-inside: avoid; } }
 """

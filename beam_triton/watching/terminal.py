@@ -18,7 +18,7 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-=+*%#"
 
 # A course shows the whole run at first, and its last minute from then on.
-_SHOWN_SECONDS = (10.0, 20.0, 30.0, 60.0)
+_SHOWN_SECONDS = (15.0, 30.0, 60.0)
 # What a rate or a percentile is taken over: steady enough to be read.
 _RATE_SECONDS = 3.0
 _LATENCY_SECONDS = 10.0
@@ -122,7 +122,7 @@ class Picture:
         head.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         head.add_column(justify="right", no_wrap=True)
         head.add_row(
-            Text(self._title or headline(history), style="bold"),
+            Text(_printable(self._title or headline(history)), style="bold"),
             Text(f"  {clock(seconds)}", style="dim"),
         )
         rows = Table.grid(padding=(0, 1, 0, 0), expand=True)
@@ -133,7 +133,8 @@ class Picture:
         for label, value, course, colour, text in _rows(history, self._note()):
             values = [None if each is None else course(each) for each in samples] if course else []
             bar = Text(sparkline(values, blocks), style=colour)
-            rows.add_row(label, Text(value, style=colour if label == "failures" else ""), bar, Text(text))
+            value_style = colour if label == "failures" else ""
+            rows.add_row(label, Text(value, style=value_style), bar, Text(_printable(text)))
         # No wider than it needs to be: a terminal that is made narrower does not break its lines.
         head.width = rows.width = min(width, _MOST_WIDTH)
         return Group(head, rows)
@@ -185,7 +186,7 @@ def _rows(history: History, note: str) -> Iterator[tuple[str, str, Course | None
         f"{total.failures:,}",
         (lambda each: each.failures / each.seconds) if total.failures else None,
         "red" if total.failures else "",
-        f"{last}: {' '.join(history.reasons[last].message.split())}" if last else "",
+        f"{last}: {history.reasons[last].message}" if last else "",
     )
 
 
@@ -224,6 +225,11 @@ def line(history: History) -> str:
         f"{total.failures:,} failed" if total.failures else "",
     ]
     return "  ".join(filter(None, parts))
+
+
+def _printable(text: str) -> str:
+    """On one line, and without what a terminal would take for a command: servers may say anything."""
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def _stream_handlers() -> list[logging.StreamHandler[Any]]:

@@ -6,19 +6,16 @@ import base64
 import itertools
 import json
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from websockets.sync.client import connect
 
-from tests.support.local_process import LocalProcess, find_binary
+from tests.support.local_process import LocalProcess
 
 _ANSWER_SECONDS = 30.0
-
-
-def chromium_binary() -> str | None:
-    return find_binary(Chromium.name)
 
 
 class Chromium(LocalProcess):
@@ -69,7 +66,8 @@ class Page:
 
     def __init__(self, debugger_url: str) -> None:
         # A page of an hour's run is larger than the default of a megabyte.
-        self._socket = connect(debugger_url, max_size=None, proxy=None)
+        self._closing = ExitStack()
+        self._socket = self._closing.enter_context(connect(debugger_url, max_size=None, proxy=None))
         self._numbers = itertools.count(1)
         self.requests: list[str] = []
         self.complaints: list[str] = []
@@ -83,7 +81,7 @@ class Page:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._socket.close()
+        self._closing.close()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The result of a method of the DevTools protocol."""
