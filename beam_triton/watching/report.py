@@ -80,7 +80,7 @@ def report_html(report: Report) -> str:
             _table(f"Settings of {model.name}", [("model", model.description), *model.settings.items()])
             for model in history.models
         ),
-        f"<footer>{html.escape(_versions())}. A point of a chart is "
+        f"<footer>{html.escape(_versions())}. A point of a chart stands for "
         f"{duration(max((each.seconds for each in history.samples), default=0.0))}.</footer></main>",
         f'<script type="application/json" id="data">{_data(charts)}</script>',
         f"<script>{_SCRIPT}</script></body></html>",
@@ -182,7 +182,7 @@ def _tiles(history: History) -> str:
         (
             f"{total.failures:,}",
             "failures",
-            f"{total.failures / total.done:.2%} of the elements"
+            f"{100 * total.failures / total.done:.2g}% of the elements"
             if total.failures
             else "every element has a result",
             "bad" if total.failures else "good",
@@ -317,7 +317,7 @@ figcaption { margin-bottom: 8px; }
 .key.band i { border-top-width: 8px; margin-bottom: 0; opacity: .3; }
 .key.marks i { width: 2px; border-top-width: 9px; margin-bottom: 0; }
 .key b { color: var(--text); font-weight: 600; font-variant-numeric: tabular-nums; }
-svg { display: block; width: 100%; height: auto; touch-action: pan-y; }
+svg { display: block; width: 100%; height: auto; overflow: visible; touch-action: pan-y; }
 svg text { fill: var(--soft); font-size: 10.5px; font-variant-numeric: tabular-nums; }
 svg .none { font-size: 13px; }
 .grid { stroke: var(--line); }
@@ -335,6 +335,7 @@ td, th { padding: 5px 16px 5px 0; vertical-align: top; }
 td { border-top: 1px solid var(--line); overflow-wrap: anywhere; }
 td:first-child { width: 14em; color: var(--soft); overflow-wrap: normal; }
 .failures td:first-child { color: var(--bad); }
+.failures td:not(:last-child) { white-space: nowrap; }
 .summary td:last-child, .failures td:last-child { width: 60%; }
 footer { margin-top: 18px; color: var(--soft); font-size: 12px; }
 @media (max-width: 520px) {
