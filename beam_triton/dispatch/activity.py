@@ -81,22 +81,21 @@ class Activity:
 
     def ended(self, call: Call) -> None:
         """Tell of a request that has ended."""
-        record = call.record
+        record, rows = call.record, call.request.rows
         if record.has_joined:
             # Its elements are its own, and its request is the other's.
-            self.tell(EndedRequest(call.request.rows, 0, 0.0, 0, 0, 0))
-            return
-        batch_size = call.request.rows
-        self.tell(
-            EndedRequest(
-                batch_size - record.joined_rows if call.error is None else 0,
-                batch_size,
+            event = EndedRequest(rows, 0, 0.0, 0, 0, 0)
+        else:
+            event = EndedRequest(
+                rows - record.joined_rows if call.error is None else 0,
+                rows,
                 record.latency_seconds if record.response_bytes else 0.0,
                 record.retries,
                 record.request_bytes,
                 record.response_bytes,
             )
-        )
+        for events in self.watchers:
+            events.append(event)
 
     def failed(self, error: TritonError, count: int = 1) -> None:
         """Tell of elements that failed for good."""

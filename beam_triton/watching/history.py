@@ -30,6 +30,8 @@ _MOST_MODELS = 20
 # Bounds of latency buckets grow by this factor: a percentile is off by half of that at most.
 _GROWTH = 1.05
 _FIRST_BOUND_SECONDS = 1e-5
+_LOG_FACTOR = 1 / math.log(_GROWTH)
+_LOG_OFFSET = -math.log(_FIRST_BOUND_SECONDS) * _LOG_FACTOR
 
 _SUMS = ("elements", "failures", "requests", "retries", "request_bytes", "response_bytes", "opened")
 _MEANS = ("in_flight", "waiting", "active", "idle")
@@ -193,27 +195,28 @@ class Sampler:
         self.history.add(sample)
 
     def _take_events(self, sample: Sample, at: float) -> None:
-        events = self._events
-        # As many as there are now: requests go on meanwhile.
-        for _ in range(len(events)):
-            event = events.popleft()
+        taken, sizes, latencies = self._events.popleft, sample.sizes, sample.latencies
+        elements = retries = request_bytes = response_bytes = 0
+        # As many as there are now: requests go on meanwhile. Thousands, so no attribute is assigned for each.
+        for _ in range(len(self._events)):
+            event = taken()
             if isinstance(event, EndedRequest):
-                sample.elements += event.elements
-                if not event.batch_size:
-                    continue
-                sample.requests += 1
-                sample.retries += event.retries
-                sample.request_bytes += event.request_bytes
-                sample.response_bytes += event.response_bytes
-                sample.sizes[event.batch_size] += 1
-                if event.latency_seconds:
-                    ratio = max(event.latency_seconds / _FIRST_BOUND_SECONDS, 1.0)
-                    sample.latencies[math.ceil(math.log(ratio, _GROWTH))] += 1
+                answered, size, seconds, again, sent, received = event
+                elements += answered
+                if size:
+                    retries += again
+                    request_bytes += sent
+                    response_bytes += received
+                    sizes[size] += 1
+                    if seconds:
+                        latencies[_bucket_of(seconds)] += 1
             elif isinstance(event, FailedElements):
                 sample.failures += event.elements
                 self.history.failed(event.kind, event.message, event.elements, at)
             elif len(self.history.models) < _MOST_MODELS and event not in self.history.models:
                 self.history.models.append(event)
+        sample.elements, sample.retries, sample.requests = elements, retries, sizes.total()
+        sample.request_bytes, sample.response_bytes = request_bytes, response_bytes
 
     def _read_endpoints(self, sample: Sample, now: float) -> None:
         before, self._observed = self._observed, {}
@@ -255,6 +258,10 @@ class Sampler:
 
 def _pools_now() -> list[ConnectionPool]:
     return [session_pool(session) for session in SESSIONS.values()]
+
+
+def _bucket_of(seconds: float) -> int:
+    return max(math.ceil(math.log(seconds) * _LOG_FACTOR + _LOG_OFFSET), 0)
 
 
 def quantile(counts: Mapping[int, int], q: float) -> int | None:
