@@ -30,7 +30,7 @@ with beam_triton.watch(progress_seconds=progress_seconds, title="a run"):
         for _ in range(10):
             ACTIVITY.tell(EndedRequest(32, 32, 0.02, 0, 1000, 1000))
         number += 1
-        if number == 5:
+        if number == 20:
             logging.info("a line by logging, %s", "x" * 100)
             late = logging.StreamHandler()
             logging.getLogger("late").addHandler(late)
@@ -42,7 +42,8 @@ with beam_triton.watch(progress_seconds=progress_seconds, title="a run"):
         time.sleep(0.05)
 logging.info("a line behind by logging")
 logging.getLogger("late").warning("a line behind by a late handler")
-print("the end", sys.stdout.isatty())
+handlers = (logging.getLogger().handlers[0], late)
+print("the end", sys.stdout.isatty(), all(each.stream is sys.stderr for each in handlers))
 """
 
 ROWS = ("elements", "in flight", "limit", "latency", "queue", "connections", "failures")
@@ -64,7 +65,7 @@ def has_picture(terminal: PseudoTerminal) -> bool:
 
 def test_the_picture_stands_below_what_the_program_writes() -> None:
     """Seven rows and a headline, once; each line of the program is whole, and none is lost."""
-    with PseudoTerminal(command(4.0)) as terminal:
+    with PseudoTerminal(command(5.0)) as terminal:
         terminal.wait_until(lambda: has_picture(terminal))
         picture = picture_of(terminal.lines)
         assert [line.split("  ")[0].strip() for line in picture[1:]] == list(ROWS)
@@ -86,7 +87,7 @@ def test_the_picture_stands_below_what_the_program_writes() -> None:
     assert [line for line in behind if line] == [
         "INFO a line behind by logging",
         "a line behind by a late handler",
-        "the end True",
+        "the end True True",
     ]
 
 
@@ -147,12 +148,12 @@ def test_a_dumb_terminal_gets_lines(term: str) -> None:
 def test_what_is_written_to_a_file_stays_there(tmp_path: Path) -> None:
     """stdout that is no terminal is not drawn above the picture, which is on stderr."""
     path = tmp_path / "out.txt"
-    arguments = command(1.0)
+    arguments = command(2.0)
     shell = ["sh", "-c", f'exec "$0" "$@" >{path}', *arguments]
     with PseudoTerminal(shell) as terminal:
         assert terminal.wait() == 0
         assert "a line by print" not in terminal.text and "elements" in terminal.text
-    assert path.read_text() == "a line by print\nthe end False\n"
+    assert path.read_text() == "a line by print\nthe end False True\n"
 
 
 def test_a_terminal_without_blocks_gets_other_characters(monkeypatch: pytest.MonkeyPatch) -> None:
