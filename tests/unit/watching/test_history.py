@@ -125,7 +125,7 @@ def test_a_sampler_sees_requests_connections_and_limits() -> None:
     # The last use of model and session has ended.
     (others,) = before.history.recent
     assert (last.in_flight, last.limit, last.active) == (others.in_flight, others.limit, others.active)
-    assert last.idle <= others.idle and first.limit > (others.limit or 0)
+    assert first.limit > (others.limit or 0)
     assert total.latency(0.5) == pytest.approx(0.3, abs=0.2)
     assert any(server.endpoint in name for name in history.servers)
 
