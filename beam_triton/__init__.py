@@ -47,6 +47,7 @@ from beam_triton.transforms.results import DefaultResult
 from beam_triton.transforms.run_inference import TritonModelHandler
 from beam_triton.transforms.sequences import TritonSequenceInference
 from beam_triton.transport.config import ConnectionPoolConfig, TlsConfig
+from beam_triton.watching.watch import watch
 
 __all__ = [
     "BatchingPolicy",
@@ -100,4 +101,5 @@ __all__ = [
     "TritonTextEmbeddings",
     "UnexpectedOutputError",
     "WorkerTriton",
+    "watch",
 ]

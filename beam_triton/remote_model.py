@@ -17,6 +17,7 @@ from operator import itemgetter
 from typing import Any, cast
 
 from beam_triton.compression import compress, decompress
+from beam_triton.dispatch.activity import ACTIVITY, OpenedModel
 from beam_triton.dispatch.channel import ENDPOINT_SETS, CallOptions, Channel
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.dispatch.endpoints import EndpointSetKey
@@ -130,6 +131,8 @@ class RemoteModel:
             options.auth,
             lease_server(options.endpoint),
         )
+        if ACTIVITY.watchers:
+            ACTIVITY.tell(OpenedModel(spec.name, spec.describe(), options.shown()))
 
     @property
     def spec(self) -> ModelSpec:

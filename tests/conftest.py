@@ -8,11 +8,13 @@ from collections import Counter
 import pytest
 from hypothesis import settings
 
+from tests.support.local_process import find_binary
 from tests.support.nginx import nginx_binary
 from tests.support.tinyproxy import tinyproxy_binary
 
 _NO_NGINX = "need nginx, which is not installed (Debian: apt-get install nginx-light)"
 _NO_TINYPROXY = "need tinyproxy, which is not installed (Debian: apt-get install tinyproxy)"
+_NO_CHROMIUM = "need chromium, which is not installed (Debian: apt-get install chromium)"
 _LONG = "are long runs (make chaos, or --long)"
 
 
@@ -32,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"localhost,127.0.0.1,::1,{others}"
     config.addinivalue_line("markers", "nginx: needs a real nginx; skipped where there is none")
     config.addinivalue_line("markers", "tinyproxy: needs a real forward proxy; skipped where there is none")
+    config.addinivalue_line("markers", "chromium: needs a real browser; skipped where there is none")
     config.addinivalue_line("markers", "long: takes minutes; runs only with --long")
     for name in ("it_postcommit", "it_validatesrunner", "sickbay_direct"):
         config.addinivalue_line(
@@ -42,10 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     has_nginx = nginx_binary() is not None
     has_tinyproxy = tinyproxy_binary() is not None
+    has_chromium = find_binary("chromium") is not None
     runs_long = bool(config.getoption("--long"))
     needs = (
         ("nginx", has_nginx, _NO_NGINX),
         ("tinyproxy", has_tinyproxy, _NO_TINYPROXY),
+        ("chromium", has_chromium, _NO_CHROMIUM),
         ("long", runs_long, _LONG),
     )
     for item in items:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from beam_triton.dispatch.activity import ACTIVITY
 from beam_triton.dispatch.call import Call, CallRecord
 from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.endpoints import Endpoint
@@ -162,6 +163,8 @@ class Dispatcher(Generic[T]):
         self._slots.release(call.slots)
         if self._tracer is not None:
             self._tracer.end(call)
+        if ACTIVITY.watchers:
+            ACTIVITY.ended(call)
         self.completed.append((call.token, call))
 
     def _wait_until(self, latest: float) -> None:

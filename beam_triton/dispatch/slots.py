@@ -42,6 +42,9 @@ class WaitQueue:
         """Whether nothing waits."""
         return not self._wakes
 
+    def __len__(self) -> int:
+        return len(self._wakes)
+
     def wake_next(self) -> None:
         """Call the entry that has waited longest, if there is one."""
         if not self._wakes:

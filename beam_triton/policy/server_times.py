@@ -55,10 +55,12 @@ class ServerStatistics:
 
     Attributes:
         ask_at: the next question's time; infinite where the server does not answer it.
+        observed: what requests took between the last two answers, with dynamic batching, too; for display.
     """
 
     def __init__(self) -> None:
         self.ask_at = -math.inf
+        self.observed: ServerTimes | None = None
         self._interval_seconds = _NEXT_AFTER_SECONDS
         self._known: list[ServerCounts] = []
 
@@ -92,10 +94,10 @@ class ServerStatistics:
         if before is None or now.requests == before.requests:
             return None
         requests = now.requests - before.requests
-        if now.executions - before.executions < _EXECUTED_ALONE * requests:
-            return None
         total_ns = now.total_ns - before.total_ns
         queue_ns = now.queue_ns - before.queue_ns
         if queue_ns + now.compute_ns - before.compute_ns < _ACCOUNTED_FOR * total_ns:
             return None
-        return ServerTimes(queue_ns / requests / 1e9, (total_ns - queue_ns) / requests / 1e9)
+        self.observed = ServerTimes(queue_ns / requests / 1e9, (total_ns - queue_ns) / requests / 1e9)
+        is_alone = now.executions - before.executions >= _EXECUTED_ALONE * requests
+        return self.observed if is_alone else None

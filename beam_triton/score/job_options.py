@@ -90,6 +90,7 @@ class ScoreOptions(PipelineOptions):
         add("--failures", metavar="PATH", help="default: beside the output, as NAME-failures.jsonl")
         add("--max_failures", type=int, help="more failed rows end the job; default: no limit")
         add("--progress_seconds", type=float, default=2.0, help="between progress lines; 0: none; default: 2")
+        add("--report", metavar="FILE.html", help="charts of the run on this machine, see docs/watching.md")
 
 
 class ScoreJob:

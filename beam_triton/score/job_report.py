@@ -14,6 +14,8 @@ from typing import Any, TextIO
 from apache_beam.metrics.metric import MetricsFilter
 
 from beam_triton.transforms.metrics import NAMESPACE, bucket_of_counter, percentile
+from beam_triton.watching.terminal import can_draw
+from beam_triton.watching.watch import Watch
 
 METRICS_NAMESPACE = "beam_triton_files"
 
@@ -45,6 +47,30 @@ class Progress:
 
 
 PROGRESS = Progress()
+
+
+@contextlib.contextmanager
+def watched(interval_seconds: float, total_bytes: int, report: str | None) -> Iterator[Watch]:
+    """A context in which the job's progress is shown, unless the interval is 0, and ``report`` is written.
+
+    The interval is that of lines, where the terminal is none for a picture; ``total_bytes`` is the size of
+    all files.
+
+    Raises:
+        ConfigurationError: the report cannot be written.
+    """
+    draws = interval_seconds > 0 and can_draw(sys.stderr)
+
+    def note() -> str:
+        return f"{min(PROGRESS.bytes_read / total_bytes, 1):.0%} read" if total_bytes else ""
+
+    watch = Watch(report, progress_seconds=interval_seconds if draws else 0, note=note, is_transient=True)
+    with progress_lines(0 if draws else interval_seconds, total_bytes):
+        if draws or report is not None:
+            with watch:
+                yield watch
+        else:
+            yield watch
 
 
 @contextlib.contextmanager
@@ -114,7 +140,15 @@ def complaint(counts: Counter[str], max_failures: int | None, failures: str) -> 
 
 
 def summary(counts: Counter[str], seconds: float, output: str, failures: str) -> str:
-    """A job's counts as a table; ``seconds`` is its wall-clock time, the paths are those of its files."""
+    """A job's counts as a table; the arguments are those of `summary_rows`."""
+    rows = summary_rows(counts, seconds, output, failures)
+    return "\n".join(f"  {name:<12}{count:>12}  {note}".rstrip() for name, count, note in rows)
+
+
+def summary_rows(
+    counts: Counter[str], seconds: float, output: str, failures: str
+) -> list[tuple[str, str, str]]:
+    """Name, value and remark of each; ``seconds`` is the job's wall-clock time, the paths are its files'."""
     results, requests, reused = (
         counts["results_written"],
         counts["requests"],
@@ -126,7 +160,7 @@ def summary(counts: Counter[str], seconds: float, output: str, failures: str) ->
     buckets = {bucket: n for name, n in counts.items() if (bucket := bucket_of_counter(name)) is not None}
     quantiles = {q: percentile(buckets, q / 100) for q in (50, 95, 99)}
     latency = "   ".join(f"p{q} {each * 1e3:.3g} ms" for q, each in quantiles.items() if each is not None)
-    rows = [
+    return [
         ("elements", f"{counts['rows_read']:,}", f"{rate:,.0f} elements/s"),
         ("results", f"{results:,}", f"in {output}"),
         ("failures", f"{failed:,}", f"in {failures}{replay if failed else ''}"),
@@ -135,4 +169,3 @@ def summary(counts: Counter[str], seconds: float, output: str, failures: str) ->
         ("latency", "", latency or "no request was answered"),
         ("time", f"{seconds:.1f} s", ""),
     ]
-    return "\n".join(f"  {name:<12}{count:>12}  {note}".rstrip() for name, count, note in rows)

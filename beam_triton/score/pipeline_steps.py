@@ -18,6 +18,7 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_triton.client import TritonClient
+from beam_triton.dispatch.activity import ACTIVITY, FailedElements
 from beam_triton.errors import ConfigurationError, TooManyFailuresError
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import ModelSpec
@@ -147,6 +148,9 @@ class _ReadPieces(beam.DoFn):
                     failures = [item.failure(index, RowError(error.message)) for index in range(len(item))]
             self._rows.inc(len(failures))
             self._failed.inc(len(failures))
+            if failures and ACTIVITY.watchers:
+                first = failures[0]
+                ACTIVITY.tell(FailedElements(len(failures), first.error, first.message))
             yield from (TaggedOutput(FAILURES, failure) for failure in failures)
 
     def _wanted(self, names: Sequence[str]) -> Collection[str]:
@@ -192,6 +196,7 @@ class ScoreBlocks(ModelDoFn):
         groups, errors = self._arrays.arrays(block)
         self._failed.inc(len(errors))
         for index, row_error in errors.items():
+            ACTIVITY.failed(row_error)
             yield TaggedOutput(FAILURES, block.failure(index, row_error))
         try:
             for indices, arrays in groups:

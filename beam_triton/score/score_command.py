@@ -27,7 +27,7 @@ from beam_triton.score import pipeline_steps
 from beam_triton.score.column_arrays import ColumnArrays
 from beam_triton.score.input_columns import list_columns
 from beam_triton.score.job_options import ScoreJob, parse_options, replay_arguments, runner_of, runs_here
-from beam_triton.score.job_report import complaint, counts_of, progress_lines, summary
+from beam_triton.score.job_report import complaint, counts_of, summary, summary_rows, watched
 from beam_triton.score.result_writing import ColumnSink, check_fields, failure_columns, result_columns
 from beam_triton.score.row_reading import CorruptFileError, FileSource, Piece, RowBlock, match_files
 from beam_triton.testing import LocalTriton
@@ -78,6 +78,11 @@ def run(options: PipelineOptions, job: ScoreJob) -> str:
     except (ValueError, ImportError) as error:
         # Contradictory options, or a runner or a FileSystem that is not installed.
         raise ConfigurationError(str(error)) from error
+    if job.given.report is not None and not is_local:
+        raise ConfigurationError(
+            f"--report {job.given.report}: a report shows requests of this process, and the workers are "
+            f"elsewhere; leave it out"
+        )
     with _served(job, is_local) as model:
         if can_look:
             try:
@@ -92,21 +97,25 @@ def run(options: PipelineOptions, job: ScoreJob) -> str:
         build(pipeline, job, model)
         started_at, total_bytes = time.monotonic(), sum(size for _, size in files)
         try:
-            with progress_lines(job.given.progress_seconds if is_local else 0, total_bytes):
+            progress_seconds = job.given.progress_seconds if is_local else 0
+            with watched(progress_seconds, total_bytes, job.given.report) as watch:
                 result = pipeline.run()
                 if is_template:
                     return ""
                 if not is_local:
                     print(f"the job is running, see its runner's page ({result})", file=sys.stderr)
                 result.wait_until_finish()
+                seconds = time.monotonic() - started_at
+                counts = counts_of(result.metrics())
+                rows = summary_rows(counts, seconds, job.output.path, job.failures.path)
+                # Of what the rows further down say, the report has more.
+                watch.facts = rows[:3]
         except BaseException:
             # A runner that fails does not delete the temporary files.
             for target in (job.output, job.failures) if is_local else ():
                 with contextlib.suppress(BeamIOError):
                     FileSystems.delete([f"{target.temporary_folder}*/*", f"{target.temporary_folder}*"])
             raise
-        seconds = time.monotonic() - started_at
-    counts = counts_of(result.metrics())
     print(summary(counts, seconds, job.output.path, job.failures.path))
     if is_local and counts["rows_read"] != counts["results_written"] + counts["failures_written"]:
         return "rows in are not results plus failures; please report this table"

@@ -14,6 +14,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+from beam_triton.dispatch.activity import ACTIVITY
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.dispatch.joint_requests import Joinable
 from beam_triton.errors import (
@@ -171,6 +172,7 @@ class BisectingSender(Generic[Batch]):
             about = f"the given model_spec says {self.model.spec.describe()}"
             error = with_message(error, f"{error.message}; {about}. Correct it, or leave model_spec out")
         self._count(batch)
+        ACTIVITY.failed(error, len(batch))
         self.metrics.count("default_values" if self.has_default else "failures", len(batch))
         self.on_failure(batch, error)
 

@@ -17,6 +17,7 @@ from apache_beam.pvalue import PCollection
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_triton.client import TritonClient
+from beam_triton.dispatch.activity import ACTIVITY
 from beam_triton.dispatch.call import Call
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.dispatch.request_head import JSON_HEADERS, HttpRequest
@@ -377,6 +378,7 @@ class BundleGenerator:
     def _fail(self, windowed_value: WindowedValue, index: int, error: TritonError) -> None:
         self._metrics.count("elements")
         self._metrics.count("failures")
+        ACTIVITY.failed(error)
         self._outputs.append((dead_letter(self._dead_letters, windowed_value, index, error),))
 
     def _take_outputs(self) -> Iterable[Any]:

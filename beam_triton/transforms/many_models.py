@@ -13,6 +13,7 @@ import numpy as np
 from apache_beam.pvalue import AsDict, AsIter, AsList, AsSideInput, AsSingleton, EmptySideInput, PCollection
 from apache_beam.utils.windowed_value import WindowedValue
 
+from beam_triton.dispatch.activity import ACTIVITY
 from beam_triton.errors import ConfigurationError, LocalProtocolError, TritonError
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol.paths import checked_version, model_path
@@ -291,6 +292,7 @@ class ManyModelsScorer:
         except TritonError as error:
             self._metrics.count("elements")
             self._metrics.count("failures")
+            ACTIVITY.failed(error)
             return (dead_letter(self._dead_letters, windowed_value, index, error),)
         return scorer.add(windowed_value, index)
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from apache_beam.utils.windowed_value import WindowedValue
 
+from beam_triton.dispatch.activity import ACTIVITY
 from beam_triton.dispatch.call import Call
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.dispatch.endpoints import Endpoint
@@ -243,6 +244,7 @@ class SequenceScorer:
     def fail(self, windowed_value: WindowedValue, error: TritonError) -> None:
         """Let an element fail."""
         self.metrics.count("elements")
+        ACTIVITY.failed(error)
         element = windowed_value.value
         if self.default is not None:
             self.metrics.count("default_values")

@@ -103,6 +103,13 @@ class SharedObjects(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def values(self) -> list[V]:
+        """The objects that somebody refers to now."""
+        with self._lock:
+            values = [entry.value for entry in self._entries.values()]
+        self._process_releases()
+        return values
+
     def _acquire(self, lease: Lease[V]) -> _Entry[V]:
         try:
             with self._lock:

@@ -54,7 +54,10 @@ def test_requests_that_share_executions_say_nothing() -> None:
     """With dynamic batching they wait for each other."""
     statistics = ServerStatistics()
     statistics.add(counts(0))
+    assert statistics.observed is None
     assert statistics.add(counts(100, queue_ms=900, other_ms=1_000, executions=30)) is None
+    # Whoever watches may know.
+    assert statistics.observed == pytest.approx((0.009, 0.010))
 
 
 def test_queues_of_the_models_of_an_ensemble_are_not_taken_for_work() -> None:
