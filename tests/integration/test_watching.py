@@ -134,7 +134,7 @@ def test_score_writes_a_report(
     assert code == 0
     page = (tmp_path / "run.html").read_text(encoding="utf-8")
     assert f"<td>results</td><td>2,999</td><td>in {tmp_path / 'out.jsonl'}</td>" in page
-    assert f"<td>failures</td><td>1</td><td>in {tmp_path / 'out-failures.jsonl'}</td>" in page
+    assert f"<td>failures</td><td>1</td><td>in {tmp_path / 'out-failures.jsonl'};" in page
     assert "<td>RowError</td><td>1</td>" in page
     assert "<b>1</b><span>failures</span>" in page
     shown = capsys.readouterr()
