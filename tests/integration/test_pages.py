@@ -83,6 +83,7 @@ OF_OPTIONS = (
     "sequences",
     "shared-memory",
     "tuning",
+    "watching",
 )
 
 
