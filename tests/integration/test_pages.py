@@ -74,16 +74,8 @@ def shown(names: dict[str, Any]) -> dict[str, Any]:
 
 
 OF_OPTIONS = (
-    "doors",
-    "index",
-    "lock-file",
-    "network",
-    "options",
-    "security",
-    "sequences",
-    "shared-memory",
-    "tuning",
-    "watching",
+    *("doors", "index", "lock-file", "network", "options", "security", "sequences", "shared-memory"),
+    *("tuning", "watching"),
 )
 
 

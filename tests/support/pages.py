@@ -3,9 +3,9 @@
 ::
 
     ```python                     run, all of a page in one namespace; prints what follows ``print(…)  # ``
-    ```text                       printed by the python block before it, where it has no marker
     ```console                    lines after ``$`` are run by bash; the others are looked for in the output
     <!-- file: PATH -->           above a block of any language: its text is that file
+    <!-- printed -->              above a block: printed by the python block before it
     <!-- in the background -->    above a console block: it goes on running until the page ends
     <!-- not run: REASON -->      above a block: left out
     <!-- from: FILE -->           above a block: an excerpt of a file that tests run
@@ -117,7 +117,7 @@ def run_page(
                 continue
             elif block.language == "console":
                 _run_console(text, folder, where)
-            elif block.language == "text" and not block.marker:
+            elif block.marker == "printed":
                 for line in filter(None, text.splitlines()):
                     assert _is_in(line, printed[-1]), f"{where}: {line!r} is not printed, but\n{printed[-1]}"
                 continue
