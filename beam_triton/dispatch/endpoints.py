@@ -27,7 +27,7 @@ from beam_triton.policy.learned_size import UNLIMITED, LearnedSizes
 from beam_triton.policy.politeness import Background
 from beam_triton.policy.rare_question import RareQuestion
 from beam_triton.policy.retry import EndpointView, RetryBudget, RetryPolicy
-from beam_triton.policy.server_times import ServerStatistics
+from beam_triton.policy.server_times import ServerStatistics, ServerTotals
 from beam_triton.policy.silence import Silence
 from beam_triton.transport.origin import EndpointUrl
 
@@ -70,6 +70,7 @@ class Endpoint:
     Attributes:
         turn: of equals the one with the lowest is next. In the order of the list, processes with few requests
             in flight would all meet at its first; by chance, requests would meet more often than in turns.
+        answers: how many requests for the model it has answered, about: threads may count at once.
         answered_at: when it last answered a request for the model, be it that the model raised.
         checked_at: when it last passed a health check.
         is_stalled: a request has passed its deadline, and none has been answered since.
@@ -78,6 +79,7 @@ class Endpoint:
     def __init__(self, url: EndpointUrl, key: EndpointSetKey, of_all: ConcurrencyLimit | None = None) -> None:
         self.url = url
         self.in_flight = 0
+        self.answers = 0
         self.turn = random.random()
         self.limit = ConcurrencyLimit(
             key.max_concurrent_requests, key.timeout_seconds, time.monotonic, time.time, of_all=of_all
@@ -184,6 +186,8 @@ class EndpointSet:
         waiting_for_admission: is woken when a request to an endpoint has ended.
         joinable_calls: of those that wait, the ones that may share a request.
         learned: which sizes of requests pass.
+        server_times: what the servers have said of their requests, for the job's metrics.
+        samples: of which kinds of bodies the metrics know how well they compress.
         model_questions: whether the model is still as it was described, by what its description depends on.
     """
 
@@ -207,6 +211,8 @@ class EndpointSet:
         self.waiting_for_admission = WaitQueue()
         self.joinable_calls = JoinableCalls()
         self.learned = LearnedSizes(time.monotonic)
+        self.server_times = ServerTotals()
+        self.samples: set[str] = set()
         self.model_questions: defaultdict[Any, RareQuestion[Any]] = defaultdict(
             lambda: RareQuestion(time.monotonic, time.sleep)
         )

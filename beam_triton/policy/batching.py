@@ -200,6 +200,14 @@ class Batcher(Generic[Item]):
             old.append(signature)
         return [self._remove(signature) for signature in old]
 
+    def usual_limit(self) -> int:
+        """How many items like those that wait a batch holds; 0 where none does."""
+        if not self._open:
+            return 0
+        first = next(iter(self._open.values()))
+        item_bytes = max(1, self.pending_bytes // self.pending_count)
+        return max(1, min(first.max_rows, first.max_bytes // item_bytes))
+
     def drain(self) -> list[list[Item]]:
         """Everything buffered, the oldest batch first; nothing is buffered afterwards."""
         batches = [batch.items for batch in self._open.values()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -106,6 +107,7 @@ class BisectingSender(Generic[Batch]):
         self._learned = self.model.channel.endpoints.learned
         self._use(self.model.encoder)
         self._finished_elements = 0
+        self._sent_at = time.monotonic()
         self.ended: Sequence[Any] = self._dispatcher.completed
 
     def send(self, batch: Batch, joinable: Joinable | None = None) -> None:
@@ -113,7 +115,10 @@ class BisectingSender(Generic[Batch]):
 
         While the server is busy, a ``joinable`` batch may share a request with those of other bundles.
         """
+        now = time.monotonic()
+        self.metrics.took("batch_wait_microseconds", now - self._sent_at)
         self._send(_Sent(batch, self.encoder, None, 0), joinable=joinable)
+        self._sent_at = time.monotonic()
         self._dispatcher.step()
 
     def step(self) -> None:
@@ -124,7 +129,7 @@ class BisectingSender(Generic[Batch]):
         """Report every batch that has ended, or send its parts."""
         completed = self._dispatcher.completed
         if completed:
-            self._count_throttling()
+            self.metrics.take_waits(self._dispatcher)
         while completed:
             sent, call = completed.popleft()
             batch = sent.batch
@@ -151,6 +156,9 @@ class BisectingSender(Generic[Batch]):
                     if sent.whole is not None and sent.whole.part_passed(size):
                         self._learn(sent.whole)
                     self._count(batch)
+                    if self.metrics.wants_sample("answer"):
+                        arrays = call.result.outputs.values()
+                        self.metrics.sample("answer", [array.tobytes() for array in arrays])
                     continue
             if error.model_may_have_changed and sent.encoder is self.encoder:
                 self._adopt_change(error)
@@ -187,7 +195,7 @@ class BisectingSender(Generic[Batch]):
             if not self._dispatcher.completed:
                 self._dispatcher.wait()
             self.take_ended()
-        self._count_throttling()
+        self.metrics.take_waits(self._dispatcher)
         self.metrics.flush()
         if self._finished_elements != expected_elements:
             raise AssertionError(
@@ -207,12 +215,16 @@ class BisectingSender(Generic[Batch]):
         lost_at: float = math.inf,
         joinable: Joinable | None = None,
     ) -> None:
+        started_at = time.monotonic()
         try:
             encoded = self.encode(sent.batch)
             request = self.model.http_request(encoded)
         except TritonError as error:
             self._bisect_or_fail(sent, error, BatchSize(len(sent.batch), 0), lost_at)
             return
+        self.metrics.took("encoding_microseconds", time.monotonic() - started_at)
+        if self.metrics.wants_sample("request"):
+            self.metrics.sample("request", request.body)
         if encoded.lengths is not None:
             sent = sent._replace(lengths=encoded.lengths)
         self._dispatcher.submit(
@@ -296,12 +308,6 @@ class BisectingSender(Generic[Batch]):
     def _count(self, batch: Batch) -> None:
         self._finished_elements += len(batch)
         self.metrics.count("elements", len(batch))
-
-    def _count_throttling(self) -> None:
-        seconds = self._dispatcher.throttled_seconds
-        if seconds:
-            self.metrics.throttled(seconds)
-            self._dispatcher.throttled_seconds = 0.0
 
 
 def _suggests_bytes(error: TritonError) -> bool:

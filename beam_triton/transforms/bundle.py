@@ -249,8 +249,12 @@ class BundleScorer:
 
     def send_buffered(self) -> None:
         """Send what is buffered; waits only for slots."""
+        limit = self._arrays.size
         rests = [self._arrays.take()] if self._arrays.indices else []
-        rests += map(_batch_of, self._batcher.drain() if self._batcher is not None else ())
+        if self._batcher is not None:
+            limit = max(limit, self._batcher.usual_limit())
+            rests += map(_batch_of, self._batcher.drain())
+        self.metrics.bundle_drained(len(rests), limit, pads=self._encoder.padding is not None)
         for batch in rests:
             self._sender.send(batch, self._joinable(batch))
 

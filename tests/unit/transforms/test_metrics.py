@@ -56,6 +56,9 @@ def test_request_record_becomes_counters_and_distributions() -> None:
         request_bytes=1000,
         response_bytes=50,
         latency_seconds=0.0256,
+        connecting_seconds=0.005,
+        queued_seconds=0.25,
+        unasked_compression=True,
     )
 
     def write(metrics: InferenceMetrics) -> None:
@@ -70,6 +73,10 @@ def test_request_record_becomes_counters_and_distributions() -> None:
         "connections_reused": 4,
         "connection_waits": 2,
         bucket_counter(bucket_of(0.0256)): 2,
+        "admission_wait_microseconds": 500_000,
+        "connecting_microseconds": 10_000,
+        "answer_microseconds": 41_200,
+        "unasked_compressed_answers": 2,
     }
     assert (found.distributions["batch_size"].sum, found.distributions["batch_size"].max) == (10, 8)
     assert found.distributions["request_bytes"].sum == 2000
