@@ -187,7 +187,7 @@ class EndpointSet:
         joinable_calls: of those that wait, the ones that may share a request.
         learned: which sizes of requests pass.
         server_times: what the servers have said of their requests, for the job's metrics.
-        samples: of which kinds of bodies the metrics know how well they compress.
+        samples: what the metrics have looked at once in this process.
         model_questions: whether the model is still as it was described, by what its description depends on.
     """
 

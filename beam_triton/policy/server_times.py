@@ -51,16 +51,16 @@ class ServerCounts(NamedTuple):
         """Whether the same server may have given ``before`` earlier."""
         return all(old <= new for old, new in zip(before, self, strict=True))
 
+    def since(self, before: ServerCounts) -> ServerCounts:
+        """What has been counted after ``before``; ``at`` is the time between both."""
+        return ServerCounts._make(new - old for old, new in zip(before, self, strict=True))
+
 
 class Executions(NamedTuple):
     """How often a model has executed batches of one size, and for how long in all."""
 
     number: int
     busy_ns: int
-
-    def since(self, before: ServerCounts) -> ServerCounts:
-        """What has been counted after ``before``; ``at`` is the time between both."""
-        return ServerCounts._make(new - old for old, new in zip(before, self, strict=True))
 
 
 class ServerTotals:

@@ -35,6 +35,7 @@ from beam_triton.protocol import EncodedRequest, InferRequestEncoder, InferRespo
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.model_dofn import check_can_be_scored
+from beam_triton.transport.reactor import current_reactor
 
 
 class _Divisible(Protocol):
@@ -107,6 +108,7 @@ class BisectingSender(Generic[Batch]):
         self._learned = self.model.channel.endpoints.learned
         self._use(self.model.encoder)
         self._finished_elements = 0
+        self._reactor = current_reactor()
         self._sent_at = time.monotonic()
         self.ended: Sequence[Any] = self._dispatcher.completed
 
@@ -115,11 +117,11 @@ class BisectingSender(Generic[Batch]):
 
         While the server is busy, a ``joinable`` batch may share a request with those of other bundles.
         """
-        now = time.monotonic()
-        self.metrics.took("batch_wait_microseconds", now - self._sent_at)
+        started_at, waited = time.monotonic(), self._reactor.waited_seconds
+        self.metrics.took("batch_wait_microseconds", started_at - self._sent_at)
         self._send(_Sent(batch, self.encoder, None, 0), joinable=joinable)
-        self._sent_at = time.monotonic()
         self._dispatcher.step()
+        self._sent_at = self._worked_since(started_at, waited)
 
     def step(self) -> None:
         """Do what can be done without waiting."""
@@ -127,6 +129,18 @@ class BisectingSender(Generic[Batch]):
 
     def take_ended(self) -> None:
         """Report every batch that has ended, or send its parts."""
+        started_at, waited = time.monotonic(), self._reactor.waited_seconds
+        self._take_ended()
+        self._worked_since(started_at, waited)
+
+    def _worked_since(self, started_at: float, waited: float) -> float:
+        """Count the time since then, but for that in which the reactor has waited; gives the time now."""
+        now = time.monotonic()
+        seconds = now - started_at - (self._reactor.waited_seconds - waited)
+        self.metrics.took("sending_microseconds", seconds)
+        return now
+
+    def _take_ended(self) -> None:
         completed = self._dispatcher.completed
         if completed:
             self.metrics.take_waits(self._dispatcher)
@@ -191,10 +205,12 @@ class BisectingSender(Generic[Batch]):
             AssertionError: other than ``expected_elements`` have been reported since this object was made: an
                 element was lost, or came out twice.
         """
+        started_at, waited = time.monotonic(), self._reactor.waited_seconds
         while self._dispatcher.in_flight or self._dispatcher.completed:
             if not self._dispatcher.completed:
                 self._dispatcher.wait()
-            self.take_ended()
+            self._take_ended()
+        self._worked_since(started_at, waited)
         self.metrics.take_waits(self._dispatcher)
         self.metrics.flush()
         if self._finished_elements != expected_elements:
@@ -215,14 +231,12 @@ class BisectingSender(Generic[Batch]):
         lost_at: float = math.inf,
         joinable: Joinable | None = None,
     ) -> None:
-        started_at = time.monotonic()
         try:
             encoded = self.encode(sent.batch)
             request = self.model.http_request(encoded)
         except TritonError as error:
             self._bisect_or_fail(sent, error, BatchSize(len(sent.batch), 0), lost_at)
             return
-        self.metrics.took("encoding_microseconds", time.monotonic() - started_at)
         if self.metrics.wants_sample("request"):
             self.metrics.sample("request", request.body)
         if encoded.lengths is not None:

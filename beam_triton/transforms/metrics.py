@@ -73,12 +73,16 @@ class InferenceMetrics:
         self._pool = channel.pool if channel is not None else None
         self._server_times = channel.endpoints.server_times if channel is not None else None
         self._samples = channel.endpoints.samples if channel is not None else None
+        self._counts: Counter[str] = Counter()
         # Seconds here, microseconds in Beam's counters, which are integers.
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._clock: _BundleClock | None = None
         if times_bundle if times_bundle is not None else channel is not None:
             self._clock = _BundleClock()
-        self._counts: Counter[str] = Counter()
+        if self._samples is not None and "worker" not in self._samples:
+            self._samples.add("worker")
+            self._counts["workers"] += 1
+            _process.begin()
         self._throttled_seconds = 0.0
         self._flush_at = 0.0
         # The signal that Beam's own IOs give to Dataflow's autoscaling.
@@ -220,7 +224,6 @@ class _BundleClock:
         self._reactor = current_reactor()
         self._at, self._cpu, self._waited = self._now()
         self._is_new = True
-        _process.begin(self._at)
 
     def _now(self) -> tuple[float, float, float]:
         return time.monotonic(), time.thread_time(), self._reactor.waited_seconds
@@ -236,36 +239,29 @@ class _BundleClock:
         if self._is_new:
             self._is_new = False
             counts["bundles"] += 1
-        _process.read(at, seconds, counts)
+        _process.read(at, seconds)
 
 
 class _ProcessClock:
-    """What a process has been doing since its first bundle; each second is counted by one bundle."""
+    """What a process does from a job's first bundle on; each second is counted by one bundle."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pid = 0
-        self._at = self._cpu = 0.0
-        self._is_counted = False
+        self.begin()
 
-    def begin(self, now: float) -> None:
-        if self._pid == os.getpid():
-            return
+    def begin(self) -> None:
+        """Forget what was before this job."""
         with self._lock:
-            self._pid, self._at, self._cpu = os.getpid(), now, time.process_time()
-            self._is_counted = False
+            self._at, self._cpu = time.monotonic(), time.process_time()
 
-    def read(self, now: float, seconds: dict[str, float], counts: Counter[str]) -> None:
+    def read(self, now: float, seconds: dict[str, float]) -> None:
         """Add what has passed since any bundle of this process read it."""
         with self._lock:
-            cpu = time.process_time()
             if now > self._at:
+                cpu = time.process_time()
                 seconds["worker_microseconds"] += now - self._at
                 seconds["worker_cpu_microseconds"] += cpu - self._cpu
                 self._at, self._cpu = now, cpu
-            if not self._is_counted:
-                self._is_counted = True
-                counts["workers"] += 1
 
 
 _process = _ProcessClock()
