@@ -18,8 +18,8 @@ def add_arguments(commands: Any) -> None:
         "explain",
         help="say where a job's time went, and which setting to change",
         description="Read the metrics of a job that has run, on any runner, and say where its time went and "
-        "the one setting to change, if any. FILE is what beam_triton.write_metrics(result.metrics(), FILE) or "
-        "score --metrics FILE has written, or what gcloud dataflow metrics list JOB --source=user "
+        "the one setting to change, if any. FILE is what beam_triton.write_metrics(result.metrics(), FILE) "
+        "or score --metrics FILE has written, or what gcloud dataflow metrics list JOB --source=user "
         "--format=json prints.",
     )
     parser.add_argument("file", metavar="FILE", help="the metrics, on this machine or as gs://…")

@@ -62,10 +62,8 @@ def _ask(context: CallContext, endpoint: Endpoint, parts: Sequence[Buffer]) -> N
     try:
         versions = json.loads(bytes(exchange.body))["model_stats"]
         counts, executions = _counts(versions), _executions(versions)
-        answered_at = time.monotonic()
-        counts = counts._replace(
-            busy_ns=sum(each.busy_ns for each in executions.values()), at=answered_at, own=endpoint.answers
-        )
+        busy_ns = sum(each.busy_ns for each in executions.values())
+        counts = counts._replace(busy_ns=busy_ns, at=time.monotonic(), own=endpoint.answers)
     except (ValueError, LookupError, TypeError, AttributeError):
         # Another kind of server, or one that does not allow the question.
         _is_silent(context, endpoint)
@@ -81,9 +79,7 @@ def _ask(context: CallContext, endpoint: Endpoint, parts: Sequence[Buffer]) -> N
         context.endpoints.give_way()
     times = endpoint.statistics.add(counts)
     if endpoint.statistics.difference is not None:
-        context.endpoints.server_times.add(
-            endpoint.statistics.difference, context.options.instances, answered_at - asked_at
-        )
+        context.endpoints.server_times.add(endpoint.statistics.difference, context.options.instances)
     if times is not None:
         endpoint.limit.on_server_times(times, endpoint.statistics.valid_seconds)
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 # A job says little about itself before it has sent so many requests in so much time.
-_LEAST_REQUESTS, _LEAST_SECONDS = 20, 1.0
+_LEAST_REQUESTS, _LEAST_SECONDS = 5, 1.0
 # What concerns less of the time than this is not worth a change.
 _WORTHWHILE = 0.25
 _MOST = 0.5
@@ -522,7 +522,7 @@ def _slow_link(job: _Job) -> _Found:
     share = job.network_share
     if share < _WORTHWHILE or job.network < job.queue + job.computing:
         return None
-    round_trip = job.metrics.of("statistics_latency_microseconds").minimum / 1e6
+    round_trip = job.metrics.of("round_trip_microseconds").minimum / 1e6
     if round_trip and job.network <= _DISTANCE_ROUND_TRIPS * round_trip:
         if round_trip < 0.002:
             return None

@@ -74,11 +74,9 @@ class ServerTotals:
         self._lock = threading.Lock()
         self.is_empty = True
         self._counts: dict[str, int] = {}
-        self._questions: list[float] = []
 
-    def add(self, difference: ServerCounts, instances: int, question_seconds: float) -> None:
-        """Add what a server of so many ``instances`` (0: not known) has counted, as it said within
-        ``question_seconds``."""
+    def add(self, difference: ServerCounts, instances: int) -> None:
+        """Add what a server of so many ``instances`` (0: not known) has counted."""
         added = {
             "server_requests": difference.requests,
             "server_requests_of_job": difference.own,
@@ -92,14 +90,12 @@ class ServerTotals:
         with self._lock:
             for name, value in added.items():
                 self._counts[name] = self._counts.get(name, 0) + value
-            self._questions.append(question_seconds)
             self.is_empty = False
 
-    def take(self) -> tuple[dict[str, int], list[float]]:
-        """What has been added since the last time: counts, and how long each question took."""
+    def take(self) -> dict[str, int]:
+        """What has been added since the last time."""
         with self._lock:
-            taken = self._counts, self._questions
-            self._counts, self._questions, self.is_empty = {}, [], True
+            taken, self._counts, self.is_empty = self._counts, {}, True
         return taken
 
 

@@ -19,8 +19,8 @@ from beam_triton.transforms.metrics import NAMESPACE
 GivenMetrics: TypeAlias = PipelineResult | MetricResults | JobMetrics | Mapping[str, Any] | Iterable[Any]
 
 _WHAT_IT_TAKES = (
-    "give what PipelineResult.metrics() returns, a file that beam_triton.write_metrics or score --metrics has "
-    "written, or what gcloud dataflow metrics list JOB --source=user --format=json prints"
+    "give what PipelineResult.metrics() returns, a file of beam_triton.write_metrics or score --metrics, "
+    "or what gcloud dataflow metrics list JOB --source=user --format=json prints"
 )
 
 
@@ -103,7 +103,7 @@ def job_metrics(metrics: GivenMetrics) -> JobMetrics:
             return _of_results(metrics)
         if isinstance(metrics, Mapping):
             return _of_service(metrics["metrics"]) if "metrics" in metrics else _of_file(metrics)
-        return _of_service(metrics)
+        return _of_service(list(metrics))  # type: ignore[arg-type]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ConfigurationError(f"these are no metrics of a job ({error!r}): {_WHAT_IT_TAKES}") from error
 

@@ -189,14 +189,13 @@ class InferenceMetrics:
             self._throttling.signal_throttled(whole_seconds)
         if self._pool is not None:
             self._counts["connections_opened"] += self._pool.take_uncounted_opened()
+            if self._pool.has_faster:
+                round_trip = Metrics.distribution(NAMESPACE, "round_trip_microseconds")
+                round_trip.update(round(self._pool.take_round_trip() * 1e6))
         if self._clock is not None:
             self._clock.read(self._seconds, self._counts)
         if self._server_times is not None and not self._server_times.is_empty:
-            said, questions = self._server_times.take()
-            self._counts.update(said)
-            round_trip = Metrics.distribution(NAMESPACE, "statistics_latency_microseconds")
-            for question_seconds in questions:
-                round_trip.update(round(question_seconds * 1e6))
+            self._counts.update(self._server_times.take())
         for name, time_seconds in self._seconds.items():
             self._counts[name] += round(time_seconds * 1e6)
         for name, value in self._counts.items():
