@@ -145,6 +145,9 @@ class Batcher(Generic[Item]):
 
     Buffers are bounded by four times ``max_batch_bytes`` and by 1,024 signatures. Beyond the first the
     largest batch leaves before it is full, beyond the second the oldest.
+
+    Attributes:
+        left_early: how many batches have left for one of these bounds.
     """
 
     def __init__(
@@ -161,6 +164,7 @@ class Batcher(Generic[Item]):
         # In the order in which the batches were begun.
         self._open: dict[Hashable, _OpenBatch[Item]] = {}
         self.pending_bytes = 0
+        self.left_early = 0
 
     @property
     def pending_count(self) -> int:
@@ -225,6 +229,7 @@ class Batcher(Generic[Item]):
             if self.pending_bytes - batch.nbytes + nbytes > self._max_pending_bytes:
                 return [item]
             leaving = self._remove(oldest)
+            self.left_early += 1
         self._open_batch(signature, item, nbytes, max_rows, max_bytes)
         if self.pending_bytes > self._max_pending_bytes:
             leaving = self._remove_largest()
@@ -251,6 +256,7 @@ class Batcher(Generic[Item]):
         return batch.items
 
     def _remove_largest(self) -> list[Item]:
+        self.left_early += 1
         return self._remove(max(self._open, key=lambda signature: self._open[signature].nbytes))
 
 

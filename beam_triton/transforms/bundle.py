@@ -249,12 +249,13 @@ class BundleScorer:
 
     def send_buffered(self) -> None:
         """Send what is buffered; waits only for slots."""
-        limit = self._arrays.size
+        limit, early = self._arrays.size, 0
         rests = [self._arrays.take()] if self._arrays.indices else []
         if self._batcher is not None:
             limit = max(limit, self._batcher.usual_limit())
             rests += map(_batch_of, self._batcher.drain())
-        self.metrics.bundle_drained(len(rests), limit, pads=self._encoder.padding is not None)
+            early = self._batcher.left_early
+        self.metrics.bundle_drained(len(rests), limit, early=early, pads=self._encoder.padding is not None)
         for batch in rests:
             self._sender.send(batch, self._joinable(batch))
 

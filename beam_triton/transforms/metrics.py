@@ -114,12 +114,13 @@ class InferenceMetrics:
             self.took("slot_wait_microseconds", dispatcher.slot_seconds)
             dispatcher.slot_seconds = 0.0
 
-    def bundle_drained(self, batches: int, limit: int, *, pads: bool) -> None:
-        """A bundle's last ``batches`` leave though they hold less than the ``limit``. Several of them differ
-        in their elements' shapes, for which padding is no remedy where the job ``pads`` already."""
-        self._counts["unfilled_batches"] += batches
+    def bundle_drained(self, batches: int, limit: int, *, early: int = 0, pads: bool) -> None:
+        """A bundle's last ``batches`` leave though they hold less than the ``limit``, as others did ``early``
+        for the bounds of what is buffered. Those beside each other differ in their elements' shapes, for
+        which padding is no remedy where the job ``pads`` already."""
+        self._counts["unfilled_batches"] += batches + early
         if not pads:
-            self._counts["unfilled_for_shape"] += max(0, batches - 1)
+            self._counts["unfilled_for_shape"] += early + max(0, batches - 1)
         if batches and limit:
             self._batch_limit.update(limit)
 

@@ -415,7 +415,9 @@ class _BatchScorer:
                 self._sender.send(request)
                 self._sender.take_ended()
         limit, rests = self._batcher.usual_limit(), self._batcher.drain()
-        self._metrics.bundle_drained(len(rests), limit, pads=self._encoder.padding is not None)
+        self._metrics.bundle_drained(
+            len(rests), limit, early=self._batcher.left_early, pads=self._encoder.padding is not None
+        )
         for request in rests:
             self._sender.send(request)
         self._sender.finish(len(self.batch))

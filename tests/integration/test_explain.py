@@ -115,7 +115,7 @@ def test_server_that_others_keep_busy_lacks_instances(server: LocalTriton) -> No
 
 def test_tiny_bundles_want_larger_ones(server: LocalTriton) -> None:
     """Two elements a bundle: each waits for a request of its own."""
-    said = trickled(6_000, TritonInference(server.endpoint, "echo"))
+    said = trickled(200, TritonInference(server.endpoint, TWO_AT_A_TIME))
     assert said.advice is not None, said
     assert said.advice.setting == "bundle size", said
     assert "2.0 elements" in said.advice.figure, said
