@@ -26,7 +26,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -104,12 +104,12 @@ class CallRecord:
     response_bytes: int = 0
     shared_memory_requests: int = 0
     latency_seconds: float = 0.0
-    queued_seconds: float = 0.0
-    connecting_seconds: float = 0.0
-    busy_seconds: float = 0.0
-    decoding_seconds: float = 0.0
-    unasked_compression: bool = False
-    asked_compression: bool = False
+    queued_seconds: float = field(default=0.0, init=False)
+    connecting_seconds: float = field(default=0.0, init=False)
+    busy_seconds: float = field(default=0.0, init=False)
+    decoding_seconds: float = field(default=0.0, init=False)
+    unasked_compression: bool = field(default=False, init=False)
+    asked_compression: bool = field(default=False, init=False)
 
 
 class _CallState:
@@ -506,7 +506,10 @@ class Call(_CallState):
                 self.result = result if self._joint is None else self._joint.divide(result)
                 self._joint = None
                 record.decoding_seconds = time.monotonic() - now
-                self._note_compression(attempt.exchange)
+                encoding = attempt.exchange.head.get("content-encoding") if attempt.exchange.head else None
+                if encoding is not None and encoding.lower() != "identity":
+                    record.asked_compression = self.context.options.compressed_on_purpose
+                    record.unasked_compression = not record.asked_compression
             except TritonError as caught:
                 error = self._after_redirect(attempt, caught, now)
                 if error is None:
@@ -520,13 +523,6 @@ class Call(_CallState):
         else:
             self._leave_region(error)
         self._fail(attempt, error, now)
-
-    def _note_compression(self, exchange: Exchange) -> None:
-        assert exchange.head is not None
-        encoding = exchange.head.get("content-encoding")
-        if encoding is not None and encoding.lower() != "identity":
-            self.record.asked_compression = self.context.options.compressed_on_purpose
-            self.record.unasked_compression = not self.record.asked_compression
 
     def _read(self, exchange: Exchange) -> Any:
         """The result that an answer holds, or that the server has written into shared memory."""

@@ -20,6 +20,7 @@ from beam_triton.dispatch.discovery import Discovery
 from beam_triton.dispatch.joint_requests import JoinableCalls
 from beam_triton.dispatch.shared_memory import RegionPool
 from beam_triton.dispatch.slots import Slots, WaitQueue
+from beam_triton.dispatch.totals import Totals
 from beam_triton.errors import CircuitOpenError, PoolTimeoutError, TritonError
 from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State, max_hold_seconds
 from beam_triton.policy.concurrency_limit import ConcurrencyLimit
@@ -27,7 +28,7 @@ from beam_triton.policy.learned_size import UNLIMITED, LearnedSizes
 from beam_triton.policy.politeness import Background
 from beam_triton.policy.rare_question import RareQuestion
 from beam_triton.policy.retry import EndpointView, RetryBudget, RetryPolicy
-from beam_triton.policy.server_times import ServerStatistics, ServerTotals
+from beam_triton.policy.server_times import ServerStatistics
 from beam_triton.policy.silence import Silence
 from beam_triton.transport.origin import EndpointUrl
 
@@ -186,8 +187,7 @@ class EndpointSet:
         waiting_for_admission: is woken when a request to an endpoint has ended.
         joinable_calls: of those that wait, the ones that may share a request.
         learned: which sizes of requests pass.
-        server_times: what the servers have said of their requests, for the job's metrics.
-        samples: what the metrics have looked at once in this process.
+        totals: what waits to be written to the job's metrics.
         model_questions: whether the model is still as it was described, by what its description depends on.
     """
 
@@ -211,8 +211,7 @@ class EndpointSet:
         self.waiting_for_admission = WaitQueue()
         self.joinable_calls = JoinableCalls()
         self.learned = LearnedSizes(time.monotonic)
-        self.server_times = ServerTotals()
-        self.samples: set[str] = set()
+        self.totals = Totals()
         self.model_questions: defaultdict[Any, RareQuestion[Any]] = defaultdict(
             lambda: RareQuestion(time.monotonic, time.sleep)
         )

@@ -18,7 +18,7 @@ from beam_triton.dispatch.channel import CallContext
 from beam_triton.dispatch.endpoints import Endpoint
 from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.errors import TritonError
-from beam_triton.policy.server_times import Executions, ServerCounts
+from beam_triton.policy.server_times import Executions, ServerCounts, figures_of
 from beam_triton.transport.attempt import exchange_within
 from beam_triton.transport.exchange import Buffer
 
@@ -79,7 +79,7 @@ def _ask(context: CallContext, endpoint: Endpoint, parts: Sequence[Buffer]) -> N
         context.endpoints.give_way()
     times = endpoint.statistics.add(counts)
     if endpoint.statistics.difference is not None:
-        context.endpoints.server_times.add(endpoint.statistics.difference, context.options.instances)
+        context.endpoints.totals.add(figures_of(endpoint.statistics.difference, context.options.instances))
     if times is not None:
         endpoint.limit.on_server_times(times, endpoint.statistics.valid_seconds)
 

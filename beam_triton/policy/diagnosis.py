@@ -205,7 +205,7 @@ class _Job:
         self.busy = self.bundle_seconds - self.waiting
         self.cpu = seconds("bundle_cpu")
         self.batch = of("batch_size").mean
-        self.batch_limit = of("batch_limit").mean
+        self.batch_limit = metrics.count("batch_limits") / max(1, metrics.count("limited_batches"))
         self.unfilled = self._per_call("unfilled_batches")
         self.unfilled_for_shape = self._per_call("unfilled_for_shape")
         self.sent_bytes, self.received_bytes = of("request_bytes").sum, of("response_bytes").sum

@@ -7,7 +7,6 @@ what happened meanwhile.
 from __future__ import annotations
 
 import math
-import threading
 from typing import NamedTuple
 
 # The second answer gives the first times: it comes soon, for processes that find a queue when they start.
@@ -63,40 +62,18 @@ class Executions(NamedTuple):
     busy_ns: int
 
 
-class ServerTotals:
-    """What servers have counted between two answers, added up until it is taken; thread-safe.
-
-    Attributes:
-        is_empty: nothing has been added since.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.is_empty = True
-        self._counts: dict[str, int] = {}
-
-    def add(self, difference: ServerCounts, instances: int) -> None:
-        """Add what a server of so many ``instances`` (0: not known) has counted."""
-        added = {
-            "server_requests": difference.requests,
-            "server_requests_of_job": difference.own,
-            "server_executions": difference.executions,
-            "server_microseconds": difference.total_ns // 1000,
-            "server_queue_microseconds": difference.queue_ns // 1000,
-            "server_compute_microseconds": difference.compute_ns // 1000,
-            "server_busy_microseconds": difference.busy_ns // 1000 if instances else 0,
-            "server_instance_microseconds": round(instances * difference.at * 1e6),
-        }
-        with self._lock:
-            for name, value in added.items():
-                self._counts[name] = self._counts.get(name, 0) + value
-            self.is_empty = False
-
-    def take(self) -> dict[str, int]:
-        """What has been added since the last time."""
-        with self._lock:
-            taken, self._counts, self.is_empty = self._counts, {}, True
-        return taken
+def figures_of(difference: ServerCounts, instances: int) -> dict[str, int]:
+    """What a server of so many ``instances`` (0: not known) has counted between two answers, by metric."""
+    return {
+        "server_requests": difference.requests,
+        "server_requests_of_job": difference.own,
+        "server_executions": difference.executions,
+        "server_microseconds": difference.total_ns // 1000,
+        "server_queue_microseconds": difference.queue_ns // 1000,
+        "server_compute_microseconds": difference.compute_ns // 1000,
+        "server_busy_microseconds": difference.busy_ns // 1000 if instances else 0,
+        "server_instance_microseconds": round(instances * difference.at * 1e6),
+    }
 
 
 class ServerStatistics:

@@ -110,6 +110,7 @@ class BisectingSender(Generic[Batch]):
         self._finished_elements = 0
         self._reactor = current_reactor()
         self._sent_at = time.monotonic()
+        self._batch_seconds = self._busy_seconds = 0.0
         self.ended: Sequence[Any] = self._dispatcher.completed
 
     def send(self, batch: Batch, joinable: Joinable | None = None) -> None:
@@ -118,7 +119,7 @@ class BisectingSender(Generic[Batch]):
         While the server is busy, a ``joinable`` batch may share a request with those of other bundles.
         """
         started_at, waited = time.monotonic(), self._reactor.waited_seconds
-        self.metrics.took("batch_wait_microseconds", started_at - self._sent_at)
+        self._batch_seconds += started_at - self._sent_at
         self._send(_Sent(batch, self.encoder, None, 0), joinable=joinable)
         self._dispatcher.step()
         self._sent_at = self._worked_since(started_at, waited)
@@ -136,8 +137,7 @@ class BisectingSender(Generic[Batch]):
     def _worked_since(self, started_at: float, waited: float) -> float:
         """Count the time since then, but for that in which the reactor has waited; gives the time now."""
         now = time.monotonic()
-        seconds = now - started_at - (self._reactor.waited_seconds - waited)
-        self.metrics.took("sending_microseconds", seconds)
+        self._busy_seconds += now - started_at - (self._reactor.waited_seconds - waited)
         return now
 
     def _take_ended(self) -> None:
@@ -170,7 +170,7 @@ class BisectingSender(Generic[Batch]):
                     if sent.whole is not None and sent.whole.part_passed(size):
                         self._learn(sent.whole)
                     self._count(batch)
-                    if self.metrics.wants_sample("answer"):
+                    if self.metrics.wants_answer:
                         arrays = call.result.outputs.values()
                         self.metrics.sample("answer", [array.tobytes() for array in arrays])
                     continue
@@ -211,6 +211,8 @@ class BisectingSender(Generic[Batch]):
                 self._dispatcher.wait()
             self._take_ended()
         self._worked_since(started_at, waited)
+        self.metrics.took("batch_wait_microseconds", self._batch_seconds)
+        self.metrics.took("sending_microseconds", self._busy_seconds)
         self.metrics.take_waits(self._dispatcher)
         self.metrics.flush()
         if self._finished_elements != expected_elements:
@@ -237,7 +239,7 @@ class BisectingSender(Generic[Batch]):
         except TritonError as error:
             self._bisect_or_fail(sent, error, BatchSize(len(sent.batch), 0), lost_at)
             return
-        if self.metrics.wants_sample("request"):
+        if self.metrics.wants_request:
             self.metrics.sample("request", request.body)
         if encoded.lengths is not None:
             sent = sent._replace(lengths=encoded.lengths)

@@ -56,10 +56,8 @@ def test_request_record_becomes_counters_and_distributions() -> None:
         request_bytes=1000,
         response_bytes=50,
         latency_seconds=0.0256,
-        connecting_seconds=0.005,
-        queued_seconds=0.25,
-        unasked_compression=True,
     )
+    record.connecting_seconds, record.queued_seconds, record.unasked_compression = 0.005, 0.25, True
 
     def write(metrics: InferenceMetrics) -> None:
         metrics.request_ended(8, record)
