@@ -12,15 +12,14 @@ import random
 import sys
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from beam_triton.dispatch.discovery import Discovery
 from beam_triton.dispatch.joint_requests import JoinableCalls
 from beam_triton.dispatch.shared_memory import RegionPool
 from beam_triton.dispatch.slots import Slots, WaitQueue
-from beam_triton.dispatch.totals import Totals
 from beam_triton.errors import CircuitOpenError, PoolTimeoutError, TritonError
 from beam_triton.policy.circuit_breaker import CircuitBreaker, CircuitBreakerPolicy, State, max_hold_seconds
 from beam_triton.policy.concurrency_limit import ConcurrencyLimit
@@ -38,6 +37,7 @@ _logger = logging.getLogger(__name__)
 _OVERLOADED_SECONDS = 10.0
 # Of several endpoints each process asks one for its queue, and another one after this time.
 _ASKED_SECONDS = 30.0
+_WRITE_EVERY_SECONDS = 1.0
 
 
 class EndpointSetKey(NamedTuple):
@@ -174,6 +174,37 @@ class Refusal(NamedTuple):
     """No endpoint may be sent to now. ``open_seconds`` is set where circuit breakers are the reason."""
 
     open_seconds: float | None
+
+
+class Totals:
+    """Counts that are added on any thread, and taken about once a second.
+
+    A metric costs as much to write as a small request costs to send, and streams have thousands of bundles a
+    second: what is known of each goes together.
+
+    Attributes:
+        due_at: when they are to be taken, in monotonic seconds.
+        seen: what is to be found out once in a process, and has been.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self.due_at = time.monotonic() + _WRITE_EVERY_SECONDS
+        self.seen: set[str] = set()
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Add to the counts."""
+        with self._lock:
+            for name, value in counts.items():
+                self._counts[name] += value
+
+    def take(self) -> Counter[str]:
+        """What has been added since the last time."""
+        self.due_at = time.monotonic() + _WRITE_EVERY_SECONDS
+        with self._lock:
+            taken, self._counts = self._counts, Counter()
+        return taken
 
 
 class EndpointSet:

@@ -40,7 +40,7 @@ _FLUSH_SECONDS = 1.0
 
 # What is known of a bundle that lasts as long is written at its end.
 _LONG_BUNDLE_SECONDS = 0.1
-_SAMPLE_BYTES = 64 * 1024
+_SAMPLE_BYTES = 16 * 1024
 # The worker, a request and an answer.
 _SEEN_ONCE = 3
 
