@@ -5,8 +5,10 @@ Each job runs on a runner of Beam's against a real Triton, behind a real proxy w
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -17,6 +19,7 @@ from apache_beam.transforms.core import RestrictionProvider
 
 import beam_triton
 from beam_triton import Explanation, TritonInference
+from beam_triton.cli.main import main
 from beam_triton.policy import diagnosis
 from beam_triton.testing import LocalTriton
 from benchmarks.delay_proxy import delayed
@@ -212,3 +215,65 @@ def test_proxy_that_does_not_compress_needs_no_change(server: LocalTriton) -> No
     with Nginx([port(server)]) as nginx:
         said = explained([X] * 16_000, TritonInference(nginx.endpoint, TWO_AT_A_TIME))
     assert said.advice is None, said
+
+
+def full_of_small_requests(path: Path) -> str:
+    """The file of a job whose requests of two elements keep the model's instances busy."""
+    counters = {
+        "bundles": 10,
+        "bundle_microseconds": 100_000_000,
+        "bundle_wait_microseconds": 90_000_000,
+        "answer_microseconds": 90_000_000,
+        "server_requests": 1_000,
+        "server_requests_of_job": 1_000,
+        "server_executions": 1_000,
+        "server_microseconds": 88_000_000,
+        "server_queue_microseconds": 40_000_000,
+        "server_compute_microseconds": 48_000_000,
+        "server_busy_microseconds": 48_000_000,
+        "server_instance_microseconds": 50_000_000,
+        "limited_batches": 10,
+        "batch_limits": 640,
+        "workers": 1,
+    }
+    distributions = {
+        "batch_size": {"count": 1_000, "sum": 2_000, "min": 2, "max": 2},
+        "request_latency_milliseconds": {"count": 1_000, "sum": 90_000, "min": 88, "max": 99},
+    }
+    path.write_text(json.dumps({"counters": counters, "distributions": distributions}))
+    return str(path)
+
+
+def test_command_asks_the_server_for_what_a_job_cannot_see(
+    server: LocalTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it has dynamic batching."""
+    path = full_of_small_requests(tmp_path / "metrics.json")
+    assert main(["explain", path]) == 0
+    assert "Nothing to change: the job uses its server fully" in capsys.readouterr().out
+    assert main(["explain", path, "--endpoint", server.endpoint, "--model", TWO_AT_A_TIME]) == 0
+    assert "Change: dynamic_batching (server)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--model", "echo"], ["--endpoint", "http://x:1"]])
+def test_command_wants_endpoint_and_model_together(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, as for any wrong use."""
+    assert main(["explain", full_of_small_requests(tmp_path / "metrics.json"), *arguments]) == 2
+    assert "--endpoint and --model" in capsys.readouterr().err
+
+
+def test_score_ends_with_an_explanation_and_keeps_the_metrics(
+    server: LocalTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of rows; the command says the same of what ``--metrics`` has written."""
+    rows, kept = tmp_path / "rows.jsonl", tmp_path / "metrics.json"
+    rows.write_text("".join(json.dumps({"x": [0.5] * 128}) + "\n" for _ in range(6_000)))
+    arguments = ["--files", str(rows), "--output", str(tmp_path / "results.jsonl"), "--metrics", str(kept)]
+    arguments += ["--endpoint", server.endpoint, "--model", TWO_AT_A_TIME, "--progress_seconds", "0"]
+    assert main(["score", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "where the time goes" in printed
+    assert main(["explain", str(kept)]) == 0
+    assert printed.endswith(f"\n\n{capsys.readouterr().out}")
