@@ -363,6 +363,8 @@ class _Execution:
 class _Process:
     """A worker process, whose only thread makes requests and takes answers; also the reactor of its calls."""
 
+    waited_seconds = 0.0
+
     def __init__(self, simulation: _Simulation, number: int) -> None:
         fleet = simulation.fleet
         self.number = number
