@@ -24,6 +24,8 @@ _MOST = 0.5
 
 # Of its instances' time; above it a server is full.
 _FULL = 0.8
+# From here on a server leaves little to be gained elsewhere.
+_WELL_USED = 0.6
 # The server's queue against its computing, where it is not known how many instances there are.
 _FULL_BY_QUEUE = 0.5
 # Between these a link is slow: below, something else is; above, the server's copying of bytes.
@@ -31,6 +33,8 @@ _SLOW_LINK_BYTES_PER_SECOND = 50e6
 # About what Triton compresses.
 _COMPRESSOR_BYTES_PER_SECOND = 20e6
 _COMPRESSES_WELL = 0.7
+# Latencies are known in whole milliseconds.
+_LEAST_MILLISECONDS = 0.5
 # A network time of so many round trips is the distance, not the bytes.
 _DISTANCE_ROUND_TRIPS = 3
 _TUNING = "docs/tuning.md"
@@ -212,6 +216,13 @@ class _Job:
         self._server_figures()
         self._divide_request()
         self._divide_bundles()
+
+    @property
+    def leaves_server_idle(self) -> bool:
+        """Whether the job would be much faster if all but the server took no time."""
+        if self.busy_instances is not None:
+            return self.busy_instances < _WELL_USED
+        return not self.is_full
 
     def _per_call(self, name: str) -> float:
         return self.metrics.count(name) / max(1, self.calls)
@@ -498,7 +509,7 @@ def _full_server(job: _Job) -> _Found:
 def _slots(job: _Job) -> _Found:
     """Fewer requests in flight than the server could take."""
     share = job.shares[SLOT]
-    if share < _WORTHWHILE:
+    if share < _WORTHWHILE or not job.leaves_server_idle:
         return None
     idle = (
         ""
@@ -520,7 +531,7 @@ def _slots(job: _Job) -> _Found:
 def _slow_link(job: _Job) -> _Found:
     """A link that is slow for its bytes, or long."""
     share = job.network_share
-    if share < _WORTHWHILE or job.network < job.queue + job.computing:
+    if share < _WORTHWHILE or job.network < job.queue + job.computing or not job.leaves_server_idle:
         return None
     round_trip = job.metrics.of("round_trip_microseconds").minimum / 1e6
     if round_trip and job.network <= _DISTANCE_ROUND_TRIPS * round_trip:
@@ -539,7 +550,11 @@ def _slow_link(job: _Job) -> _Found:
             f"The server is far away: the job waits for the network {share:.0%} of the time.",
         )
     rate = (job.sent_bytes + job.received_bytes) / (share * job.bundle_seconds)
-    if rate > _SLOW_LINK_BYTES_PER_SECOND:
+    # What the fastest request shows: it may have been a small one, or have had the link for itself.
+    fastest = max(job.metrics.of("request_latency_milliseconds").minimum, _LEAST_MILLISECONDS) / 1e3
+    nbytes = (job.sent_bytes + job.received_bytes) / job.answers
+    fastest_rate = nbytes / max(fastest - job.computing, _LEAST_MILLISECONDS / 1e3)
+    if max(rate, fastest_rate) > _SLOW_LINK_BYTES_PER_SECOND:
         return None
     sends_more = job.sent_bytes >= job.received_bytes
     kind, option = ("request", "compression") if sends_more else ("answer", "response_compression")
@@ -573,7 +588,7 @@ def _slow_link(job: _Job) -> _Found:
 def _busy_worker(job: _Job) -> _Found:
     """Workers that compute while the server has time."""
     share = job.busy / job.bundle_seconds
-    if share < 1 - _WORTHWHILE or job.is_full:
+    if share < 1 - _WORTHWHILE or not job.leaves_server_idle:
         return None
     idle = ""
     if job.busy_instances is not None:
