@@ -115,7 +115,8 @@ WANTS_NOTHING = [
     ("too few", "fast", job(bundle=0.5, wait=0.4, answer=0.0004, compute=0.0003)),
     ("stands out", "half of each", job(wait=50, answer=0.05, compute=0.045, busy=0.7)),
     ("stands out", "a fast link that copies large tensors", job(**ON_THE_NETWORK, nbytes=8e6)),
-    ("stands out", "a proxy that is slow now and then", job(**ON_THE_NETWORK, **COMPRESSIBLE, fastest=0.0015)),
+    ("stands out", "a proxy that is slow now and then", job(
+        **ON_THE_NETWORK, **COMPRESSIBLE, fastest=0.0015)),
     ("stands out", "a network that takes what a well used server leaves", job(
         answer=0.09, compute=0.03, busy=0.7, **COMPRESSIBLE)),
     ("stands out", "compressed answers that hardly cost anything", job(
