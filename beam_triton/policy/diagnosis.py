@@ -594,7 +594,7 @@ def _busy_worker(job: _Job) -> _Found:
     if job.busy_instances is not None:
         idle = f", while the model's instances are idle {1 - job.busy_instances:.0%} of it"
     worker = job.metrics.seconds("worker")
-    is_cpu = job.cpu >= _MOST * job.busy
+    is_cpu = job.cpu >= _WORTHWHILE * job.busy
     takes_turns = worker > 0 and job.metrics.seconds("worker_cpu") >= _FULL * worker
     if is_cpu or takes_turns:
         of_library = job.shares[ENCODING] + job.shares[DECODING]

@@ -202,7 +202,7 @@ def test_elements_of_many_lengths_want_buckets(server: LocalTriton) -> None:
 @pytest.mark.nginx
 def test_proxy_that_compresses_should_not(server: LocalTriton) -> None:
     """It asks the server for gzip in the name of clients that did not."""
-    elements = list(np.random.default_rng(7).standard_normal((12_000, 128), dtype=np.float32))
+    elements = list(np.random.default_rng(7).standard_normal((40_000, 128), dtype=np.float32))
     with Nginx([port(server)], compresses=True) as nginx:
         said = explained(elements, in_sixty_fours(nginx.endpoint))
     assert said.advice is not None, said
