@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 # A job says little about itself before it has sent so many requests in so much time.
-_LEAST_REQUESTS, _LEAST_SECONDS = 5, 1.0
+_LEAST_REQUESTS, _LEAST_SECONDS = 5, 0.5
 # What concerns less of the time than this is not worth a change.
 _WORTHWHILE = 0.25
 _MOST = 0.5

@@ -191,7 +191,7 @@ def test_far_server_wants_more_requests_in_flight(server: LocalTriton) -> None:
 
 def test_elements_of_many_lengths_want_buckets(server: LocalTriton) -> None:
     """Requests of equal lengths hold a few of the bundle's elements each."""
-    drawn = np.random.default_rng(7).lognormal(np.log(100), 0.8, 40_000)
+    drawn = np.random.default_rng(7).lognormal(np.log(100), 0.8, 60_000)
     ids = [np.ones(length, np.int64) for length in np.clip(drawn, 1, 2048).astype(int)]
     elements = [{"input_ids": each, "attention_mask": each} for each in ids]
     said = explained(elements, TritonInference(server.endpoint, "attend"))

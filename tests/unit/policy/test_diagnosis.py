@@ -112,7 +112,7 @@ WANTS_NOTHING = [
         batch=2, bundle=10, wait=9, answer=0.009, compute=0.008, bundles=1_000, unfilled_batches=1_000,
         worker_microseconds=100, worker_cpu_microseconds=3)),
     ("too few", "short", job(requests=4)),
-    ("too few", "fast", job(bundle=0.5, wait=0.4, answer=0.0004, compute=0.0003)),
+    ("too few", "fast", job(bundle=0.2, wait=0.1, answer=0.0004, compute=0.0003)),
     ("stands out", "half of each", job(wait=50, answer=0.05, compute=0.045, busy=0.7)),
     ("stands out", "a fast link that copies large tensors", job(**ON_THE_NETWORK, nbytes=8e6)),
     ("stands out", "a proxy that is slow now and then", job(
