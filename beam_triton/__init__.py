@@ -34,12 +34,14 @@ from beam_triton.errors import (
 )
 from beam_triton.policy.batching import BatchingPolicy
 from beam_triton.policy.circuit_breaker import CircuitBreakerPolicy
+from beam_triton.policy.diagnosis import Explanation
 from beam_triton.policy.retry import RetryPolicy
 from beam_triton.protocol import InferResponse, ModelSpec, TensorSpec
 from beam_triton.server.worker_triton import WorkerTriton
 from beam_triton.transforms.batch_inference import TritonBatchInference
 from beam_triton.transforms.embeddings import TritonImageEmbeddings, TritonTextEmbeddings
 from beam_triton.transforms.enrichment import TritonEnrichmentHandler
+from beam_triton.transforms.explanation import explain, write_metrics
 from beam_triton.transforms.generation import TritonGenerate, TritonGenerateDoFn
 from beam_triton.transforms.inference import TritonInference, TritonInferenceDoFn
 from beam_triton.transforms.pipeline_options import TritonOptions
@@ -60,6 +62,7 @@ __all__ = [
     "ConnectionPoolConfig",
     "DeadlineExceededError",
     "DefaultResult",
+    "Explanation",
     "InferResponse",
     "InferenceError",
     "InvalidRequestError",
@@ -101,5 +104,7 @@ __all__ = [
     "TritonTextEmbeddings",
     "UnexpectedOutputError",
     "WorkerTriton",
+    "explain",
     "watch",
+    "write_metrics",
 ]

@@ -124,6 +124,7 @@ class RemoteModel:
                 health_paths=(SERVER_READY, model_ready_path(spec.name, options.model_version)),
                 statistics_path=statistics_path,
                 instances=spec.instances,
+                compressed_on_purpose=options.response_compression is not None,
                 network=options.network,
                 tracing=options.traces,
             ),

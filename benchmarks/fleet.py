@@ -55,8 +55,10 @@ from beam_triton.transport.origin import EndpointUrl, Origin
 
 _BALANCER = "http://balancer:8000"
 _REQUEST = HttpRequest("POST", "/v2/models/model/infer")
-_ANSWER = SimpleNamespace(body=b"", head=SimpleNamespace(status=200))
-_QUEUE_FULL = SimpleNamespace(body=b"", head=SimpleNamespace(status=503))
+_ANSWER, _QUEUE_FULL = (
+    SimpleNamespace(body=b"", head=SimpleNamespace(status=status, get=lambda name: None))
+    for status in (200, 503)
+)
 # How often idle connections that are too old are looked for.
 _SWEEP_SECONDS = 5.0
 # Calls that wait for their turn look for themselves four times a second. Here one does, and wakes the others,
@@ -362,6 +364,8 @@ class _Execution:
 
 class _Process:
     """A worker process, whose only thread makes requests and takes answers; also the reactor of its calls."""
+
+    waited_seconds = 0.0
 
     def __init__(self, simulation: _Simulation, number: int) -> None:
         fleet = simulation.fleet
@@ -672,6 +676,7 @@ class _Attempt:
         self.error: TritonError | None = None
         self.has_opened = self.has_reused = self.has_waited = self.has_ended = False
         self._is_connecting = False
+        self.sent_at = 0.0
         self._connection: _Connection | None = None
 
     def start(self) -> None:
@@ -698,6 +703,7 @@ class _Attempt:
         self._connection = connection
         self.has_reused, self.has_opened = is_reused, not is_reused
         simulation, server = self._simulation, connection.server
+        self.sent_at = simulation.now
         self.wake_at = min(self.deadline, simulation.now + self._silence_seconds)
         self._wake_later()
         if connection.epoch == server.epoch:

@@ -28,9 +28,11 @@ FLAGS = Spelling(
 """Options of `InferenceOptions`, as the commands spell them."""
 
 
-def add_server(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say where the server is and how to reach it."""
-    parser.add_argument("endpoint", metavar="ENDPOINT", help="URL of the server, such as http://triton:8000")
+def add_server(parser: argparse.ArgumentParser, *, as_option: bool = False) -> None:
+    """Add the arguments that say where the server is, which may be left out ``as_option``, and how to reach
+    it."""
+    name, metavar = ("--endpoint", "URL") if as_option else ("endpoint", "ENDPOINT")
+    parser.add_argument(name, metavar=metavar, help="URL of the server, such as http://triton:8000")
     FLAGS.add_to(parser, "auth_token")
     parser.add_argument(
         "--header",

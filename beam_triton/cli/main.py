@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from beam_triton.cli import EXIT_PROBLEM, EXIT_WRONG_USE, check, lock, tune
+from beam_triton.cli import EXIT_PROBLEM, EXIT_WRONG_USE, check, explain, lock, tune
 from beam_triton.cli.arguments import explained
 from beam_triton.errors import ConfigurationError, ModelMismatchError, TritonError
 
 # Each command's module has ``add_arguments``, which adds its parser and sets ``run`` to a function that
 # takes the parsed arguments and returns an exit code.
-_COMMANDS = (check, tune, lock)
+_COMMANDS = (check, tune, explain, lock)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,7 +26,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -66,6 +66,8 @@ _logger = logging.getLogger(__name__)
 
 # A model may take far longer for the first token of a long prompt than it usually does.
 _LEAST_STREAM_SILENCE_SECONDS = 30.0
+# A process that sends fewer requests does not ask the server where their time went.
+_FIRST_LOOK_ANSWERS = 16
 # How Triton's refusals begin, and those of proxies do not.
 _ERROR_OF_SERVER = b'{"error":'
 
@@ -86,6 +88,9 @@ class CallRecord:
     """What happened to a call, for metrics: plain counts, written on the reactor's thread.
 
     Its request held ``joined_rows`` of other calls as well; or it ``has_joined`` another's, which counts it.
+    ``queued_seconds`` passed before the last attempt was sent: the endpoint's limit, earlier attempts and the
+    waits between them. The answer came ``latency_seconds`` after that, of which ``connecting_seconds`` passed
+    until there was a connection, and ``busy_seconds`` while the thread did something else than wait.
     """
 
     request_bytes: int = 0
@@ -99,6 +104,12 @@ class CallRecord:
     response_bytes: int = 0
     shared_memory_requests: int = 0
     latency_seconds: float = 0.0
+    queued_seconds: float = field(default=0.0, init=False)
+    connecting_seconds: float = field(default=0.0, init=False)
+    busy_seconds: float = field(default=0.0, init=False)
+    decoding_seconds: float = field(default=0.0, init=False)
+    unasked_compression: bool = field(default=False, init=False)
+    asked_compression: bool = field(default=False, init=False)
 
 
 class _CallState:
@@ -125,6 +136,7 @@ class _CallState:
     _redirect: Redirect | None = None
     _redirects = 0
     _sent_at = 0.0
+    _waited_seconds = 0.0
     _was_stalled = False
     _silence_seconds = math.inf
     _gave_up_after_seconds = math.inf
@@ -137,6 +149,8 @@ class _CallState:
     _deadline = math.inf
     _hold_until = math.inf
     _queued_at: float | None = None
+    # When it first had to wait, or to be sent again.
+    _delayed_at: float | None = None
     # The call whose request holds this one's batch, set by that call's thread; and what that has handed over.
     joined_to: Call | None = None
     _handed_over: Any = None
@@ -228,6 +242,8 @@ class Call(_CallState):
             return
         self.is_throttled = False
         self._admission = admission
+        if self._delayed_at is not None:
+            self.record.queued_seconds = now - self._delayed_at
         if self._deadline == math.inf:
             self._deadline = now + self.context.options.timeout_seconds
         if not self.record.attempts:
@@ -305,6 +321,8 @@ class Call(_CallState):
 
     def _wait_for_admission(self, refusal: Refusal) -> None:
         now = time.monotonic()
+        if self._delayed_at is None:
+            self._delayed_at = now
         if self.pinned is not None:
             self._finish_with(self.context.endpoints.unhealthy_error(refusal.open_seconds or 0.0, 0.0))
         elif refusal.open_seconds is None:
@@ -414,6 +432,7 @@ class Call(_CallState):
             self._finish_with(error)
             return
         self._sent_at = now
+        self._waited_seconds = self.context.reactor.waited_seconds
         self._attempt = attempt = Attempt(
             self.context.reactor,
             self.context.pool,
@@ -476,12 +495,21 @@ class Call(_CallState):
         record.connection_waits += attempt.has_waited
         if error is None:
             assert attempt.exchange is not None
-            record.latency_seconds = now - self._sent_at
+            record.latency_seconds = latency_seconds = now - self._sent_at
+            waited_seconds = self.context.reactor.waited_seconds - self._waited_seconds
+            record.busy_seconds = max(0.0, latency_seconds - waited_seconds)
+            if attempt.has_opened or attempt.has_waited:
+                record.connecting_seconds = attempt.sent_at - self._sent_at
             record.response_bytes = len(attempt.exchange.body)
             try:
                 result = self._read(attempt.exchange)
                 self.result = result if self._joint is None else self._joint.divide(result)
                 self._joint = None
+                record.decoding_seconds = time.monotonic() - now
+                encoding = attempt.exchange.head.get("content-encoding") if attempt.exchange.head else None
+                if encoding is not None and encoding.lower() != "identity":
+                    record.asked_compression = self.context.options.compressed_on_purpose
+                    record.unasked_compression = not record.asked_compression
             except TritonError as caught:
                 error = self._after_redirect(attempt, caught, now)
                 if error is None:
@@ -584,6 +612,9 @@ class Call(_CallState):
                 if asked is not None:
                     ask_for_statistics(self.context, asked, answered_at)
             endpoint.limit.on_success(latency_seconds)
+            endpoint.answers += 1
+            if answered_at >= endpoint.statistics.look_at and endpoint.answers >= _FIRST_LOOK_ANSWERS:
+                ask_for_statistics(self.context, endpoint, answered_at)
         endpoint.is_stalled = False
         errors = self._history.errors
         if errors:
@@ -601,6 +632,8 @@ class Call(_CallState):
     def _fail(self, attempt: Attempt, error: TritonError, now: float) -> None:
         assert self._admission is not None
         endpoint = self._admission.endpoint
+        if self._delayed_at is None:
+            self._delayed_at = self._sent_at
         without_frames(error)
         self.describe(error)
         answered_meanwhile = endpoint.answered_at >= self._sent_at

@@ -25,7 +25,8 @@ class CallOptions:
     """What all requests of one user have in common.
 
     A request takes a slot for each ``slot_bytes``, at least one: slots bound bytes as well as requests.
-    The model is executed by ``instances`` at a time, 0 where that is not known.
+    The model is executed by ``instances`` at a time, 0 where that is not known. Answers are
+    ``compressed_on_purpose`` where the user has asked for it.
     ``network`` chooses the proxies for redirects. ``tracing`` is as in `beam_triton.dispatch.tracing`.
     """
 
@@ -36,6 +37,7 @@ class CallOptions:
     tracing: bool | None = None
     statistics_path: str = ""
     instances: int = 0
+    compressed_on_purpose: bool = False
     network: NetworkConfig = DEFAULT_NETWORK
 
 

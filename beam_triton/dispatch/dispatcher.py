@@ -35,11 +35,13 @@ class Dispatcher(Generic[T]):
         completed: calls that have ended, with their tokens, in the order of their ends; the owner removes
             them.
         throttled_seconds: time spent waiting while some call was held by an overloaded or unhealthy server.
+        slot_seconds: time spent waiting for a slot.
     """
 
     def __init__(self, channel: Channel) -> None:
         self.completed: deque[tuple[T, Call]] = deque()
         self.throttled_seconds = 0.0
+        self.slot_seconds = 0.0
         self._context = channel.context(current_reactor())
         self._slots = self._context.endpoints.slots
         self._taken_slots = 0
@@ -80,9 +82,11 @@ class Dispatcher(Generic[T]):
             # Nothing else checks them unless a request waits: others are healthy, or requests fail at once.
             start_health_checks(self._context)
         if slots and not self._slots.try_take(slots):
+            waited_seconds = self._context.reactor.waited_seconds
             self._slots.take(
                 slots, self._context.reactor, lambda: self._wait_until(time.monotonic() + POLL_AGAIN_SECONDS)
             )
+            self.slot_seconds += self._context.reactor.waited_seconds - waited_seconds
         span = None
         opentelemetry = self._opentelemetry
         if opentelemetry is not None and opentelemetry.get_current_span() is not opentelemetry.INVALID_SPAN:

@@ -12,8 +12,8 @@ import random
 import sys
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from beam_triton.dispatch.discovery import Discovery
@@ -37,6 +37,7 @@ _logger = logging.getLogger(__name__)
 _OVERLOADED_SECONDS = 10.0
 # Of several endpoints each process asks one for its queue, and another one after this time.
 _ASKED_SECONDS = 30.0
+_WRITE_EVERY_SECONDS = 1.0
 
 
 class EndpointSetKey(NamedTuple):
@@ -70,6 +71,7 @@ class Endpoint:
     Attributes:
         turn: of equals the one with the lowest is next. In the order of the list, processes with few requests
             in flight would all meet at its first; by chance, requests would meet more often than in turns.
+        answers: how many requests for the model it has answered, about: threads may count at once.
         answered_at: when it last answered a request for the model, be it that the model raised.
         checked_at: when it last passed a health check.
         is_stalled: a request has passed its deadline, and none has been answered since.
@@ -78,6 +80,7 @@ class Endpoint:
     def __init__(self, url: EndpointUrl, key: EndpointSetKey, of_all: ConcurrencyLimit | None = None) -> None:
         self.url = url
         self.in_flight = 0
+        self.answers = 0
         self.turn = random.random()
         self.limit = ConcurrencyLimit(
             key.max_concurrent_requests, key.timeout_seconds, time.monotonic, time.time, of_all=of_all
@@ -173,6 +176,37 @@ class Refusal(NamedTuple):
     open_seconds: float | None
 
 
+class Totals:
+    """Counts that are added on any thread, and taken about once a second.
+
+    A metric costs as much to write as a small request costs to send, and streams have thousands of bundles a
+    second: what is known of each goes together.
+
+    Attributes:
+        due_at: when they are to be taken, in monotonic seconds.
+        seen: what is to be found out once in a process, and has been.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self.due_at = time.monotonic() + _WRITE_EVERY_SECONDS
+        self.seen: set[str] = set()
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Add to the counts."""
+        with self._lock:
+            for name, value in counts.items():
+                self._counts[name] += value
+
+    def take(self) -> Counter[str]:
+        """What has been added since the last time."""
+        self.due_at = time.monotonic() + _WRITE_EVERY_SECONDS
+        with self._lock:
+            taken, self._counts = self._counts, Counter()
+        return taken
+
+
 class EndpointSet:
     """The endpoints of one model and the process's slots for it; thread-safe.
 
@@ -184,6 +218,7 @@ class EndpointSet:
         waiting_for_admission: is woken when a request to an endpoint has ended.
         joinable_calls: of those that wait, the ones that may share a request.
         learned: which sizes of requests pass.
+        totals: what waits to be written to the job's metrics.
         model_questions: whether the model is still as it was described, by what its description depends on.
     """
 
@@ -207,6 +242,7 @@ class EndpointSet:
         self.waiting_for_admission = WaitQueue()
         self.joinable_calls = JoinableCalls()
         self.learned = LearnedSizes(time.monotonic)
+        self.totals = Totals()
         self.model_questions: defaultdict[Any, RareQuestion[Any]] = defaultdict(
             lambda: RareQuestion(time.monotonic, time.sleep)
         )

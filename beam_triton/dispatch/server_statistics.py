@@ -18,7 +18,7 @@ from beam_triton.dispatch.channel import CallContext
 from beam_triton.dispatch.endpoints import Endpoint
 from beam_triton.dispatch.request_head import HttpRequest
 from beam_triton.errors import TritonError
-from beam_triton.policy.server_times import Executions, ServerCounts
+from beam_triton.policy.server_times import Executions, ServerCounts, figures_of
 from beam_triton.transport.attempt import exchange_within
 from beam_triton.transport.exchange import Buffer
 
@@ -62,6 +62,8 @@ def _ask(context: CallContext, endpoint: Endpoint, parts: Sequence[Buffer]) -> N
     try:
         versions = json.loads(bytes(exchange.body))["model_stats"]
         counts, executions = _counts(versions), _executions(versions)
+        busy_ns = sum(each.busy_ns for each in executions.values())
+        counts = counts._replace(busy_ns=busy_ns, at=time.monotonic(), own=endpoint.answers)
     except (ValueError, LookupError, TypeError, AttributeError):
         # Another kind of server, or one that does not allow the question.
         _is_silent(context, endpoint)
@@ -76,6 +78,8 @@ def _ask(context: CallContext, endpoint: Endpoint, parts: Sequence[Buffer]) -> N
         )
         context.endpoints.give_way()
     times = endpoint.statistics.add(counts)
+    if endpoint.statistics.difference is not None:
+        context.endpoints.totals.add(figures_of(endpoint.statistics.difference, context.options.instances))
     if times is not None:
         endpoint.limit.on_server_times(times, endpoint.statistics.valid_seconds)
 

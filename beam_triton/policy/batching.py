@@ -145,6 +145,9 @@ class Batcher(Generic[Item]):
 
     Buffers are bounded by four times ``max_batch_bytes`` and by 1,024 signatures. Beyond the first the
     largest batch leaves before it is full, beyond the second the oldest.
+
+    Attributes:
+        left_early: how many batches have left for one of these bounds.
     """
 
     def __init__(
@@ -161,6 +164,7 @@ class Batcher(Generic[Item]):
         # In the order in which the batches were begun.
         self._open: dict[Hashable, _OpenBatch[Item]] = {}
         self.pending_bytes = 0
+        self.left_early = 0
 
     @property
     def pending_count(self) -> int:
@@ -200,6 +204,14 @@ class Batcher(Generic[Item]):
             old.append(signature)
         return [self._remove(signature) for signature in old]
 
+    def usual_limit(self) -> int:
+        """How many items like those that wait a batch holds; 0 where none does."""
+        if not self._open:
+            return 0
+        first = next(iter(self._open.values()))
+        item_bytes = max(1, self.pending_bytes // self.pending_count)
+        return max(1, min(first.max_rows, first.max_bytes // item_bytes))
+
     def drain(self) -> list[list[Item]]:
         """Everything buffered, the oldest batch first; nothing is buffered afterwards."""
         batches = [batch.items for batch in self._open.values()]
@@ -217,6 +229,7 @@ class Batcher(Generic[Item]):
             if self.pending_bytes - batch.nbytes + nbytes > self._max_pending_bytes:
                 return [item]
             leaving = self._remove(oldest)
+            self.left_early += 1
         self._open_batch(signature, item, nbytes, max_rows, max_bytes)
         if self.pending_bytes > self._max_pending_bytes:
             leaving = self._remove_largest()
@@ -243,6 +256,7 @@ class Batcher(Generic[Item]):
         return batch.items
 
     def _remove_largest(self) -> list[Item]:
+        self.left_early += 1
         return self._remove(max(self._open, key=lambda signature: self._open[signature].nbytes))
 
 

@@ -89,6 +89,7 @@ class ScoreOptions(PipelineOptions):
         add("--with_origin", action="store_true", help="write the file and row of each result")
         add("--failures", metavar="PATH", help="default: beside the output, as NAME-failures.jsonl")
         add("--max_failures", type=int, help="more failed rows end the job; default: no limit")
+        add("--metrics", metavar="PATH", help="write the job's metrics, for python -m beam_triton explain")
         add("--progress_seconds", type=float, default=2.0, help="between progress lines; 0: none; default: 2")
         add("--report", metavar="FILE.html", help="charts of the run on this machine, see docs/watching.md")
 

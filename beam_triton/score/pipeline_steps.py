@@ -188,7 +188,7 @@ class ScoreBlocks(ModelDoFn):
     def start_bundle(self) -> None:
         assert self._model is not None, "setup has not been called"
         self._cancel()
-        metrics = InferenceMetrics(self._model.channel.pool)
+        metrics = InferenceMetrics(self._model.channel)
         self._scorer = RowScorer(self._model, self._options.batching, metrics, exc_class=Exception)
 
     def process(self, block: RowBlock) -> Iterator[Any]:

@@ -31,6 +31,7 @@ from beam_triton.score.job_report import complaint, counts_of, summary, summary_
 from beam_triton.score.result_writing import ColumnSink, check_fields, failure_columns, result_columns
 from beam_triton.score.row_reading import CorruptFileError, FileSource, Piece, RowBlock, match_files
 from beam_triton.testing import LocalTriton
+from beam_triton.transforms.explanation import explain, write_metrics
 
 _logger = logging.getLogger(__name__)
 
@@ -117,6 +118,9 @@ def run(options: PipelineOptions, job: ScoreJob) -> str:
                     FileSystems.delete([f"{target.temporary_folder}*/*", f"{target.temporary_folder}*"])
             raise
     print(summary(counts, seconds, job.output.path, job.failures.path))
+    print(f"\n{explain(result.metrics())}")
+    if job.given.metrics:
+        write_metrics(result.metrics(), job.given.metrics)
     if is_local and counts["rows_read"] != counts["results_written"] + counts["failures_written"]:
         return "rows in are not results plus failures; please report this table"
     return complaint(counts, job.given.max_failures, job.failures.path)

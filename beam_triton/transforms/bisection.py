@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -34,6 +35,7 @@ from beam_triton.protocol import EncodedRequest, InferRequestEncoder, InferRespo
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transforms.metrics import InferenceMetrics
 from beam_triton.transforms.model_dofn import check_can_be_scored
+from beam_triton.transport.reactor import current_reactor
 
 
 class _Divisible(Protocol):
@@ -106,6 +108,9 @@ class BisectingSender(Generic[Batch]):
         self._learned = self.model.channel.endpoints.learned
         self._use(self.model.encoder)
         self._finished_elements = 0
+        self._reactor = current_reactor()
+        self._sent_at = time.monotonic()
+        self._batch_seconds = self._busy_seconds = 0.0
         self.ended: Sequence[Any] = self._dispatcher.completed
 
     def send(self, batch: Batch, joinable: Joinable | None = None) -> None:
@@ -113,8 +118,11 @@ class BisectingSender(Generic[Batch]):
 
         While the server is busy, a ``joinable`` batch may share a request with those of other bundles.
         """
+        started_at, waited = time.monotonic(), self._reactor.waited_seconds
+        self._batch_seconds += started_at - self._sent_at
         self._send(_Sent(batch, self.encoder, None, 0), joinable=joinable)
         self._dispatcher.step()
+        self._sent_at = self._worked_since(started_at, waited)
 
     def step(self) -> None:
         """Do what can be done without waiting."""
@@ -122,9 +130,20 @@ class BisectingSender(Generic[Batch]):
 
     def take_ended(self) -> None:
         """Report every batch that has ended, or send its parts."""
+        started_at, waited = time.monotonic(), self._reactor.waited_seconds
+        self._take_ended()
+        self._worked_since(started_at, waited)
+
+    def _worked_since(self, started_at: float, waited: float) -> float:
+        """Count the time since then, but for that in which the reactor has waited; gives the time now."""
+        now = time.monotonic()
+        self._busy_seconds += now - started_at - (self._reactor.waited_seconds - waited)
+        return now
+
+    def _take_ended(self) -> None:
         completed = self._dispatcher.completed
         if completed:
-            self._count_throttling()
+            self.metrics.take_waits(self._dispatcher)
         while completed:
             sent, call = completed.popleft()
             batch = sent.batch
@@ -151,6 +170,9 @@ class BisectingSender(Generic[Batch]):
                     if sent.whole is not None and sent.whole.part_passed(size):
                         self._learn(sent.whole)
                     self._count(batch)
+                    if self.metrics.wants_answer:
+                        arrays = call.result.outputs.values()
+                        self.metrics.sample("answer", [array.tobytes() for array in arrays])
                     continue
             if error.model_may_have_changed and sent.encoder is self.encoder:
                 self._adopt_change(error)
@@ -183,11 +205,15 @@ class BisectingSender(Generic[Batch]):
             AssertionError: other than ``expected_elements`` have been reported since this object was made: an
                 element was lost, or came out twice.
         """
+        started_at, waited = time.monotonic(), self._reactor.waited_seconds
         while self._dispatcher.in_flight or self._dispatcher.completed:
             if not self._dispatcher.completed:
                 self._dispatcher.wait()
-            self.take_ended()
-        self._count_throttling()
+            self._take_ended()
+        self._worked_since(started_at, waited)
+        self.metrics.took("batch_wait_microseconds", self._batch_seconds)
+        self.metrics.took("sending_microseconds", self._busy_seconds)
+        self.metrics.take_waits(self._dispatcher)
         self.metrics.flush()
         if self._finished_elements != expected_elements:
             raise AssertionError(
@@ -213,6 +239,8 @@ class BisectingSender(Generic[Batch]):
         except TritonError as error:
             self._bisect_or_fail(sent, error, BatchSize(len(sent.batch), 0), lost_at)
             return
+        if self.metrics.wants_request:
+            self.metrics.sample("request", request.body)
         if encoded.lengths is not None:
             sent = sent._replace(lengths=encoded.lengths)
         self._dispatcher.submit(
@@ -296,12 +324,6 @@ class BisectingSender(Generic[Batch]):
     def _count(self, batch: Batch) -> None:
         self._finished_elements += len(batch)
         self.metrics.count("elements", len(batch))
-
-    def _count_throttling(self) -> None:
-        seconds = self._dispatcher.throttled_seconds
-        if seconds:
-            self.metrics.throttled(seconds)
-            self._dispatcher.throttled_seconds = 0.0
 
 
 def _suggests_bytes(error: TritonError) -> bool:

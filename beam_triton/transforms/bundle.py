@@ -249,8 +249,13 @@ class BundleScorer:
 
     def send_buffered(self) -> None:
         """Send what is buffered; waits only for slots."""
+        limit, early = self._arrays.size, 0
         rests = [self._arrays.take()] if self._arrays.indices else []
-        rests += map(_batch_of, self._batcher.drain() if self._batcher is not None else ())
+        if self._batcher is not None:
+            limit = max(limit, self._batcher.usual_limit())
+            rests += map(_batch_of, self._batcher.drain())
+            early = self._batcher.left_early
+        self.metrics.bundle_drained(len(rests), limit, early=early, pads=self._encoder.padding is not None)
         for batch in rests:
             self._sender.send(batch, self._joinable(batch))
 

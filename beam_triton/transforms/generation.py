@@ -273,7 +273,7 @@ class BundleGenerator:
         streams = generating.api == "generate_stream"
         self._path = generate_path(spec.name, options.model_version, stream=streams)
         self._about = f"{generating.api} of model {spec.name!r}"
-        self._metrics = InferenceMetrics(model.channel.pool)
+        self._metrics = InferenceMetrics(model.channel)
         self._taken = 0
         self._outputs: list[Iterable[Any]] = []
 
@@ -351,9 +351,7 @@ class BundleGenerator:
                 self._outputs.append(Outputs(self._results, windowed_value, call.result))
             else:
                 self._fail(windowed_value, index, self._with_what_came(call, call.error))
-        if self._dispatcher.throttled_seconds:
-            self._metrics.throttled(self._dispatcher.throttled_seconds)
-            self._dispatcher.throttled_seconds = 0.0
+        self._metrics.take_waits(self._dispatcher)
 
     def _results(self, windowed_value: WindowedValue, answers: list[dict[str, Any]]) -> Iterator[Any]:
         results = self._generating.results(windowed_value.value, answers, self._model_name)

@@ -131,7 +131,7 @@ class TritonInferenceDoFn(ModelDoFn):
         return BundleScorer(
             model,
             self._options.batching,
-            InferenceMetrics(model.channel.pool),
+            InferenceMetrics(model.channel, times_bundle=self._choice is None),
             results=self._results,
             dead_letters=self._dead_letters,
             make_default=partial(default_of, self._options),

@@ -276,7 +276,7 @@ class ManyModelsScorer:
         self._choice = choice
         self._models = models
         self._new_scorer = new_scorer
-        self._metrics = InferenceMetrics()
+        self._metrics = InferenceMetrics(times_bundle=True)
         self._dead_letters = dead_letters
         # By model and version, as they are given for elements and as they are checked.
         self._scorers: dict[tuple[Any, Any], BundleScorer] = {}

@@ -13,23 +13,36 @@ uses a dozen of them, so that a metrics service shows a dozen counters, not hund
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from math import inf
+from typing import Any
 
 from apache_beam.io.components.adaptive_throttler import ThrottlingSignaler
 from apache_beam.metrics import Metrics
 
+from beam_triton.compression import compress
 from beam_triton.dispatch.call import CallRecord
+from beam_triton.dispatch.channel import Channel
+from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.transport.event_stream import EventStream
-from beam_triton.transport.pool import ConnectionPool
+from beam_triton.transport.reactor import current_reactor
 
 NAMESPACE = "beam_triton"
 
 # Writing every counter for every request would cost as much as a small request's head.
 _FLUSH_SECONDS = 1.0
+
+# What is known of a bundle that lasts as long is written at its end.
+_LONG_BUNDLE_SECONDS = 0.1
+_SAMPLE_BYTES = 16 * 1024
+# The worker, a request and an answer.
+_SEEN_ONCE = 3
 
 FIRST_BOUND_SECONDS = 0.0001
 LAST_BOUND_SECONDS = 600.0
@@ -49,32 +62,78 @@ class InferenceMetrics:
     included), ``retries``, ``split_batches``, ``connections_opened`` (the control plane's included),
     ``connections_reused``, ``connection_waits``, ``cumulativeThrottlingSeconds``, and the latency buckets
     ``request_latency_bucket_NN``. Distributions: ``batch_size``, ``request_bytes``, ``response_bytes``,
-    ``request_latency_milliseconds``. With a ``pool`` whose monitoring is enabled, the gauges
+    ``request_latency_milliseconds``. With a ``channel`` whose pool is monitored, the gauges
     ``connections_idle``, ``connections_active`` and ``connections_waiting``, as they are in this process.
+
+    Counters of microseconds, by which `beam_triton.explain` finds out where a job's time goes; docs/tuning.md
+    says what each counts. Those of the bundle's thread run from here to the last `flush`, with
+    ``times_bundle``; by default where there is a ``channel``.
 
     Of generated text, where an event counts as a token: the counter ``tokens``, and the distributions
     ``time_to_first_token_milliseconds`` and ``tokens_per_second``, that of one request after its first token.
     """
 
-    def __init__(self, pool: ConnectionPool | None = None) -> None:
-        self._pool = pool
+    def __init__(self, channel: Channel | None = None, *, times_bundle: bool | None = None) -> None:
+        self._pool = channel.pool if channel is not None else None
+        self._totals = channel.endpoints.totals if channel is not None else None
         self._counts: Counter[str] = Counter()
+        # What tells where time goes, in seconds where the counter has microseconds, as those are integers.
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._facts: Counter[str] = Counter()
+        self._clock: _BundleClock | None = None
+        if times_bundle if times_bundle is not None else channel is not None:
+            self._clock = _BundleClock()
+            self._facts["bundles"] = 1
+        self.wants_request = self.wants_answer = False
+        if self._totals is not None and len(self._totals.seen) < _SEEN_ONCE:
+            self._look_once(self._totals.seen)
         self._throttled_seconds = 0.0
-        self._flush_at = 0.0
+        self._flush_at = time.monotonic() + _FLUSH_SECONDS
         # The signal that Beam's own IOs give to Dataflow's autoscaling.
         self._throttling = ThrottlingSignaler(NAMESPACE)
-        self._batch_size = Metrics.distribution(NAMESPACE, "batch_size")
-        self._request_bytes = Metrics.distribution(NAMESPACE, "request_bytes")
-        self._response_bytes = Metrics.distribution(NAMESPACE, "response_bytes")
-        self._latency = Metrics.distribution(NAMESPACE, "request_latency_milliseconds")
+        self._batch_size = _distribution("batch_size")
+        self._request_bytes = _distribution("request_bytes")
+        self._response_bytes = _distribution("response_bytes")
+        self._latency = _distribution("request_latency_milliseconds")
+
+    def _look_once(self, seen: set[str]) -> None:
+        if "worker" not in seen:
+            seen.add("worker")
+            self._facts["workers"] = 1
+            _process.begin()
+        self.wants_request, self.wants_answer = "request" not in seen, "answer" not in seen
 
     def count(self, name: str, increase: int = 1) -> None:
         """Add to a counter."""
         self._counts[name] += increase
 
+    def took(self, name: str, seconds: float) -> None:
+        """Add to a counter of microseconds."""
+        self._seconds[name] += seconds
+
     def throttled(self, seconds: float) -> None:
         """Add time in which an overloaded or unhealthy server held the bundle up."""
         self._throttled_seconds += seconds
+
+    def take_waits(self, dispatcher: Dispatcher[Any]) -> None:
+        """Add the time that the bundle has waited for a slot, and for an overloaded or unhealthy server."""
+        if dispatcher.throttled_seconds:
+            self.throttled(dispatcher.throttled_seconds)
+            dispatcher.throttled_seconds = 0.0
+        if dispatcher.slot_seconds:
+            self.took("slot_wait_microseconds", dispatcher.slot_seconds)
+            dispatcher.slot_seconds = 0.0
+
+    def bundle_drained(self, batches: int, limit: int, *, early: int = 0, pads: bool) -> None:
+        """A bundle's last ``batches`` leave though they hold less than the ``limit``, as others did ``early``
+        for the bounds of what is buffered. Those beside each other differ in their elements' shapes, for
+        which padding is no remedy where the job ``pads`` already."""
+        self._facts["unfilled_batches"] += batches + early
+        if not pads:
+            self._facts["unfilled_for_shape"] += early + max(0, batches - 1)
+        if batches and limit:
+            self._facts["limited_batches"] += 1
+            self._facts["batch_limits"] += limit
 
     def request_ended(self, batch_size: int, record: CallRecord) -> None:
         """Add a call's record, whatever its outcome."""
@@ -85,6 +144,9 @@ class InferenceMetrics:
         counts["connections_reused"] += record.connections_reused
         counts["connection_waits"] += record.connection_waits
         counts["shared_memory_requests"] += record.shared_memory_requests
+        seconds = self._seconds
+        if record.queued_seconds:
+            seconds["admission_wait_microseconds"] += record.queued_seconds
         if record.has_joined:
             return
         self._batch_size.update(batch_size + record.joined_rows)
@@ -93,8 +155,30 @@ class InferenceMetrics:
             self._response_bytes.update(record.response_bytes)
             self._latency.update(round(record.latency_seconds * 1000))
             counts[bucket_counter(bucket_of(record.latency_seconds))] += 1
+            if record.connecting_seconds:
+                seconds["connecting_microseconds"] += record.connecting_seconds
+            seconds["answer_microseconds"] += record.latency_seconds - record.connecting_seconds
+            seconds["answer_busy_microseconds"] += record.busy_seconds
+            seconds["decoding_microseconds"] += record.decoding_seconds
+            if record.unasked_compression:
+                self._facts["unasked_compressed_answers"] += 1
+            elif record.asked_compression:
+                self._facts["compressed_answers"] += 1
         if time.monotonic() >= self._flush_at:
             self.flush()
+
+    def sample(self, kind: str, parts: Sequence[Any]) -> None:
+        """Find out how well the bytes of a "request", or of an "answer", compress: once a process, as it
+        takes a millisecond, while ``wants_request`` or ``wants_answer``."""
+        assert self._totals is not None
+        self._totals.seen.add(kind)
+        self._look_once(self._totals.seen)
+        size, taken = 0, []
+        for part in parts:
+            taken.append(memoryview(part).cast("B")[: _SAMPLE_BYTES - size])
+            size += len(taken[-1])
+        self._facts[f"sampled_{kind}_bytes"] += size
+        self._facts[f"sampled_{kind}_compressed_bytes"] += len(compress(taken, "gzip"))
 
     def stream_ended(self, stream: EventStream, tokens: int) -> None:
         """Add the ``tokens`` of one request, at least one."""
@@ -116,15 +200,97 @@ class InferenceMetrics:
             self._throttling.signal_throttled(whole_seconds)
         if self._pool is not None:
             self._counts["connections_opened"] += self._pool.take_uncounted_opened()
+            if self._pool.has_faster:
+                _distribution("round_trip_microseconds").update(round(self._pool.take_round_trip() * 1e6))
+        self._flush_facts()
         for name, value in self._counts.items():
             if value:
-                Metrics.counter(NAMESPACE, name).inc(value)
+                _counter(name).inc(value)
         self._counts.clear()
         if self._pool is not None and self._pool.config.monitoring_enabled:
             figures = self._pool.statistics()
             Metrics.gauge(NAMESPACE, "connections_idle").set(figures.idle)
             Metrics.gauge(NAMESPACE, "connections_active").set(figures.active)
             Metrics.gauge(NAMESPACE, "connections_waiting").set(figures.waiting)
+
+    def _flush_facts(self) -> None:
+        """Write where time went, or leave it to a later bundle, if this one is one of many."""
+        facts, totals, lasted_seconds = self._facts, self._totals, _LONG_BUNDLE_SECONDS
+        if self._clock is not None:
+            lasted_seconds = self._clock.read(self._seconds)
+        for name, time_seconds in self._seconds.items():
+            facts[name] += round(time_seconds * 1e6)
+        self._seconds.clear()
+        if totals is None:
+            self._counts.update(facts)
+        else:
+            totals.add(facts)
+            if lasted_seconds >= _LONG_BUNDLE_SECONDS or self._flush_at - _FLUSH_SECONDS >= totals.due_at:
+                self._counts.update(totals.take())
+        facts.clear()
+
+
+@lru_cache(maxsize=256)
+def _counter(name: str) -> Any:
+    """A counter of Beam's: it counts for the step whose bundle the calling thread is in."""
+    return Metrics.counter(NAMESPACE, name)
+
+
+@lru_cache(maxsize=256)
+def _distribution(name: str) -> Any:
+    """The same of a distribution."""
+    return Metrics.distribution(NAMESPACE, name)
+
+
+class _BundleClock:
+    """How long a bundle takes, how much of that its thread computes and waits; and its process, once."""
+
+    def __init__(self) -> None:
+        self._reactor = current_reactor()
+        self._at, self._cpu, self._waited = self._now()
+        self._begun_at = self._at
+
+    def _now(self) -> tuple[float, float, float]:
+        return time.monotonic(), time.thread_time(), self._reactor.waited_seconds
+
+    def read(self, seconds: dict[str, float]) -> float:
+        """Add what has passed since the last time; gives the seconds since the beginning."""
+        at, cpu, waited = self._now()
+        seconds["bundle_microseconds"] += at - self._at
+        # Of another thread, where a caller that is no runner ends the bundle there.
+        seconds["bundle_cpu_microseconds"] += max(0.0, cpu - self._cpu)
+        seconds["bundle_wait_microseconds"] += waited - self._waited
+        self._at, self._cpu, self._waited = at, cpu, waited
+        _process.read(at, seconds)
+        return at - self._begun_at
+
+
+class _ProcessClock:
+    """What a process does from a job's first bundle on; each second is counted by one bundle."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was before this job."""
+        with self._lock:
+            self._at, self._cpu = time.monotonic(), time.process_time()
+
+    def read(self, now: float, seconds: dict[str, float]) -> None:
+        """Add what has passed since any bundle of this process read it."""
+        with self._lock:
+            if now > self._at:
+                cpu = time.process_time()
+                seconds["worker_microseconds"] += now - self._at
+                seconds["worker_cpu_microseconds"] += cpu - self._cpu
+                self._at, self._cpu = now, cpu
+
+
+_process = _ProcessClock()
+if hasattr(os, "register_at_fork"):
+    # Its lock may have been held.
+    os.register_at_fork(after_in_child=_process.__init__)  # type: ignore[misc]
 
 
 def bucket_of(seconds: float) -> int:

@@ -310,7 +310,7 @@ class RowBatchDoFn(ModelDoFn):
         self._scorer = RowScorer(
             self._model,
             self._options.batching,
-            InferenceMetrics(self._model.channel.pool),
+            InferenceMetrics(self._model.channel),
             outputs=self._scored_outputs,
             make_default=partial(default_of, self._options),
             exc_class=() if self._dead_letters is None else self._dead_letters.exc_class,

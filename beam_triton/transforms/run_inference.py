@@ -383,7 +383,7 @@ class _BatchScorer:
     keeps_errors: bool
 
     def __post_init__(self) -> None:
-        self._metrics = InferenceMetrics(self.model.channel.pool)
+        self._metrics = InferenceMetrics(self.model.channel)
         self._sender: BisectingSender[list[_Item]] = BisectingSender(
             self.model,
             self._metrics,
@@ -414,7 +414,11 @@ class _BatchScorer:
             if request is not None:
                 self._sender.send(request)
                 self._sender.take_ended()
-        for request in self._batcher.drain():
+        limit, rests = self._batcher.usual_limit(), self._batcher.drain()
+        self._metrics.bundle_drained(
+            len(rests), limit, early=self._batcher.left_early, pads=self._encoder.padding is not None
+        )
+        for request in rests:
             self._sender.send(request)
         self._sender.finish(len(self.batch))
         return self._results

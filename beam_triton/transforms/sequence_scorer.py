@@ -366,9 +366,7 @@ class SequenceScorer:
             if error is not None:
                 self._on_error(sequence, call, error)
             self._go_on(sequence)
-        if self._dispatcher.throttled_seconds:
-            self.metrics.throttled(self._dispatcher.throttled_seconds)
-            self._dispatcher.throttled_seconds = 0.0
+        self.metrics.take_waits(self._dispatcher)
 
     def _on_answer(self, sequence: RemoteSequence, call: Call) -> None:
         if sequence.endpoint is None and not sequence.known and not sequence.answered:

@@ -185,7 +185,7 @@ class SequenceDoFn(ModelDoFn):
         self._scorer = SequenceScorer(
             model,
             self._options.retry,
-            InferenceMetrics(model.channel.pool),
+            InferenceMetrics(model.channel),
             results=self._results,
             dead_letters=self._dead_letters,
             default=default_of(self._options, model.encoder),

@@ -44,7 +44,7 @@ class _AttemptState:
     has_opened = False
     has_reused = False
     has_waited = False
-    _sent_at = 0.0
+    sent_at = 0.0
     _acquisition: Acquisition | None = None
     _connection: PooledConnection | None = None
     _stream: EventStream | None = None
@@ -71,6 +71,7 @@ class Attempt(_AttemptState):
             server had closed while it was idle: sending the request again is not a retry.
         has_opened, has_reused: how it got its connection, if it did.
         has_waited: the pool's limits made it queue.
+        sent_at: when the request was sent last, in monotonic seconds.
     """
 
     reactor: Reactor
@@ -127,7 +128,7 @@ class Attempt(_AttemptState):
 
         What lost this connection may have lost the idle ones as well: the next attempt gets a fresh one.
         """
-        silent_seconds = time.monotonic() - self._sent_at
+        silent_seconds = time.monotonic() - self.sent_at
         self.pool.discard_idle(self.origin)
         self._fail(
             SilentConnectionError(
@@ -180,7 +181,7 @@ class Attempt(_AttemptState):
                 isinstance(error, ConnectionLostError)
                 and connection.served > 0
                 and exchange.bytes_received == 0
-                and time.monotonic() - self._sent_at < _STALE_WITHIN_SECONDS
+                and time.monotonic() - self.sent_at < _STALE_WITHIN_SECONDS
             ):
                 error.was_stale = True
                 error.counts_as_failure = False
@@ -227,7 +228,7 @@ class Attempt(_AttemptState):
             connection.allow_long_requests()
         self.has_reused = connection.served > 0
         self.has_opened = not self.has_reused
-        self._sent_at = now = time.monotonic()
+        self.sent_at = now = time.monotonic()
         self.wake_at = min(self.deadline, now + self.silence_seconds)
         self.exchange = Exchange(
             connection.sock,
@@ -298,6 +299,8 @@ def exchange_within(
         reactor.close()
     if attempt.has_opened:
         pool.add_uncounted_opened()
+    if attempt.error is None:
+        pool.note_round_trip(time.monotonic() - attempt.sent_at)
     if attempt.error is not None:
         raise attempt.error
     assert attempt.exchange is not None

@@ -157,6 +157,8 @@ class ConnectionPool:
         self._waiting: deque[Acquisition] = deque()
         self._opened = self._reused = self._waited = self._expired = 0
         self._uncounted_opened = 0
+        self._fastest_seconds = math.inf
+        self.has_faster = False
         self._closed = False
 
     def take_idle(self, origin: Origin) -> PooledConnection | None:
@@ -285,6 +287,17 @@ class ConnectionPool:
         """Count a connection that was opened for a request without a `CallRecord`."""
         with self._lock:
             self._uncounted_opened += 1
+
+    def note_round_trip(self, seconds: float) -> None:
+        """Remember what the fastest of the small requests took, which tells the distance of the server."""
+        if seconds < self._fastest_seconds:
+            self._fastest_seconds = seconds
+            self.has_faster = True
+
+    def take_round_trip(self) -> float:
+        """The fastest of them so far, in seconds; ``has_faster`` is true again once another one is faster."""
+        self.has_faster = False
+        return self._fastest_seconds
 
     def take_uncounted_opened(self) -> int:
         """How many were counted since the last call; the caller adds them to its metrics."""

@@ -42,7 +42,11 @@ class SocketTask(Timer, Protocol):
 
 
 class Reactor:
-    """Waits for the timers and sockets of one thread. Only what `waker` returns is thread-safe."""
+    """Waits for the timers and sockets of one thread. Only what `waker` returns is thread-safe.
+
+    Attributes:
+        waited_seconds: for how long this thread has had nothing to do but wait, so far.
+    """
 
     def __init__(self) -> None:
         self._poller = select.poll()
@@ -51,6 +55,7 @@ class Reactor:
         self._woken: deque[Callable[[], None]] = deque()
         self._wake_sockets: tuple[socket.socket, socket.socket] | None = None
         self._check_timers_at = 0.0
+        self.waited_seconds = 0.0
         self.pid = os.getpid()
         self._thread = threading.get_ident()
 
@@ -104,7 +109,10 @@ class Reactor:
             if wait_until > now:
                 # poll() counts in whole milliseconds and rounds up here: waking early would only spin.
                 timeout = int(min(wait_until - now, _LONGEST_POLL_SECONDS) * 1000) + 1
-        for descriptor, _ in self._poller.poll(timeout):
+        ready = self._poller.poll(timeout)
+        if timeout:
+            self.waited_seconds += time.monotonic() - now
+        for descriptor, _ in ready:
             task = self._sockets.get(descriptor)
             if task is not None:
                 task.on_io()

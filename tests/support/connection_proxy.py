@@ -6,24 +6,36 @@ It knows nothing of HTTP. Connections go round the backends, as kube-proxy's do.
 from __future__ import annotations
 
 import itertools
+import math
 import select
 import socket
 import threading
+import time
 from types import TracebackType
 
 
 class ConnectionProxy:
     """A context manager: listens, and hands each connection to the next one of ``backends`` on 127.0.0.1.
 
+    ``bytes_per_second`` go each way, those of all connections together.
+
     Attributes:
         connections: how many each backend has got, by its port.
     """
 
-    def __init__(self, *backends: int, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        *backends: int,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        bytes_per_second: float = math.inf,
+    ) -> None:
         self._host, self.port = host, port
         self._backends = list(backends)
         self._turns = itertools.count()
         self._age = 0
+        self._seconds_per_byte = 1 / bytes_per_second
+        self._links = {True: threading.Lock(), False: threading.Lock()}
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
         self.connections = dict.fromkeys(backends, 0)
@@ -84,6 +96,11 @@ class ConnectionProxy:
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._start(self._carry, client, server, self._age)
 
+    def _pass(self, nbytes: int, *, is_request: bool) -> None:
+        if self._seconds_per_byte:
+            with self._links[is_request]:
+                time.sleep(nbytes * self._seconds_per_byte)
+
     def _carry(self, client: socket.socket, server: socket.socket, age: int) -> None:
         other = {client: server, server: client}
         try:
@@ -98,6 +115,7 @@ class ConnectionProxy:
                     elif not data:
                         return
                     else:
+                        self._pass(len(data), is_request=source is client)
                         other[source].sendall(data)
         except OSError:
             return

@@ -57,6 +57,7 @@ def test_request_record_becomes_counters_and_distributions() -> None:
         response_bytes=50,
         latency_seconds=0.0256,
     )
+    record.connecting_seconds, record.queued_seconds, record.unasked_compression = 0.005, 0.25, True
 
     def write(metrics: InferenceMetrics) -> None:
         metrics.request_ended(8, record)
@@ -70,6 +71,10 @@ def test_request_record_becomes_counters_and_distributions() -> None:
         "connections_reused": 4,
         "connection_waits": 2,
         bucket_counter(bucket_of(0.0256)): 2,
+        "admission_wait_microseconds": 500_000,
+        "connecting_microseconds": 10_000,
+        "answer_microseconds": 41_200,
+        "unasked_compressed_answers": 2,
     }
     assert (found.distributions["batch_size"].sum, found.distributions["batch_size"].max) == (10, 8)
     assert found.distributions["request_bytes"].sum == 2000
