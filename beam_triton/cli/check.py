@@ -35,8 +35,8 @@ def add_arguments(commands: Any) -> None:
         help="check that the server is healthy and that the model answers",
         description="Show a server's health, extensions and models, what the library makes of a model and "
         "the options that change it, and send zeros or an element of yours to the model.",
-        epilog="A PROBLEM keeps the model from being scored: the exit code is 1. A WARNING says what makes it "
-        "slower than it could be, and what to set: the exit code is 0.",
+        epilog="A PROBLEM keeps the model from being scored: the exit code is 1. A WARNING says what makes "
+        "it slower than it could be, and what to set: the exit code is 0.",
     )
     add_server(parser)
     add_model(parser, required=False)

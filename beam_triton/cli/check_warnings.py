@@ -58,9 +58,9 @@ def compression_warnings(head: ResponseHead, options: InferenceOptions) -> list[
     if encoding in (None, "identity") or options.response_compression is not None:
         return []
     return [
-        f"the answer came compressed (Content-Encoding: {encoding}) though Accept-Encoding: identity was sent: "
-        f"{_sender(head.get('server'))} changes that header, and Triton compresses ten times slower than a "
-        f"data centre's network sends. Pass Accept-Encoding on (nginx: no `proxy_set_header "
+        f"the answer came compressed (Content-Encoding: {encoding}) though Accept-Encoding: identity was "
+        f"sent: {_sender(head.get('server'))} changes that header, and Triton compresses ten times slower "
+        f"than a data centre's network sends. Pass Accept-Encoding on (nginx: no `proxy_set_header "
         f"Accept-Encoding`), and compress nothing in between."
     ]
 
@@ -109,9 +109,9 @@ def connection_warnings(options: InferenceOptions, idle_seconds: float) -> list[
     if closed_after is None or closed_after >= kept_seconds:
         return []
     return [
-        f"{who} closes connections that are idle for {closed_after:g} s, and the library keeps them for up to "
-        f"{kept_seconds:g} s: after a pause a request finds its connection closed, and pays for a new one. "
-        f"Raise that time (nginx: keepalive_timeout), or set "
+        f"{who} closes connections that are idle for {closed_after:g} s, and the library keeps them for up "
+        f"to {kept_seconds:g} s: after a pause a request finds its connection closed, and pays for a new "
+        f"one. Raise that time (nginx: keepalive_timeout), or set "
         f'pool={{"keep_alive_seconds": {max(0.5, round(0.8 * closed_after, 1)):g}}}.'
     ]
 

@@ -199,7 +199,7 @@ class Load:
             return replace(
                 flight.measurement((), np.concatenate([latencies, late[late > 0]]), begun),
                 seconds=seconds,
-                requests=int((counted & (done <= ended_at - begun)).sum()),
+                requests=int(((done >= uncounted) & (done <= uncounted + seconds)).sum()),
                 rate=rate,
                 keeps_up=not unanswered,
             )

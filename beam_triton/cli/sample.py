@@ -144,7 +144,7 @@ def read_sample(path: str | None, shapes: Shapes) -> Sample:
         elif file.suffix in (".json", ".jsonl"):
             elements = _json_elements(file.read_text(encoding="utf-8"))
         elif file.suffix in (".parquet", ".csv"):
-            return Sample(shapes, _rows(file), path, is_table=True)
+            elements = _rows(file)
         else:
             elements = [file.read_bytes()]
     # pyarrow's errors are among these.
@@ -152,7 +152,7 @@ def read_sample(path: str | None, shapes: Shapes) -> Sample:
         raise ConfigurationError(f"--inputs {path}: {error}") from None
     if not elements:
         raise ConfigurationError(f"--inputs {path} holds no element")
-    return Sample(shapes, elements, path)
+    return Sample(shapes, elements, path, is_table=file.suffix in (".parquet", ".csv"))
 
 
 def _json_elements(text: str) -> list[Any]:
@@ -168,7 +168,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
     if file.suffix == ".parquet":
         batches = pyarrow.parquet.ParquetFile(file).iter_batches(_MOST_ROWS)
-        rows: list[dict[str, Any]] = next(batches).to_pylist()
+        rows: list[dict[str, Any]] = [row for batch in islice(batches, 1) for row in batch.to_pylist()]
         return rows
     with pyarrow.csv.open_csv(file) as reader:
         rows = []
