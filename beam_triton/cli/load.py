@@ -26,8 +26,8 @@ from beam_triton.transport.exchange import Exchange
 
 # A rate is known once its quarters differ by so little; it is looked at so often, after this share of the
 # time, and means nothing with fewer answers.
-_SETTLED_ERROR = 0.02
-_SETTLED_AFTER, _LOOK_EVERY = 0.3, 0.05
+_SETTLED_ERROR = 0.025
+_SETTLED_AFTER, _LOOK_EVERY = 0.25, 0.05
 _FEWEST_ANSWERS = 16
 
 # Elements that arrive in this share of the time before do not count: the adaptive limit starts at one.

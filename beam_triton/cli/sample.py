@@ -82,7 +82,7 @@ class Sample:
     def describe(self, spec: ModelSpec) -> str:
         """For people: ``zeros: image FP32 [64]``, or the file."""
         if self.elements:
-            return f"{len(self.elements):,} elements of {self.source}"
+            return f"{len(self.elements):,} element{'s' * (len(self.elements) > 1)} of {self.source}"
         zeros = [f"{tensor.name} {tensor.datatype} {list(shape)}" for tensor, shape in self.zero_shapes(spec)]
         return f"zeros: {', '.join(zeros)}"
 

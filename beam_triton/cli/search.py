@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from beam_triton.cli.load import Measurement
 
 # Values within this share of the best count as equal: repeated measurements differ by as much.
 _EQUAL_SHARE = 0.95
-# A search in one direction ends at a value below this share of the best one so far.
-_GIVE_UP_SHARE = 0.7
+# Smaller sizes are not tried once one reaches less than this share of the best one so far: throughput has one
+# peak, but measurements differ. Latencies at a rate differ more.
+_GIVE_UP_SHARE, _GIVE_UP_SHARE_AT_RATE = 0.85, 0.7
 # Sizes are tried in steps of this factor first, and in between later.
 _STEP = 4
 # Settings of one size that are tried to find the number of requests in flight.
@@ -123,11 +124,23 @@ class Search:
             if potential < _GIVE_UP_SHARE * best:
                 break
             best = max(best, potential)
-        best_size = max(self._looks(), key=self._potential, default=0)
-        if best_size and self._potential(best_size):
-            for size in (best_size * 2, best_size // 2):
-                if 1 <= size < self.largest_batch:
-                    self._try(size, self.most_in_flight, is_look=True)
+        for size in self._sizes_beside_the_best():
+            self._try(size, self.most_in_flight, is_look=True)
+
+    def _sizes_beside_the_best(self) -> Iterator[int]:
+        """Those that may be better than the best so far."""
+        rates = {size: look.elements_per_second for size, look in self._looks().items()}
+        best = max(rates, key=self._potential, default=0)
+        if not best or not self._potential(best):
+            return
+        if best * 2 < self.largest_batch:
+            yield best * 2
+        smaller = best // 2
+        # Rates that rise from here on have no peak below; and no execution takes longer than one of more
+        # elements, so that twice the size is at most twice the rate.
+        rises = rates.get(min(best * _STEP, self.largest_batch), 0.0) > rates[best]
+        if smaller and not rises and 2 * rates.get(best // _STEP, math.inf) >= rates[best]:
+            yield smaller
 
     def _try_less(self) -> None:
         """There may have been too many requests at a time, or elements in them."""
@@ -153,7 +166,7 @@ class Search:
                 yield size
 
     def _find_in_flight(self, size: int) -> None:
-        count, too_slow = self._needed(size), self.most_in_flight + 1
+        count, too_slow = self._needed(size), 2 * self.most_in_flight
         if self.goal.p99_seconds < 2 * self._looks()[size].fastest_seconds:
             # None may wait.
             count = max(1, count - 1)
@@ -169,8 +182,7 @@ class Search:
             elif self.goal.value(found) >= max(wanted, _EQUAL_SHARE * self._best()):
                 return
             else:
-                count = min(2 * count, (count + too_slow) // 2 if too_slow <= 2 * count else 2 * count)
-                count = min(count, self.most_in_flight)
+                count = min(2 * count, (count + too_slow) // 2, self.most_in_flight)
             if (size, count) in self.measured:
                 return
 
@@ -179,13 +191,13 @@ class Search:
         for size in _rising(self.largest_batch, _STEP):
             # The first element of a batch waits for the last one.
             waiting = (size - 1) / rate
-            if best and waiting > 1 / (_GIVE_UP_SHARE * best):
+            if best and waiting > 1 / (_GIVE_UP_SHARE_AT_RATE * best):
                 break
             found = self._try(size, self.most_in_flight)
             if found is None:
                 return
             value = self.goal.value(found)
-            if value < _GIVE_UP_SHARE * best:
+            if value < _GIVE_UP_SHARE_AT_RATE * best:
                 break
             best = max(best, value)
         chosen = self.chosen()
@@ -222,14 +234,13 @@ class Search:
 
 def _falling(largest: int, step: int) -> Iterator[int]:
     value = largest
-    while value >= 1:
+    while value > 1:
         yield value
-        if value == 1:
-            return
         value = max(1, value // step)
+    yield 1
 
 
-def _rising(largest: int, step: int) -> Iterable[int]:
+def _rising(largest: int, step: int) -> Iterator[int]:
     value = 1
     while value < largest:
         yield value

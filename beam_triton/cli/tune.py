@@ -44,6 +44,8 @@ from beam_triton.transport.config import ConnectionPoolConfig
 _SETTINGS, _SETTINGS_AT_RATE = 20, 8
 _SHORTEST_SECONDS = 0.1
 _WARM_UP_SHARE = 0.05
+# Requests of this share of the largest batch show what small ones cost.
+_SMALL_SHARE = 8
 # Triton renews its metrics every two seconds: after twice that they are of the setting that is measured.
 _METRICS_SECONDS = 4.0
 
@@ -144,7 +146,7 @@ def run(given: argparse.Namespace) -> int:
             chosen = session.search()
             config = _config(client, given.model)
             if chosen is not None and config is not None and config.executes_alone:
-                session.look_at_single_elements()
+                session.look_at_small_requests()
             measured = list(session.measured.values())
             if chosen is None:
                 _print_failure(session.closest(), measured, goal)
@@ -186,15 +188,16 @@ class _Session:
 
     def search(self) -> Measurement | None:
         self._progress.show("warming up")
-        self._load.measure(self._largest, self._most, self._given.seconds * _WARM_UP_SHARE)
+        self._load.measure(self._largest, self._most, self._given.seconds * _WARM_UP_SHARE, ends_early=True)
         try:
             return self._search.run()
         finally:
             self._progress.clear()
 
-    def look_at_single_elements(self) -> None:
-        """What requests of one element cost, if there is time left."""
-        if not any(size == 1 for size, _ in self.measured) and self._may_go_on():
+    def look_at_small_requests(self) -> None:
+        """What requests of one element cost, if there is time left and no small ones have been measured."""
+        smallest = min(size for size, _ in self.measured)
+        if smallest > max(1, self._largest // _SMALL_SHARE) and self._may_go_on():
             self._search.measured[1, self._most] = self._measure(1, self._most, True)
             self._progress.clear()
 
@@ -203,7 +206,11 @@ class _Session:
         if self._given.metrics_url is None:
             return {}
         self._progress.show("reading the server's metrics")
-        self._measurement(chosen.batch_size, chosen.in_flight, _METRICS_SECONDS)
+        size, count, rate = chosen.batch_size, chosen.in_flight, self._goal.rate
+        if rate is None:
+            self._load.measure(size, count, _METRICS_SECONDS)
+        else:
+            self._load.measure_rate(size, count, _METRICS_SECONDS, rate)
         self._progress.clear()
         return utilization(self._given.metrics_url)
 

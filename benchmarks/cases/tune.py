@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from beam_triton.cli.load import Load, Measurement
+from beam_triton.cli.main import main
 from beam_triton.cli.sample import Sample
 from beam_triton.cli.search import Goal
 from beam_triton.client import TritonClient
@@ -153,18 +155,19 @@ def _sweep(load: Load, largest_batch: int, scale: Scale) -> tuple[Sequence[Measu
 
 
 def _tuned(server: LocalTriton, subject: Subject, scale: Scale) -> tuple[int, int, float]:
-    """What the command recommends, and how long it took, with the start of Python."""
-    command = [sys.executable, "-m", "beam_triton", "tune", server.endpoint, "--model", subject.model_name]
-    command += ["--seconds", f"{scale.seconds(20.0, least=2.0):g}"]
+    """What the command recommends, and how long it took, without the start of Python."""
+    arguments = ["tune", server.endpoint, "--model", subject.model_name]
+    arguments += ["--seconds", f"{scale.seconds(20.0, least=2.0):g}"]
     if subject.p99_milliseconds is not None:
-        command += ["--p99", f"{subject.p99_milliseconds}ms"]
+        arguments += ["--p99", f"{subject.p99_milliseconds}ms"]
+    printed = io.StringIO()
     started = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with redirect_stdout(printed):
+        main(arguments)
     seconds = time.monotonic() - started
-    found = _RECOMMENDED.search(done.stdout)
+    found = _RECOMMENDED.search(printed.getvalue())
     if found is None:
-        raise MeasurementError(f"tune recommended nothing: {done.stdout}{done.stderr}")
-    print(done.stdout, file=sys.stderr)
+        raise MeasurementError(f"tune recommended nothing: {printed.getvalue()}")
     return int(found[1]), int(found[2]), seconds
 
 
