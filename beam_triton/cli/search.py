@@ -170,18 +170,23 @@ class Search:
         if self.goal.p99_seconds < 2 * self._looks()[size].fastest_seconds:
             # None may wait.
             count = max(1, count - 1)
-        wanted = _EQUAL_SHARE * self._potential(size)
+        wanted, before = _EQUAL_SHARE * self._potential(size), 0.0
         for _ in range(_MOST_TRIES):
             found = self._try(size, count)
             if found is None or found.failures:
                 return
+            value, p99_seconds = self.goal.value(found), found.latency_seconds(0.99)
             if not self.goal.keeps_limit(found):
                 too_slow = min(too_slow, count)
-                shorter = count * _MARGIN * self.goal.p99_seconds / found.latency_seconds(0.99)
+                shorter = count * _MARGIN * self.goal.p99_seconds / p99_seconds
                 count = max(1, min(count - 1, int(shorter)))
-            elif self.goal.value(found) >= max(wanted, _EQUAL_SHARE * self._best()):
+            elif value >= wanted and (
+                before > _EQUAL_SHARE * value or 2 * p99_seconds > self.goal.p99_seconds
+            ):
                 return
             else:
+                # The most in flight may have been in each other's way: what they gave may not be the peak.
+                before = value
                 count = min(2 * count, (count + too_slow) // 2, self.most_in_flight)
             if (size, count) in self.measured:
                 return

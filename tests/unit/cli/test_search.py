@@ -200,3 +200,17 @@ def test_rates_and_percentiles_ignore_failures() -> None:
     assert one.latency_seconds(0.5) == 0.05
     assert one.latency_seconds(0.99) == 0.099
     assert one.latency_seconds(0.0) == 0.001
+
+
+@pytest.mark.parametrize("best", [2, 5, 8, 16])
+def test_a_peak_below_the_most_in_flight_is_found(best: int) -> None:
+    """On a machine of its own, more requests at a time take processors from the model."""
+
+    def crowded(batch_size: int, in_flight: int) -> Measurement:
+        distance = abs(math.log2(in_flight / best))
+        rate = 1000.0 / (1 + 0.2 * distance)
+        return measurement(batch_size, in_flight, rate * batch_size, fastest_seconds=0.001)
+
+    found = search(crowded).run()
+    assert found is not None
+    assert found.elements_per_second >= 0.9 * 1000 * 128
