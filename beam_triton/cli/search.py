@@ -92,6 +92,14 @@ class Search:
             self._try_less()
         for size in self._promising_sizes():
             self._find_in_flight(size)
+        within_limit = self.chosen()
+        if within_limit is not None and not math.isinf(self.goal.p99_seconds):
+            # Between it and the next larger one, which takes too long.
+            size = 2 * within_limit.batch_size
+            if size < self.largest_batch and size not in self._looks():
+                self._try(size, self.most_in_flight, is_look=True)
+                if _EQUAL_SHARE * self._potential(size) > self._best():
+                    self._find_in_flight(size)
         return self.chosen()
 
     def chosen(self) -> Measurement | None:
@@ -166,29 +174,31 @@ class Search:
                 yield size
 
     def _find_in_flight(self, size: int) -> None:
-        count, too_slow = self._needed(size), 2 * self.most_in_flight
-        if self.goal.p99_seconds < 2 * self._looks()[size].fastest_seconds:
-            # None may wait.
-            count = max(1, count - 1)
+        limit, alone_seconds = self.goal.p99_seconds, self._looks()[size].fastest_seconds
+        busy = self._needed(size)
+        # Where there is no time to wait, none may.
+        count = busy if limit >= 2 * alone_seconds else max(1, busy - 1)
         wanted, before = _EQUAL_SHARE * self._potential(size), 0.0
+        good, too_slow = 0, 2 * self.most_in_flight
         for _ in range(_MOST_TRIES):
             found = self._try(size, count)
             if found is None or found.failures:
                 return
             value, p99_seconds = self.goal.value(found), found.latency_seconds(0.99)
-            if not self.goal.keeps_limit(found):
-                too_slow = min(too_slow, count)
-                shorter = count * _MARGIN * self.goal.p99_seconds / p99_seconds
-                count = max(1, min(count - 1, int(shorter)))
-            elif value >= wanted and (
-                before > _EQUAL_SHARE * value or 2 * p99_seconds > self.goal.p99_seconds
-            ):
-                return
-            else:
+            if self.goal.keeps_limit(found):
+                good = max(good, count)
+                # One more would wait for an execution.
+                if count >= busy - 1 and p99_seconds + alone_seconds > limit:
+                    return
+                if value >= wanted and before > _EQUAL_SHARE * value:
+                    return
                 # The most in flight may have been in each other's way: what they gave may not be the peak.
                 before = value
                 count = min(2 * count, (count + too_slow) // 2, self.most_in_flight)
-            if (size, count) in self.measured:
+            else:
+                too_slow = min(too_slow, count)
+                count = max(1, min(count - 1, int(count * _MARGIN * limit / p99_seconds)))
+            if count <= good or (size, count) in self.measured:
                 return
 
     def _try_sizes_at_rate(self, rate: float) -> None:
@@ -217,7 +227,8 @@ class Search:
         return {each.batch_size: each for each in sorted(working, key=lambda each: each.in_flight)}
 
     def _potential(self, size: int) -> float:
-        return self.goal.potential(self._looks()[size])
+        look = self._looks().get(size)
+        return 0.0 if look is None else self.goal.potential(look)
 
     def _needed(self, size: int) -> int:
         """How many requests of that size keep the server busy: those that it works on, and one that waits."""
