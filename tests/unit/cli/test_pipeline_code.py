@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from beam_triton import ModelSpec, TensorSpec
 from beam_triton.cli.pipeline_code import PipelineCode, example_of
