@@ -89,7 +89,7 @@ class Search:
             return self.chosen()
         self._try_sizes()
         if all(found.failures for found in self.measured.values()):
-            self._try_less()
+            self._try(1, 1)
         for size in self._promising_sizes():
             self._find_in_flight(size)
         within_limit = self.chosen()
@@ -97,7 +97,7 @@ class Search:
             # Between it and the next larger one, which takes too long.
             size = 2 * within_limit.batch_size
             if size < self.largest_batch and size not in self._looks():
-                self._try(size, self.most_in_flight, is_look=True)
+                self._look(size)
                 if _EQUAL_SHARE * self._potential(size) > self._best():
                     self._find_in_flight(size)
         return self.chosen()
@@ -125,7 +125,7 @@ class Search:
     def _try_sizes(self) -> None:
         best = 0.0
         for size in _falling(self.largest_batch, _STEP):
-            found = self._try(size, self.most_in_flight, is_look=True)
+            found = self._look(size)
             if found is None:
                 return
             potential = self.goal.potential(found)
@@ -133,7 +133,15 @@ class Search:
                 break
             best = max(best, potential)
         for size in self._sizes_beside_the_best():
-            self._try(size, self.most_in_flight, is_look=True)
+            self._look(size)
+
+    def _look(self, size: int) -> Measurement | None:
+        """With the most requests in flight; with fewer where the server refuses so many."""
+        for count in _falling(self.most_in_flight, _STEP):
+            found = self._try(size, count, is_look=True)
+            if found is None or not found.is_overloaded:
+                break
+        return found
 
     def _sizes_beside_the_best(self) -> Iterator[int]:
         """Those that may be better than the best so far."""
@@ -149,16 +157,6 @@ class Search:
         rises = rates.get(min(best * _STEP, self.largest_batch), 0.0) > rates[best]
         if smaller and not rises and 2 * rates.get(best // _STEP, math.inf) >= rates[best]:
             yield smaller
-
-    def _try_less(self) -> None:
-        """There may have been too many requests at a time, or elements in them."""
-        for size, counts in ((self.largest_batch, _falling(self.most_in_flight // 2, 2)), (1, (1,))):
-            for count in counts:
-                found = self._try(size, count)
-                if found is None or not found.failures:
-                    break
-            if any(not each.failures for each in self.measured.values()):
-                return
 
     def _promising_sizes(self) -> Iterator[int]:
         """Sizes that may be better than what has been found so far, the best of them first."""
@@ -182,10 +180,12 @@ class Search:
         good, too_slow = 0, 2 * self.most_in_flight
         for _ in range(_MOST_TRIES):
             found = self._try(size, count)
-            if found is None or found.failures:
+            if found is None or not (found.is_overloaded or (found.requests and not found.failures)):
                 return
             value, p99_seconds = self.goal.value(found), found.latency_seconds(0.99)
-            if self.goal.keeps_limit(found):
+            if found.failures:
+                too_slow, count = min(too_slow, count), count // 2
+            elif self.goal.keeps_limit(found):
                 good = max(good, count)
                 # One more would wait for an execution.
                 if count >= busy - 1 and p99_seconds + alone_seconds > limit:

@@ -25,7 +25,7 @@ from tests.support.answers import Answer, always
 from tests.support.fault_server import FaultServer
 from tests.support.models import Model, replaceable, sleeping, throwaway_triton
 
-_ROW = re.compile(r"^ *([\d,]+) +([\d,]+) +([\d,]+) +[\d,]+ +[\d.]+ +([\d.]+)(?:  .*)?$", re.M)
+_ROW = re.compile(r"^ *([\d,]+) +([\d,]+) +([\d,]+) +[\d,]+ +[\d.]+ +([\d.]+)(?:  (.*))?$", re.M)
 
 
 def printed_by(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
@@ -37,9 +37,12 @@ def printed_by(arguments: list[str], code: int, capsys: pytest.CaptureFixture[st
 
 
 def rows(text: str) -> dict[tuple[int, int], tuple[int, float]]:
-    """Elements a second and p99 in milliseconds, by elements a request and requests in flight."""
+    """Elements a second and p99 in milliseconds, by elements a request and requests in flight, of those that
+    worked."""
     found = {}
-    for size, in_flight, rate, p99 in _ROW.findall(text):
+    for size, in_flight, rate, p99, said in _ROW.findall(text):
+        if said.startswith("failed"):
+            continue
         key = int(size.replace(",", "")), int(in_flight)
         found[key] = int(rate.replace(",", "")), float(p99)
     assert found, text
@@ -86,7 +89,7 @@ def test_tune_recommends_the_fewest_in_flight_of_the_fastest_settings(
     text = printed_by([triton.endpoint, *arguments], 0, capsys)
     assert time.monotonic() - started < 12
     found = rows(text)
-    assert next(iter(found)) == (largest_batch, 16)
+    assert f"\n{largest_batch:>10}{16:>10} " in text, text
     # Requests of one element are looked at for the advice, after the choice.
     rates = {setting: rate for setting, (rate, _) in found.items()}
     fastest = max(rates.values())
