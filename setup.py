@@ -78,6 +78,8 @@ setup(
     extras_require={
         # `make demo`: the picture.
         "demo": ["matplotlib"],
+        # `tune --chart`.
+        "charts": ["matplotlib"],
         # beam_triton.auth.GoogleCredentials, for Vertex AI and whatever else takes Google's tokens.
         "gcp": ["google-auth>=2.23", "requests"],
         # beam_triton.auth.AwsSignature, for SageMaker and whatever else takes AWS's signatures.

@@ -85,6 +85,14 @@ class ControlPlane:
                 continue
         return False
 
+    def answer(self, method: str, path: str, body: bytes | None = None) -> requests.Response:
+        """The first endpoint's answer as it is, whatever its status.
+
+        Raises:
+            TransportError, RemoteProtocolError: it gives none.
+        """
+        return self._send(method, self._options.urls[0], path, self._options.timeout_seconds, body)
+
     def get(self, path: str, *, what: str, model_name: str = "") -> dict[str, Any]:
         """The JSON object at ``path``.
 

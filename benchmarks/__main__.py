@@ -21,7 +21,15 @@ from benchmarks.tables import fill_page, render_case, render_figures
 
 _ROOT = Path(__file__).resolve().parent.parent
 RESULTS, _IMAGES = _ROOT / "benchmarks" / "results", _ROOT / "docs" / "images"
-_MEASURED = ("performance", "engines", "reliability", "scale", "shared-memory", "migrating-from-flink")
+_MEASURED = (
+    "performance",
+    "engines",
+    "reliability",
+    "scale",
+    "shared-memory",
+    "migrating-from-flink",
+    "tuning",
+)
 PAGES = tuple(_ROOT / "docs" / f"{name}.md" for name in _MEASURED)
 """The pages with tables of these results."""
 _QUICK_OUTPUT = _ROOT / "out" / "benchmarks"

@@ -15,6 +15,9 @@ from beam_triton.errors import (
 )
 from beam_triton.flags import Spelling, with_texts, with_values
 
+# A person waits for the answer.
+_TIMEOUT_SECONDS = 10.0
+
 FLAGS = Spelling(
     {
         "auth_token": "--auth-token",
@@ -42,7 +45,7 @@ def add_server(parser: argparse.ArgumentParser, *, as_option: bool = False) -> N
         help="a header field for every request; VALUE may be env:NAME or file:PATH; may be repeated",
     )
     FLAGS.add_to(parser, "tls_ca_bundle")
-    FLAGS.add_to(parser, "timeout_seconds", default=10.0)
+    FLAGS.add_to(parser, "timeout_seconds", default=_TIMEOUT_SECONDS)
 
 
 def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -61,7 +64,7 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
         "--inputs",
         metavar="FILE",
         help="send these elements instead of zeros: .json or .jsonl (input name to value, a line each), "
-        ".npz, .npy, or any other file as one BYTES value",
+        ".parquet or .csv (a column for each input), .npz, .npy, or any other file as one BYTES value",
     )
     FLAGS.add_to(parser, "outputs")
     add_options(parser)
@@ -96,6 +99,20 @@ def options_of(given: argparse.Namespace) -> dict[str, Any]:
     if isinstance(timeout_seconds, int | float):
         impatient["pool"] = {"connect_timeout_seconds": min(5.0, timeout_seconds / 2)}
     return with_texts(with_values(impatient, FLAGS.values(given)), given.option)
+
+
+def given_options_of(given: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments that the user gave, as plain data: ``auth`` is its text."""
+    values = FLAGS.values(given)
+    if values.get("timeout_seconds") == _TIMEOUT_SECONDS:
+        values.pop("timeout_seconds")
+    # What tries sizes has this argument for the largest of them.
+    values.pop("batching_max_batch_size", None)
+    auth = [text.partition("=")[::2] for text in given.option if text.startswith("auth=")]
+    headers = dict(_header(text) for text in given.header)
+    others = [text for text in given.option if not text.startswith("auth=")]
+    options = with_texts(with_values({"headers": headers} if headers else {}, values), others)
+    return {**options, **dict(auth)}
 
 
 def shapes_of(given: argparse.Namespace) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from beam_triton.dispatch.activity import ACTIVITY
-from beam_triton.dispatch.call import Call, CallRecord
+from beam_triton.dispatch.call import Call, CallRecord, Phase
 from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.endpoints import Endpoint
 from beam_triton.dispatch.health import start_health_checks
@@ -138,14 +138,21 @@ class Dispatcher(Generic[T]):
         if self._calls:
             self._context.reactor.step(0.0)
 
-    def wait(self) -> None:
-        """Do what can be done, and wait until something happens on this reactor."""
-        self._wait_until(math.inf)
+    def wait(self, latest: float = math.inf) -> None:
+        """Do what can be done, and wait until something happens on this reactor, at most until ``latest``."""
+        self._wait_until(latest)
 
     def drain(self) -> None:
         """Wait until nothing is in flight."""
         while self._calls:
             self.wait()
+
+    def cancel_unsent(self) -> None:
+        """Abandon what waits for an endpoint, and leave alone what has been sent."""
+        for call in [each for each in self._calls if each.phase is Phase.QUEUED]:
+            call.cancel()
+            self._calls.discard(call)
+            self._slots.release(call.slots)
 
     def cancel(self) -> None:
         """Abandon everything in flight: close its connections, release its slots. May be called twice."""

@@ -403,11 +403,11 @@ def _compression(job: _Job) -> _Found:
     if unasked >= asked:
         return (
             Advice(
-                "gzip off",
+                "Accept-Encoding",
                 "proxy",
                 f"{unasked:,} of {job.answers:,} answers came compressed though nobody asked for it; {cost}",
-                "Switch compression off for this location, and do not send Accept-Encoding to the server for "
-                'clients that did not (nginx: gzip off; proxy_set_header Accept-Encoding "";).',
+                "The proxy asks the server for gzip, or compresses by itself, for clients that did not ask. In "
+                "nginx, remove proxy_set_header Accept-Encoding.",
                 f"{_TUNING}#compression",
             ),
             summary,

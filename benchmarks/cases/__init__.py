@@ -21,6 +21,7 @@ from benchmarks.cases import (
     situations,
     sweeps,
     tiny_bundles,
+    tune,
 )
 from benchmarks.cases.throughput import ECHO_BATCHES_CASE, ECHO_CASE, REMOTE_LIKE_CASE
 
@@ -42,6 +43,7 @@ CASES = (
     score_files.CASE,
     parquet.CASE,
     *sweeps.CASES,
+    tune.CASE,
     situations.SITUATIONS_CASE,
     situations.PROCESSES_CASE,
 )

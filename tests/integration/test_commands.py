@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -138,54 +137,3 @@ def test_tokens_and_headers_reach_the_server(
     assert {request.header("Authorization") for request in requests} == {"Bearer t0ken-of-the-service"}
     assert {request.header("X-Key") for request in requests} == {"k3y"}
     assert "t0ken" not in text and "k3y" not in text
-
-
-@pytest.mark.parametrize(
-    ("model_name", "largest_batch", "most_a_second"),
-    [
-        # 16 instances of 20 ms.
-        ("remote_like", 64, 64 * 16 / 0.02),
-        # One instance of 50 ms, whose queue of two refuses more.
-        ("full_queue", 4, 4 / 0.05),
-    ],
-)
-def test_tune_recommends_the_fewest_in_flight_of_the_fastest_settings(
-    triton: LocalTriton,
-    model_name: str,
-    largest_batch: int,
-    most_a_second: float,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """By the rates that it shows, whatever a busy machine made of them, and in about the given time."""
-    started = time.monotonic()
-    arguments = ["--model", model_name, "--seconds", "6", "--max-in-flight", "16"]
-    text = printed_by(["tune", triton.endpoint, *arguments], 0, capsys)
-    assert time.monotonic() - started < 12
-    assert f"\n{largest_batch:>10}{8:>10} " in text, text
-    row = re.compile(r"^ *(\d+) +(\d+) +([\d,]+) +[\d,]+ +[\d.]+ +[\d.]+$", re.M)
-    rates = {(int(size), int(count)): int(rate.replace(",", "")) for size, count, rate in row.findall(text)}
-    fastest = max(rates.values())
-    assert fastest < 1.5 * most_a_second, text
-    found = re.search(r'"max_batch_size": (\d+)\},\n +max_concurrent_requests=(\d+)\)', text)
-    assert found is not None, text
-    size, in_flight = int(found[1]), int(found[2])
-    # The share is 95 %, and the figures are rounded.
-    assert rates[size, in_flight] >= 0.93 * fastest, text
-    fewer = [rate for (s, c), rate in rates.items() if (s * c, c) < (size * in_flight, in_flight)]
-    assert all(rate < 0.97 * fastest for rate in fewer), text
-
-
-def test_tune_of_a_model_without_batches(triton: LocalTriton, capsys: pytest.CaptureFixture[str]) -> None:
-    """One element per request: only the number in flight varies."""
-    arguments = ["--model", "unbatched", "--shape", "x=3,4", "--seconds", "1", "--max-in-flight", "4"]
-    text = printed_by(["tune", triton.endpoint, *arguments], 0, capsys)
-    assert "max_concurrent_requests=" in text and "max_batch_size" not in text
-
-
-@pytest.mark.parametrize(("model_name", "code"), [("countdown", 2), ("doubel", 1)])
-def test_tune_refuses_models_that_cannot_be_scored(
-    triton: LocalTriton, model_name: str, code: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Nothing is measured."""
-    text = printed_by(["tune", triton.endpoint, "--model", model_name], code, capsys)
-    assert "latency" not in text

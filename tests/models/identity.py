@@ -1,7 +1,8 @@
 """Returns every input unchanged as the output at the same position in the configuration.
 
-The configuration's parameter ``sleep_seconds`` adds a pause to each call, like a GPU far away; with
-``max_rows`` a request of more rows raises, as where a GPU has too little memory for it.
+The configuration's parameter ``sleep_seconds`` adds a pause to each call, like a GPU far away, and
+``sleep_seconds_a_row`` one for each element of it; with ``max_rows`` a request of more rows raises, as where
+a GPU has too little memory for it.
 """
 
 import json
@@ -19,11 +20,17 @@ class TritonPythonModel:
         ]
         parameters = config.get("parameters", {})
         self.sleep_seconds = float(parameters.get("sleep_seconds", {}).get("string_value", 0))
+        self.sleep_seconds_a_row = float(parameters.get("sleep_seconds_a_row", {}).get("string_value", 0))
         self.max_rows = int(parameters.get("max_rows", {}).get("string_value", 0))
 
     def execute(self, requests):
-        if self.sleep_seconds:
-            time.sleep(self.sleep_seconds)
+        seconds = self.sleep_seconds
+        if self.sleep_seconds_a_row:
+            first, _, _ = self.tensors[0]
+            tensors = [pb_utils.get_input_tensor_by_name(request, first) for request in requests]
+            seconds += self.sleep_seconds_a_row * sum(tensor.shape()[0] for tensor in tensors)
+        if seconds:
+            time.sleep(seconds)
         return [pb_utils.InferenceResponse(self.answer(request)) for request in requests]
 
     def answer(self, request):

@@ -124,6 +124,7 @@ def _identity(
     max_batch_size: int = 64,
     instances: int = 1,
     sleep_seconds: float = 0,
+    sleep_seconds_a_row: float = 0,
     max_rows: int = 0,
     settings: str = "",
 ) -> Model:
@@ -138,7 +139,11 @@ def _identity(
         instances=instances,
         parameters={
             name: str(value)
-            for name, value in (("sleep_seconds", sleep_seconds), ("max_rows", max_rows))
+            for name, value in (
+                ("sleep_seconds", sleep_seconds),
+                ("sleep_seconds_a_row", sleep_seconds_a_row),
+                ("max_rows", max_rows),
+            )
             if value
         },
         settings=settings,
@@ -149,18 +154,23 @@ def sleeping(
     name: str,
     seconds: float,
     *,
+    seconds_a_row: float = 0.0,
     instances: int = 1,
     max_batch_size: int = 20,
     max_rows: int = 0,
     settings: str = "",
 ) -> Model:
-    """Returns x, FP32 of shape [1], as y after a pause; with ``max_rows`` larger batches get a 500."""
+    """Returns x, FP32 of shape [1], as y after a pause; with ``max_rows`` larger batches get a 500.
+
+    The pause is ``seconds`` an execution, and ``seconds_a_row`` more for each of its elements.
+    """
     return _identity(
         name,
         {"FP32": (1,)},
         max_batch_size=max_batch_size,
         instances=instances,
         sleep_seconds=seconds,
+        sleep_seconds_a_row=seconds_a_row,
         max_rows=max_rows,
         settings=settings,
     )

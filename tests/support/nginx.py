@@ -38,7 +38,7 @@ class Nginx(LocalProcess):
     before nginx answers 504. Failures of a dead server reach the client (``proxy_next_upstream off``) unless
     ``fails_over``. ``access_log`` records every answer for `answers` and `statuses`. ``listen`` is a further
     address to listen at. ``redirects_to`` answers every request with a 308 to the same path there.
-    ``compresses`` asks the servers for gzip, whatever a client asks for, as some caches do.
+    ``directives`` are further lines of the location.
     """
 
     name = "nginx"
@@ -58,7 +58,7 @@ class Nginx(LocalProcess):
         access_log: bool = False,
         listen: str | None = None,
         redirects_to: str | None = None,
-        compresses: bool = False,
+        directives: str = "",
     ) -> None:
         self.upstream_ports = tuple(upstream_ports)
         self._certificate = certificate
@@ -71,7 +71,7 @@ class Nginx(LocalProcess):
         self._access_log = access_log
         self._listen = listen
         self._redirects_to = redirects_to
-        self._compresses = compresses
+        self._directives = directives
         self._always_answers: int | None = None
 
     def _arguments(self) -> list[str]:
@@ -170,11 +170,11 @@ http {{
     location / {{
       {f"return {self._always_answers};" if self._always_answers else ""}
       {f"return 308 {self._redirects_to}$request_uri;" if self._redirects_to else ""}
+      {self._directives}
       proxy_pass http://triton;
       proxy_http_version 1.1;
       proxy_set_header Connection "";
       proxy_set_header Host $host;
-      {'proxy_set_header Accept-Encoding "gzip";' if self._compresses else ""}
       proxy_connect_timeout 2s;
       proxy_read_timeout {int(self._read_timeout_seconds * 1000)}ms;
       proxy_next_upstream {"error timeout" if self._fails_over else "off"};

@@ -41,7 +41,8 @@ _THIRD_PARTIES = {
     "transforms": {"PIL", "apache_beam", "numpy", "pyarrow"},
     "testing": {"numpy"},
     "watching": {"rich"},
-    "cli": {"numpy"},
+    # pyarrow and matplotlib lazily: to read a table, to draw a chart.
+    "cli": {"matplotlib", "numpy", "pyarrow", "requests"},
     "score": {"PIL", "apache_beam", "numpy", "pyarrow"},
     "rows": {"apache_beam"},
     "yaml": {"apache_beam"},

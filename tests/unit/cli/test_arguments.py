@@ -26,6 +26,15 @@ TOKEN = "t0ken-of-the-service"
         (["check", ENDPOINT, "--model", "m", "--model-version", "the latest"], "model_version"),
         (["tune", ENDPOINT, "--model", "m", "--seconds", "0"], "--seconds"),
         (["tune", ENDPOINT, "--model", "m", "--max-in-flight", "-1"], "--max-in-flight"),
+        (["tune", ENDPOINT, "--model", "m", "--rate", "0"], "--rate"),
+        (
+            ["tune", ENDPOINT, "--model", "m", "--p99", "50"],
+            "with its unit, such as 50ms or 1.5s",
+        ),
+        (["tune", ENDPOINT, "--model", "m", "--p99", "0ms"], "give a time with its unit"),
+        (["tune", ENDPOINT, "--model", "m", "--chart", "out.html"], "the name must end in .svg"),
+        (["tune", ENDPOINT, "--model", "m", "--metrics-url", f"{ENDPOINT}/metrics"], "--metrics-url"),
+        (["check", ENDPOINT, "--idle-seconds", "-1"], "--idle-seconds"),
     ],
 )
 def test_wrong_arguments_are_explained_without_repeating_secrets(

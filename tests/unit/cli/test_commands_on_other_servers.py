@@ -56,7 +56,7 @@ def test_check_and_tune_send_the_elements_of_a_file(
     server = ScriptedServer(inputs=[], outputs=[])
     with FaultServer(server) as listening:
         arguments = [listening.endpoint, "--model", "m", "--inputs", str(path), "--max-batch-size", "4"]
-        assert f"elements of {path}" in printed(["check", *arguments], 0, capsys)
+        assert f"1 element of {path}" in printed(["check", *arguments], 0, capsys)
         text = printed(["tune", *arguments, "--seconds", "0.5", "--max-in-flight", "2"], 0, capsys)
         assert "Recommended" in text and '"max_batch_size": ' in text
         assert "--inputs FILE" in printed(["check", listening.endpoint, "--model", "m"], 2, capsys)

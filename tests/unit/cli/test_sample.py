@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from beam_triton import ConfigurationError, ModelSpec, TensorSpec
@@ -83,13 +85,59 @@ def test_shapes_that_do_not_fit_the_model_are_refused(
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_elements_of_other_shapes_than_the_first_are_left_out(tmp_path: Path, binary: bool) -> None:
-    """They could not share its request."""
+def test_elements_of_other_shapes_than_the_first_do_not_share_its_request(
+    tmp_path: Path, binary: bool
+) -> None:
+    """Each shape has a request of its own, filled with the elements that there are."""
     path = tmp_path / "ragged.jsonl"
     path.write_text("".join(json.dumps({"x": values}) + "\n" for values in ([1, 2], [3], [4, 5])))
     spec = ModelSpec("m", "1", (TensorSpec("x", "INT8", (-1,)),), (), 8)
     with remote(spec, binary=binary) as model:
-        request = read_sample(str(path), {}).request(model, 3)
-    body = b"".join(map(bytes, request.parts))
-    assert b'"shape":[3,2]' in body
-    assert body.endswith(bytes([1, 2, 4, 5, 1, 2])) or b'"data":[1,2,4,5,1,2]' in body
+        first, second = read_sample(str(path), {}).requests(model, 3)
+    for request, shape, values in ((first, b"[3,2]", [1, 2, 4, 5, 1, 2]), (second, b"[3,1]", [3, 3, 3])):
+        body = b"".join(map(bytes, request.parts))
+        assert b'"shape":' + shape in body
+        assert body.endswith(bytes(values)) or json.dumps(values).replace(" ", "").encode() in body
+
+
+X = ModelSpec("m", "1", (TensorSpec("x", "INT32", (2,)),), (), 8)
+
+
+def rows_sent(path: Path, rows: int, **limits: int) -> list[list[int]]:
+    """The values of each request."""
+    with remote(X) as model:
+        requests = read_sample(str(path), {}).requests(model, rows, **limits)
+    bodies = [b"".join(map(bytes, request.parts))[request.json_length :] for request in requests]
+    return [np.frombuffer(body, "<i4").tolist() for body in bodies]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_all_elements_of_a_file_are_sent_in_turn(tmp_path: Path, kind: str) -> None:
+    """Of a table, columns that are no input are left out; vectors in a CSV are JSON."""
+    values = [[n, n + 1] for n in range(0, 8, 2)]
+    path = tmp_path / f"elements.{kind}"
+    table = pa.table({"id": ["a", "b", "c", "d"], "x": values})
+    if kind == "parquet":
+        pq.write_table(table, path)
+    elif kind == "csv":
+        path.write_text("id,x\n" + "".join(f'a,"{json.dumps(value)}"\n' for value in values))
+    else:
+        path.write_text("".join(json.dumps({"x": value}) + "\n" for value in values))
+    assert rows_sent(path, 2) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    # The last request is filled up where it has half of its elements of its own, and left out otherwise.
+    assert rows_sent(path, 3) == [[0, 1, 2, 3, 4, 5]]
+    assert rows_sent(path, 8) == [[*range(8), *range(8)]]
+    # Large files are cut.
+    assert rows_sent(path, 1, most_bytes=8) == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("broken.parquet", b"no"), ("broken.csv", b"x,y\n1\n"), ("empty.jsonl", b""), ("broken.json", b"{")],
+)
+def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str, content: bytes) -> None:
+    """The message is about the file, whatever reads it."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=f"--inputs .*{name}"):
+        read_sample(str(path), {})

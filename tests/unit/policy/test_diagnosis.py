@@ -96,7 +96,7 @@ WANTS = [
     ("region", "a far server", job(**ON_THE_NETWORK, **COMPRESSIBLE, round_trip=0.085)),
     ("max_concurrent_requests", "slots", job(
         answer=0.09, compute=0.08, busy=0.1, slot_wait_microseconds=80)),
-    ("gzip off", "a proxy that compresses", job(
+    ("Accept-Encoding", "a proxy that compresses", job(
         **ON_THE_NETWORK, **COMPRESSIBLE, unasked_compressed_answers=1_000)),
     ("response_compression", "compression that was asked for", job(
         **{**ON_THE_NETWORK, "answer": 0.003}, compressed_answers=1_000)),
