@@ -1,4 +1,4 @@
-"""What the requests of this process do, told to those who watch it; to nobody, a request pays one look."""
+"""What this process's requests do, for `watch`; where nobody watches, a request looks at an empty tuple."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Activity:
     """Hands events to any number of watchers; thread-safe.
 
     Attributes:
-        watchers: each takes its events out of its own deque. Whoever has an event looks first whether the
-            tuple is empty, which costs no call.
+        watchers: each takes its events out of its own deque. Code with an event looks first whether the tuple
+            is empty, which costs no call.
     """
 
     def __init__(self) -> None:

@@ -406,8 +406,8 @@ def _compression(job: _Job) -> _Found:
                 "Accept-Encoding",
                 "proxy",
                 f"{unasked:,} of {job.answers:,} answers came compressed though nobody asked for it; {cost}",
-                "The proxy asks the server for gzip, or compresses by itself, for clients that did not ask. In "
-                "nginx, remove proxy_set_header Accept-Encoding.",
+                "The proxy asks the server for gzip, or compresses by itself, for clients that did not ask. "
+                "In nginx, remove proxy_set_header Accept-Encoding.",
                 f"{_TUNING}#compression",
             ),
             summary,
