@@ -41,7 +41,7 @@ from beam_triton.transport.config import ConnectionPoolConfig
 
 # The given time is divided for this many settings; a search needs about half of them. At a rate only sizes
 # are tried, and a p99 needs more time.
-_SETTINGS, _SETTINGS_AT_RATE = 20, 8
+_SETTINGS, _SETTINGS_AT_RATE = 25, 8
 _SHORTEST_SECONDS = 0.1
 _WARM_UP_SHARE = 0.05
 # Requests of this share of the largest batch show what small ones cost.
