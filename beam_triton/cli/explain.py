@@ -50,4 +50,4 @@ def settings_of(given: argparse.Namespace) -> ServerSettings:
     """What the server says of the model's configuration."""
     with TritonClient(given.endpoint, **options_of(given)) as client:
         config = client.model_config(given.model)
-        return ServerSettings(client.model_spec(given.model).instances, "dynamic_batching" in config)
+        return ServerSettings("dynamic_batching" in config)

@@ -498,8 +498,8 @@ class Call(_CallState):
             record.latency_seconds = latency_seconds = now - self._sent_at
             waited_seconds = self.context.reactor.waited_seconds - self._waited_seconds
             record.busy_seconds = max(0.0, latency_seconds - waited_seconds)
-            if attempt.has_opened or attempt.has_waited:
-                record.connecting_seconds = attempt.sent_at - self._sent_at
+            has_connected = attempt.has_opened or attempt.has_waited
+            record.connecting_seconds = attempt.sent_at - self._sent_at if has_connected else 0.0
             record.response_bytes = len(attempt.exchange.body)
             try:
                 result = self._read(attempt.exchange)

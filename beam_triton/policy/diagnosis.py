@@ -37,6 +37,8 @@ _COMPRESSES_WELL = 0.7
 _LEAST_MILLISECONDS = 0.5
 # A network time of so many round trips is the distance, not the bytes.
 _DISTANCE_ROUND_TRIPS = 3
+# So many connections for each request in flight are not only those of the start.
+_ROUNDS = 3
 _TUNING = "docs/tuning.md"
 
 
@@ -74,9 +76,8 @@ class JobMetrics:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What a server says of the model's configuration; None and 0 where that is not known."""
+    """What a server says of the model's configuration; None where that is not known."""
 
-    instances: int = 0
     dynamic_batching: bool | None = None
 
 
@@ -172,9 +173,13 @@ def diagnose(metrics: JobMetrics, server: ServerSettings | None = None) -> Expla
     job = _Job(metrics, server or ServerSettings())
     if job.calls < _LEAST_REQUESTS or job.bundle_seconds < _LEAST_SECONDS:
         if not job.bundle_seconds:
-            return Explanation(
-                (), None, "The metrics hold no finished bundle of this library: nothing to say."
-            )
+            summary = "The metrics hold no finished bundle of this library: nothing to say."
+            if job.calls:
+                summary = (
+                    "The metrics do not say how long bundles took: the job took less than a second, or ran "
+                    "with an older version of this library."
+                )
+            return Explanation((), None, summary, job.facts())
         summary = (
             f"Nothing to change: {job.calls:,} requests in {job.bundle_seconds:.1f} s of bundles are too few "
             f"to say what they wait for"
@@ -218,6 +223,12 @@ class _Job:
         self._divide_bundles()
 
     @property
+    def in_flight(self) -> float:
+        """Requests that are connecting or have been sent, of a bundle, on average."""
+        spent = self.metrics.seconds("answer") + self.metrics.seconds("connecting")
+        return spent / self.bundle_seconds if self.bundle_seconds else 0.0
+
+    @property
     def leaves_server_idle(self) -> bool:
         """Whether the job would be much faster if all but the server took no time."""
         if self.busy_instances is not None:
@@ -225,7 +236,8 @@ class _Job:
         return not self.is_full
 
     def _per_call(self, name: str) -> float:
-        return self.metrics.count(name) / max(1, self.calls)
+        # Batches that have joined another bundle's request count here, and not as requests.
+        return min(1.0, self.metrics.count(name) / max(1, self.calls))
 
     def _server_figures(self) -> None:
         count, seconds = self.metrics.count, self.metrics.seconds
@@ -247,7 +259,8 @@ class _Job:
         self.joined = requests / executions if executions else 1.0
         instances = seconds("server_instance")
         if instances:
-            self.busy_instances = seconds("server_busy") / instances
+            # An execution counts when it ends, however long before the first look it began.
+            self.busy_instances = min(1.0, seconds("server_busy") / instances)
             self.is_full = self.busy_instances >= _FULL
         elif self.computing:
             self.is_full = self.queue >= _FULL_BY_QUEUE * self.computing
@@ -315,17 +328,20 @@ class _Job:
         facts = []
         if self.calls:
             limit = f" of {self.batch_limit:,.0f}" if self.batch_limit else ""
-            in_flight = self.metrics.seconds("answer") / self.bundle_seconds if self.bundle_seconds else 0.0
             per_bundle = f", {self.calls / self.bundles:,.1f} requests a bundle" if self.bundles else ""
             facts.append(
-                f"{self.batch:,.1f}{limit} elements a request{per_bundle}, {in_flight:.1f} in flight on a "
-                f"bundle's thread"
+                f"{self.batch:,.1f}{limit} elements a request{per_bundle}, {self.in_flight:.1f} in flight on "
+                f"a bundle's thread"
             )
         if self.busy_instances is not None:
             facts.append(
                 f"the model's instances are busy {self.busy_instances:.0%} of the time, "
                 f"{self.others:.0%} of its requests are others'"
             )
+        failures = self.metrics.count("failures") + self.metrics.count("default_values")
+        retries = self.metrics.count("retries")
+        if failures or retries:
+            facts.append(f"{failures:,} elements failed, {retries:,} requests were sent again")
         return tuple(facts)
 
     @property
@@ -377,6 +393,9 @@ def _connections(job: _Job) -> _Found:
             f"The job waits for connections ({share:.0%} of the bundles' time).",
         )
     opened = job.metrics.count("connections_opened")
+    if opened <= _ROUNDS * job.in_flight:
+        # Each request at the start of a job opens the connection that a later one would have reused.
+        return None
     return (
         Advice(
             "keep-alive",
@@ -511,11 +530,10 @@ def _slots(job: _Job) -> _Found:
     share = job.shares[SLOT]
     if share < _WORTHWHILE or not job.leaves_server_idle:
         return None
-    idle = (
-        ""
-        if job.busy_instances is None
-        else f", and the model's instances are idle {1 - job.busy_instances:.0%}"
-    )
+    idle, room = "", "whether the server could take more is not known"
+    if job.busy_instances is not None:
+        idle = f", and the model's instances are idle {1 - job.busy_instances:.0%}"
+        room = "the server could take more"
     return (
         Advice(
             "max_concurrent_requests",
@@ -524,7 +542,7 @@ def _slots(job: _Job) -> _Found:
             "Double it, and again while elements/s rise.",
             f"{_TUNING}#requests-in-flight-max_concurrent_requests",
         ),
-        "All requests that the job may have in flight are, and the server could take more.",
+        f"All requests that the job may have in flight are, and {room}.",
     )
 
 
@@ -562,7 +580,14 @@ def _slow_link(job: _Job) -> _Found:
     ratio = job.metrics.count(f"sampled_{kind}_compressed_bytes") / sampled if sampled else 1.0
     figure = f"{_size(rate)}/s over the network, which takes {_ms(job.network)} of a request"
     summary = f"The link is slow: the job waits for the network {share:.0%} of the time."
-    if ratio <= _COMPRESSES_WELL:
+    compressed = job.metrics.count("compressed_answers") >= _MOST * job.answers
+    if kind == "answer" and compressed:
+        sample = "the answers are compressed already"
+    elif sampled:
+        sample = f"a sample of the {kind}s compresses to {ratio:.0%} only"
+    else:
+        sample = f"whether the {kind}s would compress is not known"
+    if ratio <= _COMPRESSES_WELL and not (kind == "answer" and compressed):
         return (
             Advice(
                 option,
@@ -577,7 +602,7 @@ def _slow_link(job: _Job) -> _Found:
         Advice(
             "region",
             "runner",
-            f"{figure}; a sample of the {kind}s compresses to {ratio:.0%} only",
+            f"{figure}; {sample}",
             "Run the workers near the server, or send less: a model that takes FP16 or UINT8.",
             "docs/explain.md#a-slow-link",
         ),
@@ -627,7 +652,7 @@ def _busy_worker(job: _Job) -> _Found:
 
 def _fullness(job: _Job) -> str:
     if job.busy_instances is not None:
-        return f"the model's instances are busy {min(job.busy_instances, 1.0):.0%} of the time"
+        return f"the model's instances are busy {job.busy_instances:.0%} of the time"
     return (
         f"requests wait {job.queue * 1e3:.1f} ms in its queue for {job.computing * 1e3:.1f} ms of computing"
     )

@@ -257,8 +257,8 @@ class _BundleClock:
         """Add what has passed since the last time; gives the seconds since the beginning."""
         at, cpu, waited = self._now()
         seconds["bundle_microseconds"] += at - self._at
-        # Of another thread, where a caller that is no runner ends the bundle there.
-        seconds["bundle_cpu_microseconds"] += max(0.0, cpu - self._cpu)
+        # Of another thread, where a caller that is no runner ends the bundle there: it may say anything.
+        seconds["bundle_cpu_microseconds"] += min(max(0.0, cpu - self._cpu), at - self._at)
         seconds["bundle_wait_microseconds"] += waited - self._waited
         self._at, self._cpu, self._waited = at, cpu, waited
         _process.read(at, seconds)

@@ -115,6 +115,17 @@ def test_transient_errors_are_retried(fault: Fault) -> None:
         assert (call.record.attempts, call.record.retries) == (4, 3)
 
 
+def test_time_of_connecting_is_that_of_the_attempt_that_was_answered() -> None:
+    """The refused attempt opened the connection, and the answer's latency does not hold that time."""
+    with (
+        FaultServer(OK, [BUSY]) as server,
+        closing(open_channel(server.endpoint, retry=QUICK_RETRIES)) as channel,
+    ):
+        record = ask(channel).record
+    assert (record.connections_opened, record.connections_reused) == (1, 1)
+    assert record.connecting_seconds == 0
+
+
 def test_last_error_keeps_the_earlier_ones() -> None:
     """The error of a request that fails for good is the last one, with the earlier ones as ``attempts``."""
     policy = RetryPolicy(max_retries=2, initial_backoff_seconds=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,6 +114,9 @@ WANTS_NOTHING = [
         worker_microseconds=100, worker_cpu_microseconds=3)),
     ("too few", "short", job(requests=4)),
     ("too few", "fast", job(bundle=0.2, wait=0.1, answer=0.0004, compute=0.0003)),
+    ("stands out", "connections of a start", job(
+        requests=16, bundle=0.7, wait=0.65, answer=0.04, compute=0.03, connecting_microseconds=9.6,
+        connections_opened=16)),
     ("stands out", "half of each", job(wait=50, answer=0.05, compute=0.045, busy=0.7)),
     ("stands out", "a fast link that copies large tensors", job(**ON_THE_NETWORK, nbytes=8e6)),
     ("stands out", "a proxy that is slow now and then", job(
@@ -157,8 +161,8 @@ def test_small_requests_that_fill_a_server_want_dynamic_batching_where_it_is_off
     """Only the server knows whether it is on."""
     metrics = job(batch=4, queue=0.03, compute=0.05, busy=0.97)
     assert diagnose(metrics).advice is None
-    assert diagnose(metrics, ServerSettings(2, True)).advice is None
-    said = diagnose(metrics, ServerSettings(2, False))
+    assert diagnose(metrics, ServerSettings(True)).advice is None
+    said = diagnose(metrics, ServerSettings(False))
     assert said.advice is not None
     assert said.advice.setting == "dynamic_batching"
 
@@ -188,6 +192,62 @@ def test_answers_that_wait_for_a_busy_worker_are_not_the_networks() -> None:
     """An answer that took 0.5 s, of which the thread computed 0.42 s, may have come long before."""
     said = diagnose(job(answer=0.5, compute=0.08, answer_busy_microseconds=420))
     assert said.share(diagnosis.NETWORK) == pytest.approx(0, abs=1e-6)
+
+
+def test_no_share_is_above_the_whole() -> None:
+    """Batches that joined other bundles' requests, and executions that began before the first look."""
+    text = str(
+        diagnose(
+            job(
+                batch=3,
+                wait=10,
+                sending_microseconds=60,
+                busy=1.3,
+                unfilled_batches=3_000,
+                unfilled_for_shape=2_900,
+            )
+        )
+    )
+    assert "instances are busy 100% of the time" in text
+    assert "100% of the requests left unfilled" in text
+
+
+def test_answers_that_are_compressed_are_not_to_be_compressed() -> None:
+    """The link is slow all the same; a sample, taken of the tensors, compresses well."""
+    sample: Any = {"sampled_answer_bytes": 1_000, "sampled_answer_compressed_bytes": 100}
+
+    def said_of(**counters: Any) -> Any:
+        metrics = job(**ON_THE_NETWORK, **sample, **counters)
+        few = {"request_bytes": Distribution(1_000, 1_000, 1, 1)}
+        return diagnose(replace(metrics, distributions={**metrics.distributions, **few})).advice
+
+    assert said_of().setting == "response_compression"
+    advice = said_of(compressed_answers=1_000)
+    assert advice.setting == "region"
+    assert "compressed already" in advice.figure
+
+
+def test_slots_before_a_server_that_is_not_known_to_be_idle() -> None:
+    """As with an ensemble, whose models' instances a job does not see: the text does not claim it."""
+    metrics = job(slot_wait_microseconds=80, server_busy_microseconds=0, server_instance_microseconds=0)
+    said = diagnose(metrics)
+    assert said.advice is not None
+    assert said.advice.setting == "max_concurrent_requests"
+    assert "whether the server could take more is not known" in said.summary
+
+
+def test_failures_and_retries_are_facts() -> None:
+    """Nothing else in the text tells that the time went to requests that failed."""
+    assert "failed" not in str(diagnose(job()))
+    said = str(diagnose(job(failures=12, default_values=3, retries=40)))
+    assert "15 elements failed, 40 requests were sent again" in said
+
+
+def test_requests_without_the_time_of_bundles_are_not_called_no_job() -> None:
+    """Bundles of a tenth of a second are written once a second: a shorter job has none."""
+    said = diagnose(job(bundle=0, wait=0))
+    assert (said.stations, said.advice) == ((), None)
+    assert "less than a second" in str(said)
 
 
 def test_no_metrics_say_nothing() -> None:

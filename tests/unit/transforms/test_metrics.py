@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -87,6 +89,22 @@ def test_request_without_an_answer_has_no_latency() -> None:
     found = written_by(lambda metrics: metrics.request_ended(1, CallRecord(attempts=1, request_bytes=10)))
     assert found.counters == {"requests": 1}
     assert sorted(found.distributions) == ["batch_size", "request_bytes"]
+
+
+def test_bundle_that_ends_on_another_thread_has_no_more_cpu_than_time() -> None:
+    """That thread's CPU time is of all that it has ever done."""
+
+    def write(_: InferenceMetrics) -> None:
+        made: list[InferenceMetrics] = []
+        thread = threading.Thread(target=lambda: made.append(InferenceMetrics(times_bundle=True)))
+        thread.start()
+        thread.join()
+        while time.thread_time() < 0.5:
+            pass
+        made[0].flush()
+
+    found = written_by(write).counters
+    assert found["bundle_cpu_microseconds"] <= found["bundle_microseconds"]
 
 
 def test_zero_counters_are_not_written() -> None:
