@@ -125,7 +125,9 @@ class Dispatcher(Generic[T]):
             self._wait_until(time.monotonic() + POLL_AGAIN_SECONDS)
             meanwhile()
 
+        waited_seconds = self._context.reactor.waited_seconds
         self._slots.take(1, self._context.reactor, wait)
+        self.slot_seconds += self._context.reactor.waited_seconds - waited_seconds
         self._taken_slots += 1
 
     def release_slot(self) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import inf
 from typing import Any
+from weakref import WeakSet
 
 from apache_beam.io.components.adaptive_throttler import ThrottlingSignaler
 from apache_beam.metrics import Metrics
@@ -30,6 +31,7 @@ from beam_triton.compression import compress
 from beam_triton.dispatch.call import CallRecord
 from beam_triton.dispatch.channel import Channel
 from beam_triton.dispatch.dispatcher import Dispatcher
+from beam_triton.dispatch.endpoints import Totals
 from beam_triton.transport.event_stream import EventStream
 from beam_triton.transport.reactor import current_reactor
 
@@ -86,7 +88,7 @@ class InferenceMetrics:
             self._facts["bundles"] = 1
         self.wants_request = self.wants_answer = False
         if self._totals is not None and len(self._totals.seen) < _SEEN_ONCE:
-            self._look_once(self._totals.seen)
+            self._look_once(self._totals)
         self._throttled_seconds = 0.0
         self._flush_at = time.monotonic() + _FLUSH_SECONDS
         # The signal that Beam's own IOs give to Dataflow's autoscaling.
@@ -96,11 +98,12 @@ class InferenceMetrics:
         self._response_bytes = _distribution("response_bytes")
         self._latency = _distribution("request_latency_milliseconds")
 
-    def _look_once(self, seen: set[str]) -> None:
+    def _look_once(self, totals: Totals) -> None:
+        seen = totals.seen
         if "worker" not in seen:
             seen.add("worker")
-            self._facts["workers"] = 1
-            _process.begin()
+            if _process.begin(totals):
+                self._facts["workers"] = 1
         self.wants_request, self.wants_answer = "request" not in seen, "answer" not in seen
 
     def count(self, name: str, increase: int = 1) -> None:
@@ -139,11 +142,16 @@ class InferenceMetrics:
         """Add a call's record, whatever its outcome."""
         counts = self._counts
         counts["requests"] += record.attempts
-        counts["retries"] += record.retries
-        counts["connections_opened"] += record.connections_opened
         counts["connections_reused"] += record.connections_reused
-        counts["connection_waits"] += record.connection_waits
-        counts["shared_memory_requests"] += record.shared_memory_requests
+        # Of most requests these are 0; a look costs less than an addition.
+        if record.retries:
+            counts["retries"] += record.retries
+        if record.connections_opened:
+            counts["connections_opened"] += record.connections_opened
+        if record.connection_waits:
+            counts["connection_waits"] += record.connection_waits
+        if record.shared_memory_requests:
+            counts["shared_memory_requests"] += record.shared_memory_requests
         seconds = self._seconds
         if record.queued_seconds:
             seconds["admission_wait_microseconds"] += record.queued_seconds
@@ -172,7 +180,7 @@ class InferenceMetrics:
         takes a millisecond, while ``wants_request`` or ``wants_answer``."""
         assert self._totals is not None
         self._totals.seen.add(kind)
-        self._look_once(self._totals.seen)
+        self._look_once(self._totals)
         size, taken = 0, []
         for part in parts:
             taken.append(memoryview(part).cast("B")[: _SAMPLE_BYTES - size])
@@ -270,12 +278,17 @@ class _ProcessClock:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.begin()
+        self._models: WeakSet[Totals] = WeakSet()
+        self._at, self._cpu = time.monotonic(), time.process_time()
 
-    def begin(self) -> None:
-        """Forget what was before this job."""
+    def begin(self, totals: Totals) -> bool:
+        """Forget what was before this model's first bundle; whether it is the process's only model, so that a
+        process with several counts as one worker."""
         with self._lock:
             self._at, self._cpu = time.monotonic(), time.process_time()
+            is_first = not self._models
+            self._models.add(totals)
+            return is_first
 
     def read(self, now: float, seconds: dict[str, float]) -> None:
         """Add what has passed since any bundle of this process read it."""

@@ -73,6 +73,24 @@ def test_large_requests_take_several_slots(size: int, most: int) -> None:
             assert free_slots(channel) == 4
 
 
+def test_time_waited_for_a_slot_is_counted() -> None:
+    """For a request, and for those that follow one another on a slot of their own."""
+    with (
+        FaultServer(OK, faults.late(0.1)) as server,
+        closing(open_channel(server.endpoint, max_concurrent_requests=1)) as channel,
+    ):
+        dispatcher: Dispatcher[int] = Dispatcher(channel)
+        dispatcher.submit(0, post(), read)
+        assert dispatcher.slot_seconds == 0
+        dispatcher.submit(1, post(), read)
+        waited_seconds = dispatcher.slot_seconds
+        assert waited_seconds > 0.05
+        dispatcher.take_slot(lambda: None)
+        assert dispatcher.slot_seconds > waited_seconds + 0.05
+        dispatcher.release_slot()
+        dispatcher.drain()
+
+
 def test_two_dispatchers_on_one_thread_do_not_deadlock() -> None:
     """Two owners fused on one thread share one slot without waiting for each other."""
     with (

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from beam_triton.dispatch.call import CallRecord
 from beam_triton.transforms import metrics as histogram
 from beam_triton.transforms.metrics import InferenceMetrics, bucket_counter, bucket_of
+from tests.support.dispatching import open_channel
 from tests.support.pipelines import Run, run
 
 
@@ -89,6 +90,24 @@ def test_request_without_an_answer_has_no_latency() -> None:
     found = written_by(lambda metrics: metrics.request_ended(1, CallRecord(attempts=1, request_bytes=10)))
     assert found.counters == {"requests": 1}
     assert sorted(found.distributions) == ["batch_size", "request_bytes"]
+
+
+def test_process_with_two_models_is_one_worker() -> None:
+    """The others' share of a server is reckoned from how many processes have asked it."""
+
+    def write(_: InferenceMetrics) -> None:
+        channels = [open_channel(f"http://localhost:{port}") for port in (1, 2)]
+        for channel in channels:
+            metrics = InferenceMetrics(channel, times_bundle=False)
+            metrics.count("elements")
+            metrics.flush()
+        for channel in channels:
+            channel.close()
+
+    found = written_by(write).counters
+    assert found["elements"] == 2
+    # None, where models of another test are still open.
+    assert found.get("workers", 0) <= 1
 
 
 def test_bundle_that_ends_on_another_thread_has_no_more_cpu_than_time() -> None:
