@@ -532,7 +532,7 @@ def _slots(job: _Job) -> _Found:
         return None
     idle, room = "", "whether the server could take more is not known"
     if job.busy_instances is not None:
-        idle = f", and the model's instances are idle {1 - job.busy_instances:.0%}"
+        idle = f", and the model's instances are idle {1 - job.busy_instances:.0%} of it"
         room = "the server could take more"
     return (
         Advice(
@@ -640,8 +640,8 @@ def _busy_worker(job: _Job) -> _Found:
         Advice(
             "beam.Reshuffle()",
             "pipeline",
-            f"bundles are in other steps {job.beam:.0%} of their time, of which the CPU works "
-            f"{job.cpu / job.bundle_seconds:.0%}{idle}",
+            f"bundles are in other steps {job.beam:.0%} of their time, and have a CPU only "
+            f"{job.cpu / job.bundle_seconds:.0%} of it{idle}",
             "Put it between the step that waits (for files, services, locks) and this one, so that both run "
             "at once; or give that step more threads.",
             "docs/explain.md#a-worker-bound-by-its-cpu",

@@ -299,9 +299,8 @@ def exchange_within(
         reactor.close()
     if attempt.has_opened:
         pool.add_uncounted_opened()
-    if attempt.error is None:
-        pool.note_round_trip(time.monotonic() - attempt.sent_at)
     if attempt.error is not None:
         raise attempt.error
+    pool.note_round_trip(time.monotonic() - attempt.sent_at)
     assert attempt.exchange is not None
     return attempt.exchange
