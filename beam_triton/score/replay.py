@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystems import FileSystems
 
 from beam_triton.errors import ConfigurationError
 from beam_triton.score.file_reading import IMAGE, AnyFileSource
@@ -25,7 +26,6 @@ from beam_triton.score.row_reading import (
     Piece,
     RowBlock,
     Wanted,
-    match_files,
 )
 
 _FAILURES = FileSource(format="jsonl")
@@ -58,10 +58,10 @@ class FailedRows(AnyFileSource):
                 if isinstance(failed.data, dict) and failed.message not in (NOT_UTF8, OPEN_QUOTE):
                     alike.setdefault((failed.file, *failed.data), []).append(failed)
                 elif failed.data is None and self.format_of(failed.file) in (IMAGE, "bytes"):
-                    try:
-                        whole += match_files([failed.file])
-                    except ConfigurationError:
-                        # It is gone.
+                    if FileSystems.exists(failed.file):
+                        system = FileSystems.get_filesystem(failed.file)
+                        whole.append((failed.file, system.metadata(failed.file).size_in_bytes))
+                    else:
                         kept.append(failed)
                 elif failed.data is None and self.format_of(failed.file) != "parquet":
                     yield from self._rest(failed, wanted)
