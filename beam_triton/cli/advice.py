@@ -47,7 +47,8 @@ class ModelSettings:
         count = sum(int(group.get("count") or 1) * max(1, len(group.get("gpus") or ())) for group in groups)
         return cls(
             int(config.get("max_batch_size") or 0),
-            count,
+            # Of other kinds (KIND_MODEL) the model itself decides where it executes, and how often at a time.
+            count if kinds <= {"KIND_CPU", "KIND_GPU"} else 0,
             "GPU" if "KIND_GPU" in kinds else "CPU",
             config.get("dynamic_batching"),
         )

@@ -49,6 +49,18 @@ def test_nothing_is_advised_where_nothing_waits() -> None:
     assert advised(CONFIG, measured(1, execution_seconds=0.001), measured(16, execution_seconds=0.016)) == []
 
 
+def test_instances_that_the_model_places_itself_are_left_to_it() -> None:
+    """Nothing is known of what they run on."""
+    busy = measured(64, execution_seconds=0.02, busy=1.0)
+    assert advised({**CONFIG, **BATCHING}, busy) == ["Instances"]
+    assert advised({**CONFIG, **BATCHING, "instance_group": [{"kind": "KIND_MODEL", "count": 2}]}, busy) == []
+
+
+def test_a_server_that_does_not_time_executions_says_nothing() -> None:
+    """Nothing is divided by them."""
+    assert Counts(1.0, 10, 10, 10, 10, 0).since(Counts(0.0, 0, 0, 0, 0, 0)) is None
+
+
 def test_dynamic_batching_needs_executions_of_one_that_wait_and_batches_that_are_cheap() -> None:
     """All three, and a model that does not have it yet."""
     waiting = measured(1, execution_seconds=0.02, queue_seconds=0.02)
