@@ -117,8 +117,8 @@ def run(given: argparse.Namespace) -> int:
     """
     for name in ("seconds", "max_in_flight", "max_batch_size", "rate"):
         value = getattr(given, name)
-        if value is not None and not value > 0:
-            raise ConfigurationError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigurationError(f"--{name.replace('_', '-')} must be a number above 0, not {value}")
     goal = Goal(_duration_seconds(given.p99), given.rate)
     if given.chart is not None:
         check_chart(given.chart)

@@ -51,8 +51,10 @@ class FailedRows(AnyFileSource):
         whole: list[tuple[str, int]] = []
         for item in _FAILURES.read(piece, lambda names: names):
             if isinstance(item, Failure):
-                kept.append(item)
-                continue
+                # The file will be replaced: what cannot be read would be lost.
+                raise ConfigurationError(
+                    f"{piece.file} does not hold failures of score alone: {item.describe()}"
+                )
             alike: dict[tuple[str, ...], list[Failure]] = {}
             for failed in (_failed_row(piece.file, row) for row in item.objects):
                 if isinstance(failed.data, dict) and failed.message not in (NOT_UTF8, OPEN_QUOTE):

@@ -32,6 +32,9 @@ TOKEN = "t0ken-of-the-service"
         (["tune", ENDPOINT, "--model", "m", "--seconds", "0"], "--seconds"),
         (["tune", ENDPOINT, "--model", "m", "--max-in-flight", "-1"], "--max-in-flight"),
         (["tune", ENDPOINT, "--model", "m", "--rate", "0"], "--rate"),
+        (["tune", ENDPOINT, "--model", "m", "--rate", "inf"], "--rate must be a number above 0"),
+        (["tune", ENDPOINT, "--model", "m", "--chart", "/nowhere/a.svg"], "there is no folder /nowhere"),
+        (["replay", "--output", "o.jsonl", "failures.jsonl"], "failures are needed, before the options"),
         (
             ["tune", ENDPOINT, "--model", "m", "--p99", "50"],
             "with its unit, such as 50ms or 1.5s",
