@@ -32,7 +32,7 @@ class ModelSettings:
 
     Attributes:
         instances: that execute at a time; 0 where that is not known.
-        count: of the configuration, which counts the instances on each of its GPUs; the highest of its groups.
+        count: the configuration's own, which is of each GPU; the highest of its groups.
         kind: ``CPU`` or ``GPU``: what the instances run on.
         batches: the ``dynamic_batching`` of the configuration, None without.
     """

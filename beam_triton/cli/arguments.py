@@ -106,7 +106,8 @@ def options_of(given: argparse.Namespace) -> dict[str, Any]:
 def given_options_of(given: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments that the user gave, as plain data: ``auth`` is its text.
 
-    They are printed: a header's value that was given as text becomes the name of an environment variable.
+    They are printed: a header's value and a proxy's password that were given as text are left out, for the
+    name of an environment variable.
     """
     values = FLAGS.values(given)
     if values.get("timeout_seconds") == _TIMEOUT_SECONDS:
@@ -119,6 +120,9 @@ def given_options_of(given: argparse.Namespace) -> dict[str, Any]:
     options = with_texts(with_values({"headers": headers} if headers else {}, values), others)
     if options.get("headers"):
         options["headers"] = {name: _reference(text, name) for name, text in options["headers"].items()}
+    for key, url in (options.get("proxies") or {}).items():
+        if "@" in (url or ""):
+            options["proxies"] = {**options["proxies"], key: _reference(url, f"{key}_proxy")}
     return {**options, **dict(auth)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 import pytest
 
@@ -74,14 +75,19 @@ def test_another_port_has_no_metrics(fault: Script, message: str, capsys: pytest
     assert message in capsys.readouterr().err
 
 
-def test_headers_given_as_text_are_not_printed() -> None:
+def test_secrets_given_as_text_are_not_printed() -> None:
     """A pipeline is printed with them, and copied from there."""
     parser = argparse.ArgumentParser()
     add_server(parser)
     add_model(parser, required=False)
     given = ["--header", f"X-Api-Key={TOKEN}", "--header", "X-Other=env:OTHER"]
+    proxies = {"https": f"http://me:{TOKEN}@proxy:3128", "http": "http://proxy:3128"}
+    given += ["--option", f"proxies={json.dumps(proxies)}"]
     options = given_options_of(parser.parse_args([ENDPOINT, *given]))
-    assert options == {"headers": {"X-Api-Key": "env:X_API_KEY", "X-Other": "env:OTHER"}}
+    assert options == {
+        "headers": {"X-Api-Key": "env:X_API_KEY", "X-Other": "env:OTHER"},
+        "proxies": {"https": "env:HTTPS_PROXY", "http": "http://proxy:3128"},
+    }
 
 
 @pytest.mark.parametrize("arguments", [[], ["check"], ["tune", ENDPOINT], ["sing", ENDPOINT]])
