@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
 from typing import Any
 
 from beam_triton.cli.load import Measurement
@@ -31,12 +32,14 @@ class ModelSettings:
 
     Attributes:
         instances: that execute at a time; 0 where that is not known.
+        count: the configuration's own, which is of each GPU; the highest of its groups.
         kind: ``CPU`` or ``GPU``: what the instances run on.
         batches: the ``dynamic_batching`` of the configuration, None without.
     """
 
     max_batch_size: int
     instances: int
+    count: int
     kind: str
     batches: Mapping[str, Any] | None
 
@@ -44,10 +47,13 @@ class ModelSettings:
     def of(cls, config: Mapping[str, Any]) -> ModelSettings:
         groups = config.get("instance_group") or ()
         kinds = {str(group.get("kind")) for group in groups}
-        count = sum(int(group.get("count") or 1) * max(1, len(group.get("gpus") or ())) for group in groups)
+        counts = [int(group.get("count") or 1) for group in groups]
+        gpus = [max(1, len(group.get("gpus") or ())) for group in groups]
         return cls(
             int(config.get("max_batch_size") or 0),
-            count,
+            # Of other kinds (KIND_MODEL) the model itself decides where it executes, and how often at a time.
+            sum(map(mul, counts, gpus)) if kinds <= {"KIND_CPU", "KIND_GPU"} else 0,
+            max(counts, default=1),
             "GPU" if "KIND_GPU" in kinds else "CPU",
             config.get("dynamic_batching"),
         )
@@ -139,7 +145,7 @@ def _instances(settings: ModelSettings, chosen: Measurement, busy: Mapping[str, 
     where = "processors were" if settings.kind == "CPU" else "GPU was"
     now = f"its {settings.instances} instances were" if settings.instances > 1 else "its only instance was"
     share = f"{now} busy {found.busy_share(settings.instances):.0%} of the time"
-    more = f"`instance_group [ {{ kind: KIND_{settings.kind} count: {2 * settings.instances} }} ]`"
+    more = f"`instance_group [ {{ kind: KIND_{settings.kind} count: {2 * settings.count} }} ]`"
     known = busy.get(settings.kind.lower())
     if known is None:
         room = "the processors have" if settings.kind == "CPU" else "the GPU has"

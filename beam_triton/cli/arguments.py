@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
+from beam_triton.credentials import is_reference
 from beam_triton.errors import (
     ConfigurationError,
     ConnectError,
@@ -102,7 +104,11 @@ def options_of(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def given_options_of(given: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments that the user gave, as plain data: ``auth`` is its text."""
+    """The keyword arguments that the user gave, as plain data: ``auth`` is its text.
+
+    They are printed: a header's value and a proxy's password that were given as text are left out, for the
+    name of an environment variable.
+    """
     values = FLAGS.values(given)
     if values.get("timeout_seconds") == _TIMEOUT_SECONDS:
         values.pop("timeout_seconds")
@@ -112,6 +118,11 @@ def given_options_of(given: argparse.Namespace) -> dict[str, Any]:
     headers = dict(_header(text) for text in given.header)
     others = [text for text in given.option if not text.startswith("auth=")]
     options = with_texts(with_values({"headers": headers} if headers else {}, values), others)
+    if options.get("headers"):
+        options["headers"] = {name: _reference(text, name) for name, text in options["headers"].items()}
+    for key, url in (options.get("proxies") or {}).items():
+        if "@" in (url or ""):
+            options["proxies"] = {**options["proxies"], key: _reference(url, f"{key}_proxy")}
     return {**options, **dict(auth)}
 
 
@@ -149,6 +160,10 @@ def explained(error: TritonError) -> str:
     elif isinstance(error, InferenceError) and error.status in (401, 403):
         hint = "Give this server's credentials with --auth-token env:NAME or --header NAME=env:NAME."
     return f"{error}. {hint}" if hint else str(error)
+
+
+def _reference(secret: str, name: str) -> str:
+    return secret if is_reference(secret) else f"env:{re.sub('[^A-Z0-9]', '_', name.upper())}"
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -19,10 +19,13 @@ def check_chart(path: str) -> None:
     """Whether a chart can be drawn into that file, before anything is measured.
 
     Raises:
-        ConfigurationError: the name's suffix is of no format, or matplotlib is not installed.
+        ConfigurationError: the name's suffix is of no format, there is no such folder, or matplotlib is not
+            installed.
     """
     if Path(path).suffix not in _SUFFIXES:
         raise ConfigurationError(f"--chart {path}: the name must end in {', '.join(_SUFFIXES)}")
+    if not Path(path).parent.is_dir():
+        raise ConfigurationError(f"--chart {path}: there is no folder {Path(path).parent}")
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigurationError("--chart needs matplotlib: pip install beam-triton[charts]")
 

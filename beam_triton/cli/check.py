@@ -22,11 +22,14 @@ from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.errors import ConfigurationError, ModelNotFoundError, RemoteProtocolError, TritonError
 from beam_triton.options import InferenceOptions
 from beam_triton.protocol import EncodedRequest, InferResponse
+from beam_triton.protocol.text import printable
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transport.exchange import Exchange
 from beam_triton.transport.response_head import ResponseHead
 
 _ROUND_TRIPS = 5
+# Of a line: servers may name themselves, their models and tensors as they like.
+_MOST_CHARACTERS = 10_000
 
 
 def add_arguments(commands: Any) -> None:
@@ -70,9 +73,9 @@ def run(given: argparse.Namespace) -> int:
             if given.model is not None:
                 check.model(given.model, sample, options)
     for warning in check.warnings:
-        print(f"WARNING: {warning}")
+        print(f"WARNING: {printable(warning, _MOST_CHARACTERS)}")
     for problem in check.problems:
-        print(f"PROBLEM: {problem}")
+        print(f"PROBLEM: {printable(problem, _MOST_CHARACTERS)}")
     if not check.problems:
         print("No problems found.")
     return EXIT_PROBLEM if check.problems else EXIT_OK
@@ -222,4 +225,4 @@ def _answer(model: RemoteModel, request: EncodedRequest) -> tuple[InferResponse,
 
 def _say(label: str, *lines: str) -> None:
     for number, line in enumerate(lines):
-        print(f"{'' if number else label:<12}{line}", flush=True)
+        print(f"{'' if number else label:<12}{printable(line, _MOST_CHARACTERS)}", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -135,7 +136,7 @@ def _zeros(shape: tuple[int, ...], datatype: str) -> Any:
 def _written(value: Any, datatype: str | None) -> Any:
     array = np.asarray(value)
     items = array.ravel()[:_MOST_WRITTEN_ITEMS].tolist()
-    if array.size <= _MOST_WRITTEN_ITEMS and not any(isinstance(item, bytes) for item in items):
+    if array.size <= _MOST_WRITTEN_ITEMS and not any(map(_has_no_literal, items)):
         plain = array.tolist()
         if len(repr(plain)) <= _MOST_WRITTEN_TEXT:
             return plain
@@ -145,6 +146,10 @@ def _written(value: Any, datatype: str | None) -> Any:
         if is_text or datatype
         else _Made(array.shape, array.dtype.name)
     )
+
+
+def _has_no_literal(item: Any) -> bool:
+    return isinstance(item, bytes) or (isinstance(item, float) and not math.isfinite(item))
 
 
 def _python(value: Any) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -147,8 +148,8 @@ def read_sample(path: str | None, shapes: Shapes) -> Sample:
             elements = _rows(file)
         else:
             elements = [file.read_bytes()]
-    # pyarrow's errors are among these.
-    except (OSError, ValueError) as error:
+    # pyarrow's errors are among these; the others are those of broken .npy, .npz and .json files.
+    except (OSError, ValueError, EOFError, BadZipFile, RecursionError) as error:
         raise ConfigurationError(f"--inputs {path}: {error}") from None
     if not elements:
         raise ConfigurationError(f"--inputs {path} holds no element")

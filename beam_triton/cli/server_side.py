@@ -6,13 +6,16 @@ import re
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 from beam_triton.client import TritonClient
+from beam_triton.credentials import redact_url
 from beam_triton.errors import ConfigurationError, TritonError
 
 _METRICS_SECONDS = 2.0
 _UTILIZATION = re.compile(r"^nv_(cpu|gpu)_utilization(?:\{[^}]*\})? ([0-9.eE+-]+)", re.MULTILINE)
+_METRIC = re.compile(r"^nv_\w+[ {]", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Counts:
         """What happened in between; None if nothing did, or the two are not of one server."""
         requests = self.requests - before.requests
         executions = self.executions - before.executions
-        if requests <= 0 or executions <= 0 or self.compute_ns < before.compute_ns:
+        if requests <= 0 or executions <= 0 or self.compute_ns <= before.compute_ns:
             return None
         return ServerSide(
             self.at - before.at,
@@ -108,11 +111,20 @@ def utilization(metrics_url: str) -> dict[str, float]:
     Raises:
         ConfigurationError: there are no metrics at that address.
     """
+    shown = redact_url(metrics_url)
     try:
         with urllib.request.urlopen(metrics_url, timeout=_METRICS_SECONDS) as answer:
             text = answer.read(1 << 22).decode("utf-8", "replace")
+    except HTTPException:
+        # Its text may be a password, where the address has one.
+        raise ConfigurationError(f"--metrics-url {shown}: no HTTP server answers there") from None
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"--metrics-url {metrics_url}: {error}") from None
+        raise ConfigurationError(f"--metrics-url {shown}: {error}") from None
+    if not _METRIC.search(text):
+        raise ConfigurationError(
+            f"--metrics-url {shown}: these are no metrics of a Triton, which has them at its port 8002 by "
+            f"default: http://triton:8002/metrics"
+        )
     found: dict[str, float] = {}
     for kind, value in _UTILIZATION.findall(text):
         found[kind] = max(found.get(kind, 0.0), float(value))

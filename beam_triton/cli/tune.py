@@ -36,6 +36,7 @@ from beam_triton.client import TritonClient
 from beam_triton.errors import ConfigurationError, TritonError
 from beam_triton.options import InferenceOptions
 from beam_triton.policy.batching import BatchingPolicy
+from beam_triton.protocol.text import printable
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transport.config import ConnectionPoolConfig
 
@@ -48,6 +49,9 @@ _WARM_UP_SHARE = 0.05
 _SMALL_SHARE = 8
 # Triton renews its metrics every two seconds: after twice that they are of the setting that is measured.
 _METRICS_SECONDS = 4.0
+
+# Of a line: a server may name its tensors as it likes.
+_MOST_CHARACTERS = 1000
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s)")
 
@@ -117,8 +121,8 @@ def run(given: argparse.Namespace) -> int:
     """
     for name in ("seconds", "max_in_flight", "max_batch_size", "rate"):
         value = getattr(given, name)
-        if value is not None and not value > 0:
-            raise ConfigurationError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigurationError(f"--{name.replace('_', '-')} must be a number above 0, not {value}")
     goal = Goal(_duration_seconds(given.p99), given.rate)
     if given.chart is not None:
         check_chart(given.chart)
@@ -139,7 +143,8 @@ def run(given: argparse.Namespace) -> int:
             largest = given.max_batch_size or _largest_batch(model, sample)
             largest = min(largest, max(1, spec.max_batch_size))
             title = f"{spec.model_id} at {options.urls[0]}"
-            print(f"{title} for about {given.seconds:g} s, {sample.describe(spec)}")
+            head = f"{title} for about {given.seconds:g} s, {sample.describe(spec)}"
+            print(printable(head, _MOST_CHARACTERS))
             print(_HEAD, flush=True)
             counts = partial(read_counts, client, given.model, time.monotonic)
             session = _Session(Load(options, model, sample, counts), given, goal, largest)

@@ -155,8 +155,13 @@ class ScoreJob:
 
 
 def replay_arguments(words: Sequence[str]) -> list[str]:
-    """The arguments of `score` for those of ``replay``, which begin with the files."""
+    """The arguments of `score` for those of ``replay``, which begin with the files.
+
+    Raises ConfigurationError where they do not.
+    """
     files = [*takewhile(lambda word: not word.startswith("-"), words)]
+    if not files and {"--files", "-h", "--help"}.isdisjoint(word.partition("=")[0] for word in words):
+        raise ConfigurationError("the files of failures are needed, before the options; --help lists these")
     return ["--replay", *(["--files", *files] if files else ()), *words[len(files) :]]
 
 

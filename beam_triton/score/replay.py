@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystems import FileSystems
 
 from beam_triton.errors import ConfigurationError
 from beam_triton.score.file_reading import IMAGE, AnyFileSource
@@ -25,7 +26,6 @@ from beam_triton.score.row_reading import (
     Piece,
     RowBlock,
     Wanted,
-    match_files,
 )
 
 _FAILURES = FileSource(format="jsonl")
@@ -51,17 +51,19 @@ class FailedRows(AnyFileSource):
         whole: list[tuple[str, int]] = []
         for item in _FAILURES.read(piece, lambda names: names):
             if isinstance(item, Failure):
-                kept.append(item)
-                continue
+                # The file will be replaced: what cannot be read would be lost.
+                raise ConfigurationError(
+                    f"{piece.file} does not hold failures of score alone: {item.describe()}"
+                )
             alike: dict[tuple[str, ...], list[Failure]] = {}
             for failed in (_failed_row(piece.file, row) for row in item.objects):
                 if isinstance(failed.data, dict) and failed.message not in (NOT_UTF8, OPEN_QUOTE):
                     alike.setdefault((failed.file, *failed.data), []).append(failed)
                 elif failed.data is None and self.format_of(failed.file) in (IMAGE, "bytes"):
-                    try:
-                        whole += match_files([failed.file])
-                    except ConfigurationError:
-                        # It is gone.
+                    if FileSystems.exists(failed.file):
+                        system = FileSystems.get_filesystem(failed.file)
+                        whole.append((failed.file, system.metadata(failed.file).size_in_bytes))
+                    else:
                         kept.append(failed)
                 elif failed.data is None and self.format_of(failed.file) != "parquet":
                     yield from self._rest(failed, wanted)

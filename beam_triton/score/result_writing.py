@@ -88,13 +88,21 @@ def _with_marked_numbers(value: Any) -> Any:
 
 def restored(data: Any) -> Any:
     """A failure's data as they were before they were JSON."""
-    return json.loads(json.dumps(data), object_hook=_restored_value)
+    if isinstance(data, dict):
+        # The row itself may have one column, which may be called so.
+        restore = json.JSONDecoder(object_hook=_restored_value).decode
+        return {name: restore(json.dumps(value)) for name, value in data.items()}
+    return data
 
 
 def _restored_value(value: dict[str, Any]) -> Any:
-    if [*value] == ["base64"]:
-        return base64.b64decode(value["base64"])
-    return float(value["float"]) if [*value] == ["float"] else value
+    # A row's own objects may look alike.
+    with contextlib.suppress(ValueError, TypeError):
+        if [*value] == ["base64"]:
+            return base64.b64decode(value["base64"], validate=True)
+        if [*value] == ["float"] and not math.isfinite(number := float(value["float"])):
+            return number
+    return value
 
 
 def _lists(array: Any) -> Any:
@@ -322,8 +330,10 @@ class ColumnSink(FileBasedSink):
 
     def pre_finalize(self, init_result: str, writer_results: Iterable[str]) -> None:
         # Beam deletes what is to be replaced here; a single file is replaced by the renaming itself.
+        # Rows that others are to join stay until their copies are in place.
         if self._is_sharded:
-            super().pre_finalize(init_result, writer_results)  # type: ignore[no-untyped-call]
+            shards = [*self._earlier(init_result), *writer_results]
+            super().pre_finalize(init_result, shards)  # type: ignore[no-untyped-call]
 
     def finalize_write(
         self, init_result: str, writer_results: Iterable[str], pre_finalize: Any

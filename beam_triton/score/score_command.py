@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -126,7 +126,7 @@ def run(options: PipelineOptions, job: ScoreJob) -> str:
     return complaint(counts, job.given.max_failures, job.failures.path)
 
 
-def check_outputs(job: ScoreJob, files: Iterable[str]) -> None:
+def check_outputs(job: ScoreJob, files: Sequence[str]) -> None:
     """Raise ConfigurationError where the results, the failures or an input file would be overwritten.
 
     Raises ValueError for a path of a FileSystem that is not installed here.
@@ -137,8 +137,26 @@ def check_outputs(job: ScoreJob, files: Iterable[str]) -> None:
     for option, target in (("--output", job.output), ("--failures", job.failures)):
         FileSystems.get_filesystem(target.path)
         is_replaced = job.given.replay and target is job.failures
+        if is_replaced:
+            check_replaced(job, files)
         for path in () if is_replaced else filter(target.writes, files):
             raise ConfigurationError(f"{option} {target.path} would overwrite {path}, which --files reads")
+
+
+def check_replaced(job: ScoreJob, files: Sequence[str]) -> None:
+    """Raise ConfigurationError where files of failures would keep rows that have results, or lose others."""
+    given = job.given
+    for path in files if not given.failures else ():
+        if path not in given.files and not job.failures.writes(path):
+            raise ConfigurationError(
+                f"--failures is needed: what fails again would be in {job.failures.path}, and {path} would "
+                f"stay as it is"
+            )
+    if given.where and (not given.failures or any(map(job.failures.writes, files))):
+        raise ConfigurationError(
+            f"--where: the rows that it leaves out would be lost from {job.failures.path}; leave it out, as "
+            f"rows that it had left out are no failures, or name another file with --failures"
+        )
 
 
 def check_job(job: ScoreJob, model: pipeline_steps.ServedModel, files: Sequence[str]) -> None:

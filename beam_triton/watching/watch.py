@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -110,16 +111,20 @@ class Watch:
         self._sampler = Sampler(time.monotonic())
         self.history = self._sampler.history
         self._may_draw = self._progress_seconds > 0 and _drawing.acquire(blocking=False)
-        if self._may_draw and can_draw(self._stream):
-            self._picture = Picture(
-                self.history,
-                self._stream,
-                title=self._title,
-                note=self._note,
-                is_transient=self._is_transient,
-            )
-            self._picture.start()
-        self._thread.start()
+        try:
+            if self._may_draw and can_draw(self._stream):
+                self._picture = Picture(
+                    self.history,
+                    self._stream,
+                    title=self._title,
+                    note=self._note,
+                    is_transient=self._is_transient,
+                )
+                self._picture.start()
+            self._thread.start()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
@@ -131,24 +136,31 @@ class Watch:
         try:
             self._ended.set()
             self._thread.join()
-            self._sampler.sample(time.monotonic())
+            with _harmless("the end of this run is not watched"):
+                self._sampler.sample(time.monotonic())
         finally:
-            self._sampler.close()
-            if self._picture is not None:
-                self._picture.stop()
-            if self._may_draw:
-                _drawing.release()
+            self._end()
         if self._report_path is not None:
             try:
                 self._write_report("finished" if error is None else _outcome(error))
             except OSError as refusal:
                 _logger.error("the report %s could not be written: %s", self._report_path, refusal)
 
+    def _end(self) -> None:
+        self._sampler.close()
+        try:
+            if self._picture is not None:
+                with _harmless("the picture of this run could not be ended"):
+                    self._picture.stop()
+        finally:
+            if self._may_draw:
+                _drawing.release()
+
     def _run(self) -> None:
         line_at = report_at = time.monotonic()
         line_at += self._progress_seconds
         report_at += _REPORT_SECONDS
-        try:
+        with _harmless("this run is not watched any more"):
             while not self._ended.wait(SAMPLE_SECONDS):
                 now = time.monotonic()
                 self._sampler.sample(now)
@@ -160,10 +172,8 @@ class Watch:
                 if self._report_path is not None and now >= report_at:
                     report_at = now + _REPORT_SECONDS
                     self._write_report("running")
-        except Exception:
-            # The job is worth more than its picture.
-            self._sampler.close()
-            _logger.warning("this run is not watched any more", exc_info=True)
+        # Nobody would empty it.
+        self._sampler.close()
 
     def _write_report(self, outcome: str) -> None:
         assert self._report_path is not None
@@ -176,10 +186,20 @@ class Watch:
         )
         beside = self._report_path.with_name(f".{self._report_path.name}.part")
         try:
-            beside.write_text(report_html(report), encoding="utf-8")
+            # Messages may hold lone surrogates, which UTF-8 lacks.
+            beside.write_text(report_html(report), encoding="utf-8", errors="backslashreplace")
             os.replace(beside, self._report_path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _harmless(message: str) -> Iterator[None]:
+    """A context whose error is only logged: the job is worth more than its picture."""
+    try:
+        yield
+    except Exception:
+        _logger.warning(message, exc_info=True)
 
 
 def _outcome(error: BaseException) -> str:

@@ -49,6 +49,27 @@ def test_nothing_is_advised_where_nothing_waits() -> None:
     assert advised(CONFIG, measured(1, execution_seconds=0.001), measured(16, execution_seconds=0.016)) == []
 
 
+def test_more_instances_are_counted_as_the_configuration_counts_them() -> None:
+    """On each of its GPUs."""
+    group = {"kind": "KIND_GPU", "count": 1, "gpus": [0, 1]}
+    settings = ModelSettings.of({**CONFIG, **BATCHING, "instance_group": [group]})
+    busy = measured(64, execution_seconds=0.02, busy=1.0)
+    (sentence,) = advice(settings, [busy], busy, {})
+    assert "its 2 instances were busy 100%" in sentence and "{ kind: KIND_GPU count: 2 }" in sentence
+
+
+def test_instances_that_the_model_places_itself_are_left_to_it() -> None:
+    """Nothing is known of what they run on."""
+    busy = measured(64, execution_seconds=0.02, busy=1.0)
+    assert advised({**CONFIG, **BATCHING}, busy) == ["Instances"]
+    assert advised({**CONFIG, **BATCHING, "instance_group": [{"kind": "KIND_MODEL", "count": 2}]}, busy) == []
+
+
+def test_a_server_that_does_not_time_executions_says_nothing() -> None:
+    """Nothing is divided by them."""
+    assert Counts(1.0, 10, 10, 10, 10, 0).since(Counts(0.0, 0, 0, 0, 0, 0)) is None
+
+
 def test_dynamic_batching_needs_executions_of_one_that_wait_and_batches_that_are_cheap() -> None:
     """All three, and a model that does not have it yet."""
     waiting = measured(1, execution_seconds=0.02, queue_seconds=0.02)

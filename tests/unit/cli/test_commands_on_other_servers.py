@@ -43,6 +43,21 @@ def test_check_works_where_the_server_does_not_describe_itself(capsys: pytest.Ca
     assert "does not describe itself" in text and "No problems found." in text
 
 
+def test_what_a_server_calls_itself_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its name, models, extensions and tensors stand on their lines, without escapes."""
+    escape = "\x1b]0;title\x07\n"
+    server = ScriptedServer(
+        inputs=[tensor(f"x{escape}", "FP32", [-1, 4])],
+        server_metadata={"name": f"it{escape}", "version": escape, "extensions": [escape]},
+        index=[{"name": "m", "state": "READY", "reason": escape}],
+    )
+    with FaultServer(server) as listening:
+        text = printed(["check", listening.endpoint, "--model", "m"], 0, capsys)
+        text += printed(["tune", listening.endpoint, "--model", "m", "--seconds", "0.2"], 0, capsys)
+    assert "\x1b" not in text and "\x07" not in text
+    assert "\nmodels      m READY: ]0;title\n" in text
+
+
 @pytest.mark.parametrize("kind", ["json", "jsonl", "npz"])
 def test_check_and_tune_send_the_elements_of_a_file(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -91,6 +91,14 @@ def test_bytes_and_large_elements_of_a_file_become_zeros(tmp_path: Path) -> None
     assert 'np.zeros([3, 224, 224], "uint8")' in made.python()
 
 
+def test_numbers_that_neither_language_writes_become_zeros(tmp_path: Path) -> None:
+    """``nan`` would be an unknown name in the printed pipeline."""
+    path = tmp_path / "elements.jsonl"
+    path.write_text('{"x": [[NaN], [-Infinity]], "text": "NaN"}\n')
+    spec = ModelSpec("m", "1", (SMALL, TEXT), (), 8)
+    assert example_of(read_sample(str(path), {}), spec) == {"x": [[0.0], [0.0]], "text": "NaN"}
+
+
 def test_inputs_that_the_server_does_not_name_are_those_of_the_file(tmp_path: Path) -> None:
     """With the file's own datatypes."""
     path = tmp_path / "element.npz"

@@ -133,7 +133,15 @@ def test_all_elements_of_a_file_are_sent_in_turn(tmp_path: Path, kind: str) -> N
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("broken.parquet", b"no"), ("broken.csv", b"x,y\n1\n"), ("empty.jsonl", b""), ("broken.json", b"{")],
+    [
+        ("broken.parquet", b"no"),
+        ("broken.csv", b"x,y\n1\n"),
+        ("empty.jsonl", b""),
+        ("broken.json", b"{"),
+        ("deep.json", b"[" * 100_000),
+        ("empty.npy", b""),
+        ("broken.npz", b"PK\x03\x04 and no more"),
+    ],
 )
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str, content: bytes) -> None:
     """The message is about the file, whatever reads it."""

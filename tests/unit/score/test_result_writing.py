@@ -190,6 +190,22 @@ def test_data_of_a_failure_become_what_they_were() -> None:
     assert restored(json.loads(line)["data"]) == data
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"base64": "/9j/"},
+        {"float": "1.5"},
+        {"x": {"float": "fast"}},
+        {"x": [{"float": 1}]},
+        {"x": {"base64": 7}},
+        {"x": {"base64": "not of base64!"}},
+    ],
+)
+def test_rows_that_look_like_marked_values_stay_rows(data: dict[str, Any]) -> None:
+    """A file's only column may have such a name; and so may an object's key."""
+    assert restored(data) == data
+
+
 def parquet(*rows: Columns) -> Any:
     class Kept(io.BytesIO):
         def close(self) -> None:
@@ -324,6 +340,15 @@ def test_rows_join_those_of_earlier_runs(tmp_path: Path, name: str) -> None:
         list(used.finalize_write(folder, [shard], None))
     texts = [text for path in sorted(tmp_path.iterdir()) for text in texts_of(path)]
     assert texts == ["a", "b", "joins 0", "joins 1"]
+
+
+def test_earlier_shards_stay_until_rows_have_joined_them(tmp_path: Path) -> None:
+    """Whatever happens while they are put in place, no row is only in a folder that will be deleted."""
+    write(["a"], Target(str(tmp_path / "out-*.jsonl")))
+    used = ColumnSink(Target(str(tmp_path / "out-*.jsonl")), text_columns, "results", joins=True)
+    folder = used.initialize_write()
+    used.pre_finalize(folder, [f"{folder}/one.jsonl"])
+    assert texts_of(tmp_path / "out-00000-of-00001.jsonl") == ["a"]
 
 
 def test_parquet_rows_take_the_types_of_those_that_they_join(tmp_path: Path) -> None:

@@ -57,6 +57,43 @@ def test_outputs_may_lie_beside_the_input(tmp_path: Path, options: str) -> None:
     check_outputs(job("--files", "a.jsonl", *options.split()), [str(tmp_path / "a.jsonl"), "a.jsonl"])
 
 
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        (
+            "*.jsonl",
+            "",
+            "--failures is needed: what fails again would be in {folder}/*.jsonl, and {folder}/a",
+        ),
+        ("[ab].jsonl", "", "--failures is needed"),
+        (
+            "a.jsonl",
+            "--where digit=7",
+            "--where: the rows that it leaves out would be lost from {folder}/a.jsonl",
+        ),
+        ("part-*.jsonl", "--where digit=7", "--where"),
+        ("part-*.jsonl", "--where digit=7 --failures {folder}/part-*.jsonl", "--where"),
+        ("part-*.jsonl", "", None),
+        ("*.jsonl", "--failures f.jsonl --where digit=7", None),
+    ],
+)
+def test_a_replay_neither_loses_nor_doubles_failures(
+    tmp_path: Path, files: str, options: str, message: str | None
+) -> None:
+    """The files that it reads are replaced as a whole, by the rows that fail again."""
+    for name in ("a.jsonl", "b.jsonl", "part-00000-of-00001.jsonl"):
+        (tmp_path / name).write_text("")
+    more = options.format(folder=tmp_path).split()
+    given = job("--replay", "--files", f"{tmp_path}/{files}", "--output", "r.jsonl", *more)
+    found = [path for path, _ in match_files(given.given.files)]
+    if message is None:
+        check_outputs(given, found)
+        return
+    with pytest.raises(ConfigurationError) as caught:
+        check_outputs(given, found)
+    assert message.format(folder=tmp_path) in caught.value.message
+
+
 def check(folder: Path, files: dict[str, str], *options: str) -> None:
     """Checks a job of these files, in this order, on a model that takes two numbers as ``x``."""
     paths = [folder / name for name in files]

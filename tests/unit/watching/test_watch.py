@@ -129,6 +129,50 @@ def test_what_breaks_the_watching_does_not_break_the_run(
     assert watch.history.total.seconds > 0
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_picture_that_breaks_does_not_break_the_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of it is left, so that the next run has a picture."""
+    monkeypatch.setenv("TERM", "xterm")
+
+    def broken() -> str:
+        raise ZeroDivisionError("drawing")
+
+    with Watch(progress_seconds=1, stream=Terminal(), note=broken):
+        pass
+    assert "could not be ended" in caplog.text
+    again = Terminal()
+    with Watch(progress_seconds=1, stream=again):
+        pass
+    assert "no request so far" in again.getvalue()
+    assert ACTIVITY.watchers == ()
+
+
+def test_a_watch_that_cannot_begin_leaves_nothing_behind() -> None:
+    """Such as one that has ended."""
+    used = Watch(progress_seconds=1, stream=io.StringIO())
+    with used:
+        pass
+    with pytest.raises(RuntimeError, match="once"), used:
+        pass
+    assert ACTIVITY.watchers == ()
+    with Watch(progress_seconds=0.1, stream=io.StringIO()) as next_one:
+        assert isinstance(next_one._stream, io.StringIO)
+        wait_for("elements done", next_one._stream)
+
+
+def test_messages_that_utf8_lacks_are_in_the_report(tmp_path: Path) -> None:
+    """JSON may hold half of a character, and errors name values."""
+    with beam_triton.watch(tmp_path / "run.html", progress_seconds=0):
+        ACTIVITY.tell(FailedElements(1, "RowError", "not a number: \ud800"))
+    assert "not a number: \\ud800" in (tmp_path / "run.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("blocked", ["", "rich"])
 def test_rich_is_imported_for_a_picture_only(blocked: str) -> None:
     """Neither by the package nor by lines, which are written without it, too."""
