@@ -145,7 +145,7 @@ TABLE = {
     "endless header": at_once(faults.endless_header, RemoteProtocolError),
     "endless header lines": at_once(faults.endless_header_lines, RemoteProtocolError),
     "endless body": at_once(faults.endless_body, RemoteProtocolError),
-    "HTTP/2 preface": at_once(faults.raw_answer(b"\0\0\x12\4\0\0\0\0\0\0\3\0\0\0\x80"), ConnectionLostError),
+    "HTTP/2 preface": at_once(faults.raw_answer(b"\0\0\x12\4\0\0\0\0\0\0\3\0\0\0\x80"), RemoteProtocolError),
     "103 before the answer": at_once(faults.informational_first(103), None),
     "100 before the answer": at_once(faults.informational_first(100), None),
     "thousands of 100s before the answer": at_once(faults.informational_first(100, 5000), None),

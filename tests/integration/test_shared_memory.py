@@ -272,7 +272,7 @@ def test_numpy_batches_and_rows(triton: LocalTriton) -> None:
     batches = run(lambda pipeline: pipeline | beam.Create(range(20_000)) | arrays | transform)
     assert sorted(row[-1] for row in batches.results) == list(range(20_000))
     assert batches.counters["shared_memory_requests"] > 0
-    given = [beam.Row(id=number, x=large(number)[0].tolist()) for number in range(60)]
+    given = [beam.Row(id=number, x=large(number)[0].tolist()) for number in range(200)]
     rows = score(given, TritonInference(triton.endpoint, "echo_variable", output="row"))
     assert [row.id for row in rows.results] == [row.y[0] for row in rows.results]
     assert rows.counters["shared_memory_requests"] > 0
