@@ -392,4 +392,5 @@ def test_session_is_released_with_the_model(triton: LocalTriton) -> None:
     del model
     gc.collect()
     assert is_alive() is None
-    assert len(SESSIONS) == 0
+    # A question for the server's statistics may be on its way.
+    assert settles(lambda: len(SESSIONS) == 0)
