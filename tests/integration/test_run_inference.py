@@ -393,4 +393,4 @@ def test_session_is_released_with_the_model(triton: LocalTriton) -> None:
     gc.collect()
     assert is_alive() is None
     # A question for the server's statistics may be on its way.
-    assert settles(lambda: len(SESSIONS) == 0)
+    assert settles(lambda: len(SESSIONS), 0) == 0
