@@ -68,6 +68,24 @@ def test_links_lead_to_files(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def slugs_of(page: Path) -> set[str]:
+    """The names of a page's headings in links, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", CODE.sub("", page.read_text("utf-8")), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "beam_triton/policy/diagnosis.py"], ids=lambda page: page.name
+)
+def test_links_lead_to_headings(page: Path) -> None:
+    """On GitHub as on the site; also those of the advice that `explain` gives."""
+    text = CODE.sub("", page.read_text(encoding="utf-8")).replace("{_TUNING}", "docs/tuning.md")
+    found = re.findall(r"([\w/.-]+\.md)#([\w-]+)", text)
+    for file, heading in found:
+        target = (ROOT if page.suffix == ".py" else page.parent) / file
+        assert heading in slugs_of(target), f"{page.name} links to {file}#{heading}"
+
+
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
 def test_python_examples_are_run(page: Path) -> None:
     """Each is an excerpt of what tests run, says why it is not run, or is on a page that a test runs."""
