@@ -305,8 +305,11 @@ def test_a_queue_delay_that_joins_nothing_is_only_a_delay(
         server.replace(settings=_DYNAMIC)
         after = tuned(server.endpoint, capsys, *arrivals)
         assert "Queue delay" not in advised(after)
-    slowest = [rows(text)[recommended(text)][1] for text in (before, after)]
-    assert slowest[1] < slowest[0] - 25, (before, after)
+    # Medians: on a busy machine the slowest are late for other reasons.
+    medians = [
+        float(re.findall(r"^ +1 +\d+ +[\d,]+ +[\d,]+ +([\d.]+)", text, re.M)[0]) for text in (before, after)
+    ]
+    assert medians[1] < medians[0] - 25, (before, after)
 
 
 @pytest.mark.parametrize(("busy", "expected"), [(0.12, True), (0.95, False)])

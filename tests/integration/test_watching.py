@@ -93,14 +93,17 @@ def test_the_report_is_a_page_in_a_browser(report: Path, look: str) -> None:
         # The text of a chart stays readable.
         assert page.evaluate("document.querySelector('svg text').getBoundingClientRect().height") >= 8
         x, y, chart_width, chart_height = boxes[0]
-        page.point(x + chart_width * 0.2, y + chart_height / 2)
-        shown = page.evaluate("[...document.querySelectorAll('.key b')].map(each => each.textContent)")
-        assert re.fullmatch(r"[\d,.]+/s", shown[0]) and any(each.endswith("ms") for each in shown)
+        keys = "[...document.querySelectorAll('.key b')].map(each => each.textContent)"
+        shown = []
+        # A job that begins late, or a moment without an answer, has no latency there.
+        for tenth in range(1, 10):
+            page.point(x + chart_width * tenth / 10, y + chart_height / 2)
+            shown.append(page.evaluate(keys))
+        assert all(re.fullmatch(r"[\d,.]+/s", figures[0]) for figures in shown), shown
+        assert any(each.endswith("ms") for figures in shown for each in figures), shown
         assert page.evaluate("getComputedStyle(document.querySelector('.cursor')).visibility") == "visible"
         page.point(1, 1)
-        assert set(
-            page.evaluate("[...document.querySelectorAll('.key b')].map(each => each.textContent)")
-        ) == {""}
+        assert set(page.evaluate(keys)) == {""}
         assert page.requests == [report.as_uri()]
         assert page.complaints == []
 
