@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, pairwise
@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from beam_triton.cli.sample import Sample
-from beam_triton.cli.server_side import Counts, ServerSide
+from beam_triton.cli.server_side import ServerSide
 from beam_triton.dispatch.dispatcher import Dispatcher
 from beam_triton.errors import ServerOverloadedError, SilentConnectionError, TritonError
 from beam_triton.options import InferenceOptions
+from beam_triton.policy.server_times import ServerCounts
 from beam_triton.protocol import InferResponse
 from beam_triton.remote_model import RemoteModel
 from beam_triton.transport.exchange import Exchange
@@ -100,7 +101,7 @@ class Load:
         options: InferenceOptions,
         model: RemoteModel,
         sample: Sample,
-        counts: Callable[[], Counts | None],
+        counts: Callable[[], ServerCounts | None],
     ) -> None:
         self._options = options
         self._spec = model.spec
@@ -292,12 +293,12 @@ class _Flight:
 
 
 class _Counting:
-    """Asks the server twice for its counts, aside: the load goes on meanwhile."""
+    """Asks the server twice for its counts, on a thread of its own: the load goes on meanwhile."""
 
-    def __init__(self, counts: Callable[[], Counts | None]) -> None:
+    def __init__(self, counts: Callable[[], ServerCounts | None]) -> None:
         self._counts = counts
         self._thread = ThreadPoolExecutor(1, "beam_triton-statistics")
-        self._answers: list[object] = []
+        self._answers: list[Future[ServerCounts | None]] = []
 
     @property
     def has_begun(self) -> bool:
@@ -319,8 +320,8 @@ class _Counting:
     def result(self) -> ServerSide | None:
         if len(self._answers) != 2:
             return None
-        before, after = (answer.result() for answer in self._answers)  # type: ignore[attr-defined]
-        return None if before is None or after is None else after.since(before)
+        before, after = (answer.result() for answer in self._answers)
+        return None if before is None or after is None else ServerSide.between(before, after)
 
     def close(self) -> None:
         self._thread.shutdown(wait=False)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any
 
 from beam_triton.client import TritonClient
 from beam_triton.credentials import redact_url
+from beam_triton.dispatch.server_statistics import counts_of
 from beam_triton.errors import ConfigurationError, TritonError
+from beam_triton.policy.server_times import ServerCounts
 
 _METRICS_SECONDS = 2.0
 _UTILIZATION = re.compile(r"^nv_(cpu|gpu)_utilization(?:\{[^}]*\})? ([0-9.eE+-]+)", re.MULTILINE)
@@ -35,6 +36,21 @@ class ServerSide:
     queue_seconds: float
     compute_seconds: float
 
+    @classmethod
+    def between(cls, before: ServerCounts, after: ServerCounts) -> ServerSide | None:
+        """What happened in between; None if nothing did, or the two are not of one server."""
+        found = after.since(before)
+        if found.requests <= 0 or found.executions <= 0 or found.busy_ns <= 0:
+            return None
+        return cls(
+            found.at,
+            found.requests,
+            found.elements,
+            found.executions,
+            found.queue_ns / 1e9,
+            found.busy_ns / 1e9,
+        )
+
     @property
     def queue_a_request(self) -> float:
         return self.queue_seconds / self.requests
@@ -48,59 +64,13 @@ class ServerSide:
         return self.compute_seconds / (self.seconds * instances)
 
 
-@dataclass(frozen=True)
-class Counts:
-    """A server's counts of one model since it started, at one time."""
-
-    at: float
-    requests: int
-    elements: int
-    executions: int
-    queue_ns: int
-    compute_ns: int
-
-    def since(self, before: Counts) -> ServerSide | None:
-        """What happened in between; None if nothing did, or the two are not of one server."""
-        requests = self.requests - before.requests
-        executions = self.executions - before.executions
-        if requests <= 0 or executions <= 0 or self.compute_ns <= before.compute_ns:
-            return None
-        return ServerSide(
-            self.at - before.at,
-            requests,
-            self.elements - before.elements,
-            executions,
-            (self.queue_ns - before.queue_ns) / 1e9,
-            (self.compute_ns - before.compute_ns) / 1e9,
-        )
-
-
-def read_counts(client: TritonClient, model_name: str, clock: Any) -> Counts | None:
+def read_counts(client: TritonClient, model_name: str, clock: Callable[[], float]) -> ServerCounts | None:
     """The counts of the model's versions together; None where the server keeps none."""
     try:
         versions = client.statistics(model_name)["model_stats"]
-        at = clock()
-        found = [_of_version(each) for each in versions]
-    except (TritonError, LookupError, TypeError, ValueError):
+        return counts_of(versions)._replace(at=clock())
+    except (TritonError, LookupError, TypeError, ValueError, AttributeError):
         return None
-    return Counts(at, *(sum(column) for column in zip(*found, strict=True)))
-
-
-def _of_version(version: Mapping[str, Any]) -> tuple[int, int, int, int, int]:
-    inference = version["inference_stats"]
-    # By request, the times of an execution that several share would count several times.
-    compute_ns = sum(
-        int(size[f"compute_{step}"]["ns"])
-        for size in version.get("batch_stats") or ()
-        for step in ("input", "infer", "output")
-    )
-    return (
-        int(inference["success"]["count"]),
-        int(version["inference_count"]),
-        int(version["execution_count"]),
-        int(inference["queue"]["ns"]),
-        compute_ns,
-    )
 
 
 def utilization(metrics_url: str) -> dict[str, float]:

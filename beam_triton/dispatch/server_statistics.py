@@ -61,9 +61,8 @@ def _ask(context: CallContext, endpoint: Endpoint, parts: Sequence[Buffer]) -> N
         return
     try:
         versions = json.loads(bytes(exchange.body))["model_stats"]
-        counts, executions = _counts(versions), _executions(versions)
-        busy_ns = sum(each.busy_ns for each in executions.values())
-        counts = counts._replace(busy_ns=busy_ns, at=time.monotonic(), own=endpoint.answers)
+        counts, executions = counts_of(versions), _executions(versions)
+        counts = counts._replace(at=time.monotonic(), own=endpoint.answers)
     except (ValueError, LookupError, TypeError, AttributeError):
         # Another kind of server, or one that does not allow the question.
         _is_silent(context, endpoint)
@@ -91,8 +90,11 @@ def _is_silent(context: CallContext, endpoint: Endpoint) -> None:
         context.endpoints.give_way()
 
 
-def _counts(versions: list[Any]) -> ServerCounts:
-    """The counts of all versions. Of anything else, ValueError, LookupError, TypeError or AttributeError."""
+def counts_of(versions: list[Any]) -> ServerCounts:
+    """The counts of all versions together, ``model_stats`` of a Triton's answer, but for ``at`` and ``own``.
+
+    Of anything else, ValueError, LookupError, TypeError or AttributeError.
+    """
     counts = [_of_version(each) for each in versions]
     return ServerCounts(*(sum(column) for column in zip(*counts, strict=True)))
 
@@ -105,11 +107,14 @@ def _of_version(statistics: dict[str, Any]) -> ServerCounts:
         inference["success"]["ns"],
         inference["queue"]["ns"],
         _compute_ns(inference),
+        # By request, the times of an execution that several share would count several times.
+        busy_ns=sum(map(_compute_ns, statistics.get("batch_stats") or ())),
+        elements=statistics.get("inference_count", 0),
     )
 
 
 def _executions(versions: list[Any]) -> dict[int, Executions]:
-    """Those of all versions by the size of their batches; raises as `_counts`."""
+    """Those of all versions by the size of their batches; raises as `counts_of`."""
     found: dict[int, Executions] = {}
     for statistics in versions:
         for each in statistics.get("batch_stats") or ():

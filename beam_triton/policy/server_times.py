@@ -34,7 +34,8 @@ class ServerCounts(NamedTuple):
     """What a server has counted for a model since it started.
 
     ``busy_ns`` is the time of its executions, where ``compute_ns`` has that of requests, which may share one.
-    ``at`` is when it said so, and ``own`` how many requests this process had sent it by then.
+    ``at`` is when it said so, ``own`` how many requests this process had sent it by then, and ``elements``
+    are those of all requests.
     """
 
     requests: int
@@ -45,6 +46,7 @@ class ServerCounts(NamedTuple):
     busy_ns: int = 0
     at: float = 0.0
     own: int = 0
+    elements: int = 0
 
     def may_follow(self, before: ServerCounts) -> bool:
         """Whether the same server may have given ``before`` earlier."""

@@ -10,8 +10,9 @@ import pytest
 
 from beam_triton.cli.advice import ModelSettings, advice
 from beam_triton.cli.load import Measurement
-from beam_triton.cli.server_side import Counts, ServerSide
+from beam_triton.cli.server_side import ServerSide
 from beam_triton.errors import ServerOverloadedError
+from beam_triton.policy.server_times import ServerCounts
 
 CONFIG = {"max_batch_size": 64, "instance_group": [{"kind": "KIND_CPU", "count": 2}]}
 BATCHING: Mapping[str, Any] = {"dynamic_batching": {}}
@@ -44,6 +45,12 @@ def advised(
     return [sentence.partition(":")[0] for sentence in sentences]
 
 
+def counts(
+    at: float, requests: int, elements: int, executions: int, queue_ns: int, busy_ns: int
+) -> ServerCounts:
+    return ServerCounts(requests, executions, 0, queue_ns, 0, busy_ns=busy_ns, at=at, elements=elements)
+
+
 def test_nothing_is_advised_where_nothing_waits() -> None:
     """Neither for a model that is idle, nor for one whose time grows with its elements."""
     assert advised(CONFIG, measured(1, execution_seconds=0.001), measured(16, execution_seconds=0.016)) == []
@@ -67,7 +74,7 @@ def test_instances_that_the_model_places_itself_are_left_to_it() -> None:
 
 def test_a_server_that_does_not_time_executions_says_nothing() -> None:
     """Nothing is divided by them."""
-    assert Counts(1.0, 10, 10, 10, 10, 0).since(Counts(0.0, 0, 0, 0, 0, 0)) is None
+    assert ServerSide.between(counts(0.0, 0, 0, 0, 0, 0), counts(1.0, 10, 10, 10, 10, 0)) is None
 
 
 def test_dynamic_batching_needs_executions_of_one_that_wait_and_batches_that_are_cheap() -> None:
@@ -136,10 +143,10 @@ def test_nothing_is_advised_of_a_server_that_does_not_count() -> None:
 
 def test_counts_of_a_server_that_was_restarted_show_nothing() -> None:
     """They went down, or nothing was executed in between."""
-    before = Counts(1.0, 10, 10, 10, 100, 1000)
-    assert replace(before, at=2.0).since(before) is None
-    assert Counts(2.0, 30, 30, 30, 0, 10).since(before) is None
-    found = Counts(2.0, 30, 50, 20, 300, 2000).since(before)
+    before = counts(1.0, 10, 10, 10, 100, 1000)
+    assert ServerSide.between(before, before._replace(at=2.0)) is None
+    assert ServerSide.between(before, counts(2.0, 30, 30, 30, 0, 10)) is None
+    found = ServerSide.between(before, counts(2.0, 30, 50, 20, 300, 2000))
     assert found is not None
     assert (found.requests, found.elements, found.executions) == (20, 40, 10)
     assert found.compute_an_execution == pytest.approx(100e-9)
