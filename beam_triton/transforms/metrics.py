@@ -277,6 +277,10 @@ class _ProcessClock:
     """What a process does from a job's first bundle on; each second is counted by one bundle."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin as a new process."""
         self._lock = threading.Lock()
         self._models: WeakSet[Totals] = WeakSet()
         self._at, self._cpu = time.monotonic(), time.process_time()
@@ -303,7 +307,7 @@ class _ProcessClock:
 _process = _ProcessClock()
 if hasattr(os, "register_at_fork"):
     # Its lock may have been held.
-    os.register_at_fork(after_in_child=_process.__init__)  # type: ignore[misc]
+    os.register_at_fork(after_in_child=_process.forget)
 
 
 def bucket_of(seconds: float) -> int:

@@ -157,7 +157,7 @@ def refusing_regions(triton: LocalTriton, status: int) -> Origin:
 def test_shared_memory_that_a_local_server_does_not_open_is_a_warning(
     triton: LocalTriton, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the server's reason; one that does not know of it at all cannot be told to."""
+    """With the server's reason; a server without the extension has no such setting."""
     with FaultServer(refusing_regions(triton, 501)) as server:
         (warning,) = warnings([server.endpoint], capsys)
     assert "opens no shared memory (it answered 501: Client shared memory is disabled." in warning

@@ -259,7 +259,7 @@ def test_proxy_gives_up_first(port: int, says: Says) -> None:
 
 
 def test_queue_full(triton: LocalTriton, says: Says) -> None:
-    told = []
+    messages = []
 
     def ask(number: int) -> None:
         # Clients of one process with equal policies share a limit of what is in flight.
@@ -268,11 +268,11 @@ def test_queue_full(triton: LocalTriton, says: Says) -> None:
             breaker = {"when_open": "fail"}
             asked(triton.endpoint, "full_queue", [1.0], circuit_breaker=breaker, retry=own_limit)()
         except ServerOverloadedError as error:
-            told.append(f"{type(error).__name__}: {error}")
+            messages.append(f"{type(error).__name__}: {error}")
 
     with ThreadPoolExecutor(24) as threads:
         list(threads.map(ask, range(24)))
-    says("\n".join(told))
+    says("\n".join(messages))
 
 
 def test_breaker_opens(caplog: pytest.LogCaptureFixture, says: Says) -> None:
@@ -436,7 +436,7 @@ def test_consumers_in_batches(triton: LocalTriton, says: Says) -> None:
 def test_shared_memory_off(
     triton: LocalTriton, port: int, caplog: pytest.LogCaptureFixture, says: Says
 ) -> None:
-    """Triton above 2.68 answers so unless it is told to take it."""
+    """Triton above 2.68 answers so unless --allow-client-shm is set."""
     real = forward_to(port)
     reason = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
     refusal = Answer(501, f'{{"error": "{reason}"}}'.encode())

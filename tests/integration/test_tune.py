@@ -125,7 +125,7 @@ def test_a_limit_of_the_p99_is_kept(triton: LocalTriton, capsys: pytest.CaptureF
 def test_a_limit_that_no_setting_keeps_is_a_problem(
     triton: LocalTriton, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The closest is told, and nothing is recommended."""
+    """It prints the closest, and recommends nothing."""
     arguments = ["--model", "remote_like", "--seconds", "3", "--p99", "5ms"]
     text = printed_by([triton.endpoint, *arguments], 1, capsys)
     found = re.search(r"No setting keeps the p99 within 5 ms: the lowest was ([\d.]+) ms", text)
@@ -157,7 +157,7 @@ def test_a_rate_needs_batches_that_keep_up_and_do_not_wait(
 def test_a_rate_that_no_setting_keeps_up_with_is_a_problem(
     one_at_a_time: LocalTriton, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The most is told: 64 elements in 20 ms."""
+    """It prints the most: 64 elements in 20 ms."""
     arguments = ["--model", "m", "--seconds", "4", "--rate", "20000"]
     text = printed_by([one_at_a_time.endpoint, *arguments], 1, capsys)
     found = re.search(r"No setting keeps up with 20,000 elements a second: the most were ([\d,]+)", text)
