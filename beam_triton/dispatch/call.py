@@ -177,6 +177,8 @@ class Call(_CallState):
         slots: how many the owner has taken for it.
         is_batch: it holds several elements, one of which may have made the model raise, or too many: a plain
             500 is not retried and says nothing about the server's health.
+        may_be_blameless: another request that the server executes together with it may have made the model
+            raise: the same.
         is_sequence: the model would see a repeated request twice: nothing that may have run is repeated.
         pinned: the only endpoint that it may go to, which has the beginning of its sequence. Only an
             overloaded server is asked again: after other failures the owner sends the sequence again.
@@ -204,6 +206,7 @@ class Call(_CallState):
     stream_limits: StreamLimits | None = None
     pinned: Endpoint | None = None
     starts_sequence: bool = False
+    may_be_blameless: bool = False
 
     def __post_init__(self) -> None:
         if self.suspicion:
@@ -705,7 +708,7 @@ class Call(_CallState):
         if not error.counts_as_failure or (endpoint in self._reported and endpoint.is_healthy):
             return
         model_raised = isinstance(error, ModelExecutionError)
-        if model_raised and self.is_batch:
+        if model_raised and (self.is_batch or self.may_be_blameless):
             return
         self._reported += (endpoint,)
         # A passed deadline may be the element's doing: a model can hang on it.
@@ -722,7 +725,7 @@ class Call(_CallState):
             Limits(
                 remaining_seconds=self._deadline - now,
                 hold_seconds=min(self._hold_until - now, endpoints.max_hold_seconds),
-                max_server_error_retries=0 if self.is_batch else None,
+                max_server_error_retries=0 if self.is_batch or self.may_be_blameless else None,
                 is_sequence=self.is_sequence or self._may_not_repeat,
                 was_in_shared_memory=self._was_in_region,
                 may_be_too_large=self._may_be_too_large,

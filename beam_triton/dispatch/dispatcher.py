@@ -69,6 +69,7 @@ class Dispatcher(Generic[T]):
         stream_limits: StreamLimits | None = None,
         pinned: Endpoint | None = None,
         starts_sequence: bool = False,
+        may_be_blameless: bool = False,
         takes_slots: bool = True,
     ) -> None:
         """Send a request; waits while the process has ``max_concurrent_requests`` in flight.
@@ -109,6 +110,7 @@ class Dispatcher(Generic[T]):
             stream_limits=stream_limits,
             pinned=pinned,
             starts_sequence=starts_sequence,
+            may_be_blameless=may_be_blameless,
         )
         self._calls.add(call)
         if span is not None and self._tracer is not None:

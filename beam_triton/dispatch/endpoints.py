@@ -444,9 +444,9 @@ class EndpointSet:
             self._in_flight += 1
             self._turns += 1
             endpoint.turn = self._turns
-            if endpoint.in_flight == limit:
+            if endpoint.in_flight >= limit:
                 endpoint.limit.was_reached = True
-            if self._in_flight == limit_of_all and self.limit is not None:
+            if self._in_flight >= limit_of_all and self.limit is not None:
                 self.limit.was_reached = True
         permit = None
         if endpoint.breaker is not None:

@@ -269,7 +269,7 @@ def next_step(
         and endpoint.any_tried_unhealthy
         and error.counts_as_failure
         and not error.splits_batch
-        and not (history.is_to_blame and endpoint.is_ready)
+        and not (isinstance(error, DeadlineExceededError) and history.is_to_blame and endpoint.is_ready)
     ):
         return Hold(0.0, for_overload=False)
     if (

@@ -83,7 +83,8 @@ class ModelSpec:
     output belongs to the request as a whole, and cannot be divided among its elements. ``lock_file`` is the
     file that `load` read it from: workers compare the served model with it. ``instances`` execute requests
     at a time, and ``priority_levels`` is the lowest priority that a request may have: both are 0 where that
-    is not known, or not so.
+    is not known, or not so. With ``shares_executions`` the server may execute a request together with others,
+    which all fail if the model raises: it has dynamic batching, or is an ensemble, whose models may.
     """
 
     name: str
@@ -100,6 +101,7 @@ class ModelSpec:
     lock_file: str = field(default="", compare=False)
     instances: int = field(default=0, compare=False)
     priority_levels: int = field(default=0, compare=False)
+    shares_executions: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -174,6 +176,7 @@ class ModelSpec:
             "sequence_batching",
             "correlation_id_datatype",
             "whole_outputs",
+            "shares_executions",
         ):
             if getattr(self, key):
                 contract[key] = getattr(self, key)
@@ -266,6 +269,9 @@ class ModelSpec:
                 correlation_id_datatype=_correlation_id_datatype(config, what_config),
                 instances=sum(map(_instances, groups)),
                 priority_levels=_count(batching.get("priority_levels")),
+                shares_executions=any(
+                    config.get(key) is not None for key in ("dynamic_batching", "ensemble_scheduling")
+                ),
             )
         except ConfigurationError as error:
             raise RemoteProtocolError(f"{what}: {error.message}") from None

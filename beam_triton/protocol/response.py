@@ -85,6 +85,12 @@ class InferResponse:
                 outputs = {**outputs, spec.name: array[np.newaxis]}
         return self if outputs is self.outputs else replace(self, outputs=outputs)
 
+    def first(self, count: int) -> InferResponse:
+        """The answer to the first ``count`` of its elements."""
+        outputs = {name: array[:count] for name, array in self.outputs.items()}
+        cuts = self.cuts and {name: parts[:count] for name, parts in self.cuts.items()}
+        return replace(self, outputs=outputs, cuts=cuts)
+
     def whole(self) -> dict[str, Array]:
         """The outputs of a model without a batch dimension, which belong to the one element."""
         return self.outputs

@@ -1,6 +1,11 @@
 """Batches in flight; a failed one that holds a bad element is bisected until that element stands alone.
 
 A batch may also fail because it is too large: what passes is learned for all later batches of the process.
+And it may fail for an element of another request: a server with dynamic batching executes requests together,
+and all of them fail if the model raises. A request of as many elements as the model takes is executed alone,
+so what failed is filled up with copies of its last element, as its parts are: the halves of a batch would
+otherwise meet again, and each would fail for what is in the other.
+
 The same for the elements of a pipeline, the rows of NumPy batches and the batches of ``RunInference``: a
 batch is anything that has a length and can be sliced.
 """
@@ -49,6 +54,9 @@ Batch = TypeVar("Batch", bound=_Divisible)
 _logger = logging.getLogger(__name__)
 
 
+# A request that is filled up to be executed alone takes at most so many slots, see `Channel`.
+_MOST_SLOTS = 8
+
 # A batch that goes to servers with different models would otherwise be encoded anew for ever.
 _MAX_RENEWALS = 3
 
@@ -60,6 +68,8 @@ class _Sent(NamedTuple):
         encoder: made its request.
         whole: the failed batch that it is a part of.
         renewals: how often it has been encoded anew for another model.
+        copies: of its last element, added so that no other request shares its execution.
+        has_failed_alone: it was sent with copies before.
         lengths: those of its elements, where they were padded.
     """
 
@@ -67,6 +77,8 @@ class _Sent(NamedTuple):
     encoder: InferRequestEncoder
     whole: FailedBatch | None
     renewals: int
+    copies: int = 0
+    has_failed_alone: bool = False
     lengths: PaddedLengths | None = None
 
 
@@ -81,7 +93,7 @@ class BisectingSender(Generic[Batch]):
     Args:
         model: the model to send to.
         metrics: gets every request that ends, and counts elements, failures and default values.
-        encode: makes a request of a batch, by ``encoder``.
+        encode: makes a request of a batch and so many copies of its last element, by ``encoder``.
         on_answer: takes a batch, its answer, and whether that has a batch dimension. A `TritonError` that it
             raises is the batch's own: the answer does not account for it.
         on_failure: takes a batch that failed for good and its error; what it raises goes through.
@@ -97,7 +109,7 @@ class BisectingSender(Generic[Batch]):
     model: RemoteModel
     metrics: InferenceMetrics
     _: KW_ONLY
-    encode: Callable[[Batch], EncodedRequest]
+    encode: Callable[[Batch, int], EncodedRequest]
     on_answer: Callable[[Batch, InferResponse, bool], None]
     on_failure: Callable[[Batch, TritonError], None]
     renew: Callable[[Batch], Sequence[Batch]]
@@ -148,7 +160,7 @@ class BisectingSender(Generic[Batch]):
             sent, call = completed.popleft()
             batch = sent.batch
             self.metrics.request_ended(len(batch), call.record)
-            size = BatchSize(len(batch), call.record.request_bytes)
+            size = BatchSize(len(batch) + sent.copies, call.record.request_bytes)
             error = call.error
             if error is None:
                 assert isinstance(call.result, InferResponse)
@@ -156,9 +168,11 @@ class BisectingSender(Generic[Batch]):
                 try:
                     answer = call.result
                     if model.max_batch_size > 0:
-                        answer = answer.of_elements(model, len(batch))
+                        answer = answer.of_elements(model, len(batch) + sent.copies)
                     if sent.lengths is not None:
                         answer = sent.lengths.cut(answer)
+                    if sent.copies:
+                        answer = answer.first(len(batch))
                     self.on_answer(batch, answer, model.max_batch_size > 0)
                 except TritonError as caught:
                     call.describe(caught)
@@ -166,7 +180,7 @@ class BisectingSender(Generic[Batch]):
                 else:
                     # A body that went through shared memory has passed no proxy.
                     over_http = 0 if call.record.shared_memory_requests else size.nbytes
-                    self._learned.passed(BatchSize(len(batch), over_http))
+                    self._learned.passed(BatchSize(len(batch) + sent.copies, over_http))
                     if sent.whole is not None and sent.whole.part_passed(size):
                         self._learn(sent.whole)
                     self._count(batch)
@@ -234,15 +248,19 @@ class BisectingSender(Generic[Batch]):
         joinable: Joinable | None = None,
     ) -> None:
         try:
-            encoded = self.encode(sent.batch)
+            encoded = self.encode(sent.batch, sent.copies)
             request = self.model.http_request(encoded)
         except TritonError as error:
             self._bisect_or_fail(sent, error, BatchSize(len(sent.batch), 0), lost_at)
             return
+        size = BatchSize(len(sent.batch) + sent.copies, request.content_length)
         if self.metrics.wants_request:
             self.metrics.sample("request", request.body)
         if encoded.lengths is not None:
             sent = sent._replace(lengths=encoded.lengths)
+        knows_blame = sent.has_failed_alone or (
+            self._learned.rows.passed_lately(size.rows) if sent.copies else not self._copies(size)
+        )
         self._dispatcher.submit(
             sent,
             request,
@@ -251,11 +269,32 @@ class BisectingSender(Generic[Batch]):
             suspicion=suspicion,
             lost_at=lost_at,
             joinable=joinable,
+            may_be_blameless=not knows_blame,
         )
+
+    def _copies(self, size: BatchSize) -> int:
+        """How many elements a request lacks to be executed alone; 0 where it is so already, or cannot be."""
+        model = self.encoder.model
+        copies = model.max_batch_size - size.rows
+        if copies <= 0 or not model.shares_executions or model.whole_outputs:
+            return 0
+        most_bytes = min(_MOST_SLOTS * self.model.channel.options.slot_bytes, self._learned.nbytes.value)
+        is_too_large = size.nbytes * model.max_batch_size > most_bytes * size.rows
+        return 0 if is_too_large or model.max_batch_size > self._learned.rows.value else copies
 
     def _bisect_or_fail(self, sent: _Sent, error: TritonError, size: BatchSize, lost_at: float) -> None:
         batch = sent.batch
+        has_raised = isinstance(error, ModelExecutionError)
+        if has_raised and not sent.has_failed_alone and (copies := self._copies(size)):
+            self.metrics.count("isolated_requests")
+            self._send(sent._replace(copies=copies, whole=None), lost_at=lost_at)
+            return
         if not error.splits_batch or len(batch) == 1:
+            if error.splits_batch and sent.copies and not self._learned.rows.passed_lately(size.rows):
+                # The copies may have been too many.
+                filled = FailedBatch(size, 1, size, suggests_bytes=False)
+                self._send(_Sent(batch, sent.encoder, filled, sent.renewals, has_failed_alone=True))
+                return
             self.fail(batch, error)
             return
         self.metrics.count("split_batches")
@@ -266,15 +305,24 @@ class BisectingSender(Generic[Batch]):
             self._learned.nbytes.suspect(size.nbytes)
         part_rows = -(-len(batch) // self._learned.count_parts(size))
         starts = range(0, len(batch), part_rows)
+        copies = 0
+        # Where none as large has passed lately, copies may be too many.
+        if has_raised and self._learned.rows.passed_lately(self.encoder.model.max_batch_size):
+            copies = self._copies(BatchSize(part_rows, size.nbytes * part_rows // size.rows))
         whole = None
-        if may_be_too_large:
+        if may_be_too_large and not copies:
             wanted = size if sent.whole is None else sent.whole.wanted
             whole = FailedBatch(size, len(starts), wanted, suggests_bytes=suggests_bytes)
         # An element alone is given up, not bisected further: it has to be the reason by itself.
         suspicion = HALF_CERTAIN if isinstance(error, DeadlineExceededError) and part_rows > 1 else 0
         for start in starts:
-            part = _Sent(batch[start : start + part_rows], sent.encoder, whole, sent.renewals)
-            self._send(part, suspicion=suspicion, lost_at=lost_at)
+            part = batch[start : start + part_rows]
+            own_copies = copies + part_rows - len(part) if copies else 0
+            self._send(
+                _Sent(part, sent.encoder, whole, sent.renewals, own_copies),
+                suspicion=suspicion,
+                lost_at=lost_at,
+            )
 
     def _use(self, encoder: InferRequestEncoder) -> None:
         self.encoder = encoder

@@ -297,8 +297,9 @@ class BundleScorer:
     def _new_request(self, tensors: list[Any]) -> HttpRequest:
         return self.model.http_request(self._encoded(tensors))
 
-    def _encode(self, batch: ElementBatch) -> EncodedRequest:
-        return self._encoded(batch.tensors)
+    def _encode(self, batch: ElementBatch, copies: int) -> EncodedRequest:
+        tensors = batch.tensors
+        return self._encoded([*tensors, *[tensors[-1]] * copies] if copies else tensors)
 
     def _encoded(self, tensors: list[Any]) -> EncodedRequest:
         if type(tensors[0]) is np.ndarray:

@@ -61,11 +61,12 @@ class InferenceMetrics:
     """Collects what happens in plain integers and writes it to Beam about once a second.
 
     Counters: ``elements``, ``failures``, ``default_values``, ``requests`` (HTTP requests sent, retries
-    included), ``retries``, ``split_batches``, ``connections_opened`` (the control plane's included),
-    ``connections_reused``, ``connection_waits``, ``cumulativeThrottlingSeconds``, and the latency buckets
-    ``request_latency_bucket_NN``. Distributions: ``batch_size``, ``request_bytes``, ``response_bytes``,
-    ``request_latency_milliseconds``. With a ``channel`` whose pool is monitored, the gauges
-    ``connections_idle``, ``connections_active`` and ``connections_waiting``, as they are in this process.
+    included), ``retries``, ``split_batches``, ``isolated_requests``, ``connections_opened`` (the control
+    plane's included), ``connections_reused``, ``connection_waits``, ``cumulativeThrottlingSeconds``, and the
+    latency buckets ``request_latency_bucket_NN``. Distributions: ``batch_size``, ``request_bytes``,
+    ``response_bytes``, ``request_latency_milliseconds``. With a ``channel`` whose pool is monitored, the
+    gauges ``connections_idle``, ``connections_active`` and ``connections_waiting``, as they are in this
+    process.
 
     Counters of microseconds, by which `beam_triton.explain` finds out where a job's time goes; docs/tuning.md
     says what each counts. Those of the bundle's thread run from here to the last `flush`, with

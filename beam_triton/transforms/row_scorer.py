@@ -228,10 +228,12 @@ class RowScorer:
         size = min(len(rows), max(1, self._limits.next_batch()[0]))
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
-    def _encode(self, rows: RowSlice) -> EncodedRequest:
+    def _encode(self, rows: RowSlice, copies: int) -> EncodedRequest:
         inputs, indices = rows.batch.inputs, rows.indices
         # Without a batch dimension a request is one row.
         part: Any = slice(indices.start, indices.stop) if self._is_batched else indices.start
+        if copies:
+            part = [*indices, *[indices[-1]] * copies]
         if isinstance(inputs, dict):
             return self._encoder.encode({name: array[part] for name, array in inputs.items()})
         return self._encoder.encode(inputs[part])

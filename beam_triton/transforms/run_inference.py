@@ -452,8 +452,9 @@ class _BatchScorer:
         self._sender.cancel()
         del self._sender
 
-    def _encode(self, items: list[_Item]) -> EncodedRequest:
-        return self._encoder.encode_batch([prepared for _, prepared in items], parameters=self.parameters)
+    def _encode(self, items: list[_Item], copies: int) -> EncodedRequest:
+        prepared = [each for _, each in items]
+        return self._encoder.encode_batch(prepared + prepared[-1:] * copies, parameters=self.parameters)
 
     def _on_answer(self, items: list[_Item], response: InferResponse, is_batched: bool) -> None:
         rows = rows_of(response, is_batched, len(items))

@@ -40,17 +40,19 @@ def numbers_of(keys: int, length: int) -> Iterator[Any]:
 
 
 def run_sequences(fleet: list[LocalTriton], keys: int, length: int, *, stream: bool) -> pipelines.Run:
-    """Score the sequences; the first server is killed at half of its share, and started again."""
+    """Score the sequences; the first server is killed while it has some of them, twice, and started again."""
     transform = TritonSequenceInference([server.endpoint for server in fleet], MODEL)
     victim, ended = fleet[0], threading.Event()
 
-    def kill_in_time() -> None:
-        while inferred(victim, MODEL) < keys * length / len(fleet) / 2:
-            if ended.wait(0.05):
-                return
-        victim.kill()
-        time.sleep(1.0)
-        victim.restart()
+    def kill_twice() -> None:
+        for _ in range(2):
+            # Far from the end, however few the first server gets.
+            while inferred(victim, MODEL) < 200:
+                if ended.wait(0.02):
+                    return
+            victim.kill()
+            time.sleep(1.0)
+            victim.restart()
 
     def build(pipeline: beam.Pipeline) -> Any:
         elements = pipeline | beam.Create([keys], reshuffle=False) | beam.FlatMap(numbers_of, length)
@@ -58,7 +60,7 @@ def run_sequences(fleet: list[LocalTriton], keys: int, length: int, *, stream: b
         elements.is_bounded = not stream
         return elements | transform.with_exception_handling()
 
-    killer = threading.Thread(target=kill_in_time)
+    killer = threading.Thread(target=kill_twice)
     killer.start()
     try:
         return pipelines.run(build)

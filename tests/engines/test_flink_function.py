@@ -55,9 +55,15 @@ def test_case_measures_and_checks_its_answers(case: Case, triton: LocalTriton) -
 
 
 def test_a_job_that_fails_gives_no_figure(tmp_path: Path) -> None:
-    """The measurement ends with what Flink said: here, that a tensor has another name than the one sent."""
+    """The measurement ends with what Flink said: here, that a tensor has another name than the one sent.
+
+    Flink says what it hears of first, which may be that the source finds the task no longer there.
+    """
     with (
         LocalTriton(write_models(tmp_path, [ECHO]), grpc=True, stop_timeout_seconds=2) as server,
-        pytest.raises(AssertionError, match="Triton inference failed with HTTP 400"),
+        pytest.raises(
+            AssertionError,
+            match=r"Triton inference failed with HTTP 400|Task is not running, but in state FAILED",
+        ),
     ):
         FlinkFunction("released").run(target(server, ECHO), 20)

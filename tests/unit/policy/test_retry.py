@@ -307,6 +307,15 @@ PASSED = {"hold_seconds": 600.0, "remaining_seconds": 0.0}
             },
             Fail,
         ),
+        (
+            DOWN,
+            {
+                "endpoint": EndpointView(is_healthy=False, any_tried_unhealthy=True, is_ready=True),
+                "hold_seconds": 600.0,
+                "suspicion": CERTAIN,
+            },
+            Hold(0.0, for_overload=False),
+        ),
         # Another connection than a silent one is tried at once.
         (SILENT, {}, Retry(0.0, is_budgeted=True)),
         (SILENT, {**PASSED, "endpoint": HAS_ANSWERED}, Hold(0.5, for_overload=True)),

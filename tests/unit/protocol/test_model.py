@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,6 +107,25 @@ def test_lowest_priority_is_that_of_dynamic_batching() -> None:
     for batching, levels in (({"priority_levels": 3}, 3), ({"priority_levels": "2"}, 2), ({}, 0), (None, 0)):
         spec = ModelSpec.from_server(METADATA, {**CONFIG, "dynamic_batching": batching})
         assert spec.priority_levels == levels
+
+
+@pytest.mark.parametrize(
+    ("extra", "shares"),
+    [
+        ({"dynamic_batching": {}}, True),
+        ({"ensemble_scheduling": {"step": []}}, True),
+        ({"dynamic_batching": None}, False),
+        ({}, False),
+    ],
+)
+def test_dynamic_batching_and_ensembles_share_executions(
+    extra: dict[str, Any], shares: bool, tmp_path: Path
+) -> None:
+    """A lock file keeps it: it decides how elements that fail are isolated."""
+    spec = ModelSpec.from_server(METADATA, {**CONFIG, **extra})
+    assert spec.shares_executions == shares
+    spec.save(tmp_path / "model.json")
+    assert ModelSpec.load(tmp_path / "model.json").shares_executions == shares
 
 
 def test_how_a_model_is_executed_is_no_part_of_what_it_takes_and_gives() -> None:

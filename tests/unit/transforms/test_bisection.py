@@ -52,8 +52,8 @@ class Owner:
             has_default=False,
         )
 
-    def _encode(self, batch: list[Any]) -> EncodedRequest:
-        return self._model.encoder.encode([[n] for n in batch])
+    def _encode(self, batch: list[Any], copies: int) -> EncodedRequest:
+        return self._model.encoder.encode([[n] for n in batch + batch[-1:] * copies])
 
     def _answer(self, batch: list[Any], response: InferResponse, is_batched: bool) -> None:
         if self.refuses_answers:
