@@ -90,9 +90,9 @@ def test_large_tensors_go_through_shared_memory(triton: LocalTriton) -> None:
     """With no option set, from the second request or so on; the body is then some hundred bytes of JSON."""
     transform = TritonInference(triton.endpoint, "echo_variable", batching={"max_batch_size": 4})
     scored = run(
-        lambda pipeline: pipeline | beam.Create(range(200)) | beam.Map(lambda n: large(n)[0]) | transform
+        lambda pipeline: pipeline | beam.Create(range(1000)) | beam.Map(lambda n: large(n)[0]) | transform
     )
-    assert sorted(result.example[0] for result in scored.results) == list(range(200))
+    assert sorted(result.example[0] for result in scored.results) == list(range(1000))
     for result in scored.results:
         assert np.array_equal(result.inference["y"], result.example)
     assert scored.counters["shared_memory_requests"] >= 10
