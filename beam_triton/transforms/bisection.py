@@ -168,7 +168,7 @@ class BisectingSender(Generic[Batch]):
                 try:
                     answer = call.result
                     if model.max_batch_size > 0:
-                        answer = answer.of_elements(model, len(batch) + sent.copies)
+                        answer = answer.of_elements(model, size.rows)
                     if sent.lengths is not None:
                         answer = sent.lengths.cut(answer)
                     if sent.copies:
@@ -180,7 +180,7 @@ class BisectingSender(Generic[Batch]):
                 else:
                     # A body that went through shared memory has passed no proxy.
                     over_http = 0 if call.record.shared_memory_requests else size.nbytes
-                    self._learned.passed(BatchSize(len(batch) + sent.copies, over_http))
+                    self._learned.passed(BatchSize(size.rows, over_http))
                     if sent.whole is not None and sent.whole.part_passed(size):
                         self._learn(sent.whole)
                     self._count(batch)
@@ -305,23 +305,24 @@ class BisectingSender(Generic[Batch]):
             self._learned.nbytes.suspect(size.nbytes)
         part_rows = -(-len(batch) // self._learned.count_parts(size))
         starts = range(0, len(batch), part_rows)
-        copies = 0
+        most_rows = self.encoder.model.max_batch_size
         # Where none as large has passed lately, copies may be too many.
-        if has_raised and self._learned.rows.passed_lately(self.encoder.model.max_batch_size):
-            copies = self._copies(BatchSize(part_rows, size.nbytes * part_rows // size.rows))
+        fills_up = (
+            has_raised
+            and self._learned.rows.passed_lately(most_rows)
+            and self._copies(BatchSize(part_rows, size.nbytes * part_rows // size.rows)) > 0
+        )
         whole = None
-        if may_be_too_large and not copies:
+        if may_be_too_large and not fills_up:
             wanted = size if sent.whole is None else sent.whole.wanted
             whole = FailedBatch(size, len(starts), wanted, suggests_bytes=suggests_bytes)
         # An element alone is given up, not bisected further: it has to be the reason by itself.
         suspicion = HALF_CERTAIN if isinstance(error, DeadlineExceededError) and part_rows > 1 else 0
         for start in starts:
             part = batch[start : start + part_rows]
-            own_copies = copies + part_rows - len(part) if copies else 0
+            copies = most_rows - len(part) if fills_up else 0
             self._send(
-                _Sent(part, sent.encoder, whole, sent.renewals, own_copies),
-                suspicion=suspicion,
-                lost_at=lost_at,
+                _Sent(part, sent.encoder, whole, sent.renewals, copies), suspicion=suspicion, lost_at=lost_at
             )
 
     def _use(self, encoder: InferRequestEncoder) -> None:
